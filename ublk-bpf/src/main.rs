@@ -1,0 +1,2 @@
+//! The `ublk-bpf` command.
+fn main() {}
