@@ -55,8 +55,14 @@ impl Op {
     pub const COUNT: usize = 6;
 
     /// Every operation, in the order of its number.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes, Self::Other];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Discard,
+        Self::WriteZeroes,
+        Self::Other,
+    ];
 
     /// The operation of this number, if there is one.
     #[must_use]
@@ -155,8 +161,14 @@ impl Reason {
     pub const COUNT: usize = 6;
 
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Default, Self::Advisory, Self::NeverWritten, Self::FaultRange, Self::User, Self::BadAnswer];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Default,
+        Self::Advisory,
+        Self::NeverWritten,
+        Self::FaultRange,
+        Self::User,
+        Self::BadAnswer,
+    ];
 
     /// The reason of this number, if there is one.
     #[must_use]
@@ -246,7 +258,11 @@ impl Decision {
     /// A decision without hints.
     #[must_use]
     pub const fn new(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, hints: 0 }
+        Self {
+            verdict,
+            reason,
+            hints: 0,
+        }
     }
 
     /// The decision with these [`hint`] bits.

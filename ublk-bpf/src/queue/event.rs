@@ -102,15 +102,37 @@ pub struct Staging(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     /// Device to the request's registered pages.
-    Read { from: Device, offset: u64, at: u32, len: u32 },
+    Read {
+        from: Device,
+        offset: u64,
+        at: u32,
+        len: u32,
+    },
     /// The request's registered pages to the device; durable when done if `durable` (`RWF_DSYNC`).
-    Write { to: Device, offset: u64, at: u32, len: u32, durable: bool },
+    Write {
+        to: Device,
+        offset: u64,
+        at: u32,
+        len: u32,
+        durable: bool,
+    },
     /// Zeroes to the request's registered pages.
     Zero { at: u32, len: u32 },
     /// Device to a staging buffer (from the buffer's start).
-    Load { from: Device, offset: u64, staging: Staging, len: u32 },
+    Load {
+        from: Device,
+        offset: u64,
+        staging: Staging,
+        len: u32,
+    },
     /// A staging buffer (from its start) to the device.
-    Store { to: Device, offset: u64, staging: Staging, len: u32, durable: bool },
+    Store {
+        to: Device,
+        offset: u64,
+        staging: Staging,
+        len: u32,
+        durable: bool,
+    },
     /// User copy: a staging buffer (from its start) to the request's pages.
     CopyOut { staging: Staging, at: u32, len: u32 },
     /// User copy: the request's pages to a staging buffer (from its start).
@@ -122,5 +144,10 @@ pub enum Io {
     /// The device may forget this range.
     Discard { device: Device, offset: u64, len: u64 },
     /// The range reads as zeroes from now on; its space stays allocated if `keep_allocated`.
-    WriteZeroes { device: Device, offset: u64, len: u64, keep_allocated: bool },
+    WriteZeroes {
+        device: Device,
+        offset: u64,
+        len: u64,
+        keep_allocated: bool,
+    },
 }
