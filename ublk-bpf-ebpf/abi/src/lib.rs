@@ -28,6 +28,71 @@ pub mod map {
     pub const WRITTEN: &str = "written";
 }
 
+/// The name of the classifier's read-only global of type [`Config`].
+pub const CONFIG_GLOBAL: &str = "CONFIG";
+
+/// What the classifier is told when it is loaded, as one read-only global that the kernel freezes.
+///
+/// The verifier knows the values of a frozen map, so an offset read from here is a constant to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// First 16 bytes of the disk's name (`gendisk.disk_name`), zero padded.
+    pub disk_name: [u64; 2],
+    /// [`ABI_VERSION`] of the loader.
+    pub abi_version: u32,
+    /// Tags in a hardware queue.
+    pub depth: u32,
+    /// Block size of [`map::WRITTEN`] as a power of two, in bytes; 0: the map says nothing.
+    pub written_shift: u32,
+    /// `req_flag_bits` of the running kernel, as masks, in the order of [`request_flags`]' first bits.
+    pub flag_masks: [u32; request_flags::FROM_KERNEL],
+    /// All of `flag_masks`.
+    pub any_flag: u32,
+    /// Where the running kernel's structures have what the classifier reads.
+    pub offsets: Offsets,
+}
+
+/// Byte offsets of structure members, resolved from the running kernel's BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `request.q`
+    pub rq_q: u32,
+    /// `request.mq_hctx`
+    pub rq_mq_hctx: u32,
+    /// `request.cmd_flags`
+    pub rq_cmd_flags: u32,
+    /// `request.tag`
+    pub rq_tag: u32,
+    /// `request.__data_len`
+    pub rq_data_len: u32,
+    /// `request.__sector`
+    pub rq_sector: u32,
+    /// `request_queue.disk`
+    pub queue_disk: u32,
+    /// `gendisk.disk_name`
+    pub disk_name: u32,
+    /// `blk_mq_hw_ctx.queue_num`
+    pub hctx_queue_num: u32,
+}
+
+/// `REQ_OP_*` as the classifier knows them. The loader compares them with the running kernel's `enum req_op`.
+pub mod req_op {
+    /// `REQ_OP_READ`
+    pub const READ: u32 = 0;
+    /// `REQ_OP_WRITE`
+    pub const WRITE: u32 = 1;
+    /// `REQ_OP_FLUSH`
+    pub const FLUSH: u32 = 2;
+    /// `REQ_OP_DISCARD`
+    pub const DISCARD: u32 = 3;
+    /// `REQ_OP_WRITE_ZEROES`
+    pub const WRITE_ZEROES: u32 = 9;
+    /// The bits of `request.cmd_flags` that hold the operation (`REQ_OP_MASK`).
+    pub const MASK: u32 = 0xff;
+}
+
 /// The function of the classifier that a policy object replaces (`freplace`).
 pub const POLICY_FUNCTION: &str = "policy";
 
@@ -63,6 +128,20 @@ impl Op {
         Self::WriteZeroes,
         Self::Other,
     ];
+
+    /// The operation that the block layer calls by this number ([`req_op`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_req_op(raw: u32) -> Self {
+        match raw {
+            req_op::READ => Self::Read,
+            req_op::WRITE => Self::Write,
+            req_op::FLUSH => Self::Flush,
+            req_op::DISCARD => Self::Discard,
+            req_op::WRITE_ZEROES => Self::WriteZeroes,
+            _ => Self::Other,
+        }
+    }
 
     /// The operation of this number, if there is one.
     #[must_use]
@@ -212,17 +291,22 @@ pub mod request_flags {
     pub const RAHEAD: u32 = 1 << 4;
     /// Write-zeroes that must keep its space allocated.
     pub const NOUNMAP: u32 = 1 << 5;
+    /// How many of the flags above come from the kernel, from bit 0 on.
+    pub const FROM_KERNEL: usize = 6;
     /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)).
+    /// Only ever set for reads.
     pub const NEVER_WRITTEN: u32 = 1 << 6;
 }
 
 /// A request as the policy sees it: the argument of [`POLICY_FUNCTION`].
+///
+/// The kernel matches a policy to the classifier by the shape of this type, so it is part of the interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// First sector (512 bytes).
+    /// First sector (512 bytes). A flush has none: it is `u64::MAX` there.
     pub sector: u64,
-    /// Length in sectors.
+    /// Length in sectors; 0 for a flush.
     pub nr_sectors: u32,
     /// Bits of [`request_flags`].
     pub flags: u32,
@@ -232,6 +316,40 @@ pub struct Request {
     pub qid: u16,
     /// Tag within the queue.
     pub tag: u16,
+}
+
+impl Request {
+    /// The operation asked for.
+    #[must_use]
+    #[inline(always)]
+    pub const fn op(&self) -> Op {
+        match self.op {
+            0 => Op::Read,
+            1 => Op::Write,
+            2 => Op::Flush,
+            3 => Op::Discard,
+            4 => Op::WriteZeroes,
+            _ => Op::Other,
+        }
+    }
+
+    /// Whether all of these bits of [`request_flags`] are set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Whether the request touches a sector of `first..=last`. A request without sectors touches none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn overlaps(&self, first: u64, last: u64) -> bool {
+        if self.nr_sectors == 0 {
+            return false;
+        }
+        let end = self.sector.saturating_add(self.nr_sectors as u64 - 1);
+        self.sector <= last && first <= end
+    }
 }
 
 /// What the policy answers, packed into the `u32` that [`POLICY_FUNCTION`] returns:
@@ -273,9 +391,26 @@ impl Decision {
 
     /// The number that [`POLICY_FUNCTION`] returns.
     #[must_use]
+    #[inline(always)]
     pub const fn pack(self) -> u32 {
         self.verdict as u32 | (self.reason as u32) << 8 | (self.hints as u32) << 16
     }
+
+    /// Whether this number is an answer that a policy may give: a verdict other than [`Verdict::None`], a
+    /// reason other than [`Reason::BadAnswer`], known hints, and nothing else.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_answer(packed: u32) -> bool {
+        let verdict = packed & 0xff;
+        let reason = (packed >> 8) & 0xff;
+        verdict >= Verdict::Passthrough as u32
+            && verdict <= Verdict::Slow as u32
+            && reason < Reason::BadAnswer as u32
+            && packed >> 16 & !(hint::ALL as u32) == 0
+    }
+
+    /// What the classifier makes of a policy's answer that is none.
+    pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
 }
 
 /// The classifier's advice for one tag, taken (read and cleared) by the server when the tag arrives.
@@ -301,6 +436,16 @@ pub struct VerdictSlot {
     pub sector: u64,
 }
 
+impl VerdictSlot {
+    /// The first eight bytes of a slot, little endian, of a packed [`Decision`] about a request.
+    #[must_use]
+    #[inline(always)]
+    pub const fn head(packed: u32, op: u32, nr_sectors: u32) -> u64 {
+        let decision = (packed & 0xffff) | (packed & 0xff_0000) << 8;
+        (decision | (op & 0xff) << 16) as u64 | (nr_sectors as u64) << 32
+    }
+}
+
 /// How often the classifier decided what, for one operation on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,8 +458,6 @@ pub struct Decisions {
     pub drop: u64,
     /// Requests that it left to the server.
     pub slow: u64,
-    /// Sectors of all these requests.
-    pub sectors: u64,
     /// The same requests by [`Reason::Default`].
     pub why_default: u64,
     /// By [`Reason::Advisory`].
@@ -327,8 +470,20 @@ pub struct Decisions {
     pub why_user: u64,
     /// By [`Reason::BadAnswer`].
     pub why_bad_answer: u64,
+    /// Sectors of all these requests.
+    pub sectors: u64,
     /// The operation, so that a dump says what each entry is.
     pub op: Op,
+}
+
+impl Decisions {
+    /// Index of the first reason's counter, in words: the verdicts stand before it, from [`Verdict::Passthrough`]
+    /// on, and the reasons from here on in the order of their numbers.
+    pub const FIRST_REASON: usize = Verdict::COUNT - 1;
+    /// Index of `sectors`, in words.
+    pub const SECTORS: usize = Self::FIRST_REASON + Reason::COUNT;
+    /// How many words this type has, `op` included.
+    pub const WORDS: usize = Self::SECTORS + 2;
 }
 
 /// Declares [`ServerCounters`] once: the struct, its field names and its descriptions feed every output.
@@ -410,6 +565,70 @@ server_counters! {
 const _: () = {
     assert!(size_of::<Request>() == 24);
     assert!(size_of::<VerdictSlot>() == 16);
-    assert!(size_of::<Decisions>() == 12 * 8);
-    assert!(size_of::<ServerCounters>() % 8 == 0);
+    assert!(size_of::<Decisions>() == Decisions::WORDS * 8);
+    assert!(size_of::<ServerCounters>().is_multiple_of(8));
+    assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
+    assert!(core::mem::offset_of!(Decisions, why_default) == 8 * Decisions::FIRST_REASON);
+    assert!(core::mem::offset_of!(Decisions, sectors) == 8 * Decisions::SECTORS);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_parse_to_what_they_came_from() {
+        for op in Op::ALL {
+            assert_eq!(Op::parse(op as u8), Some(op));
+        }
+        for reason in Reason::ALL {
+            assert_eq!(Reason::parse(reason as u8), Some(reason));
+        }
+        assert_eq!(Op::parse(6), None);
+        assert_eq!(Reason::parse(6), None);
+        assert_eq!(Verdict::parse(4), Some(Verdict::Slow));
+        assert_eq!(Verdict::parse(5), None);
+    }
+
+    #[test]
+    fn only_whole_answers_are_answers() {
+        let drop = Decision::new(Verdict::Drop, Reason::Advisory);
+        assert!(Decision::is_answer(drop.pack()));
+        assert!(Decision::is_answer(drop.with_hints(hint::FAIL).pack()));
+        assert!(!Decision::is_answer(drop.with_hints(2).pack()));
+        assert!(!Decision::is_answer(
+            Decision::new(Verdict::None, Reason::Default).pack()
+        ));
+        assert!(!Decision::is_answer(Decision::BAD_ANSWER.pack()));
+        for raw in [0, 5, 0x0700 | 1, 1 << 24 | 1, u32::MAX] {
+            assert!(!Decision::is_answer(raw), "{raw:#x}");
+        }
+    }
+
+    #[test]
+    fn head_is_the_slots_first_half() {
+        let decision = Decision::new(Verdict::Drop, Reason::FaultRange).with_hints(hint::FAIL);
+        let head = VerdictSlot::head(decision.pack(), Op::Discard as u32, 0x0102_0304);
+        assert_eq!(head.to_le_bytes(), [3, 3, 3, 1, 4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn overlap_counts_whole_sectors_and_does_not_overflow() {
+        let mut request = Request {
+            sector: 8,
+            nr_sectors: 8,
+            flags: 0,
+            op: 0,
+            qid: 0,
+            tag: 0,
+        };
+        assert!(request.overlaps(15, 15));
+        assert!(!request.overlaps(16, 20));
+        assert!(!request.overlaps(0, 7));
+        assert!(request.overlaps(0, u64::MAX));
+        request.sector = u64::MAX;
+        assert!(request.overlaps(0, u64::MAX));
+        request.nr_sectors = 0;
+        assert!(!request.overlaps(0, u64::MAX));
+    }
+}

@@ -1,0 +1,255 @@
+//! The classifier: asks the policy about every request of one disk, before the server sees it.
+//!
+//! It hangs on the tracepoint `block_rq_issue`, which fires in the submitter's context when a request is
+//! started and before ublk hands its tag to the server, and leaves its verdict in the slot of the tag.
+//! The kernel skips it, silently, for a request that is issued while it already runs on that CPU, so a slot
+//! says which request it is about and the server checks that.
+//!
+//! It runs for every request of every disk, and for each of ours once: its length is measured, so it loads
+//! what it needs through plain pointers (the offsets come from the running kernel's BTF, by way of
+//! [`CONFIG`]) and calls no helper on the way to a verdict.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(linkage))]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod classify {
+    use aya_ebpf::{
+        Global,
+        bindings::BPF_F_MMAPABLE,
+        btf_maps::{Array, PerCpuArray},
+        macros::{btf_map, btf_tracepoint},
+        programs::BtfTracePointContext,
+    };
+    use ublk_bpf_abi::{
+        Config, Decision, Decisions, Offsets, Op, Reason, Request, ServerCounters, Verdict, VerdictSlot,
+        req_op, request_flags,
+    };
+    // Brings the panic handler.
+    use ublk_bpf_policy as _;
+
+    const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+    /// What the loader says about this kernel and this device.
+    #[unsafe(no_mangle)]
+    static CONFIG: Global<Config> = Global::new(Config {
+        disk_name: [0; 2],
+        abi_version: 0,
+        depth: 0,
+        written_shift: 0,
+        flag_masks: [0; request_flags::FROM_KERNEL],
+        any_flag: 0,
+        offsets: Offsets {
+            rq_q: 0,
+            rq_mq_hctx: 0,
+            rq_cmd_flags: 0,
+            rq_tag: 0,
+            rq_data_len: 0,
+            rq_sector: 0,
+            queue_disk: 0,
+            disk_name: 0,
+            hctx_queue_num: 0,
+        },
+    });
+
+    // The loader sets the number of entries of each of these but `decisions`.
+
+    /// The verdict of each tag.
+    #[btf_map(name = "verdicts")]
+    static VERDICTS: Array<VerdictSlot, 1, MMAPABLE> = Array::new();
+
+    /// What was decided, for each operation.
+    #[btf_map(name = "decisions")]
+    static DECISIONS: PerCpuArray<Decisions, { Op::COUNT }> = PerCpuArray::new();
+
+    /// What the server counted, for each queue. Not read here: it lives and is pinned with the others.
+    #[btf_map(name = "server")]
+    static SERVER: Array<ServerCounters, 1, MMAPABLE> = Array::new();
+
+    /// Which blocks may hold data.
+    #[btf_map(name = "written")]
+    static WRITTEN: Array<u64, 1, MMAPABLE> = Array::new();
+
+    /// The licence that the kernel reads.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "license")]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+    /// The answer while no policy is attached: pass through. A policy takes this function's place, so it must
+    /// stay a function: `weak` keeps the linker from seeing through it.
+    #[unsafe(no_mangle)]
+    #[inline(never)]
+    #[linkage = "weak"]
+    extern "C" fn policy(request: *const Request) -> u32 {
+        // The loads keep the argument, and with it the function's type, as they are.
+        core::hint::black_box(request);
+        Decision::new(Verdict::Passthrough, Reason::Default).pack()
+    }
+
+    /// One field of [`CONFIG`]: a load that the compiler may not fold and the verifier does.
+    macro_rules! config {
+        ($($field:tt)+) => {{
+            let config = (&raw const CONFIG).cast::<Config>();
+            // SAFETY: `Global` is a transparent wrapper of an initialised `Config` that nobody writes.
+            unsafe { (&raw const (*config).$($field)+).read_volatile() }
+        }};
+    }
+
+    #[btf_tracepoint(function = "block_rq_issue")]
+    fn classify(ctx: BtfTracePointContext) -> i32 {
+        let rq = Kernel(ctx.arg::<*const u8>(0));
+        if is_ours(rq) {
+            decide(rq);
+        }
+        0
+    }
+
+    /// Whether the request is for our disk, by its name: that is known before the disk exists, so that not
+    /// even the first request is missed.
+    #[inline(always)]
+    fn is_ours(rq: Kernel) -> bool {
+        let disk = rq
+            .pointer(config!(offsets.rq_q))
+            .pointer(config!(offsets.queue_disk));
+        let name = config!(offsets.disk_name);
+        disk.load::<u64>(name) == config!(disk_name[0]) && disk.load::<u64>(name + 8) == config!(disk_name[1])
+    }
+
+    #[inline(always)]
+    fn decide(rq: Kernel) {
+        let qid = rq
+            .pointer(config!(offsets.rq_mq_hctx))
+            .load::<u32>(config!(offsets.hctx_queue_num));
+        let tag = rq.load::<u32>(config!(offsets.rq_tag));
+        let cmd_flags = rq.load::<u32>(config!(offsets.rq_cmd_flags));
+        let depth = config!(depth);
+        if tag >= depth {
+            return;
+        }
+        let mut request = Request {
+            sector: rq.load(config!(offsets.rq_sector)),
+            nr_sectors: rq.load::<u32>(config!(offsets.rq_data_len)) >> 9,
+            flags: flags(cmd_flags),
+            op: Op::from_req_op(cmd_flags & req_op::MASK) as u32,
+            qid: qid as u16,
+            tag: tag as u16,
+        };
+        if config!(written_shift) != 0 && request.op == Op::Read as u32 && never_written(&request) {
+            request.flags |= request_flags::NEVER_WRITTEN;
+        }
+        // What the policy answers is any number: to the verifier, and so to us.
+        let mut answer = policy(&request);
+        if !Decision::is_answer(answer) {
+            answer = Decision::BAD_ANSWER.pack();
+        }
+        leave_verdict(&request, qid * depth + tag, answer);
+        count(&request, answer);
+    }
+
+    /// Our flags for the kernel's.
+    #[inline(always)]
+    fn flags(cmd_flags: u32) -> u32 {
+        let mut flags = 0;
+        // Most requests carry none of them.
+        if cmd_flags & config!(any_flag) != 0 {
+            for (bit, mask) in config!(flag_masks).iter().enumerate() {
+                if cmd_flags & mask != 0 {
+                    flags |= 1 << bit;
+                }
+            }
+        }
+        flags
+    }
+
+    /// Words of `written` that a request may need: 1 MiB in blocks of 4 KiB, not aligned to a word.
+    const MAX_WORDS: u32 = 6;
+
+    /// Whether every block of a read is marked as free of data.
+    #[inline(always)]
+    fn never_written(request: &Request) -> bool {
+        if request.nr_sectors == 0 {
+            return false;
+        }
+        let shift = (config!(written_shift) - 9) & 63;
+        let first = request.sector >> shift;
+        let last = (request.sector + u64::from(request.nr_sectors) - 1) >> shift;
+        let mut mask = u64::MAX << (first & 63);
+        for i in 0..MAX_WORDS {
+            let index = (first >> 6) + u64::from(i);
+            let is_last = index == last >> 6;
+            if is_last {
+                mask &= u64::MAX >> (63 - (last & 63));
+            }
+            match WRITTEN.get(index as u32) {
+                Some(word) if word & mask == 0 => {}
+                _ => return false,
+            }
+            if is_last {
+                return true;
+            }
+            mask = u64::MAX;
+        }
+        false
+    }
+
+    /// Leaves the verdict for the server. The head goes last: a slot with a head is whole.
+    #[inline(always)]
+    fn leave_verdict(request: &Request, slot: u32, answer: u32) {
+        let Some(slot) = VERDICTS.get_ptr_mut(slot) else {
+            return;
+        };
+        let head = VerdictSlot::head(answer, request.op, request.nr_sectors);
+        let words = slot.cast::<u64>();
+        // SAFETY: A slot is two words, and the server reads no tag's slot before the tag arrives.
+        unsafe { words.add(1).write_volatile(request.sector) };
+        // SAFETY: As above.
+        unsafe { words.write_volatile(head) };
+    }
+
+    /// Counts the decision. Nobody else writes this CPU's counters: the program does not nest.
+    #[inline(always)]
+    fn count(request: &Request, answer: u32) {
+        let Some(decisions) = DECISIONS.get_ptr_mut(request.op) else {
+            return;
+        };
+        let counters = decisions.cast::<u64>();
+        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too.
+        let verdict = (answer.wrapping_sub(Verdict::Passthrough as u32) & 3) as usize;
+        let reason = (answer >> 8 & 7) as usize;
+        // SAFETY: At most word 3.
+        increment(unsafe { counters.add(verdict) }, 1);
+        // SAFETY: At most word 11, the last one.
+        increment(unsafe { counters.add(Decisions::FIRST_REASON + reason) }, 1);
+        // SAFETY: Word 10.
+        increment(
+            unsafe { counters.add(Decisions::SECTORS) },
+            u64::from(request.nr_sectors),
+        );
+    }
+
+    #[inline(always)]
+    fn increment(counter: *mut u64, by: u64) {
+        // SAFETY: `count` hands over counters of this CPU only.
+        unsafe { *counter += by };
+    }
+
+    /// A pointer to one of the kernel's structures. A load from it cannot fault: where the kernel is not sure of
+    /// the pointer, it makes the load give zero.
+    #[derive(Clone, Copy)]
+    struct Kernel(*const u8);
+
+    impl Kernel {
+        #[inline(always)]
+        fn load<T: Copy>(self, offset: u32) -> T {
+            // SAFETY: The verifier admits this load only at a member of `T`'s size of the structure that it knows
+            // the pointer to be, and the kernel catches its fault.
+            unsafe { self.0.add(offset as usize).cast::<T>().read_volatile() }
+        }
+
+        #[inline(always)]
+        fn pointer(self, offset: u32) -> Self {
+            Self(self.load(offset))
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Policy `drop-discard`: discards, which are advisory, are dropped; the rest goes to the backing device.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy};
+
+fn decide(request: &Request) -> Decision {
+    if request.op() == Op::Discard {
+        return Decision::new(Verdict::Drop, Reason::Advisory);
+    }
+    Decision::new(Verdict::Passthrough, Reason::Default)
+}
+
+policy!(decide);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_discards_alone() {
+        for op in Op::ALL {
+            let request = Request {
+                sector: 8,
+                nr_sectors: 8,
+                flags: 0,
+                op: op as u32,
+                qid: 0,
+                tag: 0,
+            };
+            let dropped = decide(&request) == Decision::new(Verdict::Drop, Reason::Advisory);
+            assert_eq!(dropped, op == Op::Discard);
+        }
+    }
+}

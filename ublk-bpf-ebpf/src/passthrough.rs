@@ -1,0 +1,33 @@
+//! Policy `passthrough`: every request goes to the backing device.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use ublk_bpf_policy::{Decision, Reason, Request, Verdict, policy};
+
+const fn decide(_: &Request) -> Decision {
+    Decision::new(Verdict::Passthrough, Reason::Default)
+}
+
+policy!(decide);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_everything() {
+        for op in 0..6 {
+            let request = Request {
+                sector: 8,
+                nr_sectors: 8,
+                flags: 0,
+                op,
+                qid: 0,
+                tag: 0,
+            };
+            assert_eq!(
+                decide(&request),
+                Decision::new(Verdict::Passthrough, Reason::Default)
+            );
+        }
+    }
+}

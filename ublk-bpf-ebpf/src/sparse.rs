@@ -1,0 +1,40 @@
+//! Policy `sparse`: reads of blocks that hold no data are answered with zeroes, without I/O.
+//!
+//! Which blocks hold none is the server's knowledge: it sets `NEVER_WRITTEN` by way of the `written` map.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy, request_flags};
+
+fn decide(request: &Request) -> Decision {
+    if request.op() == Op::Read && request.has(request_flags::NEVER_WRITTEN) {
+        return Decision::new(Verdict::Drop, Reason::NeverWritten);
+    }
+    Decision::new(Verdict::Passthrough, Reason::Default)
+}
+
+policy!(decide);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_reads_of_what_was_never_written() {
+        let request = |op: Op, flags| Request {
+            sector: 0,
+            nr_sectors: 8,
+            flags,
+            op: op as u32,
+            qid: 0,
+            tag: 0,
+        };
+        let flags = request_flags::NEVER_WRITTEN | request_flags::SYNC;
+        assert_eq!(
+            decide(&request(Op::Read, flags)),
+            Decision::new(Verdict::Drop, Reason::NeverWritten)
+        );
+        let pass = Decision::new(Verdict::Passthrough, Reason::Default);
+        assert_eq!(decide(&request(Op::Read, request_flags::SYNC)), pass);
+        assert_eq!(decide(&request(Op::Write, flags)), pass);
+    }
+}
