@@ -6,3 +6,4 @@
 //! ties these together for one device, [`cli`] is the command line.
 
 pub mod queue;
+pub mod sys;

@@ -1,0 +1,186 @@
+//! Memory mappings that unmap themselves, and the descriptor array of a queue.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use super::process::page_size;
+use super::uapi::{IoDesc, UBLK_MAX_QUEUE_DEPTH, UBLKSRV_CMD_BUF_OFFSET};
+
+/// What may be done with a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Loads only.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// A mapping, shared with whoever else maps the same; unmapped when dropped.
+///
+/// Its memory may change at any time by others' hands, so it is never lent as a slice: users make volatile or
+/// atomic accesses through [`Mmap::as_ptr`].
+#[derive(Debug)]
+pub struct Mmap {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; `Mmap` itself makes no access.
+unsafe impl Send for Mmap {}
+// SAFETY: as above; `&Mmap` gives out a raw pointer only, whose users answer for their accesses.
+unsafe impl Sync for Mmap {}
+
+impl Mmap {
+    /// Maps `len` bytes of `file` from `offset`, shared. `offset` is a multiple of the page size.
+    pub fn of(file: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> io::Result<Self> {
+        let offset =
+            libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+        Self::map(file.as_raw_fd(), offset, len, access, libc::MAP_SHARED)
+    }
+
+    /// Maps `len` bytes of zeroed memory, private to this process and present from the start.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        Self::map(-1, 0, len, Access::ReadWrite, flags)
+    }
+
+    fn map(fd: i32, offset: libc::off_t, len: usize, access: Access, flags: i32) -> io::Result<Self> {
+        let protection = match access {
+            Access::Read => libc::PROT_READ,
+            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        };
+        // SAFETY: the kernel chooses the address (no MAP_FIXED), so no existing memory is touched.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("mmap without MAP_FIXED never maps page zero");
+        Ok(Self { start, len })
+    }
+
+    /// Its first byte; valid for [`Mmap::len`] bytes until this is dropped, aligned to a page.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Its length in bytes; never zero, for mmap(2) refuses that.
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Mmap {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are what mmap returned; `as_ptr`'s users hold no pointer past this.
+        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert_eq!(result, 0, "munmap of a whole mapping cannot fail");
+    }
+}
+
+/// The descriptors of one queue's tags, which the driver writes and the server reads.
+///
+/// A tag's descriptor says something only between the tag's arrival and its commit. While this exists,
+/// DEL_DEV waits.
+#[derive(Debug)]
+pub struct Descriptors {
+    map: Mmap,
+    depth: u16,
+    stride: usize,
+}
+
+impl Descriptors {
+    /// Maps the descriptors of queue `queue` from `/dev/ublkcN`. `depth` and `stride` (bytes from one descriptor to
+    /// the next) are what the device's info says.
+    pub fn map(char_device: BorrowedFd<'_>, queue: u16, depth: u16, stride: u16) -> io::Result<Self> {
+        let stride = usize::from(stride);
+        if stride < size_of::<IoDesc>() || !stride.is_multiple_of(align_of::<IoDesc>()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "the driver's descriptors have {stride} bytes; at least 24 and a multiple of 8 were expected"
+                ),
+            ));
+        }
+        let bytes = |depth: u16| (usize::from(depth) * stride).next_multiple_of(page_size());
+        // Every queue has room for the largest depth, whatever this device's is.
+        let offset = UBLKSRV_CMD_BUF_OFFSET + u64::from(queue) * bytes(UBLK_MAX_QUEUE_DEPTH) as u64;
+        let map = Mmap::of(char_device, offset, bytes(depth), Access::Read)?;
+        Ok(Self { map, depth, stride })
+    }
+
+    /// Reads a tag's descriptor.
+    ///
+    /// # Panics
+    ///
+    /// If the queue has no such tag.
+    #[inline]
+    pub fn read(&self, tag: u16) -> IoDesc {
+        assert!(tag < self.depth, "tag {tag} of a queue of depth {}", self.depth);
+        let at = self
+            .map
+            .as_ptr()
+            .as_ptr()
+            .wrapping_add(usize::from(tag) * self.stride);
+        // SAFETY: `tag < depth` and the mapping has `depth * stride` bytes, so a whole descriptor is at `at`; the
+        // start is page aligned and the stride a multiple of 8, so it is aligned; any bytes are an `IoDesc`. Volatile,
+        // for the driver writes it; not while the server holds the tag, and a torn value would still be a value.
+        unsafe { at.cast::<IoDesc>().read_volatile() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_are_found_by_tag_and_stride() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let desc = IoDesc {
+            op_flags: 1,
+            nr_sectors: 8,
+            start_sector: 77,
+            addr: 0,
+        };
+        // Queue 1 of stride 32 starts after 4096 descriptors of queue 0; tag 2 is the third there.
+        use std::io::{Seek, SeekFrom};
+        file.seek(SeekFrom::Start(4096 * 32 + 2 * 32)).unwrap();
+        file.write_all(desc.as_bytes()).unwrap();
+        let descriptors = Descriptors::map(file.as_fd(), 1, 3, 32).unwrap();
+        assert_eq!(descriptors.read(2), desc);
+        assert_eq!(descriptors.read(0), IoDesc::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "tag 3 of a queue of depth 3")]
+    fn a_tag_outside_the_queue_is_not_read() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        Descriptors::map(file.as_fd(), 0, 3, 24).unwrap().read(3);
+    }
+
+    #[test]
+    fn nonsense_strides_are_refused() {
+        let file = tempfile::tempfile().unwrap();
+        for stride in [0, 16, 25] {
+            Descriptors::map(file.as_fd(), 0, 3, stride).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn anonymous_memory_is_zeroed_and_writable() {
+        let map = Mmap::anonymous(8192).unwrap();
+        let last = map.as_ptr().as_ptr().wrapping_add(map.len() - 1);
+        // SAFETY: within the mapping, which is ours alone.
+        assert_eq!(unsafe { last.read_volatile() }, 0);
+        // SAFETY: as above; it is mapped for writing.
+        unsafe { last.write_volatile(7) };
+    }
+}

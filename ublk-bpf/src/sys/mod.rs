@@ -1,0 +1,7 @@
+//! What the kernel's interfaces look like, and nearly all of this crate's `unsafe`.
+//!
+//! Each module turns one interface into a safe one with owned values; what is decided with it is elsewhere.
+
+pub mod mmap;
+pub mod process;
+pub mod uapi;

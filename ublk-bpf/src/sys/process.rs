@@ -1,0 +1,81 @@
+//! Settings of the calling process and thread that a server in the writeback path needs.
+
+use std::io;
+use std::os::raw::c_int;
+
+// `include/uapi/linux/prctl.h`; the libc crate does not have them.
+const PR_SET_IO_FLUSHER: c_int = 57;
+const PR_GET_IO_FLUSHER: c_int = 58;
+
+/// Tells the kernel that the calling thread serves a block device: its allocations then never wait for
+/// writeback (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads made afterwards inherit it.
+///
+/// The setting is read back, so that `Ok` means it holds.
+pub fn set_io_flusher() -> io::Result<()> {
+    prctl(PR_SET_IO_FLUSHER, 1)?;
+    if prctl(PR_GET_IO_FLUSHER, 0)? == 1 {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "PR_SET_IO_FLUSHER was accepted but does not hold",
+        ))
+    }
+}
+
+/// Gives the calling process a mount namespace of its own whose mounts do not spread, so that a mount of its
+/// own device elsewhere is none of its mounts. Needs CAP_SYS_ADMIN; the process must have one thread.
+pub fn leave_mount_namespace() -> io::Result<()> {
+    // SAFETY: takes no pointer; what changes is this process's view of mounts, not its memory.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    // SAFETY: the paths are NUL-terminated and static; null for source, type and data is what mount(2) asks
+    // for where only propagation changes.
+    let result = unsafe {
+        libc::mount(
+            std::ptr::null(),
+            c"/".as_ptr(),
+            std::ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            std::ptr::null(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Keeps all memory of the process, present and future, from being paged out: a page fault that needs this
+/// very device could never end. Needs CAP_IPC_LOCK or a high enough `RLIMIT_MEMLOCK`.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: takes no pointer; it changes no contents.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
+}
+
+/// The size of a page in bytes.
+pub fn page_size() -> usize {
+    // SAFETY: takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).expect("POSIX requires _SC_PAGESIZE, and it is positive")
+}
+
+/// One of the `prctl` calls whose arguments are numbers.
+fn prctl(option: c_int, value: libc::c_ulong) -> io::Result<c_int> {
+    const UNUSED: libc::c_ulong = 0;
+    // SAFETY: the options passed here take numbers, not pointers.
+    check(unsafe { libc::prctl(option, value, UNUSED, UNUSED, UNUSED) })
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_a_power_of_two_of_at_least_4_kib() {
+        assert!(page_size() >= 4096 && page_size().is_power_of_two());
+    }
+}
