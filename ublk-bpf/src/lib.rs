@@ -7,3 +7,4 @@
 
 pub mod queue;
 pub mod sys;
+pub mod target;

@@ -1,0 +1,275 @@
+//! A regular file as a target.
+
+use std::alloc::{self, Layout};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::sysfs::{self, BlockSysfs};
+use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use crate::sys;
+
+/// The file system blocks that ublk can have as its own.
+const MAX_BLOCK: u32 = 4096;
+
+/// Whether the path names a block device.
+///
+/// # Errors
+/// If there is nothing, or something that is neither that nor a regular file.
+pub(super) fn is_block_device(path: &Path) -> Result<bool, Error> {
+    let found = fs::metadata(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
+        io::ErrorKind::PermissionDenied => Error::Denied(path.to_owned()),
+        _ => Error::System {
+            name: path.display().to_string(),
+            what: "look at it",
+            source,
+        },
+    })?;
+    let kind = found.file_type();
+    let what = if kind.is_file() {
+        return Ok(false);
+    } else if kind.is_block_device() {
+        return Ok(true);
+    } else if kind.is_dir() {
+        "directory"
+    } else if kind.is_char_device() {
+        "character device"
+    } else if kind.is_fifo() {
+        "pipe"
+    } else {
+        "socket"
+    };
+    Err(Error::WrongKind {
+        path: path.to_owned(),
+        what,
+    })
+}
+
+/// Opens and locks the file: alone for writing, shared for reading.
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error> {
+    let failed = |what| {
+        move |source| Error::System {
+            name: path.display().to_string(),
+            what,
+            source,
+        }
+    };
+    let (file, read_only) = open_direct(path, read_only)?;
+    lock(path, &file, read_only)?;
+    refuse_loop_backing(path, read_only)?;
+    let found = file.metadata().map_err(failed("look at it"))?;
+    if found.len() == 0 {
+        return Err(Error::Empty(path.to_owned()));
+    }
+    let (logical_block, memory_align) = alignment(path, &file)?;
+    if !found.len().is_multiple_of(u64::from(logical_block)) {
+        return Err(Error::Unaligned {
+            path: path.to_owned(),
+            bytes: found.len(),
+            block: logical_block,
+        });
+    }
+    let file_system_block = u32::try_from(found.blksize()).unwrap_or(MAX_BLOCK).min(MAX_BLOCK);
+    let holes = !read_only && punches_holes(path, &file, found.len())?;
+    let zero_range = !read_only && zeroes_ranges(path, found.dev());
+    let max_bytes = MAX_RANGE_BYTES - MAX_RANGE_BYTES % u64::from(logical_block);
+    let facts = Facts {
+        sectors: found.len() / SECTOR_SIZE,
+        read_only,
+        logical_block,
+        physical_block: file_system_block.max(logical_block),
+        io_min: file_system_block.max(logical_block),
+        io_opt: 0,
+        memory_align: memory_align.clamp(4, MAX_BLOCK),
+        rotational: BlockSysfs::find(found.dev()).and_then(|disk| disk.queue("rotational")) == Some(1),
+        // Even where the disk has no cache, the file's extents become durable only by fsync.
+        volatile_cache: true,
+        discard: holes.then_some(Discard {
+            granularity: file_system_block.max(logical_block),
+            alignment: 0,
+            max_bytes,
+            how: DiscardBy::PunchHole,
+        }),
+        write_zeroes: holes.then_some(WriteZeroes {
+            max_bytes,
+            zero_range,
+        }),
+    };
+    Ok((facts, file))
+}
+
+/// Calls `mark` with each range of data before `bytes`.
+pub(super) fn for_each_data_range(
+    file: &File,
+    bytes: u64,
+    mut mark: impl FnMut(Range<u64>),
+) -> io::Result<()> {
+    let mut from = 0;
+    while from < bytes {
+        let Some(data) = sys::file::next_data(file, from)? else {
+            break;
+        };
+        mark(data.start.min(bytes)..data.end.min(bytes));
+        from = data.end;
+    }
+    Ok(())
+}
+
+/// The file for direct I/O, and whether it can only be read: a file system mounted so, or a mode without a
+/// write bit, which root would override but which somebody set for a reason.
+fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
+    let open = |write: bool| {
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(path)
+    };
+    let protected = fs::metadata(path).is_ok_and(|found| found.mode() & 0o222 == 0);
+    let read_only = read_only || protected;
+    let opened = match open(!read_only) {
+        Err(error) if !read_only && error.raw_os_error() == Some(libc::EROFS) => {
+            open(false).map(|file| (file, true))
+        }
+        other => other.map(|file| (file, read_only)),
+    };
+    opened.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => Error::NoDirectIo(path.to_owned()),
+        Some(libc::EACCES | libc::EPERM) => Error::Denied(path.to_owned()),
+        Some(libc::ETXTBSY) => Error::InUse {
+            path: path.to_owned(),
+            by: "(running, or swap space)".into(),
+        },
+        _ => Error::System {
+            name: path.display().to_string(),
+            what: "open it",
+            source,
+        },
+    })
+}
+
+fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
+    let locked = if read_only {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    };
+    locked.map_err(|error| match error {
+        TryLockError::WouldBlock => Error::InUse {
+            path: path.to_owned(),
+            by: "(another ublk-bpf device or program has locked it)".to_owned(),
+        },
+        TryLockError::Error(source) => Error::System {
+            name: path.display().to_string(),
+            what: "lock it",
+            source,
+        },
+    })
+}
+
+fn refuse_loop_backing(path: &Path, read_only: bool) -> Result<(), Error> {
+    let device = fs::canonicalize(path)
+        .ok()
+        .and_then(|file| sysfs::loop_device_on(&file));
+    match device {
+        Some(device) if !read_only => Err(Error::InUse {
+            path: path.to_owned(),
+            by: format!("(it backs /dev/{device})"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The logical block and the memory alignment that direct I/O on the file demands.
+fn alignment(path: &Path, file: &File) -> Result<(u32, u32), Error> {
+    let failed = |what| {
+        move |source| Error::System {
+            name: path.display().to_string(),
+            what,
+            source,
+        }
+    };
+    let known = sys::file::direct_io(file).map_err(failed("ask for its alignment"))?;
+    let (offset, memory) = match known {
+        Some(align) if align.offset_align == 0 => return Err(Error::NoDirectIo(path.to_owned())),
+        Some(align) => (align.offset_align, align.memory_align),
+        None if sys::file::file_system_magic(file).map_err(failed("look at its file system"))?
+            == libc::TMPFS_MAGIC =>
+        {
+            (512, 4)
+        }
+        None => {
+            let block = probe_block(file).ok_or_else(|| Error::NoDirectIo(path.to_owned()))?;
+            (block, block)
+        }
+    };
+    let block = offset.max(512);
+    if block > MAX_BLOCK {
+        return Err(Error::BlockTooLarge {
+            path: path.to_owned(),
+            block,
+        });
+    }
+    Ok((block, memory))
+}
+
+/// The smallest block, and multiple of it in memory, that a read of the file takes: for the file systems
+/// that do not tell `statx` their alignment.
+fn probe_block(file: &File) -> Option<u32> {
+    let layout = Layout::from_size_align(8192, 4096).ok()?;
+    // SAFETY: the layout's size is not zero.
+    let memory = unsafe { alloc::alloc_zeroed(layout) };
+    if memory.is_null() {
+        return None;
+    }
+    // SAFETY: these are the 8192 initialised bytes just allocated, which nothing else refers to.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(memory, 8192) };
+    let found = [512_u32, 1024, 2048, 4096].into_iter().find(|&block| {
+        let unit = block as usize;
+        // An address that is aligned to this block and to no larger one.
+        file.read_at(&mut buffer[unit % 4096..][..unit], 0).is_ok()
+    });
+    // SAFETY: `memory` came from `alloc_zeroed` with this layout, and `buffer` is not used after this.
+    unsafe { alloc::dealloc(memory, layout) };
+    found
+}
+
+/// Tries the operation behind the end of the file, where it changes nothing.
+fn punches_holes(path: &Path, file: &File, bytes: u64) -> Result<bool, Error> {
+    let behind = i64::try_from(bytes.next_multiple_of(1 << 20)).unwrap_or(i64::MAX - (1 << 20));
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    match sys::file::fallocate(file.as_fd(), mode, behind, 4096) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Err(Error::InUse {
+            path: path.to_owned(),
+            by: "(as swap space)".to_owned(),
+        }),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Tries the operation on a file without a name in the same folder, because it would allocate space behind
+/// the end of the file itself. What cannot be tried is taken for impossible.
+fn zeroes_ranges(path: &Path, dev: u64) -> bool {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let scratch = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(folder);
+    let Ok(scratch) = scratch else {
+        return false;
+    };
+    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    scratch.metadata().is_ok_and(|found| found.dev() == dev)
+        && sys::file::fallocate(scratch.as_fd(), mode, 0, 4096).is_ok()
+}

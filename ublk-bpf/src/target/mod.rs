@@ -1,0 +1,197 @@
+//! Where bytes are: a file, a block device, memory, or nothing.
+//!
+//! A [`Spec`] says what is wanted, [`Target::open`] opens it, refuses in one line what cannot serve, and
+//! finds out what the device may promise ([`Facts`]): ublk devices tell their clients the truth about what
+//! holds their data.
+
+mod block;
+mod error;
+mod file;
+mod memory;
+mod null;
+mod spec;
+mod sysfs;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use ublk_bpf_abi::SECTOR_SIZE;
+
+pub use error::Error;
+pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
+
+/// The most that one discard or write-zeroes may cover: what fits the block layer's 32-bit length.
+const MAX_RANGE_BYTES: u64 = (u32::MAX as u64 >> 9) << 9;
+
+/// What a device on this target may promise. Lengths are in bytes, and powers of two where not said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Capacity in sectors of 512 bytes; a multiple of `logical_block`.
+    pub sectors: u64,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// The unit of addresses and lengths: 512 to 4096.
+    pub logical_block: u32,
+    /// The unit that is written without read-modify-write; at least `logical_block`.
+    pub physical_block: u32,
+    /// The smallest length that performs well; zero if nothing is known.
+    pub io_min: u32,
+    /// The length that performs best; zero if nothing is known. Not always a power of two.
+    pub io_opt: u32,
+    /// The alignment that memory must have for I/O without a copy: 4 to 4096.
+    pub memory_align: u32,
+    /// Whether access time depends on the address.
+    pub rotational: bool,
+    /// Whether a completed write may be lost with power until a flush. If so, a durable write (FUA) is
+    /// offered too (`RWF_DSYNC`).
+    pub volatile_cache: bool,
+    /// How discards reach it, if they do.
+    pub discard: Option<Discard>,
+    /// How write-zeroes reach it, if they do without writing zeroes.
+    pub write_zeroes: Option<WriteZeroes>,
+}
+
+/// Discards that really reach the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discard {
+    /// The unit that space is given back in, in bytes. Not always a power of two.
+    pub granularity: u32,
+    /// Where the first whole unit starts, in bytes from the target's start.
+    pub alignment: u32,
+    /// The most that one may cover, in bytes; a multiple of 512.
+    pub max_bytes: u64,
+    /// How it is done.
+    pub how: DiscardBy,
+}
+
+/// The operation that discards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardBy {
+    /// io_uring's `BLOCK_URING_CMD_DISCARD` (Linux 6.12).
+    BlockCommand,
+    /// `fallocate` with `PUNCH_HOLE`.
+    PunchHole,
+}
+
+/// Write-zeroes that really reach the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteZeroes {
+    /// The most that one may cover, in bytes; a multiple of 512.
+    pub max_bytes: u64,
+    /// Whether `fallocate` with `ZERO_RANGE` works, which keeps the space allocated. If not, `PUNCH_HOLE`
+    /// serves for both kinds.
+    pub zero_range: bool,
+}
+
+/// What a target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Block,
+    /// Memory.
+    Memory,
+    /// Nothing.
+    Null(NullReads),
+}
+
+impl Kind {
+    /// The name that commands and tables print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Block => "block",
+            Self::Memory => "memory",
+            Self::Null(_) => "null",
+        }
+    }
+}
+
+/// An open target. A file is locked, a block device held exclusively, for as long as this lives.
+#[derive(Debug)]
+pub struct Target {
+    spec: Spec,
+    kind: Kind,
+    facts: Facts,
+    /// `None` for a null target.
+    file: Option<File>,
+}
+
+impl Target {
+    /// Opens what `spec` names, for reading alone if `read_only`; a target that cannot be written is opened
+    /// for reading alone by itself ([`Facts::read_only`] says so).
+    ///
+    /// # Errors
+    /// One line for everything that cannot serve: missing, a directory, in use, empty, of a size that is not
+    /// whole blocks, on a file system without direct I/O.
+    pub fn open(spec: &Spec, read_only: bool) -> Result<Self, Error> {
+        let (kind, facts, file) = match spec {
+            Spec::Path(path) => {
+                if file::is_block_device(path)? {
+                    let (facts, file) = block::open(path, read_only)?;
+                    (Kind::Block, facts, Some(file))
+                } else {
+                    let (facts, file) = file::open(path, read_only)?;
+                    (Kind::File, facts, Some(file))
+                }
+            }
+            Spec::Memory(bytes) => {
+                let (facts, file) = memory::open(*bytes, read_only)?;
+                (Kind::Memory, facts, Some(file))
+            }
+            Spec::Null { bytes, reads } => (Kind::Null(*reads), null::facts(*bytes, read_only), None),
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            kind,
+            facts,
+            file,
+        })
+    }
+
+    /// What it was opened from.
+    #[must_use]
+    pub const fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What a device on it may promise.
+    #[must_use]
+    pub const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The open file; a null target has none.
+    #[must_use]
+    pub const fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Calls `mark` with each range of bytes that may read as something else than zeroes, in ascending
+    /// order and within the capacity.
+    ///
+    /// # Errors
+    /// If the file system cannot say where data is and where holes are.
+    pub fn for_each_data_range(&self, mut mark: impl FnMut(Range<u64>)) -> io::Result<()> {
+        let bytes = self.facts.sectors * SECTOR_SIZE;
+        match (self.kind, &self.file) {
+            (Kind::File | Kind::Memory, Some(file)) => file::for_each_data_range(file, bytes, mark),
+            (Kind::Null(NullReads::Zeroes), _) => Ok(()),
+            _ => {
+                mark(0..bytes);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What `/sys` says about a block device.
+
+use std::fs;
+use std::path::PathBuf;
+
+/// The folder of one block device in `/sys`.
+pub(super) struct BlockSysfs {
+    /// The device's own folder: `size`, `ro`, `discard_alignment`.
+    device: PathBuf,
+    /// The queue's: the device's, or for a partition that of the whole disk.
+    queue: PathBuf,
+}
+
+impl BlockSysfs {
+    /// The folder of the device of this number, if it is one that has a queue.
+    pub(super) fn find(dev: u64) -> Option<Self> {
+        let device = PathBuf::from(format!(
+            "/sys/dev/block/{}:{}",
+            libc::major(dev),
+            libc::minor(dev)
+        ));
+        let device = fs::canonicalize(device).ok()?;
+        let queue = [device.join("queue"), device.parent()?.join("queue")]
+            .into_iter()
+            .find(|q| q.is_dir())?;
+        Some(Self { device, queue })
+    }
+
+    /// A number of the device.
+    pub(super) fn device(&self, name: &str) -> Option<u64> {
+        fs::read_to_string(self.device.join(name))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    /// A number of its queue.
+    pub(super) fn queue(&self, name: &str) -> Option<u64> {
+        self.queue_text(name)?.parse().ok()
+    }
+
+    /// A number of its queue that must fit 32 bits.
+    pub(super) fn queue_u32(&self, name: &str) -> Option<u32> {
+        self.queue(name)?.try_into().ok()
+    }
+
+    /// A text of its queue.
+    pub(super) fn queue_text(&self, name: &str) -> Option<String> {
+        Some(fs::read_to_string(self.queue.join(name)).ok()?.trim().to_owned())
+    }
+}
+
+/// The loop device that a file already backs, by name.
+pub(super) fn loop_device_on(file: &std::path::Path) -> Option<String> {
+    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        (std::path::Path::new(backing.trim_end_matches('\n')) == file)
+            .then(|| entry.file_name().to_string_lossy().into_owned())
+    })
+}
