@@ -1,5 +1,7 @@
 //! The language between the machine and whoever drives it.
 
+use super::errno::Errno;
+
 /// What the driver found in a tag's verdict slot when it took it: the slot's raw bytes, parsed by nobody yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakenVerdict {
@@ -54,6 +56,9 @@ pub enum Event {
     },
     /// The driver has no further event at hand: what is ready may be committed now.
     Idle,
+    /// The server gives the queue up to a successor (recovery): operations in flight are awaited, requests
+    /// that they finish are committed, all others stay uncommitted for the kernel to issue again.
+    Abandon,
 }
 
 /// Something that the driver must do. It must do effects in the order it polls them.
@@ -83,8 +88,41 @@ pub enum Effect {
         /// The first element to commit.
         from: u16,
     },
-    /// The queue has ended: no tag is held, no command is out. Nothing follows.
+    /// The queue cannot go on. What is in flight is awaited as after [`Event::Abandon`]; [`Effect::Finished`]
+    /// follows.
+    Failed(Failure),
+    /// The queue has ended: no operation is in flight and no COMMIT is out. A FETCH may still be (see
+    /// [`Machine`](super::Machine)); closing the ring cancels it. Nothing follows.
     Finished,
+}
+
+/// Why a queue cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// PREP was refused.
+    #[error("the kernel refused to prepare the queue ({0})")]
+    Prepare(Errno),
+    /// FETCH ended too often in a row without having brought a tag.
+    #[error("FETCH command {fetch} ended {times} times in a row without a tag, last with result {result}")]
+    Fetch {
+        /// Which of the queue's FETCH commands ended last.
+        fetch: u8,
+        /// How often FETCH commands ended without a tag in between.
+        times: u32,
+        /// The last one's result.
+        result: i32,
+    },
+    /// COMMIT failed as a whole, and would again.
+    #[error("the kernel refused to commit results ({0})")]
+    Commit(Errno),
+    /// COMMIT claims to have handled what it was not given.
+    #[error("COMMIT of {elements} elements claims to have handled {bytes} bytes")]
+    CommitResult {
+        /// Elements that the command had.
+        elements: u32,
+        /// Its result.
+        bytes: i32,
+    },
 }
 
 /// Where bytes are.
@@ -98,56 +136,124 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub u16);
 
-/// One backend operation. Offsets and lengths are in bytes; `at` is an offset inside the request.
+/// One operation for a request. Offsets and lengths are in bytes; `at` is an offset inside the request, `skip`
+/// one inside the staging buffer. No length is zero.
+///
+/// Its result is the number of bytes moved, or for the three without data any number that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     /// Device to the request's registered pages.
     Read {
+        /// Where the bytes are.
         from: Device,
+        /// Where on the device.
         offset: u64,
+        /// Where in the request.
         at: u32,
+        /// How many.
         len: u32,
     },
-    /// The request's registered pages to the device; durable when done if `durable` (`RWF_DSYNC`).
+    /// The request's registered pages to the device.
     Write {
+        /// Where the bytes go.
         to: Device,
+        /// Where on the device.
         offset: u64,
+        /// Where in the request.
         at: u32,
+        /// How many.
         len: u32,
+        /// They are on stable media when it completes (`RWF_DSYNC`).
         durable: bool,
     },
     /// Zeroes to the request's registered pages.
-    Zero { at: u32, len: u32 },
-    /// Device to a staging buffer (from the buffer's start).
-    Load {
-        from: Device,
-        offset: u64,
-        staging: Staging,
+    Zero {
+        /// Where in the request.
+        at: u32,
+        /// How many.
         len: u32,
     },
-    /// A staging buffer (from its start) to the device.
-    Store {
-        to: Device,
+    /// Device to a staging buffer.
+    Load {
+        /// Where the bytes are.
+        from: Device,
+        /// Where on the device.
         offset: u64,
+        /// The buffer.
         staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// How many.
         len: u32,
+    },
+    /// A staging buffer to the device.
+    Store {
+        /// Where the bytes go.
+        to: Device,
+        /// Where on the device.
+        offset: u64,
+        /// The buffer.
+        staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// How many.
+        len: u32,
+        /// They are on stable media when it completes (`RWF_DSYNC`).
         durable: bool,
     },
-    /// User copy: a staging buffer (from its start) to the request's pages.
-    CopyOut { staging: Staging, at: u32, len: u32 },
-    /// User copy: the request's pages to a staging buffer (from its start).
-    CopyIn { staging: Staging, at: u32, len: u32 },
-    /// User copy: zeroes to the request's pages, for a request without registered pages.
-    CopyZero { at: u32, len: u32 },
+    /// User copy: a staging buffer to the request's pages.
+    CopyOut {
+        /// The buffer.
+        staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
+    /// User copy: the request's pages to a staging buffer.
+    CopyIn {
+        /// The buffer.
+        staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
+    /// User copy: zeroes to the request's pages, for a request without registered pages. It may be done in
+    /// part: a driver with fewer zeroes at hand copies those, and the rest is asked for again.
+    CopyZero {
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
     /// Make what the device has completed durable.
-    Flush { device: Device },
-    /// The device may forget this range.
-    Discard { device: Device, offset: u64, len: u64 },
-    /// The range reads as zeroes from now on; its space stays allocated if `keep_allocated`.
-    WriteZeroes {
+    Flush {
+        /// The device.
         device: Device,
+    },
+    /// The device may forget this range.
+    Discard {
+        /// The device.
+        device: Device,
+        /// Where on the device.
         offset: u64,
+        /// How many bytes.
         len: u64,
+    },
+    /// The range reads as zeroes from now on.
+    WriteZeroes {
+        /// The device.
+        device: Device,
+        /// Where on the device.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Its space stays allocated (`REQ_NOUNMAP`).
         keep_allocated: bool,
     },
 }

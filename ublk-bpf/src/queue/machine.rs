@@ -1,0 +1,486 @@
+//! The machine: in what order the parts of the queue do what.
+
+use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
+
+use super::FETCHES;
+use super::commit::{Answer, Batches, Element, Outcome, result_of};
+use super::config::{Backing, BadConfig, Config};
+use super::errno::Errno;
+use super::event::{Arrival, Effect, Event, Failure, Io, Staging};
+use super::plan::{Class, Plan, Route, Terms, plan};
+use super::request::{Action, Limits, Request};
+use super::service::{Next, Noted, Service};
+use super::staging::StagingPool;
+use super::tag::{Owner, Tags};
+use super::todo::{Todo, Todos};
+use super::verdict::{self, Advice, NoAdvice};
+use super::written::Written;
+
+/// How many FETCH commands may end one after another without a tag between them. The kernel ends one for want
+/// of room in its buffer or in the completion queue (`-ENOBUFS`), which passes; this bounds the work until then.
+const MAX_FETCH_ENDS: u32 = 1024;
+
+/// The same for an end with any other error (`-ENOMEM` passes, `-EINVAL` does not).
+const MAX_FETCH_ERRORS: u32 = 16;
+
+/// Where the queue is in its life. It goes through these downwards only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// PREP is to be done or out.
+    Preparing,
+    /// Tags come and go.
+    Serving,
+    /// The kernel has begun to cancel the queue: what is here is served and committed, then it ends.
+    Stopping,
+    /// Operations in flight are awaited; requests that need more than that are left to the kernel.
+    Abandoning,
+    /// It has ended.
+    Finished,
+}
+
+/// One hardware queue: which requests it has, and what has to be done for them.
+///
+/// # The contract
+///
+/// 1. After [`new`](Self::new), the driver polls [`Effect`]s until there are none, then feeds [`Event`]s; after
+///    each event, or after several, it polls again until there are none. It does effects in the order of the
+///    polls.
+/// 2. Each effect has one answer, however late: `Prepare` has [`Event::Prepared`], `Io` has [`Event::IoDone`] for
+///    its tag, `Commit` has [`Event::Committed`] for its batch. `Fetch` has any number of [`Event::Arrived`] and
+///    at most one [`Event::FetchEnded`]. No answer may come before its effect was polled.
+/// 3. Tags of one FETCH completion arrive in the order of its buffer. Between completions, any order is served:
+///    that of the kernel's completion queue is natural. In particular a tag may arrive again before the COMMIT
+///    that gave it back is seen to complete: the kernel hands tags out from within its submission.
+/// 4. When the driver has no further event at hand, it says [`Event::Idle`], polls, and only then sleeps. Results
+///    are committed then, or when every tag is ready, so that one COMMIT carries many.
+/// 5. [`Effect::Commit`] names elements that [`batch`](Self::batch) gives; they stay where they are and as they
+///    are until [`Event::Committed`] was given for them.
+/// 6. [`Effect::Finished`] is the last effect, and no event may follow it.
+///
+/// A breach by the driver, or a kernel that hands out a tag it does not have, is a panic: going on would mean to
+/// complete the wrong request.
+///
+/// # How it ends
+///
+/// A FETCH that ends with `-ENODEV` says that the kernel cancels the queue. STOP_DEV does so only after the disk
+/// is gone, when no request is left (`ublk_stop_dev`); QUIESCE_DEV at any time, and a request that is here may
+/// then still be committed, while those that did not leave the kernel's FIFO are issued again or failed when
+/// `/dev/ublkcN` is closed (`ublk_ch_release_work_fn`). So the machine serves and commits what it has, issues no
+/// FETCH again, and is finished at the first [`Event::Idle`] with nothing left. It does not wait for the other
+/// FETCH to end: the kernel does not cancel one that is handing out tags at that moment
+/// (`ublk_batch_cancel_queue` puts it back), and it would sleep until the ring is closed. Requests that it took
+/// from the FIFO unseen are in the kernel's hands as if they were still there.
+#[derive(Debug)]
+pub struct Machine<'w> {
+    limits: Limits,
+    terms: Terms<'w>,
+    volatile_cache: bool,
+    staging_bytes: u32,
+    phase: Phase,
+    /// Why the queue cannot go on, once it cannot.
+    failure: Option<Failure>,
+    /// COMMIT does not work: results stay here.
+    mute: bool,
+    tags: Tags,
+    /// Tags that are waiting or in flight.
+    in_service: u32,
+    /// FETCH commands that ended since a tag arrived, and how many of those by an error.
+    fetch_ends: u32,
+    fetch_errors: u32,
+    staging: StagingPool,
+    batches: Batches,
+    todos: Todos,
+    counters: ServerCounters,
+}
+
+impl<'w> Machine<'w> {
+    /// A machine whose first effect is [`Effect::Prepare`]. `written` is what the server knows to read as zeroes.
+    ///
+    /// # Errors
+    /// A field of `config` that is out of its range.
+    pub fn new(config: &Config, written: Written<'w>) -> Result<Self, BadConfig> {
+        config.check()?;
+        let limits = Limits {
+            capacity: config.capacity * SECTOR_SIZE,
+            block_mask: u64::from(config.logical_block) - 1,
+            read_only: config.read_only,
+        };
+        let volatile_cache = match config.backing {
+            Backing::Null { .. } => false,
+            Backing::Storage(storage) => storage.volatile_cache,
+        };
+        let mut machine = Self {
+            limits,
+            terms: Terms { backing: config.backing, lossy: config.lossy, written },
+            volatile_cache,
+            staging_bytes: config.staging_bytes,
+            phase: Phase::Preparing,
+            failure: None,
+            mute: false,
+            tags: Tags::new(config.depth),
+            in_service: 0,
+            fetch_ends: 0,
+            fetch_errors: 0,
+            staging: StagingPool::new(config.staging_buffers, config.depth),
+            batches: Batches::new(config.depth),
+            todos: Todos::new(config.depth),
+            counters: ServerCounters::default(),
+        };
+        let batch = machine.batches.prepare();
+        machine.todos.push(Todo::Prepare(batch));
+        Ok(machine)
+    }
+
+    /// Takes an event in. The methods that it calls may be called instead.
+    #[inline]
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Prepared(result) => self.prepared(result),
+            Event::Arrived(arrival) => self.arrived(&arrival),
+            Event::FetchEnded { fetch, result } => self.fetch_ended(fetch, result),
+            Event::IoDone { tag, result } => self.io_done(tag, result),
+            Event::Committed { batch, result } => self.committed(batch, result),
+            Event::Idle => self.idle(),
+            Event::Abandon => self.abandon(),
+        }
+    }
+
+    /// The next thing to do, if there is one.
+    #[inline]
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        Some(match self.todos.pop()? {
+            Todo::Io(tag) => self.issue(tag),
+            Todo::Commit(batch) => {
+                self.counters.commits += 1;
+                Effect::Commit { batch, from: self.batches.from() }
+            }
+            Todo::Fetch(fetch) => {
+                self.counters.fetches += 1;
+                Effect::Fetch { fetch }
+            }
+            Todo::Prepare(batch) => Effect::Prepare { batch },
+            Todo::Failed => Effect::Failed(self.failure?),
+            Todo::Finished => Effect::Finished,
+        })
+    }
+
+    /// The elements of a batch, at an address that does not change.
+    #[inline]
+    #[must_use]
+    pub fn batch(&self, batch: u8) -> &[Element] {
+        self.batches.elements(batch)
+    }
+
+    /// What was done so far.
+    #[inline]
+    #[must_use]
+    pub fn counters(&self) -> &ServerCounters {
+        &self.counters
+    }
+
+    /// The same, for what only the driver can count: `enters` and `fetch_batches`.
+    #[inline]
+    pub fn counters_mut(&mut self) -> &mut ServerCounters {
+        &mut self.counters
+    }
+
+    /// [`Event::Arrived`].
+    #[inline]
+    pub fn arrived(&mut self, arrival: &Arrival) {
+        self.counters.arrived += 1;
+        self.fetch_ends = 0;
+        self.fetch_errors = 0;
+        let slot = self.tags.arrive(arrival.tag);
+        if self.phase >= Phase::Abandoning {
+            slot.owner = Owner::Abandoned;
+            return;
+        }
+        slot.owner = Owner::InFlight;
+        self.in_service += 1;
+        match Request::parse(arrival, &self.limits) {
+            Ok(request) => self.start(arrival, &request),
+            Err(errno) => self.refuse(arrival.tag, errno),
+        }
+    }
+
+    /// [`Event::IoDone`].
+    #[inline]
+    pub fn io_done(&mut self, tag: u16, result: i32) {
+        let service = &self.tags.in_flight(tag).service;
+        if service.is_whole(result) {
+            let (data, served) = (service.data(), service.served());
+            self.finish(tag, data, Outcome::Moved(served));
+        } else {
+            self.advance(tag, result);
+        }
+    }
+
+    /// [`Event::Idle`].
+    #[inline]
+    pub fn idle(&mut self) {
+        self.commit();
+        if self.phase >= Phase::Stopping {
+            self.finish_queue();
+        }
+    }
+
+    /// [`Event::Prepared`].
+    ///
+    /// # Panics
+    /// If PREP was not out.
+    pub fn prepared(&mut self, result: i32) {
+        assert!(matches!(self.phase, Phase::Preparing | Phase::Abandoning), "PREP completed in {:?}", self.phase);
+        self.batches.prepared();
+        match Errno::of_result(result) {
+            // The device was stopped before the queue was ready.
+            Some(Errno::ENODEV) => self.phase = self.phase.max(Phase::Stopping),
+            Some(errno) => self.fail(Failure::Prepare(errno)),
+            None if self.phase == Phase::Preparing => {
+                self.phase = Phase::Serving;
+                (0..FETCHES).for_each(|fetch| self.todos.push(Todo::Fetch(fetch)));
+            }
+            None => {}
+        }
+    }
+
+    /// [`Event::FetchEnded`].
+    pub fn fetch_ended(&mut self, fetch: u8, result: i32) {
+        assert!(fetch < FETCHES && self.phase != Phase::Preparing, "FETCH {fetch} ended, but it is not out");
+        if self.phase >= Phase::Stopping {
+            return;
+        }
+        self.fetch_ends += 1;
+        match Errno::of_result(result) {
+            Some(Errno::ENODEV) => {
+                self.phase = Phase::Stopping;
+                return;
+            }
+            // No room in the buffer, or a completion without MORE: the buffer goes back, and FETCH out again.
+            None | Some(Errno::ENOBUFS) => {}
+            Some(_) => self.fetch_errors += 1,
+        }
+        if self.fetch_ends > MAX_FETCH_ENDS || self.fetch_errors > MAX_FETCH_ERRORS {
+            self.fail(Failure::Fetch { fetch, times: self.fetch_ends, result });
+        } else {
+            self.todos.push(Todo::Fetch(fetch));
+        }
+    }
+
+    /// [`Event::Committed`].
+    pub fn committed(&mut self, batch: u8, result: i32) {
+        let (answer, refused) = self.batches.completed(batch, result);
+        if refused.is_some() {
+            self.counters.commit_refused += 1;
+        }
+        match answer {
+            Answer::Rest(_) => {
+                self.counters.partial_commits += u64::from(refused.is_some());
+                self.todos.push(Todo::Commit(batch));
+            }
+            Answer::Done => {
+                for element in self.batches.elements(batch) {
+                    self.tags.committed(element.tag, batch);
+                }
+                self.batches.clear(batch);
+                // No event may be left to say `Idle` for: every tag is ready.
+                if self.batches.is_full() {
+                    self.commit();
+                }
+            }
+            Answer::Failed(failure) => {
+                self.batches.give_up();
+                self.mute = true;
+                self.fail(failure);
+            }
+        }
+    }
+
+    /// [`Event::Abandon`].
+    pub fn abandon(&mut self) {
+        self.phase = self.phase.max(Phase::Abandoning);
+        while let Some(tag) = self.staging.send_away() {
+            self.tags.shift(tag, Owner::Waiting, Owner::Abandoned);
+            self.in_service -= 1;
+        }
+    }
+
+    /// Begins to serve a request.
+    #[inline]
+    fn start(&mut self, arrival: &Arrival, request: &Request) {
+        let advice = match verdict::check(arrival.verdict, request.action.op(), arrival) {
+            Ok(advice) => advice,
+            Err(why) => self.without_advice(why),
+        };
+        let plan = plan(request, advice, &self.terms);
+        self.count(request, &plan);
+        let tag = arrival.tag;
+        match plan.route {
+            Route::Nothing => {
+                // Of a request with data, all is served as far as this device serves any.
+                let data = if request.action.has_data() { request.length } else { 0 };
+                let data = u32::try_from(data).unwrap_or(u32::MAX);
+                return self.finish(tag, data, Outcome::Moved(data));
+            }
+            Route::Fail(errno) => return self.refuse(tag, errno),
+            Route::Direct | Route::Copy | Route::Zero | Route::Device => {}
+        }
+        if request.action == Action::Write {
+            self.terms.written.mark(request.offset, request.length);
+        }
+        let slot = self.tags.in_flight(tag);
+        slot.service = Service::new(request, plan.route, self.volatile_cache, self.staging_bytes);
+        if plan.route == Route::Copy {
+            self.stage(tag);
+        } else {
+            self.todos.push(Todo::Io(tag));
+        }
+    }
+
+    /// What is done without advice, and counts why there is none.
+    #[cold]
+    fn without_advice(&mut self, why: NoAdvice) -> Advice {
+        match why {
+            NoAdvice::Missing => self.counters.verdict_missing += 1,
+            NoAdvice::Stale => self.counters.verdict_stale += 1,
+            NoAdvice::Invalid => self.counters.verdict_invalid += 1,
+        }
+        Advice::Slow
+    }
+
+    #[inline]
+    fn count(&mut self, request: &Request, plan: &Plan) {
+        match plan.class {
+            Class::Passthrough => self.counters.passthrough += 1,
+            Class::Dropped => self.counters.dropped += 1,
+            Class::Slow => self.counters.slow += 1,
+        }
+        self.counters.drop_refused += u64::from(plan.refused);
+        self.counters.unregistered += u64::from(request.action.has_data() && !request.registered);
+    }
+
+    /// Gives a request a staging buffer, or lets it wait for one.
+    #[cold]
+    fn stage(&mut self, tag: u16) {
+        match self.staging.take(tag) {
+            Some(staging) => self.staged(tag, staging),
+            None => self.tags.shift(tag, Owner::InFlight, Owner::Waiting),
+        }
+    }
+
+    fn staged(&mut self, tag: u16, staging: Staging) {
+        self.tags.in_flight(tag).service.staging = Some(staging);
+        self.todos.push(Todo::Io(tag));
+    }
+
+    /// The operation that a tag's request is at.
+    #[inline]
+    fn issue(&mut self, tag: u16) -> Effect {
+        let io = self.tags.service(tag).io();
+        match io {
+            Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. } => self.counters.user_copies += 1,
+            _ => self.counters.io_submitted += 1,
+        }
+        Effect::Io { tag, io }
+    }
+
+    /// An operation ended otherwise than whole and last.
+    #[cold]
+    fn advance(&mut self, tag: u16, result: i32) {
+        let block_mask = self.limits.block_mask;
+        let service = &mut self.tags.in_flight(tag).service;
+        let (next, noted) = service.advance(result, block_mask);
+        let (data, served) = (service.data(), service.served());
+        self.note(noted);
+        match next {
+            Next::Done => self.finish(tag, data, Outcome::Moved(served)),
+            Next::Failed(errno) => self.finish(tag, data, Outcome::Failed(errno)),
+            Next::Issue if self.phase >= Phase::Abandoning => self.leave(tag),
+            Next::Issue => self.todos.push(Todo::Io(tag)),
+        }
+    }
+
+    fn note(&mut self, noted: Noted) {
+        self.counters.short_io += u64::from(noted.short);
+        self.counters.io_errors += u64::from(noted.error);
+        self.counters.user_copy_bytes += u64::from(noted.copied);
+    }
+
+    /// Fails a request before any operation was issued for it.
+    #[cold]
+    fn refuse(&mut self, tag: u16, errno: Errno) {
+        self.tags.in_flight(tag).service = Service::IDLE;
+        self.finish(tag, 0, Outcome::Failed(errno));
+    }
+
+    /// A request of `data` bytes has its outcome: its tag goes into the filling batch.
+    #[inline]
+    fn finish(&mut self, tag: u16, data: u32, outcome: Outcome) {
+        let result = result_of(data, outcome);
+        if result < 0 {
+            self.counters.failed += 1;
+        } else {
+            self.counters.completed += 1;
+        }
+        let batch = self.batches.push(tag, result);
+        self.tags.shift(tag, Owner::InFlight, Owner::Ready(batch));
+        self.in_service -= 1;
+        if self.tags.service(tag).staging.is_some() {
+            self.unstage(tag);
+        }
+        if self.batches.is_full() {
+            self.commit();
+        }
+    }
+
+    /// A request's staging buffer goes to the next that waits for one.
+    #[cold]
+    fn unstage(&mut self, tag: u16) {
+        let Some(staging) = self.tags.slot(tag).service.staging.take() else { return };
+        if let Some(next) = self.staging.give_back(staging) {
+            self.tags.shift(next, Owner::Waiting, Owner::InFlight);
+            self.staged(next, staging);
+        }
+    }
+
+    /// Leaves a request, in flight until now, to the kernel.
+    #[cold]
+    fn leave(&mut self, tag: u16) {
+        self.tags.shift(tag, Owner::InFlight, Owner::Abandoned);
+        self.in_service -= 1;
+        self.unstage(tag);
+    }
+
+    /// Submits what is ready, unless a COMMIT is out.
+    #[inline]
+    fn commit(&mut self) {
+        if self.mute {
+            return;
+        }
+        if let Some(batch) = self.batches.send() {
+            for element in self.batches.elements(batch) {
+                self.tags.shift(element.tag, Owner::Ready(batch), Owner::Committing(batch));
+            }
+            self.todos.push(Todo::Commit(batch));
+        }
+    }
+
+    /// The queue cannot go on.
+    #[cold]
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.failure = Some(failure);
+            self.todos.push(Todo::Failed);
+        }
+        self.abandon();
+    }
+
+    /// Ends the queue, if nothing is left that it waits for.
+    #[cold]
+    fn finish_queue(&mut self) {
+        let nothing_ready = self.mute || self.batches.is_empty();
+        if self.phase != Phase::Finished && self.in_service == 0 && nothing_ready && !self.batches.is_out() {
+            self.phase = Phase::Finished;
+            self.todos.push(Todo::Finished);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What a descriptor asks for, parsed once at the door.
+
+use ublk_bpf_abi::{Op, SECTOR_SIZE};
+
+use super::errno::Errno;
+use super::event::Arrival;
+use crate::sys::uapi::{
+    UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
+    UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
+};
+
+/// The longest READ or WRITE that user copy can address: 32 MiB.
+pub(super) const MAX_DATA_BYTES: u64 = 1 << UBLK_IO_BUF_BITS;
+
+/// What the device serves: every range is inside the device and aligned to its logical blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Bytes of the device.
+    pub(super) capacity: u64,
+    /// Logical block size minus one, in bytes.
+    pub(super) block_mask: u64,
+    /// Nothing may change it.
+    pub(super) read_only: bool,
+}
+
+/// What a request does to its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+impl Action {
+    /// The operation's number in verdicts.
+    #[inline]
+    pub(super) const fn op(self) -> Op {
+        match self {
+            Self::Read => Op::Read,
+            Self::Write => Op::Write,
+            Self::Flush => Op::Flush,
+            Self::Discard => Op::Discard,
+            Self::WriteZeroes => Op::WriteZeroes,
+        }
+    }
+
+    /// READ and WRITE have pages; the others only a range, or nothing.
+    #[inline]
+    pub(super) const fn has_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write)
+    }
+}
+
+/// A request that this device can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) action: Action,
+    /// Durable when it completes (`REQ_FUA`).
+    pub(super) durable: bool,
+    /// WRITE_ZEROES: the space stays allocated (`REQ_NOUNMAP`).
+    pub(super) keep_allocated: bool,
+    /// READ, WRITE: the request's pages are in the ring's buffer table.
+    pub(super) registered: bool,
+    /// First byte on the device; 0 for FLUSH.
+    pub(super) offset: u64,
+    /// Bytes; 0 for FLUSH, at most [`MAX_DATA_BYTES`] for READ and WRITE.
+    pub(super) length: u64,
+}
+
+impl Request {
+    /// Parses a descriptor.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for an operation that this device does not serve, `EROFS` for a change to a read-only
+    /// device, `EINVAL` for a range that is empty, too long, misaligned or beyond the device. The block layer
+    /// sends none of these to a device whose parameters are true.
+    #[inline]
+    pub(super) fn parse(arrival: &Arrival, limits: &Limits) -> Result<Self, Errno> {
+        #[expect(clippy::cast_possible_truncation, reason = "the operation is in the low eight bits")]
+        let action = match arrival.op_flags as u8 {
+            UBLK_IO_OP_READ => Action::Read,
+            UBLK_IO_OP_WRITE => Action::Write,
+            UBLK_IO_OP_FLUSH => return Ok(Self::flush()),
+            UBLK_IO_OP_DISCARD => Action::Discard,
+            UBLK_IO_OP_WRITE_ZEROES => Action::WriteZeroes,
+            _ => return Err(Errno::EOPNOTSUPP),
+        };
+        if limits.read_only && action != Action::Read {
+            return Err(Errno::EROFS);
+        }
+        // A sector number that overflows a byte offset is beyond any capacity.
+        let offset = arrival.start_sector.checked_mul(SECTOR_SIZE).ok_or(Errno::EINVAL)?;
+        let length = u64::from(arrival.nr_sectors) * SECTOR_SIZE;
+        let inside = length <= limits.capacity && offset <= limits.capacity - length;
+        let aligned = (offset | length) & limits.block_mask == 0;
+        let fits = length != 0 && (length <= MAX_DATA_BYTES || !action.has_data());
+        if !(inside && aligned && fits) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            action,
+            durable: arrival.op_flags & UBLK_IO_F_FUA != 0,
+            keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
+            registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
+            offset,
+            length,
+        })
+    }
+
+    /// A FLUSH: its descriptor's range means nothing (the block layer leaves sector 2^64 - 1 there).
+    const fn flush() -> Self {
+        Self {
+            action: Action::Flush,
+            durable: false,
+            keep_allocated: false,
+            registered: false,
+            offset: 0,
+            length: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::event::TakenVerdict;
+
+    const LIMITS: Limits = Limits { capacity: 1 << 20, block_mask: 4095, read_only: false };
+
+    fn arrival(op_flags: u32, start_sector: u64, nr_sectors: u32) -> Arrival {
+        let verdict = TakenVerdict { head: 0, sector: 0 };
+        Arrival { tag: 0, op_flags, nr_sectors, start_sector, verdict }
+    }
+
+    fn parse(op: u8, start_sector: u64, nr_sectors: u32) -> Result<Request, Errno> {
+        Request::parse(&arrival(u32::from(op), start_sector, nr_sectors), &LIMITS)
+    }
+
+    #[test]
+    fn reads_and_writes_carry_their_range_and_flags() {
+        let flags = u32::from(UBLK_IO_OP_WRITE) | UBLK_IO_F_FUA | UBLK_IO_F_NEED_REG_BUF;
+        let request = Request::parse(&arrival(flags, 8, 16), &LIMITS).expect("a good write");
+        assert_eq!((request.action, request.offset, request.length), (Action::Write, 4096, 8192));
+        assert!(request.durable && !request.registered);
+        let request = parse(UBLK_IO_OP_READ, 0, 2048).expect("the whole device");
+        assert!(!request.durable && request.registered);
+    }
+
+    #[test]
+    fn a_flush_has_no_range() {
+        assert_eq!(parse(UBLK_IO_OP_FLUSH, u64::MAX, 0), Ok(Request::flush()));
+    }
+
+    #[test]
+    fn ranges_outside_the_device_are_refused() {
+        for (sector, count) in [(2048, 8), (2040, 16), (u64::MAX, 8), (u64::MAX / 512, 8), (0, 4096)] {
+            assert_eq!(parse(UBLK_IO_OP_WRITE_ZEROES, sector, count), Err(Errno::EINVAL), "{sector}+{count}");
+        }
+    }
+
+    #[test]
+    fn misaligned_and_empty_ranges_are_refused() {
+        for (sector, count) in [(1, 8), (0, 7), (0, 0)] {
+            assert_eq!(parse(UBLK_IO_OP_READ, sector, count), Err(Errno::EINVAL), "{sector}+{count}");
+        }
+    }
+
+    #[test]
+    fn data_beyond_user_copy_is_refused_but_a_discard_may_be_long() {
+        let limits = Limits { capacity: u64::MAX / 2, ..LIMITS };
+        let sectors = u32::MAX & !7;
+        let of = |op| Request::parse(&arrival(u32::from(op), 0, sectors), &limits);
+        assert_eq!(of(UBLK_IO_OP_WRITE), Err(Errno::EINVAL));
+        assert_eq!(of(UBLK_IO_OP_DISCARD).expect("long").length, u64::from(sectors) * 512);
+    }
+
+    #[test]
+    fn a_read_only_device_is_never_changed() {
+        let limits = Limits { read_only: true, ..LIMITS };
+        for op in [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES] {
+            assert_eq!(Request::parse(&arrival(u32::from(op), 0, 8), &limits), Err(Errno::EROFS));
+        }
+        assert!(Request::parse(&arrival(u32::from(UBLK_IO_OP_READ), 0, 8), &limits).is_ok());
+    }
+
+    #[test]
+    fn operations_that_no_device_here_serves_are_refused() {
+        for op in [4, 6, 10, 13, 18, 255] {
+            assert_eq!(parse(op, 0, 8), Err(Errno::EOPNOTSUPP));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! A request in service: which operation it is at, how much of it is done, what comes next.
+
+use super::errno::Errno;
+use super::event::{Device, Io, Staging};
+use super::plan::Route;
+use super::request::{Action, Request};
+
+/// How often in a row an operation that made no progress is issued again before its request fails.
+const MAX_RETRIES: u8 = 16;
+
+/// The operation that a request is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Read,
+    Write,
+    Zero,
+    CopyZero,
+    Load,
+    CopyOut,
+    CopyIn,
+    Store,
+    Flush,
+    Discard,
+    WriteZeroes,
+}
+
+/// What a completed operation means for its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The request is served.
+    Done,
+    /// Another operation is to be issued.
+    Issue,
+    /// The request failed.
+    Failed(Errno),
+}
+
+/// What happened beside, for the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Noted {
+    /// A backend read or write came back short.
+    pub(super) short: bool,
+    /// An operation failed.
+    pub(super) error: bool,
+    /// Bytes that user copy moved.
+    pub(super) copied: u32,
+}
+
+/// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Service {
+    /// First byte on the device.
+    offset: u64,
+    /// Bytes of the request; for one with data at most `MAX_DATA_BYTES`.
+    length: u64,
+    /// Bytes of finished chunks.
+    done: u32,
+    /// Bytes of the present chunk; 0 for an operation without data.
+    chunk: u32,
+    /// Bytes of the chunk that the present step has moved.
+    moved: u32,
+    /// The request's staging buffer, if it goes through one.
+    pub(super) staging: Option<Staging>,
+    step: Step,
+    /// Issues in a row without progress.
+    retries: u8,
+    durable: bool,
+    keep_allocated: bool,
+}
+
+impl Service {
+    /// Of a tag that stands for no request.
+    pub(super) const IDLE: Self = Self {
+        offset: 0,
+        length: 0,
+        done: 0,
+        chunk: 0,
+        moved: 0,
+        staging: None,
+        step: Step::Flush,
+        retries: 0,
+        durable: false,
+        keep_allocated: false,
+    };
+
+    /// At the first operation of `request` by `route`, which is one that has operations. A device without a
+    /// volatile cache has everything on stable media as it is: nothing needs to be `durable` in particular.
+    #[inline]
+    pub(super) fn new(request: &Request, route: Route, volatile_cache: bool, staging_bytes: u32) -> Self {
+        let (step, most) = match (route, request.action) {
+            (Route::Zero, _) if request.registered => (Step::Zero, u32::MAX),
+            (Route::Zero, _) => (Step::CopyZero, u32::MAX),
+            (Route::Copy, Action::Read) => (Step::Load, staging_bytes),
+            (Route::Copy, _) => (Step::CopyIn, staging_bytes),
+            (_, Action::Read) => (Step::Read, u32::MAX),
+            (_, Action::Write) => (Step::Write, u32::MAX),
+            (_, Action::Flush) => (Step::Flush, 0),
+            (_, Action::Discard) => (Step::Discard, 0),
+            (_, Action::WriteZeroes) => (Step::WriteZeroes, 0),
+        };
+        Self {
+            offset: request.offset,
+            length: request.length,
+            done: 0,
+            chunk: u32::try_from(request.length).unwrap_or(u32::MAX).min(most),
+            moved: 0,
+            staging: None,
+            step,
+            retries: 0,
+            durable: request.durable && volatile_cache,
+            keep_allocated: request.keep_allocated,
+        }
+    }
+
+    /// Bytes of data that the request has: what it succeeds with.
+    #[inline]
+    pub(super) fn data(&self) -> u32 {
+        match self.step {
+            Step::Flush | Step::Discard | Step::WriteZeroes => 0,
+            // At most `MAX_DATA_BYTES`: parsed so.
+            _ => u32::try_from(self.length).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Whether `result` is the end of the last operation of a request that nothing disturbed. The hot path.
+    #[inline]
+    pub(super) fn is_whole(&self, result: i32) -> bool {
+        let last = match self.step {
+            Step::Read | Step::Write | Step::Zero | Step::Flush | Step::Discard => true,
+            Step::WriteZeroes => !self.durable,
+            Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store => false,
+        };
+        last && result >= 0 && result.unsigned_abs() == self.chunk - self.moved
+    }
+
+    /// Bytes of the request that are served once its last operation is whole.
+    #[inline]
+    pub(super) fn served(&self) -> u32 {
+        self.done + self.chunk
+    }
+
+    /// The operation to issue.
+    #[inline]
+    pub(super) fn io(&self) -> Io {
+        let device = Device::Backing;
+        let at = self.done + self.moved;
+        let len = self.chunk - self.moved;
+        let skip = self.moved;
+        let offset = self.offset + u64::from(at);
+        // A step that needs a buffer is not issued before the request has one.
+        let staging = self.staging.unwrap_or(Staging(u16::MAX));
+        match self.step {
+            Step::Read => Io::Read { from: device, offset, at, len },
+            Step::Write => Io::Write { to: device, offset, at, len, durable: self.durable },
+            Step::Zero => Io::Zero { at, len },
+            Step::CopyZero => Io::CopyZero { at, len },
+            Step::Load => Io::Load { from: device, offset, staging, skip, len },
+            Step::CopyOut => Io::CopyOut { staging, skip, at, len },
+            Step::CopyIn => Io::CopyIn { staging, skip, at, len },
+            Step::Store => Io::Store { to: device, offset, staging, skip, len, durable: self.durable },
+            Step::Flush => Io::Flush { device },
+            Step::Discard => Io::Discard { device, offset: self.offset, len: self.length },
+            Step::WriteZeroes => Io::WriteZeroes {
+                device,
+                offset: self.offset,
+                len: self.length,
+                keep_allocated: self.keep_allocated,
+            },
+        }
+    }
+
+    /// Takes in the result of the operation that was issued.
+    #[cold]
+    pub(super) fn advance(&mut self, result: i32, block_mask: u64) -> (Next, Noted) {
+        let mut noted = Noted::default();
+        let next = match Errno::of_result(result) {
+            None if self.chunk == 0 => self.next_without_data(),
+            None => self.advance_data(result.unsigned_abs(), block_mask, &mut noted),
+            Some(errno @ (Errno::EAGAIN | Errno::EINTR)) => self.retry(errno),
+            Some(errno) => Next::Failed(errno),
+        };
+        noted.error = matches!(next, Next::Failed(_));
+        (next, noted)
+    }
+
+    /// A step with data has moved `bytes` more.
+    fn advance_data(&mut self, bytes: u32, block_mask: u64, noted: &mut Noted) -> Next {
+        let asked = self.chunk - self.moved;
+        // Nobody moves more than was asked for, and a device that moves nothing has no more (a file that was
+        // truncated): neither is to be trusted with the rest.
+        if bytes > asked || bytes == 0 {
+            return Next::Failed(Errno::EIO);
+        }
+        let mut progress = bytes;
+        if matches!(self.step, Step::CopyZero | Step::CopyOut | Step::CopyIn) {
+            noted.copied = bytes;
+        } else if bytes < asked {
+            noted.short = true;
+            if self.step != Step::Zero {
+                // Direct I/O goes on at a block's start only: the part of a block is moved again.
+                #[expect(clippy::cast_possible_truncation, reason = "a block has at most 2^32 bytes")]
+                let part = bytes & block_mask as u32;
+                progress -= part;
+            }
+        }
+        if progress == 0 {
+            return self.retry(Errno::EIO);
+        }
+        self.retries = 0;
+        self.moved += progress;
+        if self.moved < self.chunk { Next::Issue } else { self.next_with_data() }
+    }
+
+    /// The present step has moved the whole chunk.
+    fn next_with_data(&mut self) -> Next {
+        self.moved = 0;
+        let next_chunk = match self.step {
+            Step::Load => {
+                self.step = Step::CopyOut;
+                return Next::Issue;
+            }
+            Step::CopyIn => {
+                self.step = Step::Store;
+                return Next::Issue;
+            }
+            Step::CopyOut => Step::Load,
+            Step::Store => Step::CopyIn,
+            step => step,
+        };
+        // The chunk is served. `done` is moved only if another follows: `served` adds the last one.
+        let rest = self.data() - self.served();
+        if rest == 0 {
+            return Next::Done;
+        }
+        self.done += self.chunk;
+        self.chunk = self.chunk.min(rest);
+        self.step = next_chunk;
+        Next::Issue
+    }
+
+    /// An operation without data has succeeded.
+    fn next_without_data(&mut self) -> Next {
+        if self.step == Step::WriteZeroes && self.durable {
+            self.step = Step::Flush;
+            self.retries = 0;
+            return Next::Issue;
+        }
+        Next::Done
+    }
+
+    /// The same again, if it was not tried too often.
+    fn retry(&mut self, errno: Errno) -> Next {
+        if self.retries == MAX_RETRIES {
+            return Next::Failed(errno);
+        }
+        self.retries += 1;
+        Next::Issue
+    }
+}

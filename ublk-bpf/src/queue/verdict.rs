@@ -1,0 +1,115 @@
+//! A taken verdict, checked against the request that it claims to be about.
+
+use ublk_bpf_abi::{Op, Reason, Verdict, hint};
+
+use super::event::{Arrival, TakenVerdict};
+
+/// What the policy advises, if it is advice at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Advice {
+    Passthrough,
+    /// Complete without I/O; with an error if `fail`.
+    Drop {
+        fail: bool,
+    },
+    Slow,
+}
+
+/// Why a taken verdict is no advice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoAdvice {
+    /// The slot was empty: the classifier did not run for this request.
+    Missing,
+    /// It is about another request, such as the tag's previous one.
+    Stale,
+    /// No classifier of this version writes it, or it is a hit and there is no cache.
+    Invalid,
+}
+
+/// The advice in `taken` for the request of `arrival`, which is an `op`.
+#[inline]
+pub(super) fn check(taken: TakenVerdict, op: Op, arrival: &Arrival) -> Result<Advice, NoAdvice> {
+    if taken.head == 0 {
+        return Err(NoAdvice::Missing);
+    }
+    // `VerdictSlot`: verdict, reason, op, hints, then four bytes of nr_sectors, little endian.
+    let [verdict, reason, slot_op, hints, n0, n1, n2, n3] = taken.head.to_le_bytes();
+    let advice = match Verdict::parse(verdict) {
+        Some(Verdict::Passthrough) => Advice::Passthrough,
+        Some(Verdict::Drop) => Advice::Drop { fail: hints & hint::FAIL != 0 },
+        Some(Verdict::Slow) => Advice::Slow,
+        Some(Verdict::None | Verdict::Hit) | None => return Err(NoAdvice::Invalid),
+    };
+    let known = Reason::parse(reason).is_some() && Op::parse(slot_op).is_some() && hints & !hint::ALL == 0;
+    if !known {
+        return Err(NoAdvice::Invalid);
+    }
+    let same = slot_op == op as u8
+        && u32::from_le_bytes([n0, n1, n2, n3]) == arrival.nr_sectors
+        && taken.sector == arrival.start_sector;
+    if same { Ok(advice) } else { Err(NoAdvice::Stale) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn taken(verdict: u8, reason: u8, op: u8, hints: u8, nr_sectors: u32, sector: u64) -> TakenVerdict {
+        let [n0, n1, n2, n3] = nr_sectors.to_le_bytes();
+        TakenVerdict { head: u64::from_le_bytes([verdict, reason, op, hints, n0, n1, n2, n3]), sector }
+    }
+
+    fn checked(verdict: TakenVerdict) -> Result<Advice, NoAdvice> {
+        let arrival = Arrival { tag: 3, op_flags: 0, nr_sectors: 8, start_sector: 64, verdict };
+        check(verdict, Op::Read, &arrival)
+    }
+
+    #[test]
+    fn advice_about_this_request_is_taken() {
+        assert_eq!(checked(taken(1, 0, 0, 0, 8, 64)), Ok(Advice::Passthrough));
+        assert_eq!(checked(taken(3, 2, 0, 0, 8, 64)), Ok(Advice::Drop { fail: false }));
+        assert_eq!(checked(taken(3, 3, 0, hint::FAIL, 8, 64)), Ok(Advice::Drop { fail: true }));
+        assert_eq!(checked(taken(4, 0, 0, 0, 8, 64)), Ok(Advice::Slow));
+    }
+
+    #[test]
+    fn an_empty_slot_is_missing() {
+        assert_eq!(checked(taken(0, 0, 0, 0, 0, 64)), Err(NoAdvice::Missing));
+    }
+
+    #[test]
+    fn advice_about_another_request_is_stale() {
+        for other in [taken(1, 0, 1, 0, 8, 64), taken(1, 0, 0, 0, 9, 64), taken(1, 0, 0, 0, 8, 65)] {
+            assert_eq!(checked(other), Err(NoAdvice::Stale));
+        }
+    }
+
+    #[test]
+    fn what_no_classifier_writes_is_invalid() {
+        let bad = [
+            taken(0, 1, 0, 0, 8, 64), // no verdict, but not empty
+            taken(2, 0, 0, 0, 8, 64), // a hit without a cache
+            taken(5, 0, 0, 0, 8, 64),
+            taken(1, 6, 0, 0, 8, 64),
+            taken(1, 0, 6, 0, 8, 64),
+            taken(1, 0, 0, 2, 8, 64),
+        ];
+        for verdict in bad {
+            assert_eq!(checked(verdict), Err(NoAdvice::Invalid));
+        }
+    }
+
+    proptest! {
+        /// Whatever is in the slot: advice comes only from one that names exactly this request.
+        #[test]
+        fn garbage_never_becomes_advice_for_another_request(head: u64, sector: u64) {
+            let verdict = TakenVerdict { head, sector };
+            if checked(verdict).is_ok() {
+                prop_assert_eq!(sector, 64);
+                prop_assert_eq!(head >> 32, 8);
+                prop_assert_eq!((head >> 16) & 0xff, 0);
+            }
+        }
+    }
+}
