@@ -87,8 +87,15 @@ pub(super) struct Batches {
 impl Batches {
     /// Batches with room for every tag: a tag is in the filling one at most once, so that never overflows.
     pub(super) fn new(depth: u16) -> Self {
-        let batch = || Batch { elements: vec![Element::default(); usize::from(depth)].into_boxed_slice(), len: 0 };
-        Self { batches: [batch(), batch()], filling: 0, out: None }
+        let batch = || Batch {
+            elements: vec![Element::default(); usize::from(depth)].into_boxed_slice(),
+            len: 0,
+        };
+        Self {
+            batches: [batch(), batch()],
+            filling: 0,
+            out: None,
+        }
     }
 
     /// Fills a batch with every tag and sends it out, for PREP.
@@ -96,10 +103,18 @@ impl Batches {
         let batch = self.filling;
         let Batch { elements, len } = &mut self.batches[usize::from(batch)];
         for (element, tag) in elements.iter_mut().zip(0..) {
-            *element = Element { tag, buf_index: tag, result: 0 };
+            *element = Element {
+                tag,
+                buf_index: tag,
+                result: 0,
+            };
             *len += 1;
         }
-        self.out = Some(Out { batch, from: 0, retries: 0 });
+        self.out = Some(Out {
+            batch,
+            from: 0,
+            retries: 0,
+        });
         self.filling = 1 - batch;
         batch
     }
@@ -115,7 +130,11 @@ impl Batches {
     #[inline]
     pub(super) fn push(&mut self, tag: u16, result: i32) -> u8 {
         let batch = &mut self.batches[usize::from(self.filling)];
-        batch.elements[usize::from(batch.len)] = Element { tag, buf_index: tag, result };
+        batch.elements[usize::from(batch.len)] = Element {
+            tag,
+            buf_index: tag,
+            result,
+        };
         batch.len += 1;
         self.filling
     }
@@ -146,7 +165,11 @@ impl Batches {
             return None;
         }
         let batch = self.filling;
-        self.out = Some(Out { batch, from: 0, retries: 0 });
+        self.out = Some(Out {
+            batch,
+            from: 0,
+            retries: 0,
+        });
         self.filling = 1 - batch;
         assert!(self.is_empty(), "the batch that was out has come back");
         Some(batch)
@@ -196,9 +219,18 @@ impl Batches {
             Some(errno) => return (Answer::Failed(Failure::Commit(errno)), None),
         };
         if handled % ELEMENT_BYTES != 0 || handled / ELEMENT_BYTES > elements {
-            return (Answer::Failed(Failure::CommitResult { elements, bytes: result }), None);
+            return (
+                Answer::Failed(Failure::CommitResult {
+                    elements,
+                    bytes: result,
+                }),
+                None,
+            );
         }
-        #[expect(clippy::cast_possible_truncation, reason = "at most the batch's elements, by the line above")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "at most the batch's elements, by the line above"
+        )]
         let stopped_at = out.from + (handled / ELEMENT_BYTES) as u16;
         if stopped_at == len {
             return (self.done(batch), None);
@@ -206,7 +238,11 @@ impl Batches {
         let refused = self.batches[usize::from(batch)].elements[usize::from(stopped_at)];
         out.from = stopped_at + 1;
         out.retries = 0;
-        let answer = if out.from == len { self.done(batch) } else { Answer::Rest(stopped_at + 1) };
+        let answer = if out.from == len {
+            self.done(batch)
+        } else {
+            Answer::Rest(stopped_at + 1)
+        };
         (answer, Some(refused))
     }
 
@@ -269,7 +305,14 @@ mod tests {
         assert_eq!(batches.completed(0, 24), (Answer::Done, None));
         batches.clear(0);
         assert_eq!(batches.send(), Some(1));
-        assert_eq!(batches.elements(1), [Element { tag: 7, buf_index: 7, result: 0 }]);
+        assert_eq!(
+            batches.elements(1),
+            [Element {
+                tag: 7,
+                buf_index: 7,
+                result: 0
+            }]
+        );
     }
 
     #[test]
@@ -304,7 +347,10 @@ mod tests {
 
     #[test]
     fn a_malformed_command_or_result_fails_the_queue() {
-        assert_eq!(sent(2).completed(0, -22).0, Answer::Failed(Failure::Commit(Errno::EINVAL)));
+        assert_eq!(
+            sent(2).completed(0, -22).0,
+            Answer::Failed(Failure::Commit(Errno::EINVAL))
+        );
         for bytes in [7, 24, i32::MAX] {
             let failure = Failure::CommitResult { elements: 2, bytes };
             assert_eq!(sent(2).completed(0, bytes).0, Answer::Failed(failure));

@@ -119,11 +119,38 @@ mod tests {
     fn each_field_has_its_range() {
         assert_eq!(GOOD.check(), Ok(()));
         assert_eq!(Config { depth: 0, ..GOOD }.check(), Err(BadConfig::Depth(0)));
-        assert_eq!(Config { depth: 4097, ..GOOD }.check(), Err(BadConfig::Depth(4097)));
-        assert_eq!(Config { logical_block: 768, ..GOOD }.check(), Err(BadConfig::LogicalBlock(768)));
-        assert!(Config { staging_buffers: 0, ..GOOD }.check().is_err());
-        assert!(Config { staging_bytes: 1000, ..GOOD }.check().is_err());
+        assert_eq!(
+            Config { depth: 4097, ..GOOD }.check(),
+            Err(BadConfig::Depth(4097))
+        );
+        assert_eq!(
+            Config {
+                logical_block: 768,
+                ..GOOD
+            }
+            .check(),
+            Err(BadConfig::LogicalBlock(768))
+        );
+        assert!(
+            Config {
+                staging_buffers: 0,
+                ..GOOD
+            }
+            .check()
+            .is_err()
+        );
+        assert!(
+            Config {
+                staging_bytes: 1000,
+                ..GOOD
+            }
+            .check()
+            .is_err()
+        );
         let capacity = Config::MAX_CAPACITY + 1;
-        assert_eq!(Config { capacity, ..GOOD }.check(), Err(BadConfig::Capacity(capacity)));
+        assert_eq!(
+            Config { capacity, ..GOOD }.check(),
+            Err(BadConfig::Capacity(capacity))
+        );
     }
 }

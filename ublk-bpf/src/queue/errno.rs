@@ -41,7 +41,10 @@ impl Errno {
         if result < -Self::MAX {
             return Some(Self::EIO);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "1 to 4095, by the two lines above")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "1 to 4095, by the two lines above"
+        )]
         Some(Self(result.unsigned_abs() as u16))
     }
 
@@ -55,7 +58,11 @@ impl Errno {
     /// maps EAGAIN to `BLK_STS_AGAIN`), and it did not ask for a non-blocking request: they become EIO.
     #[must_use]
     pub(super) fn for_client(self) -> Self {
-        if self == Self::EAGAIN || self == Self::EINTR { Self::EIO } else { self }
+        if self == Self::EAGAIN || self == Self::EINTR {
+            Self::EIO
+        } else {
+            self
+        }
     }
 }
 

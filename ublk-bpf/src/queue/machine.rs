@@ -111,7 +111,11 @@ impl<'w> Machine<'w> {
         };
         let mut machine = Self {
             limits,
-            terms: Terms { backing: config.backing, lossy: config.lossy, written },
+            terms: Terms {
+                backing: config.backing,
+                lossy: config.lossy,
+                written,
+            },
             volatile_cache,
             staging_bytes: config.staging_bytes,
             phase: Phase::Preparing,
@@ -152,7 +156,10 @@ impl<'w> Machine<'w> {
             Todo::Io(tag) => self.issue(tag),
             Todo::Commit(batch) => {
                 self.counters.commits += 1;
-                Effect::Commit { batch, from: self.batches.from() }
+                Effect::Commit {
+                    batch,
+                    from: self.batches.from(),
+                }
             }
             Todo::Fetch(fetch) => {
                 self.counters.fetches += 1;
@@ -229,7 +236,11 @@ impl<'w> Machine<'w> {
     /// # Panics
     /// If PREP was not out.
     pub fn prepared(&mut self, result: i32) {
-        assert!(matches!(self.phase, Phase::Preparing | Phase::Abandoning), "PREP completed in {:?}", self.phase);
+        assert!(
+            matches!(self.phase, Phase::Preparing | Phase::Abandoning),
+            "PREP completed in {:?}",
+            self.phase
+        );
         self.batches.prepared();
         match Errno::of_result(result) {
             // The device was stopped before the queue was ready.
@@ -245,7 +256,10 @@ impl<'w> Machine<'w> {
 
     /// [`Event::FetchEnded`].
     pub fn fetch_ended(&mut self, fetch: u8, result: i32) {
-        assert!(fetch < FETCHES && self.phase != Phase::Preparing, "FETCH {fetch} ended, but it is not out");
+        assert!(
+            fetch < FETCHES && self.phase != Phase::Preparing,
+            "FETCH {fetch} ended, but it is not out"
+        );
         if self.phase >= Phase::Stopping {
             return;
         }
@@ -260,7 +274,11 @@ impl<'w> Machine<'w> {
             Some(_) => self.fetch_errors += 1,
         }
         if self.fetch_ends > MAX_FETCH_ENDS || self.fetch_errors > MAX_FETCH_ERRORS {
-            self.fail(Failure::Fetch { fetch, times: self.fetch_ends, result });
+            self.fail(Failure::Fetch {
+                fetch,
+                times: self.fetch_ends,
+                result,
+            });
         } else {
             self.todos.push(Todo::Fetch(fetch));
         }
@@ -317,7 +335,11 @@ impl<'w> Machine<'w> {
         match plan.route {
             Route::Nothing => {
                 // Of a request with data, all is served as far as this device serves any.
-                let data = if request.action.has_data() { request.length } else { 0 };
+                let data = if request.action.has_data() {
+                    request.length
+                } else {
+                    0
+                };
                 let data = u32::try_from(data).unwrap_or(u32::MAX);
                 return self.finish(tag, data, Outcome::Moved(data));
             }
@@ -435,7 +457,9 @@ impl<'w> Machine<'w> {
     /// A request's staging buffer goes to the next that waits for one.
     #[cold]
     fn unstage(&mut self, tag: u16) {
-        let Some(staging) = self.tags.slot(tag).service.staging.take() else { return };
+        let Some(staging) = self.tags.slot(tag).service.staging.take() else {
+            return;
+        };
         if let Some(next) = self.staging.give_back(staging) {
             self.tags.shift(next, Owner::Waiting, Owner::InFlight);
             self.staged(next, staging);
@@ -458,7 +482,8 @@ impl<'w> Machine<'w> {
         }
         if let Some(batch) = self.batches.send() {
             for element in self.batches.elements(batch) {
-                self.tags.shift(element.tag, Owner::Ready(batch), Owner::Committing(batch));
+                self.tags
+                    .shift(element.tag, Owner::Ready(batch), Owner::Committing(batch));
             }
             self.todos.push(Todo::Commit(batch));
         }

@@ -69,9 +69,17 @@ fn serve(request: &Request, class: Class, terms: &Terms<'_>) -> Plan {
         (Backing::Storage(_), Action::Read | Action::Write) => {
             // A request without registered pages has only the slow path, whatever the advice.
             if request.registered && class == Class::Passthrough {
-                return Plan { route: Route::Direct, class, refused: false };
+                return Plan {
+                    route: Route::Direct,
+                    class,
+                    refused: false,
+                };
             }
-            return Plan { route: Route::Copy, class: Class::Slow, refused: false };
+            return Plan {
+                route: Route::Copy,
+                class: Class::Slow,
+                refused: false,
+            };
         }
         (Backing::Storage(storage), Action::Flush) if !storage.volatile_cache => Route::Nothing,
         (Backing::Storage(_), Action::Flush) => Route::Device,
@@ -79,12 +87,20 @@ fn serve(request: &Request, class: Class, terms: &Terms<'_>) -> Plan {
         (Backing::Storage(storage), Action::WriteZeroes) if storage.write_zeroes => Route::Device,
         (Backing::Storage(_), Action::Discard | Action::WriteZeroes) => Route::Fail(Errno::EOPNOTSUPP),
     };
-    Plan { route, class, refused: false }
+    Plan {
+        route,
+        class,
+        refused: false,
+    }
 }
 
 /// Drops a request if nothing is lost by it, or if the device was made to lose what the policy says.
 fn drop(request: &Request, fail: bool, terms: &Terms<'_>) -> Plan {
-    let dropped = |route| Plan { route, class: Class::Dropped, refused: false };
+    let dropped = |route| Plan {
+        route,
+        class: Class::Dropped,
+        refused: false,
+    };
     if fail && terms.lossy {
         return dropped(Route::Fail(Errno::EIO));
     }
@@ -98,9 +114,16 @@ fn drop(request: &Request, fail: bool, terms: &Terms<'_>) -> Plan {
             Action::Flush | Action::WriteZeroes => false,
         };
     if !harmless {
-        return Plan { refused: true, ..serve(request, Class::Passthrough, terms) };
+        return Plan {
+            refused: true,
+            ..serve(request, Class::Passthrough, terms)
+        };
     }
-    dropped(if request.action == Action::Read { Route::Zero } else { Route::Nothing })
+    dropped(if request.action == Action::Read {
+        Route::Zero
+    } else {
+        Route::Nothing
+    })
 }
 
 #[cfg(test)]
@@ -112,18 +135,32 @@ mod tests {
     use super::*;
     use crate::queue::Storage;
 
-    const STORAGE: Backing =
-        Backing::Storage(Storage { volatile_cache: true, discard: true, write_zeroes: true });
+    const STORAGE: Backing = Backing::Storage(Storage {
+        volatile_cache: true,
+        discard: true,
+        write_zeroes: true,
+    });
     const DROP: Advice = Advice::Drop { fail: false };
     const FAIL: Advice = Advice::Drop { fail: true };
 
     fn request(action: Action) -> Request {
         let length = if action == Action::Flush { 0 } else { 4096 };
-        Request { action, durable: false, keep_allocated: false, registered: true, offset: 0, length }
+        Request {
+            action,
+            durable: false,
+            keep_allocated: false,
+            registered: true,
+            offset: 0,
+            length,
+        }
     }
 
     fn terms(backing: Backing, lossy: bool) -> Terms<'static> {
-        Terms { backing, lossy, written: Written::untracked() }
+        Terms {
+            backing,
+            lossy,
+            written: Written::untracked(),
+        }
     }
 
     fn planned(action: Action, advice: Advice, lossy: bool) -> (Route, Class, bool) {
@@ -134,12 +171,24 @@ mod tests {
     #[test]
     fn passthrough_moves_data_directly_and_slow_by_copy() {
         for action in [Action::Read, Action::Write] {
-            assert_eq!(planned(action, Advice::Passthrough, false), (Route::Direct, Class::Passthrough, false));
-            assert_eq!(planned(action, Advice::Slow, false), (Route::Copy, Class::Slow, false));
+            assert_eq!(
+                planned(action, Advice::Passthrough, false),
+                (Route::Direct, Class::Passthrough, false)
+            );
+            assert_eq!(
+                planned(action, Advice::Slow, false),
+                (Route::Copy, Class::Slow, false)
+            );
         }
         for action in [Action::Flush, Action::Discard, Action::WriteZeroes] {
-            assert_eq!(planned(action, Advice::Passthrough, false), (Route::Device, Class::Passthrough, false));
-            assert_eq!(planned(action, Advice::Slow, false), (Route::Device, Class::Slow, false));
+            assert_eq!(
+                planned(action, Advice::Passthrough, false),
+                (Route::Device, Class::Passthrough, false)
+            );
+            assert_eq!(
+                planned(action, Advice::Slow, false),
+                (Route::Device, Class::Slow, false)
+            );
         }
     }
 
@@ -147,7 +196,10 @@ mod tests {
     fn without_registered_pages_data_is_copied_whatever_the_advice() {
         for advice in [Advice::Passthrough, DROP, Advice::Slow] {
             for action in [Action::Read, Action::Write] {
-                let request = Request { registered: false, ..request(action) };
+                let request = Request {
+                    registered: false,
+                    ..request(action)
+                };
                 assert_eq!(plan(&request, advice, &terms(STORAGE, false)).route, Route::Copy);
             }
         }
@@ -156,35 +208,74 @@ mod tests {
     #[test]
     fn drops_that_lose_something_are_refused() {
         for action in [Action::Read, Action::Write] {
-            assert_eq!(planned(action, DROP, false), (Route::Direct, Class::Passthrough, true));
-            assert_eq!(planned(action, FAIL, false), (Route::Direct, Class::Passthrough, true));
+            assert_eq!(
+                planned(action, DROP, false),
+                (Route::Direct, Class::Passthrough, true)
+            );
+            assert_eq!(
+                planned(action, FAIL, false),
+                (Route::Direct, Class::Passthrough, true)
+            );
         }
         for lossy in [false, true] {
             for action in [Action::Flush, Action::WriteZeroes] {
-                assert_eq!(planned(action, DROP, lossy), (Route::Device, Class::Passthrough, true));
+                assert_eq!(
+                    planned(action, DROP, lossy),
+                    (Route::Device, Class::Passthrough, true)
+                );
             }
         }
-        assert_eq!(planned(Action::Discard, FAIL, false), (Route::Device, Class::Passthrough, true));
+        assert_eq!(
+            planned(Action::Discard, FAIL, false),
+            (Route::Device, Class::Passthrough, true)
+        );
     }
 
     #[test]
     fn a_lossy_device_loses_what_the_policy_says() {
-        assert_eq!(planned(Action::Read, DROP, true), (Route::Zero, Class::Dropped, false));
-        assert_eq!(planned(Action::Write, DROP, true), (Route::Nothing, Class::Dropped, false));
-        assert_eq!(planned(Action::Read, FAIL, true), (Route::Fail(Errno::EIO), Class::Dropped, false));
-        assert_eq!(planned(Action::Flush, FAIL, true), (Route::Fail(Errno::EIO), Class::Dropped, false));
+        assert_eq!(
+            planned(Action::Read, DROP, true),
+            (Route::Zero, Class::Dropped, false)
+        );
+        assert_eq!(
+            planned(Action::Write, DROP, true),
+            (Route::Nothing, Class::Dropped, false)
+        );
+        assert_eq!(
+            planned(Action::Read, FAIL, true),
+            (Route::Fail(Errno::EIO), Class::Dropped, false)
+        );
+        assert_eq!(
+            planned(Action::Flush, FAIL, true),
+            (Route::Fail(Errno::EIO), Class::Dropped, false)
+        );
     }
 
     #[test]
     fn a_discard_may_always_be_dropped() {
-        assert_eq!(planned(Action::Discard, DROP, false), (Route::Nothing, Class::Dropped, false));
+        assert_eq!(
+            planned(Action::Discard, DROP, false),
+            (Route::Nothing, Class::Dropped, false)
+        );
     }
 
     #[test]
     fn a_read_is_dropped_where_the_server_knows_zeroes() {
         let words = [AtomicU64::new(0b10)];
-        let terms = Terms { written: Written::new(&words, 12), ..terms(STORAGE, false) };
-        let at = |offset| plan(&Request { offset, ..request(Action::Read) }, DROP, &terms);
+        let terms = Terms {
+            written: Written::new(&words, 12),
+            ..terms(STORAGE, false)
+        };
+        let at = |offset| {
+            plan(
+                &Request {
+                    offset,
+                    ..request(Action::Read)
+                },
+                DROP,
+                &terms,
+            )
+        };
         assert_eq!((at(0).route, at(0).class), (Route::Zero, Class::Dropped));
         assert_eq!((at(4096).route, at(4096).refused), (Route::Direct, true));
     }
@@ -204,7 +295,11 @@ mod tests {
 
     #[test]
     fn a_backing_without_the_ability_says_so() {
-        let none = Backing::Storage(Storage { volatile_cache: false, discard: false, write_zeroes: false });
+        let none = Backing::Storage(Storage {
+            volatile_cache: false,
+            discard: false,
+            write_zeroes: false,
+        });
         let of = |action| plan(&request(action), Advice::Passthrough, &terms(none, false)).route;
         assert_eq!(of(Action::Discard), Route::Fail(Errno::EOPNOTSUPP));
         assert_eq!(of(Action::WriteZeroes), Route::Fail(Errno::EOPNOTSUPP));

@@ -78,7 +78,10 @@ impl Request {
     /// sends none of these to a device whose parameters are true.
     #[inline]
     pub(super) fn parse(arrival: &Arrival, limits: &Limits) -> Result<Self, Errno> {
-        #[expect(clippy::cast_possible_truncation, reason = "the operation is in the low eight bits")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the operation is in the low eight bits"
+        )]
         let action = match arrival.op_flags as u8 {
             UBLK_IO_OP_READ => Action::Read,
             UBLK_IO_OP_WRITE => Action::Write,
@@ -91,7 +94,10 @@ impl Request {
             return Err(Errno::EROFS);
         }
         // A sector number that overflows a byte offset is beyond any capacity.
-        let offset = arrival.start_sector.checked_mul(SECTOR_SIZE).ok_or(Errno::EINVAL)?;
+        let offset = arrival
+            .start_sector
+            .checked_mul(SECTOR_SIZE)
+            .ok_or(Errno::EINVAL)?;
         let length = u64::from(arrival.nr_sectors) * SECTOR_SIZE;
         let inside = length <= limits.capacity && offset <= limits.capacity - length;
         let aligned = (offset | length) & limits.block_mask == 0;
@@ -127,11 +133,21 @@ mod tests {
     use super::*;
     use crate::queue::event::TakenVerdict;
 
-    const LIMITS: Limits = Limits { capacity: 1 << 20, block_mask: 4095, read_only: false };
+    const LIMITS: Limits = Limits {
+        capacity: 1 << 20,
+        block_mask: 4095,
+        read_only: false,
+    };
 
     fn arrival(op_flags: u32, start_sector: u64, nr_sectors: u32) -> Arrival {
         let verdict = TakenVerdict { head: 0, sector: 0 };
-        Arrival { tag: 0, op_flags, nr_sectors, start_sector, verdict }
+        Arrival {
+            tag: 0,
+            op_flags,
+            nr_sectors,
+            start_sector,
+            verdict,
+        }
     }
 
     fn parse(op: u8, start_sector: u64, nr_sectors: u32) -> Result<Request, Errno> {
@@ -142,7 +158,10 @@ mod tests {
     fn reads_and_writes_carry_their_range_and_flags() {
         let flags = u32::from(UBLK_IO_OP_WRITE) | UBLK_IO_F_FUA | UBLK_IO_F_NEED_REG_BUF;
         let request = Request::parse(&arrival(flags, 8, 16), &LIMITS).expect("a good write");
-        assert_eq!((request.action, request.offset, request.length), (Action::Write, 4096, 8192));
+        assert_eq!(
+            (request.action, request.offset, request.length),
+            (Action::Write, 4096, 8192)
+        );
         assert!(request.durable && !request.registered);
         let request = parse(UBLK_IO_OP_READ, 0, 2048).expect("the whole device");
         assert!(!request.durable && request.registered);
@@ -155,32 +174,58 @@ mod tests {
 
     #[test]
     fn ranges_outside_the_device_are_refused() {
-        for (sector, count) in [(2048, 8), (2040, 16), (u64::MAX, 8), (u64::MAX / 512, 8), (0, 4096)] {
-            assert_eq!(parse(UBLK_IO_OP_WRITE_ZEROES, sector, count), Err(Errno::EINVAL), "{sector}+{count}");
+        for (sector, count) in [
+            (2048, 8),
+            (2040, 16),
+            (u64::MAX, 8),
+            (u64::MAX / 512, 8),
+            (0, 4096),
+        ] {
+            assert_eq!(
+                parse(UBLK_IO_OP_WRITE_ZEROES, sector, count),
+                Err(Errno::EINVAL),
+                "{sector}+{count}"
+            );
         }
     }
 
     #[test]
     fn misaligned_and_empty_ranges_are_refused() {
         for (sector, count) in [(1, 8), (0, 7), (0, 0)] {
-            assert_eq!(parse(UBLK_IO_OP_READ, sector, count), Err(Errno::EINVAL), "{sector}+{count}");
+            assert_eq!(
+                parse(UBLK_IO_OP_READ, sector, count),
+                Err(Errno::EINVAL),
+                "{sector}+{count}"
+            );
         }
     }
 
     #[test]
     fn data_beyond_user_copy_is_refused_but_a_discard_may_be_long() {
-        let limits = Limits { capacity: u64::MAX / 2, ..LIMITS };
+        let limits = Limits {
+            capacity: u64::MAX / 2,
+            ..LIMITS
+        };
         let sectors = u32::MAX & !7;
         let of = |op| Request::parse(&arrival(u32::from(op), 0, sectors), &limits);
         assert_eq!(of(UBLK_IO_OP_WRITE), Err(Errno::EINVAL));
-        assert_eq!(of(UBLK_IO_OP_DISCARD).expect("long").length, u64::from(sectors) * 512);
+        assert_eq!(
+            of(UBLK_IO_OP_DISCARD).expect("long").length,
+            u64::from(sectors) * 512
+        );
     }
 
     #[test]
     fn a_read_only_device_is_never_changed() {
-        let limits = Limits { read_only: true, ..LIMITS };
+        let limits = Limits {
+            read_only: true,
+            ..LIMITS
+        };
         for op in [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES] {
-            assert_eq!(Request::parse(&arrival(u32::from(op), 0, 8), &limits), Err(Errno::EROFS));
+            assert_eq!(
+                Request::parse(&arrival(u32::from(op), 0, 8), &limits),
+                Err(Errno::EROFS)
+            );
         }
         assert!(Request::parse(&arrival(u32::from(UBLK_IO_OP_READ), 0, 8), &limits).is_ok());
     }

@@ -150,16 +150,54 @@ impl Service {
         // A step that needs a buffer is not issued before the request has one.
         let staging = self.staging.unwrap_or(Staging(u16::MAX));
         match self.step {
-            Step::Read => Io::Read { from: device, offset, at, len },
-            Step::Write => Io::Write { to: device, offset, at, len, durable: self.durable },
+            Step::Read => Io::Read {
+                from: device,
+                offset,
+                at,
+                len,
+            },
+            Step::Write => Io::Write {
+                to: device,
+                offset,
+                at,
+                len,
+                durable: self.durable,
+            },
             Step::Zero => Io::Zero { at, len },
             Step::CopyZero => Io::CopyZero { at, len },
-            Step::Load => Io::Load { from: device, offset, staging, skip, len },
-            Step::CopyOut => Io::CopyOut { staging, skip, at, len },
-            Step::CopyIn => Io::CopyIn { staging, skip, at, len },
-            Step::Store => Io::Store { to: device, offset, staging, skip, len, durable: self.durable },
+            Step::Load => Io::Load {
+                from: device,
+                offset,
+                staging,
+                skip,
+                len,
+            },
+            Step::CopyOut => Io::CopyOut {
+                staging,
+                skip,
+                at,
+                len,
+            },
+            Step::CopyIn => Io::CopyIn {
+                staging,
+                skip,
+                at,
+                len,
+            },
+            Step::Store => Io::Store {
+                to: device,
+                offset,
+                staging,
+                skip,
+                len,
+                durable: self.durable,
+            },
             Step::Flush => Io::Flush { device },
-            Step::Discard => Io::Discard { device, offset: self.offset, len: self.length },
+            Step::Discard => Io::Discard {
+                device,
+                offset: self.offset,
+                len: self.length,
+            },
             Step::WriteZeroes => Io::WriteZeroes {
                 device,
                 offset: self.offset,
@@ -208,7 +246,11 @@ impl Service {
         }
         self.retries = 0;
         self.moved += progress;
-        if self.moved < self.chunk { Next::Issue } else { self.next_with_data() }
+        if self.moved < self.chunk {
+            Next::Issue
+        } else {
+            self.next_with_data()
+        }
     }
 
     /// The present step has moved the whole chunk.

@@ -27,7 +27,10 @@ impl StagingPool {
     pub(super) fn take(&mut self, tag: u16) -> Option<Staging> {
         let staging = self.free.pop();
         if staging.is_none() {
-            debug_assert!(self.waiters.len() < self.waiters.capacity(), "a tag waits at most once");
+            debug_assert!(
+                self.waiters.len() < self.waiters.capacity(),
+                "a tag waits at most once"
+            );
             self.waiters.push_back(tag);
         }
         staging

@@ -36,8 +36,13 @@ pub(super) struct Tags {
 impl Tags {
     /// `depth` tags, all with the kernel.
     pub(super) fn new(depth: u16) -> Self {
-        let slot = Slot { owner: Owner::Kernel, service: Service::IDLE };
-        Self { slots: vec![slot; usize::from(depth)].into_boxed_slice() }
+        let slot = Slot {
+            owner: Owner::Kernel,
+            service: Service::IDLE,
+        };
+        Self {
+            slots: vec![slot; usize::from(depth)].into_boxed_slice(),
+        }
     }
 
     /// A tag arrives: from the kernel, or from a COMMIT that the kernel has handled so far.
@@ -62,7 +67,11 @@ impl Tags {
     #[inline]
     pub(super) fn in_flight(&mut self, tag: u16) -> &mut Slot {
         let slot = &mut self.slots[usize::from(tag)];
-        assert!(slot.owner == Owner::InFlight, "an operation of tag {tag} completed, but it is {:?}", slot.owner);
+        assert!(
+            slot.owner == Owner::InFlight,
+            "an operation of tag {tag} completed, but it is {:?}",
+            slot.owner
+        );
         slot
     }
 
@@ -73,7 +82,11 @@ impl Tags {
     #[inline]
     pub(super) fn shift(&mut self, tag: u16, from: Owner, to: Owner) {
         let slot = &mut self.slots[usize::from(tag)];
-        assert!(slot.owner == from, "tag {tag} shall go from {from:?} to {to:?}, but it is {:?}", slot.owner);
+        assert!(
+            slot.owner == from,
+            "tag {tag} shall go from {from:?} to {to:?}, but it is {:?}",
+            slot.owner
+        );
         slot.owner = to;
     }
 
@@ -112,7 +125,11 @@ mod tests {
         tags.shift(0, Owner::Ready(1), Owner::Committing(1));
         tags.arrive(0).owner = Owner::InFlight;
         tags.committed(0, 1);
-        assert_eq!(tags.slot(0).owner, Owner::InFlight, "it has arrived again before the completion");
+        assert_eq!(
+            tags.slot(0).owner,
+            Owner::InFlight,
+            "it has arrived again before the completion"
+        );
     }
 
     #[test]
@@ -120,7 +137,11 @@ mod tests {
         let mut tags = Tags::new(2);
         tags.slot(1).owner = Owner::Committing(0);
         tags.committed(1, 1);
-        assert_eq!(tags.slot(1).owner, Owner::Committing(0), "another batch's completion says nothing about it");
+        assert_eq!(
+            tags.slot(1).owner,
+            Owner::Committing(0),
+            "another batch's completion says nothing about it"
+        );
         tags.committed(1, 0);
         assert_eq!(tags.slot(1).owner, Owner::Kernel);
     }

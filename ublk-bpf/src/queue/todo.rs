@@ -36,7 +36,12 @@ impl Todos {
             + 1; // and finishes once
         let slots = most.next_power_of_two();
         let nothing = vec![Todo::Finished; slots as usize];
-        Self { slots: nothing.into_boxed_slice(), mask: slots - 1, head: 0, tail: 0 }
+        Self {
+            slots: nothing.into_boxed_slice(),
+            mask: slots - 1,
+            head: 0,
+            tail: 0,
+        }
     }
 
     /// Adds to the end.
@@ -45,7 +50,10 @@ impl Todos {
     /// If the sum in [`Self::new`] is wrong.
     #[inline]
     pub(super) fn push(&mut self, todo: Todo) {
-        assert!(self.tail.wrapping_sub(self.head) <= self.mask, "more effects than the sum allows");
+        assert!(
+            self.tail.wrapping_sub(self.head) <= self.mask,
+            "more effects than the sum allows"
+        );
         self.slots[(self.tail & self.mask) as usize] = todo;
         self.tail = self.tail.wrapping_add(1);
     }

@@ -36,7 +36,9 @@ pub(super) fn check(taken: TakenVerdict, op: Op, arrival: &Arrival) -> Result<Ad
     let [verdict, reason, slot_op, hints, n0, n1, n2, n3] = taken.head.to_le_bytes();
     let advice = match Verdict::parse(verdict) {
         Some(Verdict::Passthrough) => Advice::Passthrough,
-        Some(Verdict::Drop) => Advice::Drop { fail: hints & hint::FAIL != 0 },
+        Some(Verdict::Drop) => Advice::Drop {
+            fail: hints & hint::FAIL != 0,
+        },
         Some(Verdict::Slow) => Advice::Slow,
         Some(Verdict::None | Verdict::Hit) | None => return Err(NoAdvice::Invalid),
     };
@@ -57,19 +59,34 @@ mod tests {
 
     fn taken(verdict: u8, reason: u8, op: u8, hints: u8, nr_sectors: u32, sector: u64) -> TakenVerdict {
         let [n0, n1, n2, n3] = nr_sectors.to_le_bytes();
-        TakenVerdict { head: u64::from_le_bytes([verdict, reason, op, hints, n0, n1, n2, n3]), sector }
+        TakenVerdict {
+            head: u64::from_le_bytes([verdict, reason, op, hints, n0, n1, n2, n3]),
+            sector,
+        }
     }
 
     fn checked(verdict: TakenVerdict) -> Result<Advice, NoAdvice> {
-        let arrival = Arrival { tag: 3, op_flags: 0, nr_sectors: 8, start_sector: 64, verdict };
+        let arrival = Arrival {
+            tag: 3,
+            op_flags: 0,
+            nr_sectors: 8,
+            start_sector: 64,
+            verdict,
+        };
         check(verdict, Op::Read, &arrival)
     }
 
     #[test]
     fn advice_about_this_request_is_taken() {
         assert_eq!(checked(taken(1, 0, 0, 0, 8, 64)), Ok(Advice::Passthrough));
-        assert_eq!(checked(taken(3, 2, 0, 0, 8, 64)), Ok(Advice::Drop { fail: false }));
-        assert_eq!(checked(taken(3, 3, 0, hint::FAIL, 8, 64)), Ok(Advice::Drop { fail: true }));
+        assert_eq!(
+            checked(taken(3, 2, 0, 0, 8, 64)),
+            Ok(Advice::Drop { fail: false })
+        );
+        assert_eq!(
+            checked(taken(3, 3, 0, hint::FAIL, 8, 64)),
+            Ok(Advice::Drop { fail: true })
+        );
         assert_eq!(checked(taken(4, 0, 0, 0, 8, 64)), Ok(Advice::Slow));
     }
 
@@ -80,7 +97,11 @@ mod tests {
 
     #[test]
     fn advice_about_another_request_is_stale() {
-        for other in [taken(1, 0, 1, 0, 8, 64), taken(1, 0, 0, 0, 9, 64), taken(1, 0, 0, 0, 8, 65)] {
+        for other in [
+            taken(1, 0, 1, 0, 8, 64),
+            taken(1, 0, 0, 0, 9, 64),
+            taken(1, 0, 0, 0, 8, 65),
+        ] {
             assert_eq!(checked(other), Err(NoAdvice::Stale));
         }
     }

@@ -45,7 +45,9 @@ impl<'w> Written<'w> {
     #[inline]
     #[must_use]
     pub fn reads_as_zeroes(&self, offset: u64, length: u64) -> bool {
-        self.each_word(offset, length, |word, mask| word.load(Ordering::Relaxed) & mask == 0)
+        self.each_word(offset, length, |word, mask| {
+            word.load(Ordering::Relaxed) & mask == 0
+        })
     }
 
     /// Calls `f` with each word of the range and the bits of it that are in the range, while it returns true.
@@ -61,7 +63,9 @@ impl<'w> Written<'w> {
             let from = if index == first / 64 { first % 64 } else { 0 };
             let to = if index == last / 64 { last % 64 } else { 63 };
             let mask = (u64::MAX << from) & (u64::MAX >> (63 - to));
-            let word = usize::try_from(index).ok().and_then(|index| self.words.get(index));
+            let word = usize::try_from(index)
+                .ok()
+                .and_then(|index| self.words.get(index));
             if !word.is_some_and(|word| f(word, mask)) {
                 return false;
             }
