@@ -455,6 +455,13 @@ pub struct RawParams {
     pub integrity: ParamIntegrity,
 }
 
+/// Bytes of an [`IoDesc`].
+#[expect(clippy::cast_possible_truncation, reason = "24, asserted below")]
+pub const IO_DESC_BYTES: u16 = size_of::<IoDesc>() as u16;
+/// Bytes of [`RawParams`].
+#[expect(clippy::cast_possible_truncation, reason = "152, asserted below")]
+pub const PARAMS_BYTES: u32 = size_of::<RawParams>() as u32;
+
 // The header's numbers on every 64-bit architecture.
 const _: () = {
     assert!(size_of::<CtrlCmd>() == 32);

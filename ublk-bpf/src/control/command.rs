@@ -1,0 +1,186 @@
+//! The control commands: their names, numbers, patience, and what the kernel means by each of its errors.
+
+use std::fmt;
+use std::time::Duration;
+
+use libc::{EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM};
+
+use crate::sys::uapi;
+
+/// A command of `/dev/ublk-control`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Tell what the driver can do.
+    GetFeatures,
+    /// Make a device.
+    Add,
+    /// Say what it can do.
+    SetParams,
+    /// Read back what it can do.
+    GetParams,
+    /// Make its block device.
+    Start,
+    /// Remove its block device.
+    Stop,
+    /// Remove its block device unless it is open.
+    TryStop,
+    /// Delete it.
+    Delete,
+    /// Tell what it is.
+    GetInfo,
+    /// Tell what it is, given its character device's path.
+    GetInfoByPath,
+    /// Begin to give it a new server.
+    StartRecovery,
+    /// Let the new server take over.
+    EndRecovery,
+    /// Take it from its server.
+    Quiesce,
+    /// Change its size.
+    UpdateSize,
+}
+
+impl Command {
+    /// Its ioctl number.
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::GetFeatures => uapi::UBLK_U_CMD_GET_FEATURES,
+            Self::Add => uapi::UBLK_U_CMD_ADD_DEV,
+            Self::SetParams => uapi::UBLK_U_CMD_SET_PARAMS,
+            Self::GetParams => uapi::UBLK_U_CMD_GET_PARAMS,
+            Self::Start => uapi::UBLK_U_CMD_START_DEV,
+            Self::Stop => uapi::UBLK_U_CMD_STOP_DEV,
+            Self::TryStop => uapi::UBLK_U_CMD_TRY_STOP_DEV,
+            Self::Delete => uapi::UBLK_U_CMD_DEL_DEV,
+            Self::GetInfo => uapi::UBLK_U_CMD_GET_DEV_INFO,
+            Self::GetInfoByPath => uapi::UBLK_U_CMD_GET_DEV_INFO2,
+            Self::StartRecovery => uapi::UBLK_U_CMD_START_USER_RECOVERY,
+            Self::EndRecovery => uapi::UBLK_U_CMD_END_USER_RECOVERY,
+            Self::Quiesce => uapi::UBLK_U_CMD_QUIESCE_DEV,
+            Self::UpdateSize => uapi::UBLK_U_CMD_UPDATE_SIZE,
+        }
+    }
+
+    /// Its name in `linux/ublk_cmd.h`, without the prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GetFeatures => "GET_FEATURES",
+            Self::Add => "ADD_DEV",
+            Self::SetParams => "SET_PARAMS",
+            Self::GetParams => "GET_PARAMS",
+            Self::Start => "START_DEV",
+            Self::Stop => "STOP_DEV",
+            Self::TryStop => "TRY_STOP_DEV",
+            Self::Delete => "DEL_DEV",
+            Self::GetInfo => "GET_DEV_INFO",
+            Self::GetInfoByPath => "GET_DEV_INFO2",
+            Self::StartRecovery => "START_USER_RECOVERY",
+            Self::EndRecovery => "END_USER_RECOVERY",
+            Self::Quiesce => "QUIESCE_DEV",
+            Self::UpdateSize => "UPDATE_SIZE",
+        }
+    }
+
+    /// What it was to do, as in "cannot ..".
+    pub(super) fn purpose(self) -> &'static str {
+        match self {
+            Self::GetFeatures => "ask ublk for its features",
+            Self::Add => "add",
+            Self::SetParams => "set the parameters of",
+            Self::GetParams => "read the parameters of",
+            Self::Start => "start",
+            Self::Stop | Self::TryStop => "stop",
+            Self::Delete => "delete",
+            Self::GetInfo | Self::GetInfoByPath => "ask for the state of",
+            Self::StartRecovery => "begin the recovery of",
+            Self::EndRecovery => "end the recovery of",
+            Self::Quiesce => "quiesce",
+            Self::UpdateSize => "resize",
+        }
+    }
+
+    /// How long it may take. Those that only look wait for nobody; the others wait for a mutex, for queues to be
+    /// ready, or for requests in flight to end.
+    pub(super) fn patience(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::GetFeatures | Self::GetInfo | Self::GetInfoByPath => 5,
+            Self::GetParams | Self::SetParams | Self::StartRecovery | Self::UpdateSize => 10,
+            Self::Add | Self::Start | Self::Stop | Self::TryStop => 30,
+            Self::Delete | Self::EndRecovery | Self::Quiesce => 30,
+        })
+    }
+
+    /// What is most likely wrong when it takes longer, and what to do.
+    pub(super) fn why_late(self) -> &'static str {
+        match self {
+            Self::Start | Self::EndRecovery => "not every queue of its server has become ready",
+            Self::Stop | Self::TryStop => {
+                "requests are in flight that its server does not complete; end the server"
+            }
+            Self::Delete => "its server still has it open or mapped; end the server",
+            _ => "another command holds the device; end its server if it is stuck",
+        }
+    }
+
+    /// What the kernel means by `errno` here, and what to do; `None` where the number says it all.
+    ///
+    /// Read in `drivers/block/ublk_drv.c` of Linux 7.3, the functions `ublk_ctrl_*`.
+    pub(super) fn meaning(self, errno: i32) -> Option<&'static str> {
+        self.own_meaning(errno).or(match errno {
+            EPERM | EACCES => Some("it needs CAP_SYS_ADMIN; run as root"),
+            ENODEV => Some("there is no such device; `ublk-bpf list` shows those that are"),
+            EOPNOTSUPP => Some("this kernel's ublk does not know the command"),
+            EINTR => Some("it was interrupted; try again"),
+            ENOMEM => Some("the kernel has no memory for it"),
+            _ => None,
+        })
+    }
+
+    /// What `errno` means from this command alone.
+    fn own_meaning(self, errno: i32) -> Option<&'static str> {
+        Some(match (self, errno) {
+            (Self::GetFeatures, EOPNOTSUPP | ENODEV | EINVAL) => {
+                "this kernel's ublk is too old to say; boot Linux 7.0 or later"
+            }
+            (Self::Add, EEXIST) => "its id is in use; choose another, or delete the device that has it",
+            (Self::Add, EINVAL) => "the kernel does not take this combination of queues, depth, flags and id",
+            (Self::Add, ENOSPC) => "every id is in use; delete a device",
+            (Self::Add, ENOMEM) => "the kernel has no memory for its queues; choose fewer or less deep ones",
+            (Self::SetParams, EACCES) => "it has been started already; parameters are set before that",
+            (Self::SetParams, EINVAL) => "the kernel does not take the parameters",
+            (Self::Start, EINVAL) => {
+                "no parameters are set, or the process that was named as its server does not have its character \
+                 device open"
+            }
+            (Self::Start, EEXIST) => "it is started already",
+            (Self::Start, EBUSY) => "it is being stopped; its server has to close the character device first",
+            (Self::Start | Self::EndRecovery, EINTR) => "not every queue of its server has become ready",
+            (Self::TryStop, EBUSY) => "somebody has it open; unmount or close it first",
+            (Self::TryStop | Self::Quiesce | Self::UpdateSize, ENODEV) => {
+                "it does not exist, or is not started"
+            }
+            (Self::Delete, EINTR) => "its server still has it open or mapped; it goes when the server ends",
+            (Self::StartRecovery, EINVAL) => "it was not made to be recovered; delete it",
+            (Self::StartRecovery, EBUSY) => "its server has not ended yet; end it or try again in a moment",
+            (Self::EndRecovery, EINVAL) => {
+                "it was not made to be recovered, or the process that was named as its server does not have its \
+                 character device open"
+            }
+            (Self::EndRecovery, EBUSY) => "it is not waiting for a server",
+            (Self::Quiesce, EOPNOTSUPP) => {
+                "it was not made to be recovered, so it cannot be taken from its server"
+            }
+            (Self::Quiesce, EBUSY) => "its server did not give up its requests in time; try again",
+            (Self::Stop | Self::TryStop | Self::Delete | Self::GetParams | Self::UpdateSize, EINVAL) => {
+                "it belongs to a user without privileges; use the program that made it"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

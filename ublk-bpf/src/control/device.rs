@@ -1,0 +1,419 @@
+//! What a device is: its id, what it is made with, what the kernel says of it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::features::Features;
+use crate::sys::process::page_size;
+use crate::sys::uapi::{
+    IO_DESC_BYTES, RawDevInfo, UBLK_IO_BUF_BITS, UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH, UBLK_MAX_UBLKS,
+    UBLK_S_DEV_DEAD, UBLK_S_DEV_FAIL_IO, UBLK_S_DEV_LIVE, UBLK_S_DEV_QUIESCED,
+};
+
+/// The N of `/dev/ublkbN`: below 2^20.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(u32);
+
+impl DeviceId {
+    /// The id with this number; `None` if no device can have it.
+    pub const fn new(number: u32) -> Option<Self> {
+        if number < UBLK_MAX_UBLKS {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// The block device's name: `ublkbN`.
+    pub fn disk_name(self) -> String {
+        format!("ublkb{self}")
+    }
+
+    /// The block device, `/dev/ublkbN`. It exists while the device is started.
+    pub fn block_path(self) -> PathBuf {
+        format!("/dev/ublkb{self}").into()
+    }
+
+    /// The server's character device, `/dev/ublkcN`. It exists as long as the device.
+    pub fn char_path(self) -> PathBuf {
+        format!("/dev/ublkc{self}").into()
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Text that names no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a ublk device: give its number (0 to 1048575), ublkbN or /dev/ublkbN")]
+pub struct InvalidDeviceId(String);
+
+impl FromStr for DeviceId {
+    type Err = InvalidDeviceId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix("/dev/").unwrap_or(text);
+        let digits = digits.strip_prefix("ublkb").unwrap_or(digits);
+        // `u32::from_str` takes a sign, which no device name has.
+        let number = if digits.starts_with('+') {
+            None
+        } else {
+            digits.parse().ok()
+        };
+        number
+            .and_then(Self::new)
+            .ok_or_else(|| InvalidDeviceId(text.into()))
+    }
+}
+
+/// What becomes of a device whose server dies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recovery {
+    /// It is removed.
+    #[default]
+    None,
+    /// It waits for a new server; requests that the old one had in hand fail.
+    Fail,
+    /// It waits for a new server, which gets the requests that the old one had in hand.
+    Reissue,
+}
+
+impl Recovery {
+    /// The flags that ask for it. A device that can be recovered can be quiesced too.
+    pub fn flags(self) -> Features {
+        match self {
+            Self::None => Features::empty(),
+            Self::Fail => Features::RECOVERY | Features::QUIESCE,
+            Self::Reissue => Features::RECOVERY | Features::RECOVERY_REISSUE | Features::QUIESCE,
+        }
+    }
+}
+
+/// What a new device is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddDevice {
+    /// Its id; `None`: the lowest free one.
+    pub id: Option<DeviceId>,
+    /// Hardware queues, 1 to 4096. The kernel lowers it to the number of CPUs without a word.
+    pub queues: u16,
+    /// Tags of each queue, 1 to 4096.
+    pub depth: u16,
+    /// Most bytes of a request: a multiple of the page size, up to 32 MiB (what a user-copy position can say).
+    pub max_io_bytes: u32,
+    /// What becomes of it when its server dies.
+    pub recovery: Recovery,
+    /// Features on top of [`Features::SERVED`] and those of `recovery`.
+    pub extra: Features,
+}
+
+impl Default for AddDevice {
+    /// One queue of 128 tags with requests of up to 1 MiB, at the lowest free id.
+    fn default() -> Self {
+        let recovery = Recovery::None;
+        Self {
+            id: None,
+            queues: 1,
+            depth: 128,
+            max_io_bytes: 1 << 20,
+            recovery,
+            extra: Features::empty(),
+        }
+    }
+}
+
+impl AddDevice {
+    /// Every feature the device needs.
+    pub fn flags(&self) -> Features {
+        Features::SERVED | self.recovery.flags() | self.extra
+    }
+
+    /// The kernel's form of it, where the kernel would take it.
+    pub(super) fn to_raw(self) -> Result<RawDevInfo, InvalidDevice> {
+        if self.queues == 0 || self.queues > UBLK_MAX_NR_QUEUES {
+            return Err(InvalidDevice::Queues(self.queues));
+        }
+        if self.depth == 0 || self.depth > UBLK_MAX_QUEUE_DEPTH {
+            return Err(InvalidDevice::Depth(self.depth));
+        }
+        let page = page_size();
+        let bytes = self.max_io_bytes;
+        if bytes == 0 || bytes > 1 << UBLK_IO_BUF_BITS || !(bytes as usize).is_multiple_of(page) {
+            return Err(InvalidDevice::MaxIo { bytes, page });
+        }
+        Ok(RawDevInfo {
+            nr_hw_queues: self.queues,
+            queue_depth: self.depth,
+            max_io_buf_bytes: bytes,
+            dev_id: self.id.map_or(u32::MAX, DeviceId::number),
+            ublksrv_pid: -1,
+            flags: self.flags().bits(),
+            ..RawDevInfo::default()
+        })
+    }
+}
+
+/// An [`AddDevice`] that no kernel would take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidDevice {
+    /// Number of queues.
+    #[error("a device cannot have {0} queues: 1 to 4096 are possible")]
+    Queues(u16),
+    /// Queue depth.
+    #[error("a queue cannot have a depth of {0}: 1 to 4096 are possible")]
+    Depth(u16),
+    /// Most bytes of a request.
+    #[error("a request cannot have up to {bytes} bytes: a multiple of {page} up to 33554432 is possible")]
+    MaxIo {
+        /// What was asked for.
+        bytes: u32,
+        /// The page size.
+        page: usize,
+    },
+}
+
+/// What state a device is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has no block device: not started yet, or stopped.
+    Dead,
+    /// It has a block device and a server.
+    Live,
+    /// It lost its server and waits for another; requests wait too.
+    Quiesced,
+    /// It lost its server and waits for another; requests fail.
+    FailIo,
+}
+
+impl State {
+    fn parse(raw: u16) -> Result<Self, MalformedInfo> {
+        match raw {
+            UBLK_S_DEV_DEAD => Ok(Self::Dead),
+            UBLK_S_DEV_LIVE => Ok(Self::Live),
+            UBLK_S_DEV_QUIESCED => Ok(Self::Quiesced),
+            UBLK_S_DEV_FAIL_IO => Ok(Self::FailIo),
+            unknown => Err(MalformedInfo::State(unknown)),
+        }
+    }
+
+    /// Whether a new server can take the device over.
+    pub fn is_recoverable(self) -> bool {
+        matches!(self, Self::Quiesced | Self::FailIo)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Dead => "dead",
+            Self::Live => "live",
+            Self::Quiesced => "quiesced",
+            Self::FailIo => "fail-io",
+        })
+    }
+}
+
+/// What the kernel says of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its hardware queues: what was asked for, at most one for each CPU.
+    pub queues: u16,
+    /// Tags of each queue.
+    pub depth: u16,
+    /// Its state.
+    pub state: State,
+    /// Bytes from one descriptor to the next.
+    pub descriptor_bytes: u16,
+    /// Most bytes of a request.
+    pub max_io_bytes: u32,
+    /// The server's process id in this pid namespace; `None` where none runs or it cannot be seen from here.
+    pub server: Option<u32>,
+    /// What it was made with.
+    pub flags: Features,
+    /// The user that made it.
+    pub owner_uid: u32,
+    /// The group of the user that made it.
+    pub owner_gid: u32,
+}
+
+impl DeviceInfo {
+    /// Parses what the kernel answered about device `expected` (`None`: it chose the id).
+    pub(super) fn parse(raw: &RawDevInfo, expected: Option<DeviceId>) -> Result<Self, MalformedInfo> {
+        let id = DeviceId::new(raw.dev_id).ok_or(MalformedInfo::Id(raw.dev_id))?;
+        if expected.is_some_and(|expected| expected != id) {
+            return Err(MalformedInfo::Id(raw.dev_id));
+        }
+        if raw.nr_hw_queues == 0 || raw.nr_hw_queues > UBLK_MAX_NR_QUEUES {
+            return Err(MalformedInfo::Queues(raw.nr_hw_queues));
+        }
+        if raw.queue_depth == 0 || raw.queue_depth > UBLK_MAX_QUEUE_DEPTH {
+            return Err(MalformedInfo::Depth(raw.queue_depth));
+        }
+        Ok(Self {
+            id,
+            queues: raw.nr_hw_queues,
+            depth: raw.queue_depth,
+            state: State::parse(raw.state)?,
+            descriptor_bytes: parse_descriptor_bytes(raw.io_desc_size)?,
+            max_io_bytes: raw.max_io_buf_bytes,
+            server: u32::try_from(raw.ublksrv_pid).ok().filter(|pid| *pid != 0),
+            flags: Features::from_bits_retain(raw.flags),
+            owner_uid: raw.owner_uid,
+            owner_gid: raw.owner_gid,
+        })
+    }
+
+    /// What becomes of the device when its server dies.
+    pub fn recovery(&self) -> Recovery {
+        if self.flags.contains(Features::RECOVERY_REISSUE) {
+            Recovery::Reissue
+        } else if self.flags.contains(Features::RECOVERY) {
+            Recovery::Fail
+        } else {
+            Recovery::None
+        }
+    }
+}
+
+/// Before Linux 7.3 the field was padding: zero, and descriptors had 24 bytes.
+fn parse_descriptor_bytes(raw: u16) -> Result<u16, MalformedInfo> {
+    match raw {
+        0 => Ok(IO_DESC_BYTES),
+        bytes if bytes >= IO_DESC_BYTES && bytes.is_multiple_of(8) => Ok(bytes),
+        bytes => Err(MalformedInfo::Descriptor(bytes)),
+    }
+}
+
+/// An answer of the kernel about a device that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedInfo {
+    /// Another device's id, or none that a device can have.
+    #[error("it speaks of device {0}")]
+    Id(u32),
+    /// Number of queues.
+    #[error("it says the device has {0} queues")]
+    Queues(u16),
+    /// Queue depth.
+    #[error("it says the queues have a depth of {0}")]
+    Depth(u16),
+    /// Device state.
+    #[error("it says the device is in state {0}, and 0 to 3 are known")]
+    State(u16),
+    /// Descriptor size.
+    #[error("it says descriptors have {0} bytes")]
+    Descriptor(u16),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> RawDevInfo {
+        RawDevInfo {
+            nr_hw_queues: 2,
+            queue_depth: 64,
+            dev_id: 3,
+            state: 1,
+            ublksrv_pid: -1,
+            ..RawDevInfo::default()
+        }
+    }
+
+    #[test]
+    fn ids_are_numbers_or_names() {
+        for text in ["3", "ublkb3", "/dev/ublkb3"] {
+            assert_eq!(text.parse(), Ok(DeviceId(3)));
+        }
+        for text in [
+            "",
+            "-1",
+            "+3",
+            "3x",
+            "ublkc3",
+            "1048576",
+            "99999999999",
+            "/dev/sda",
+        ] {
+            let error = text.parse::<DeviceId>().unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("`{text}` is not a ublk device")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn nonsense_devices_are_refused_in_words() {
+        let with = |change: fn(&mut AddDevice)| {
+            let mut device = AddDevice::default();
+            change(&mut device);
+            device.to_raw().unwrap_err().to_string()
+        };
+        assert_eq!(
+            with(|d| d.queues = 0),
+            "a device cannot have 0 queues: 1 to 4096 are possible"
+        );
+        assert_eq!(
+            with(|d| d.depth = 4097),
+            "a queue cannot have a depth of 4097: 1 to 4096 are possible"
+        );
+        assert!(with(|d| d.max_io_bytes = 1000).starts_with("a request cannot have up to 1000 bytes"));
+        assert!(with(|d| d.max_io_bytes = (32 << 20) + 4096).contains("up to 33554432"));
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_parsed() {
+        let info = DeviceInfo::parse(&raw(), DeviceId::new(3)).unwrap();
+        assert_eq!(
+            (info.state, info.server, info.descriptor_bytes),
+            (State::Live, None, 24)
+        );
+        let said = |raw: RawDevInfo| DeviceInfo::parse(&raw, DeviceId::new(3)).unwrap_err();
+        assert_eq!(said(RawDevInfo { state: 4, ..raw() }), MalformedInfo::State(4));
+        assert_eq!(said(RawDevInfo { dev_id: 4, ..raw() }), MalformedInfo::Id(4));
+        assert_eq!(
+            said(RawDevInfo {
+                nr_hw_queues: 0,
+                ..raw()
+            }),
+            MalformedInfo::Queues(0)
+        );
+        assert_eq!(
+            said(RawDevInfo {
+                queue_depth: 4097,
+                ..raw()
+            }),
+            MalformedInfo::Depth(4097)
+        );
+        assert_eq!(
+            said(RawDevInfo {
+                io_desc_size: 25,
+                ..raw()
+            }),
+            MalformedInfo::Descriptor(25)
+        );
+    }
+
+    #[test]
+    fn recovery_is_read_back_from_the_flags() {
+        for recovery in [Recovery::None, Recovery::Fail, Recovery::Reissue] {
+            let raw = RawDevInfo {
+                flags: recovery.flags().bits(),
+                ..raw()
+            };
+            assert_eq!(DeviceInfo::parse(&raw, None).unwrap().recovery(), recovery);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Making and unmaking devices by `/dev/ublk-control`.
+//!
+//! A server [adds](Control::add) a device, [opens its character device](open_char_device), [says what it can
+//! do](Control::set_params), readies its queues, and [starts](Control::start) it. In the end it is
+//! [stopped](Control::stop) and [deleted](Control::delete). Another process may do each of these but open and
+//! serve it.
+//!
+//! Every command is bounded in time, and every answer of the kernel is parsed.
+
+mod command;
+mod device;
+mod error;
+mod features;
+mod node;
+mod params;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Duration;
+
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+pub use self::command::Command;
+pub use self::device::{
+    AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MalformedInfo, Recovery, State,
+};
+pub use self::error::{CONTROL_PATH, DeviceOrAny, Errno, Error};
+pub use self::features::{FEATURES, Feature, Features, Missing};
+pub use self::node::{open_char_device, wait_for_block_device};
+pub use self::params::{Discard, InvalidParams, MalformedParams, Params};
+use self::transport::{Kernel, Transport};
+use crate::sys::command::NoAnswer;
+use crate::sys::uapi::{CtrlCmd, PARAMS_BYTES, RawDevInfo, RawParams, UBLK_FEATURES_LEN};
+
+/// Where the kernel lists character devices of ublk.
+const CLASS_PATH: &str = "/sys/class/ublk-char";
+
+/// The control plane of this kernel's ublk. Any number of threads may use one at the same time.
+pub struct Control {
+    transport: Box<dyn Transport>,
+    patience: Option<Duration>,
+}
+
+impl Control {
+    /// Opens `/dev/ublk-control`. Errors: there is no ublk here, or this user may not use it.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            transport: Box::new(Kernel::open()?),
+            patience: None,
+        })
+    }
+
+    /// The same, with this long for each command in place of the command's own patience (5 to 30 seconds).
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// What this kernel's ublk can do. Linux >= 6.5 answers.
+    pub fn features(&self) -> Result<Features, Error> {
+        let word = [0; UBLK_FEATURES_LEN as usize];
+        let (_, answer) = self.send(Command::GetFeatures, None, 0, word)?;
+        Ok(Features::from_bits_retain(u64::from_ne_bytes(answer)))
+    }
+
+    /// Makes a device and its character device. It has no block device until it is [started](Control::start).
+    ///
+    /// The answer tells the id and the number of queues that the kernel chose. A kernel that lacks a feature drops
+    /// its flag without a word: then the device is deleted and the feature named.
+    pub fn add(&self, device: &AddDevice) -> Result<DeviceInfo, Error> {
+        let raw = device.to_raw()?;
+        let (_, answer) = self.send(Command::Add, device.id, 0, raw)?;
+        let info = DeviceInfo::parse(&answer, device.id).map_err(|source| {
+            let device = DeviceOrAny(device.id);
+            Error::MalformedInfo {
+                command: Command::Add,
+                device,
+                source,
+            }
+        });
+        let checked = info.and_then(|info| {
+            info.flags
+                .require(device.flags())
+                .map(|()| info)
+                .map_err(Error::from)
+        });
+        if checked.is_err()
+            && let Some(id) = DeviceId::new(answer.dev_id)
+        {
+            // What is wrong with it matters more than why it cannot be deleted.
+            self.delete(id).ok();
+        }
+        checked
+    }
+
+    /// Says what the device can do; before it starts. `device` is what [`Control::add`] returned.
+    pub fn set_params(&self, device: &DeviceInfo, params: &Params) -> Result<(), Error> {
+        let raw = params.to_raw(device.max_io_bytes)?;
+        self.send(Command::SetParams, Some(device.id), 0, raw).map(drop)
+    }
+
+    /// What the device can do.
+    pub fn params(&self, id: DeviceId) -> Result<Params, Error> {
+        let ask = RawParams {
+            len: PARAMS_BYTES,
+            ..RawParams::default()
+        };
+        let (_, answer) = self.send(Command::GetParams, Some(id), 0, ask)?;
+        Params::parse(&answer).map_err(|source| Error::MalformedParams { device: id, source })
+    }
+
+    /// Makes the block device. Waits until every queue is ready, so it must not be called on a queue's thread; `server`
+    /// is the process that has the character device open.
+    pub fn start(&self, id: DeviceId, server: u32) -> Result<(), Error> {
+        self.command(Command::Start, id, server.into())
+    }
+
+    /// Removes the block device, whoever has it open; waits for requests in flight, which the server must still
+    /// complete. A device that is not started is left as it is.
+    pub fn stop(&self, id: DeviceId) -> Result<(), Error> {
+        self.command(Command::Stop, id, 0)
+    }
+
+    /// Removes the block device unless somebody has it open (then the error's errno is EBUSY). Linux >= 7.0.
+    pub fn try_stop(&self, id: DeviceId) -> Result<(), Error> {
+        self.command(Command::TryStop, id, 0)
+    }
+
+    /// Stops the device and deletes it, and waits until its id is free: not before its server has closed the character
+    /// device and unmapped the descriptors.
+    pub fn delete(&self, id: DeviceId) -> Result<(), Error> {
+        self.command(Command::Delete, id, 0)
+    }
+
+    /// What the device is and in which state.
+    pub fn info(&self, id: DeviceId) -> Result<DeviceInfo, Error> {
+        let mut command = Command::GetInfo;
+        let mut result = self
+            .send(command, Some(id), 0, RawDevInfo::default())
+            .map(|(_, raw)| raw);
+        // A device that belongs to a user without privileges does not answer unless its path is given.
+        if result
+            .as_ref()
+            .is_err_and(|error| error.errno() == Some(libc::EINVAL))
+        {
+            command = Command::GetInfoByPath;
+            result = self.info_by_path(id);
+        }
+        DeviceInfo::parse(&result?, Some(id)).map_err(|source| {
+            let device = DeviceOrAny(Some(id));
+            Error::MalformedInfo {
+                command,
+                device,
+                source,
+            }
+        })
+    }
+
+    /// Every ublk device there is, by id, whoever made it.
+    pub fn list(&self) -> Result<Vec<DeviceInfo>, Error> {
+        let mut devices = Vec::new();
+        for id in ids_in(Path::new(CLASS_PATH))? {
+            match self.info(id) {
+                Ok(info) => devices.push(info),
+                // Deleted since the folder was read.
+                Err(error) if error.is_no_device() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Begins to give a device whose server has died a new one: checks that the old one is gone. Then open the character
+    /// device, ready the queues, and [end the recovery](Control::end_recovery).
+    pub fn start_recovery(&self, id: DeviceId) -> Result<(), Error> {
+        self.command(Command::StartRecovery, id, 0)
+    }
+
+    /// Lets the new server take over. Waits, like [`Control::start`], until every queue is ready.
+    pub fn end_recovery(&self, id: DeviceId, server: u32) -> Result<(), Error> {
+        self.command(Command::EndRecovery, id, server.into())
+    }
+
+    /// Takes a live device from its server, which sees its fetches end with ENODEV and has to close the character
+    /// device; then another one can recover it. `timeout` is the kernel's own (not used in batch mode), at least 1 ms.
+    pub fn quiesce(&self, id: DeviceId, timeout: Duration) -> Result<(), Error> {
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.command(Command::Quiesce, id, millis)
+    }
+
+    /// Changes the size of a started device, in sectors of 512 bytes.
+    pub fn update_size(&self, id: DeviceId, sectors: u64) -> Result<(), Error> {
+        self.command(Command::UpdateSize, id, sectors)
+    }
+
+    /// A command with a number and no buffer.
+    fn command(&self, command: Command, id: DeviceId, data: u64) -> Result<(), Error> {
+        self.send(command, Some(id), data, [0u8; 0]).map(drop)
+    }
+
+    /// The path goes before the info in the buffer, with its NUL.
+    fn info_by_path(&self, id: DeviceId) -> Result<RawDevInfo, Error> {
+        let mut buffer = id.char_path().into_os_string().into_encoded_bytes();
+        buffer.push(0);
+        let path_len = buffer.len();
+        buffer.resize(path_len + size_of::<RawDevInfo>(), 0);
+        let header = CtrlCmd {
+            dev_path_len: u16::try_from(path_len).expect("`/dev/ublkcN` is short"),
+            ..header(Some(id), 0)
+        };
+        let (_, answer) = self.send_raw(Command::GetInfoByPath, Some(id), header, buffer.into())?;
+        let mut info = RawDevInfo::new_zeroed();
+        info.as_mut_bytes().copy_from_slice(&answer[path_len..]);
+        Ok(info)
+    }
+
+    /// Sends a command whose buffer holds a `T`, and returns the command's result and the buffer's `T`.
+    fn send<T: IntoBytes + FromBytes + zerocopy::Immutable>(
+        &self,
+        command: Command,
+        device: Option<DeviceId>,
+        data: u64,
+        mut value: T,
+    ) -> Result<(i32, T), Error> {
+        let buffer = value.as_bytes().into();
+        let (result, buffer) = self.send_raw(command, device, header(device, data), buffer)?;
+        value.as_mut_bytes().copy_from_slice(&buffer);
+        Ok((result, value))
+    }
+
+    fn send_raw(
+        &self,
+        command: Command,
+        device: Option<DeviceId>,
+        header: CtrlCmd,
+        buffer: Box<[u8]>,
+    ) -> Result<(i32, Box<[u8]>), Error> {
+        let within = self.patience.unwrap_or_else(|| command.patience());
+        match self.transport.send(command.code(), header, buffer, within) {
+            Ok(answer) if answer.result >= 0 => Ok((answer.result, answer.buffer)),
+            Ok(answer) => Err(Error::Refused {
+                command,
+                device,
+                errno: Errno(-answer.result),
+            }),
+            Err(NoAnswer::Ring(source)) => Err(Error::Ring { command, source }),
+            Err(NoAnswer::TimedOut { cancelled }) => Err(Error::TimedOut {
+                command,
+                device,
+                after: within,
+                cancelled,
+            }),
+        }
+    }
+}
+
+/// The command area of a command that is for no queue.
+fn header(device: Option<DeviceId>, data: u64) -> CtrlCmd {
+    CtrlCmd {
+        dev_id: device.map_or(u32::MAX, DeviceId::number),
+        queue_id: u16::MAX,
+        data: [data],
+        ..CtrlCmd::default()
+    }
+}
+
+/// The ids of the `ublkcN` in a folder, in order. A folder that is not there has none: the class comes with the driver.
+fn ids_in(folder: &Path) -> Result<Vec<DeviceId>, Error> {
+    let error = |source| Error::List {
+        path: folder.into(),
+        source,
+    };
+    let entries = match folder.read_dir() {
+        Ok(entries) => entries,
+        Err(missing)
+            if missing.kind() == std::io::ErrorKind::NotFound && Path::new("/sys/class").exists() =>
+        {
+            return Ok(Vec::new());
+        }
+        Err(source) => return Err(error(source)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        ids.extend(char_device_id(&entry.map_err(error)?.file_name()));
+    }
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+fn char_device_id(name: &OsStr) -> Option<DeviceId> {
+    let digits = name.to_str()?.strip_prefix("ublkc")?;
+    DeviceId::new(digits.parse().ok()?)
+}

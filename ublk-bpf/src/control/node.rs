@@ -1,0 +1,64 @@
+//! Device nodes: they appear a moment after the command that makes their device.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::time::{Duration, Instant};
+
+use super::device::DeviceId;
+use super::error::Error;
+
+/// devtmpfs makes a node at once, udev may still change it: short enough not to be noticed.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Opens `/dev/ublkcN` for reading and writing, waiting for it to appear, at most `within`. One process at a time
+/// has it open; the kernel takes that process for the server.
+pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, Error> {
+    let path = id.char_path();
+    let deadline = Instant::now() + within;
+    loop {
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => return Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Node { path, source }),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoNode { path, after: within });
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Waits until `/dev/ublkbN` is there and is a block device, at most `within`.
+pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), Error> {
+    let path = id.block_path();
+    let deadline = Instant::now() + within;
+    loop {
+        match path.metadata() {
+            Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Node { path, source }),
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoNode { path, after: within });
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_does_not_appear_is_named() {
+        let id = DeviceId::new(1_048_575).unwrap();
+        let within = Duration::from_millis(10);
+        assert_eq!(
+            open_char_device(id, within).unwrap_err().to_string(),
+            "/dev/ublkc1048575 did not appear within 0.01 s; is devtmpfs mounted on /dev?"
+        );
+        wait_for_block_device(id, within).unwrap_err();
+    }
+}

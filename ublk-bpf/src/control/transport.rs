@@ -1,0 +1,50 @@
+//! The one way by which commands reach the kernel, replaced in tests.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::error::{CONTROL_PATH, Error};
+use crate::sys::command::{self, Answer, NoAnswer};
+use crate::sys::uapi::CtrlCmd;
+
+/// Who carries control commands.
+pub(super) trait Transport: Send + Sync {
+    /// Sends the command with ioctl number `code` and this buffer and waits for the answer, at most `within`.
+    fn send(
+        &self,
+        code: u32,
+        command: CtrlCmd,
+        buffer: Box<[u8]>,
+        within: Duration,
+    ) -> Result<Answer, NoAnswer>;
+}
+
+/// The driver of this kernel.
+pub(super) struct Kernel(File);
+
+impl Kernel {
+    pub(super) fn open() -> Result<Self, Error> {
+        let file = OpenOptions::new().read(true).write(true).open(CONTROL_PATH);
+        file.map(Self).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoDriver,
+            io::ErrorKind::PermissionDenied => Error::NoPermission,
+            // The node is left over, but nothing is behind it.
+            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::NoDriver,
+            _ => Error::Open(error),
+        })
+    }
+}
+
+impl Transport for Kernel {
+    fn send(
+        &self,
+        code: u32,
+        command: CtrlCmd,
+        buffer: Box<[u8]>,
+        within: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        command::execute(self.0.as_fd(), code, command, buffer, within)
+    }
+}

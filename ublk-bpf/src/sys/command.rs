@@ -1,0 +1,159 @@
+//! One ublk control command at a time: an io_uring command with a 128-byte SQE, bounded in time.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use zerocopy::IntoBytes;
+
+use super::uapi::CtrlCmd;
+
+/// How long a cancelled command may take to give in before it is left behind.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
+const COMMAND: u64 = 1;
+const CANCEL: u64 = 2;
+
+type Ring = IoUring<squeue::Entry128, cqueue::Entry>;
+
+/// What the kernel answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The command's result: 0 or more, or a negative errno.
+    pub result: i32,
+    /// The buffer that went with the command, as the kernel left it.
+    pub buffer: Box<[u8]>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// io_uring itself does not work here.
+    Ring(io::Error),
+    /// The time was up. `cancelled`: the command has ended without effect or with part of it. Otherwise it
+    /// goes on in the kernel, out of reach; the process cannot end before it does.
+    TimedOut {
+        /// Whether the kernel gave the command up.
+        cancelled: bool,
+    },
+}
+
+/// Sends the command with ioctl number `code` to `device` (`/dev/ublk-control`) and waits for its answer, at most
+/// `within` and a second's grace for its cancellation. `command.addr` and `command.len` are set from `buffer`.
+///
+/// Each call makes a ring of its own: control commands are rare, and one that never returns then holds
+/// nothing that another needs. Signals do not end the wait.
+pub fn execute(
+    device: BorrowedFd<'_>,
+    code: u32,
+    mut command: CtrlCmd,
+    buffer: Box<[u8]>,
+    within: Duration,
+) -> Result<Answer, NoAnswer> {
+    command.len =
+        u16::try_from(buffer.len()).map_err(|_| NoAnswer::Ring(io::ErrorKind::InvalidInput.into()))?;
+    let mut ring: Ring = IoUring::builder().build(2).map_err(NoAnswer::Ring)?;
+    let deadline = Instant::now() + within;
+
+    // The kernel may write to the buffer until the command's CQE: till then it belongs to no Rust value, and
+    // where that CQE never comes it is leaked.
+    let buffer = Box::into_raw(buffer);
+    command.addr = buffer.cast::<u8>().expose_provenance() as u64;
+    let mut area = [0; 80];
+    area[..size_of::<CtrlCmd>()].copy_from_slice(command.as_bytes());
+    let entry = opcode::UringCmd80::new(Fd(device.as_raw_fd()), code)
+        .cmd(area)
+        .build()
+        .user_data(COMMAND);
+    // SAFETY: `buffer` stays allocated until the CQE, see above; the SQE holds the rest by value.
+    unsafe { push(&mut ring, &entry) };
+
+    let mut cancelled = false;
+    let mut result = wait(&mut ring, deadline).map_err(NoAnswer::Ring)?;
+    if result.is_none() {
+        cancelled = true;
+        let entry = opcode::AsyncCancel::new(COMMAND).build().user_data(CANCEL).into();
+        // SAFETY: a cancellation has no buffer.
+        unsafe { push(&mut ring, &entry) };
+        result = wait(&mut ring, Instant::now() + CANCEL_GRACE).map_err(NoAnswer::Ring)?;
+    }
+    let Some(result) = result else {
+        return Err(NoAnswer::TimedOut { cancelled: false });
+    };
+    // SAFETY: made by `Box::into_raw` above; the command has ended, so the kernel holds it no more.
+    let buffer = unsafe { Box::from_raw(buffer) };
+    if cancelled && (result == -libc::EINTR || result == -libc::ECANCELED) {
+        return Err(NoAnswer::TimedOut { cancelled: true });
+    }
+    Ok(Answer { result, buffer })
+}
+
+/// Puts an entry in the submission queue.
+///
+/// # Safety
+///
+/// What the entry points to stays valid until its CQE has come.
+unsafe fn push(ring: &mut Ring, entry: &squeue::Entry128) {
+    // SAFETY: passed on from the caller.
+    let result = unsafe { ring.submission().push(entry) };
+    result.expect("a ring of two entries has room for a command and its cancellation");
+}
+
+/// Submits what is queued and waits for the command's result until `deadline`; `None`: it did not come.
+fn wait(ring: &mut Ring, deadline: Instant) -> io::Result<Option<i32>> {
+    loop {
+        let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
+        match ring
+            .submitter()
+            .submit_with_args(1, &SubmitArgs::new().timespec(&left))
+        {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(entry) = ring.completion().find(|entry| entry.user_data() == COMMAND) {
+            return Ok(Some(entry.result()));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_file_without_commands_answers_with_an_errno_and_gives_the_buffer_back() {
+        let file = tempfile::tempfile().unwrap();
+        let buffer = vec![7; 64].into_boxed_slice();
+        let answer = execute(
+            file.as_fd(),
+            1,
+            CtrlCmd::default(),
+            buffer,
+            Duration::from_secs(5),
+        )
+        .unwrap();
+        assert_eq!(answer.result, -libc::EOPNOTSUPP);
+        assert_eq!(&*answer.buffer, [7; 64]);
+    }
+
+    #[test]
+    fn a_buffer_that_the_command_cannot_describe_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        let buffer = vec![0; 1 << 16].into_boxed_slice();
+        execute(
+            file.as_fd(),
+            1,
+            CtrlCmd::default(),
+            buffer,
+            Duration::from_secs(5),
+        )
+        .unwrap_err();
+    }
+}
