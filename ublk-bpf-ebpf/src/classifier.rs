@@ -51,6 +51,7 @@ mod classify {
             disk_name: 0,
             hctx_queue_num: 0,
         },
+        reserved: 0,
     });
 
     // The loader sets the number of entries of each of these but `decisions`.

@@ -6,6 +6,8 @@
 //! ties these together for one device, [`cli`] is the command line.
 
 pub mod control;
+pub mod observe;
+pub mod policy;
 pub mod queue;
 pub mod sys;
 pub mod target;

@@ -51,6 +51,8 @@ pub struct Config {
     pub any_flag: u32,
     /// Where the running kernel's structures have what the classifier reads.
     pub offsets: Offsets,
+    /// Zero; fills the last word.
+    pub reserved: u32,
 }
 
 /// Byte offsets of structure members, resolved from the running kernel's BTF.
@@ -507,6 +509,13 @@ macro_rules! server_counters {
                 [$(self.$name,)+]
             }
 
+            /// The counters with these values, in the order of [`Self::FIELDS`].
+            #[must_use]
+            pub const fn from_values(values: [u64; Self::FIELDS.len()]) -> Self {
+                let [$($name,)+] = values;
+                Self { $($name,)+ }
+            }
+
             /// Adds the counts of another queue.
             pub const fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)+
@@ -563,6 +572,9 @@ server_counters! {
 }
 
 const _: () = {
+    // No byte of `Config` is padding: it is handed over as bytes.
+    assert!(size_of::<Config>() == 96);
+    assert!(size_of::<Offsets>() == 9 * 4);
     assert!(size_of::<Request>() == 24);
     assert!(size_of::<VerdictSlot>() == 16);
     assert!(size_of::<Decisions>() == Decisions::WORDS * 8);

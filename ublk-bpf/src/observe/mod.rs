@@ -1,0 +1,140 @@
+//! What a device's classifier and server count, read from their pinned maps by whoever has the right to.
+//!
+//! Nothing here asks the server: the maps are there while the device lives, and after its server died.
+
+mod read;
+mod table;
+
+use serde::{Serialize, Serializer};
+use ublk_bpf_abi::{Op, Reason, ServerCounters, Verdict};
+
+pub use read::{program, stats};
+pub use table::Table;
+
+/// Everything counted for one device. The names of its fields, as JSON has them, are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// The device's disk, such as `ublkb0`.
+    pub disk: String,
+    /// What the kernel counts about the classifier.
+    pub classifier: ProgramStats,
+    /// The same of the policy, if there is one in place of the default one.
+    pub policy: Option<ProgramStats>,
+    /// What the classifier decided, for each operation, since the device was made.
+    pub decisions: Vec<OpDecisions>,
+    /// What the server did since the device was made, all queues together.
+    pub server: ServerStats,
+    /// The same for each queue.
+    pub queues: Vec<ServerStats>,
+}
+
+/// What the kernel counts about a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProgramStats {
+    /// The program's id for `bpftool prog show id`.
+    pub id: u32,
+    /// Requests for which the kernel did not run the program, because it already ran on their CPU.
+    pub recursion_misses: u64,
+    /// Times it was run; counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
+    pub runs: u64,
+    /// Nanoseconds spent in it; counted only as `runs` is.
+    pub run_time_ns: u64,
+    /// Instructions that the verifier went through.
+    pub verified_instructions: u32,
+}
+
+/// What the classifier decided about the requests of one operation, summed over CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OpDecisions {
+    /// The operation.
+    #[serde(serialize_with = "op_name")]
+    pub op: Op,
+    /// Requests that were classified.
+    pub requests: u64,
+    /// Sectors of these requests.
+    pub sectors: u64,
+    /// The requests by verdict, in the order of [`VERDICTS`].
+    #[serde(serialize_with = "by_verdict")]
+    pub verdicts: [u64; VERDICTS.len()],
+    /// The requests by reason, in the order of [`Reason::ALL`].
+    #[serde(serialize_with = "by_reason")]
+    pub reasons: [u64; Reason::COUNT],
+}
+
+/// The verdicts that are counted: all but the empty one.
+pub const VERDICTS: [Verdict; Verdict::COUNT - 1] =
+    [Verdict::Passthrough, Verdict::Hit, Verdict::Drop, Verdict::Slow];
+
+/// [`ServerCounters`] as an object of names and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerStats(pub ServerCounters);
+
+impl Serialize for ServerStats {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let names = ServerCounters::FIELDS.iter().map(|(name, _)| *name);
+        serializer.collect_map(names.zip(self.0.values()))
+    }
+}
+
+fn op_name<S: Serializer>(op: &Op, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(op.name())
+}
+
+fn by_verdict<S: Serializer>(counts: &[u64; VERDICTS.len()], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(VERDICTS.iter().map(|verdict| verdict.name()).zip(counts))
+}
+
+fn by_reason<S: Serializer>(counts: &[u64; Reason::COUNT], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(Reason::ALL.iter().map(|reason| reason.name()).zip(counts))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> Stats {
+        let decisions = Op::ALL.map(|op| {
+            let requests = if op == Op::Read { 10 } else { 0 };
+            OpDecisions {
+                op,
+                requests,
+                sectors: requests * 8,
+                verdicts: [requests, 0, 0, 0],
+                reasons: [requests, 0, 0, 0, 0, 0],
+            }
+        });
+        let program = ProgramStats {
+            id: 7,
+            recursion_misses: 1,
+            runs: 0,
+            run_time_ns: 0,
+            verified_instructions: 200,
+        };
+        let server = ServerStats(ServerCounters {
+            arrived: 11,
+            completed: 11,
+            verdict_missing: 1,
+            ..Default::default()
+        });
+        Stats {
+            disk: "ublkb3".to_owned(),
+            classifier: program,
+            policy: None,
+            decisions: decisions.to_vec(),
+            server,
+            queues: vec![server],
+        }
+    }
+
+    #[test]
+    fn json_has_names_for_everything() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["decisions"][0]["op"], "read");
+        assert_eq!(json["decisions"][0]["verdicts"]["passthrough"], 10);
+        assert_eq!(json["decisions"][0]["reasons"]["default"], 10);
+        assert_eq!(json["server"]["verdict_missing"], 1);
+        assert_eq!(json["queues"][0]["arrived"], 11);
+        assert_eq!(json["classifier"]["recursion_misses"], 1);
+        assert!(json["policy"].is_null());
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading the pinned maps and programs.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use ublk_bpf_abi::{Decisions, Op, Reason, ServerCounters, map};
+
+use super::{OpDecisions, ProgramStats, ServerStats, Stats, VERDICTS};
+use crate::policy::{Disk, PinDir, PolicyError, chain, pin_error};
+use crate::sys::bpf::{open_pinned, program_facts};
+
+const COUNTER_WORDS: usize = ServerCounters::FIELDS.len();
+
+/// Reads everything that is counted for a disk. Counters go on while they are read: a sum may be some requests
+/// ahead of another.
+pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
+    let pins = PinDir::of(disk);
+    let not_classified = || PolicyError::NotClassified {
+        path: pins.path().to_owned(),
+    };
+    let classifier = program(&pins.classifier())?.ok_or_else(not_classified)?;
+    let queues = server(&pins)?;
+    let mut total = ServerCounters::default();
+    for queue in &queues {
+        total.add(&queue.0);
+    }
+    Ok(Stats {
+        disk: disk.name().to_owned(),
+        classifier,
+        policy: program(&pins.policy())?,
+        decisions: decisions(&pins)?,
+        server: ServerStats(total),
+        queues,
+    })
+}
+
+/// Asks about the program that is pinned at `path`; none if nothing is.
+pub fn program(path: &Path) -> Result<Option<ProgramStats>, PolicyError> {
+    let pinned = match open_pinned(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        pinned => pinned.map_err(|e| pin_error("opening", path.to_owned(), e))?,
+    };
+    let facts = program_facts(pinned.as_fd()).map_err(|e| pin_error("asking about", path.to_owned(), e))?;
+    Ok(Some(ProgramStats {
+        id: facts.id,
+        recursion_misses: facts.recursion_misses,
+        runs: facts.runs,
+        run_time_ns: facts.run_time_ns,
+        verified_instructions: facts.verified_instructions,
+    }))
+}
+
+fn decisions(pins: &PinDir) -> Result<Vec<OpDecisions>, PolicyError> {
+    let failed = |e: MapError| PolicyError::Access {
+        map: map::DECISIONS,
+        detail: chain(&e),
+    };
+    let map = MapData::from_pin(pins.map(map::DECISIONS)).map_err(failed)?;
+    let entries: PerCpuArray<_, [u64; Decisions::WORDS]> =
+        PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(failed)?;
+    let mut all = Vec::with_capacity(Op::COUNT);
+    for op in Op::ALL {
+        let cpus = entries.get(&(op as u32), 0).map_err(failed)?;
+        all.push(sum(op, &cpus));
+    }
+    Ok(all)
+}
+
+/// Adds up what each CPU counted for an operation.
+fn sum(op: Op, cpus: &[[u64; Decisions::WORDS]]) -> OpDecisions {
+    // Wrapping, for a map's content is anybody's who has the right to it.
+    let word = |at: usize| cpus.iter().fold(0u64, |sum, words| sum.wrapping_add(words[at]));
+    let verdicts: [u64; VERDICTS.len()] = std::array::from_fn(word);
+    OpDecisions {
+        op,
+        requests: verdicts.iter().fold(0, |sum, count| sum.wrapping_add(*count)),
+        sectors: word(Decisions::SECTORS),
+        verdicts,
+        reasons: std::array::from_fn::<u64, { Reason::COUNT }, _>(|at| word(Decisions::FIRST_REASON + at)),
+    }
+}
+
+fn server(pins: &PinDir) -> Result<Vec<ServerStats>, PolicyError> {
+    let failed = |e: MapError| PolicyError::Access {
+        map: map::SERVER,
+        detail: chain(&e),
+    };
+    let map = MapData::from_pin(pins.map(map::SERVER)).map_err(failed)?;
+    let entries: Array<_, [u64; COUNTER_WORDS]> = Array::try_from(Map::Array(map)).map_err(failed)?;
+    let mut queues = Vec::new();
+    for qid in 0..entries.len() {
+        let values = entries.get(&qid, 0).map_err(failed)?;
+        queues.push(ServerStats(ServerCounters::from_values(values)));
+    }
+    Ok(queues)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_summed_word_by_word() {
+        let one: [u64; Decisions::WORDS] = std::array::from_fn(|at| at as u64);
+        let sum = sum(Op::Write, &[one, one]);
+        assert_eq!(sum.verdicts, [0, 2, 4, 6]);
+        assert_eq!(sum.requests, 12);
+        assert_eq!(sum.reasons, [8, 10, 12, 14, 16, 18]);
+        assert_eq!(sum.sectors, 20);
+    }
+}

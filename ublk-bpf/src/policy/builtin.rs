@@ -1,0 +1,53 @@
+//! The objects that come with this program, built by `cargo xtask build-ebpf` and embedded by `build.rs`.
+
+/// Embeds an object, aligned as its reader wants it.
+macro_rules! object {
+    ($name:literal) => {
+        aya::include_bytes_aligned!(concat!(env!("UBLK_BPF_OBJECTS"), "/", $name, ".o"))
+    };
+}
+
+/// The classifier.
+pub(super) static CLASSIFIER: &[u8] = object!("classifier");
+/// The policy `passthrough`, named for the tests.
+pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
+
+/// A policy that comes with this program.
+#[derive(Clone, Copy, Debug)]
+pub struct Builtin {
+    /// The name that selects it.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub description: &'static str,
+    /// Its BPF object.
+    pub(super) object: &'static [u8],
+}
+
+static ALL: [Builtin; 4] = [
+    Builtin {
+        name: "passthrough",
+        description: "every request goes to the backing device",
+        object: PASSTHROUGH,
+    },
+    Builtin {
+        name: "drop-discard",
+        description: "discards, which are advisory, are dropped; the rest goes to the backing device",
+        object: object!("drop-discard"),
+    },
+    Builtin {
+        name: "sparse",
+        description: "reads of blocks that hold no data are answered with zeroes, without I/O",
+        object: object!("sparse"),
+    },
+    Builtin {
+        name: "fault",
+        description: "requests that touch the sectors in its map fault_range fail (needs --allow-lossy)",
+        object: object!("fault"),
+    },
+];
+
+/// The policies that come with this program.
+#[must_use]
+pub fn builtin() -> &'static [Builtin] {
+    &ALL
+}

@@ -1,0 +1,378 @@
+//! The classifier of one device: loaded, attached and pinned, or found again.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::BtfTracePoint;
+use aya::programs::links::FdLink;
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use ublk_bpf_abi::{ABI_VERSION, CONFIG_GLOBAL, Config, Decisions, Op, ServerCounters, VerdictSlot, map};
+
+use super::builtin::CLASSIFIER;
+use super::error::{PolicyError, chain};
+use super::maps::{Counters, Verdicts, Written};
+use super::offsets::KernelLayout;
+use super::pin::{Disk, PinDir, pin_error};
+use super::verifier::Refusal;
+
+/// The program in the classifier's object, and the tracepoint that it hangs on.
+const PROGRAM: &str = "classify";
+const TRACEPOINT: &str = "block_rq_issue";
+/// The map that aya makes of the object's read-only globals.
+const RODATA: &str = ".rodata";
+/// What it is pinned as: bpffs takes no name with a dot.
+const CONFIG_PIN: &str = "config";
+
+const CONFIG_WORDS: usize = size_of::<Config>() / size_of::<u64>();
+
+/// The device that a classifier is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its disk.
+    pub disk: Disk,
+    /// Hardware queues: as many as the device really has.
+    pub queues: u16,
+    /// Tags in each queue.
+    pub depth: u16,
+    /// Which blocks hold data, if the server knows it of its backing device.
+    pub written: Option<WrittenSpec>,
+}
+
+/// The shape of the map of blocks that may hold data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenSpec {
+    /// A block's size in bytes as a power of two, 12 to 30.
+    pub shift: u32,
+    /// 64-bit words, one bit for each block of the device.
+    pub words: u32,
+}
+
+impl WrittenSpec {
+    /// The map of a device of `sectors` sectors in blocks of `1 << shift` bytes; none if the map would have more
+    /// than 2^32 words.
+    #[must_use]
+    pub fn for_device(sectors: u64, shift: u32) -> Option<Self> {
+        debug_assert!((12..=30).contains(&shift));
+        let blocks = sectors.div_ceil(1 << (shift - 9));
+        Some(Self {
+            shift,
+            words: u32::try_from(blocks.div_ceil(64).max(1)).ok()?,
+        })
+    }
+}
+
+impl Spec {
+    fn config(&self, layout: &KernelLayout) -> Config {
+        Config {
+            disk_name: self.disk.name_words(),
+            abi_version: ABI_VERSION,
+            depth: self.depth.into(),
+            written_shift: self.written.map_or(0, |written| written.shift),
+            flag_masks: layout.flag_masks,
+            any_flag: layout.flag_masks.iter().fold(0, |all, mask| all | mask),
+            offsets: layout.offsets,
+            reserved: 0,
+        }
+    }
+
+    fn slots(&self) -> u32 {
+        u32::from(self.queues) * u32::from(self.depth)
+    }
+
+    fn written_words(&self) -> u32 {
+        self.written.map_or(1, |written| written.words)
+    }
+}
+
+/// [`Config`] as the bytes that aya puts in the object's global.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ConfigBytes(Config);
+
+// SAFETY: `Config` is `repr(C)`, consists of integers and has no padding (its size is asserted beside it).
+unsafe impl aya::Pod for ConfigBytes {}
+
+/// A device's classifier, attached and pinned.
+///
+/// The classifier lives in the kernel, by its pins, whether this lives or not. Dropping it removes the pins,
+/// and with them the classifier, unless [`Classifier::leave_pinned`] was called: [`Classifier::load`] is undone
+/// by a failure behind it, and a clean end leaves nothing.
+#[derive(Debug)]
+pub struct Classifier {
+    pins: PinDir,
+    verdicts: Verdicts,
+    counters: Counters,
+    written: Option<Written>,
+    leave_pinned: bool,
+}
+
+impl Classifier {
+    /// Loads the classifier for a device, attaches it and pins it, with the default policy. To be done between
+    /// the device's addition and its start: no request is issued before then. What an earlier device of that name
+    /// left behind is removed.
+    pub fn load(spec: &Spec) -> Result<Self, PolicyError> {
+        let layout = KernelLayout::of_running_kernel()?;
+        let config = ConfigBytes(spec.config(&layout));
+        let mut ebpf = EbpfLoader::new()
+            .override_global(CONFIG_GLOBAL, &config, true)
+            .map_max_entries(map::VERDICTS, spec.slots())
+            .map_max_entries(map::SERVER, spec.queues.into())
+            .map_max_entries(map::WRITTEN, spec.written_words())
+            .load(CLASSIFIER)
+            .map_err(|error| ebpf_error("the classifier", error))?;
+        name_operations(&mut ebpf)?;
+        let pins = PinDir::of(&spec.disk);
+        pins.create()?;
+        let pinned = attach_and_pin(&mut ebpf, &pins).and_then(|()| Self::open(spec, &pins));
+        if pinned.is_err() {
+            // The first error says what went wrong; one more from cleaning up would hide it.
+            let _ = pins.remove();
+        }
+        pinned
+    }
+
+    /// Finds the classifier that an earlier server of the same device left pinned, for a server that recovers the
+    /// device. Whatever is pinned must be of this program's interface and of this device's shape. Stays pinned
+    /// when this is dropped, until [`Classifier::remove_when_dropped`] is called.
+    pub fn reopen(spec: &Spec) -> Result<Self, PolicyError> {
+        let pins = PinDir::of(&spec.disk);
+        for needed in [pins.classifier(), pins.link()] {
+            if !needed.exists() {
+                return Err(PolicyError::NotClassified {
+                    path: pins.path().to_owned(),
+                });
+            }
+        }
+        check_config(spec, &pins)?;
+        let mut found = Self::open(spec, &pins)?;
+        found.leave_pinned = true;
+        Ok(found)
+    }
+
+    fn open(spec: &Spec, pins: &PinDir) -> Result<Self, PolicyError> {
+        let open =
+            |name: &str, value_size: usize, entries: u32| open_map(&pins.map(name), value_size, entries);
+        let verdicts = open(map::VERDICTS, size_of::<VerdictSlot>(), spec.slots())?;
+        let server = open(map::SERVER, size_of::<ServerCounters>(), spec.queues.into())?;
+        let written = open(map::WRITTEN, size_of::<u64>(), spec.written_words())?;
+        Ok(Self {
+            pins: pins.clone(),
+            verdicts: Verdicts::map(verdicts.fd().as_fd(), spec.queues, spec.depth)?,
+            counters: Counters::map(server.fd().as_fd(), spec.queues)?,
+            written: spec
+                .written
+                .map(|of| Written::map(written.fd().as_fd(), of.words, of.shift))
+                .transpose()?,
+            leave_pinned: false,
+        })
+    }
+
+    /// The verdicts of every queue.
+    #[must_use]
+    pub fn verdicts(&self) -> &Verdicts {
+        &self.verdicts
+    }
+
+    /// The server's counters, as others see them.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Which blocks may hold data, if the server knows it.
+    #[must_use]
+    pub fn written(&self) -> Option<&Written> {
+        self.written.as_ref()
+    }
+
+    /// Where it is pinned.
+    #[must_use]
+    pub fn pins(&self) -> &PinDir {
+        &self.pins
+    }
+
+    /// Leaves everything pinned when this is dropped, for a server that hands the device to another.
+    pub fn leave_pinned(&mut self) {
+        self.leave_pinned = true;
+    }
+
+    /// Removes everything when this is dropped, for a server that has taken the device over.
+    pub fn remove_when_dropped(&mut self) {
+        self.leave_pinned = false;
+    }
+}
+
+impl Drop for Classifier {
+    fn drop(&mut self) {
+        if self.leave_pinned {
+            return;
+        }
+        if let Err(error) = self.pins.remove() {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// Writes each operation's number into its entry, so that a dump of the map says what each entry is.
+fn name_operations(ebpf: &mut Ebpf) -> Result<(), PolicyError> {
+    let failed = |detail: String| PolicyError::Access {
+        map: map::DECISIONS,
+        detail,
+    };
+    let map = ebpf
+        .map_mut(map::DECISIONS)
+        .ok_or_else(|| failed("the object has none".to_owned()))?;
+    let mut entries: PerCpuArray<_, [u64; Decisions::WORDS]> =
+        PerCpuArray::try_from(map).map_err(|e| failed(chain(&e)))?;
+    let cpus = aya::util::nr_cpus().map_err(|(path, e)| failed(format!("{path}: {e}")))?;
+    for op in Op::ALL {
+        let mut entry = [0; Decisions::WORDS];
+        entry[Decisions::WORDS - 1] = op as u64;
+        let values = PerCpuValues::try_from(vec![entry; cpus]).map_err(|e| failed(e.to_string()))?;
+        entries.set(op as u32, values, 0).map_err(|e| failed(chain(&e)))?;
+    }
+    Ok(())
+}
+
+fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
+    let pin = |path: &Path, error: &(dyn std::error::Error + 'static)| {
+        pin_error("pinning to", path.to_owned(), io::Error::other(chain(error)))
+    };
+    for (name, map) in ebpf.maps() {
+        let path = pins.map(if name == RODATA { CONFIG_PIN } else { name });
+        map.pin(&path).map_err(|e| pin(&path, &e))?;
+    }
+    let attach = |detail| PolicyError::Attach {
+        what: "the classifier".to_owned(),
+        detail,
+    };
+    let btf = Btf::from_sys_fs().map_err(|e| attach(chain(&e)))?;
+    let program = ebpf
+        .program_mut(PROGRAM)
+        .ok_or_else(|| attach(format!("no program {PROGRAM}")))?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(|e| attach(chain(&e)))?;
+    program
+        .load(TRACEPOINT, &btf)
+        .map_err(|e| program_error("the classifier", e))?;
+    program
+        .pin(pins.classifier())
+        .map_err(|e| pin(&pins.classifier(), &e))?;
+    let link = program
+        .attach()
+        .and_then(|id| program.take_link(id))
+        .map_err(|e| attach(chain(&e)))?;
+    FdLink::from(link)
+        .pin(pins.link())
+        .map_err(|e| pin(&pins.link(), &e))?;
+    Ok(())
+}
+
+/// The pinned configuration must be one that this program would have written for the same device.
+fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
+    let path = pins.map(CONFIG_PIN);
+    let map = open_map(&path, size_of::<Config>(), 1)?;
+    let failed = |e: aya::maps::MapError| PolicyError::Access {
+        map: CONFIG_PIN,
+        detail: chain(&e),
+    };
+    let map: Array<_, [u64; CONFIG_WORDS]> = Array::try_from(Map::Array(map)).map_err(failed)?;
+    let words = map.get(&0, 0).map_err(failed)?;
+    let halves = |word: u64| [word & u64::from(u32::MAX), word >> 32];
+    let [abi_version, depth] = halves(words[2]);
+    let [written_shift, _] = halves(words[3]);
+    let wanted_shift = spec.written.map_or(0, |written| written.shift);
+    let [name, name_end] = spec.disk.name_words();
+    let properties = [
+        ("its interface version", abi_version, ABI_VERSION.into()),
+        ("its queue depth", depth, spec.depth.into()),
+        ("its block shift", written_shift, wanted_shift.into()),
+        ("its disk name", words[0], name),
+        ("its disk name", words[1], name_end),
+    ];
+    for (what, found, wanted) in properties {
+        if found != wanted {
+            return Err(PolicyError::Foreign {
+                path,
+                what,
+                found,
+                wanted,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Opens a pinned map and checks its shape.
+fn open_map(path: &Path, value_size: usize, entries: u32) -> Result<MapData, PolicyError> {
+    let failed = |e: aya::maps::MapError| pin_error("opening", path.to_owned(), io::Error::other(chain(&e)));
+    let map = MapData::from_pin(path).map_err(failed)?;
+    let info = map.info().map_err(failed)?;
+    let properties = [
+        (
+            "the size of its values",
+            u64::from(info.value_size()),
+            value_size as u64,
+        ),
+        ("its number of entries", info.max_entries().into(), entries.into()),
+    ];
+    for (what, found, wanted) in properties {
+        if found != wanted {
+            return Err(PolicyError::Foreign {
+                path: path.to_owned(),
+                what,
+                found,
+                wanted,
+            });
+        }
+    }
+    Ok(map)
+}
+
+/// aya's error of loading an object.
+pub(super) fn ebpf_error(what: &str, error: EbpfError) -> PolicyError {
+    if is_permission(&error) {
+        return PolicyError::NoPermission;
+    }
+    match error {
+        EbpfError::ProgramError(error) => program_error(what, error),
+        error => PolicyError::Load {
+            what: what.to_owned(),
+            detail: chain(&error),
+        },
+    }
+}
+
+/// aya's error of loading a program.
+pub(super) fn program_error(what: &str, error: aya::programs::ProgramError) -> PolicyError {
+    use aya::programs::ProgramError;
+    if is_permission(&error) {
+        return PolicyError::NoPermission;
+    }
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => Refusal::from_log(what, &io_error, &verifier_log.to_string()).into(),
+        error => PolicyError::Load {
+            what: what.to_owned(),
+            detail: chain(&error),
+        },
+    }
+}
+
+/// The verifier refuses with EACCES, EINVAL and others; EPERM is about the caller.
+fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(cause) = error {
+        let errno = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        if errno == Some(libc::EPERM) {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
+}

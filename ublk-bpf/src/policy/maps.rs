@@ -1,0 +1,191 @@
+//! The classifier's maps as memory of the server.
+//!
+//! What is read from them is integers that anyone with the right to the map may have written.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ublk_bpf_abi::{ServerCounters, VerdictSlot, map};
+
+use super::error::PolicyError;
+use crate::queue::TakenVerdict;
+use crate::sys::bpf::MapWords;
+
+const SLOT_WORDS: usize = size_of::<VerdictSlot>() / size_of::<u64>();
+const COUNTER_WORDS: usize = size_of::<ServerCounters>() / size_of::<u64>();
+
+fn map_words(fd: BorrowedFd<'_>, map: &'static str, words: usize) -> Result<Arc<MapWords>, PolicyError> {
+    let words = MapWords::map(fd, words).map_err(|source| PolicyError::Map { map, source })?;
+    Ok(Arc::new(words))
+}
+
+/// The verdicts of every queue.
+#[derive(Clone, Debug)]
+pub struct Verdicts {
+    words: Arc<MapWords>,
+    depth: u16,
+}
+
+impl Verdicts {
+    pub(super) fn map(fd: BorrowedFd<'_>, queues: u16, depth: u16) -> Result<Self, PolicyError> {
+        let slots = usize::from(queues) * usize::from(depth);
+        Ok(Self {
+            words: map_words(fd, map::VERDICTS, slots * SLOT_WORDS)?,
+            depth,
+        })
+    }
+
+    /// Forgets every verdict: what is left from an earlier server says nothing about what is issued to this one.
+    pub fn clear(&self) {
+        for slot in self.words.as_slice().chunks_exact(SLOT_WORDS) {
+            slot[0].store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The verdicts of one queue, for the thread that serves it.
+    ///
+    /// # Panics
+    ///
+    /// If the device has no such queue.
+    #[must_use]
+    pub fn queue(&self, qid: u16) -> QueueVerdicts {
+        let words = usize::from(self.depth) * SLOT_WORDS;
+        let first = usize::from(qid) * words;
+        assert!(first + words <= self.words.as_slice().len(), "no queue {qid}");
+        QueueVerdicts {
+            words: Arc::clone(&self.words),
+            first,
+            len: words,
+        }
+    }
+}
+
+/// The verdicts of one queue's tags.
+#[derive(Debug)]
+pub struct QueueVerdicts {
+    words: Arc<MapWords>,
+    first: usize,
+    len: usize,
+}
+
+impl QueueVerdicts {
+    /// Takes the verdict of a tag that has arrived: reads its slot and empties it.
+    ///
+    /// Between a tag's arrival and its commit nothing but the server touches its slot: the classifier has run
+    /// for the request before the kernel handed out the tag, and the ring's completion orders the two. So
+    /// relaxed accesses are enough.
+    ///
+    /// # Panics
+    ///
+    /// If the queue has no such tag.
+    #[inline]
+    #[must_use]
+    pub fn take(&self, tag: u16) -> TakenVerdict {
+        let slots = &self.words.as_slice()[self.first..self.first + self.len];
+        let at = usize::from(tag) * SLOT_WORDS;
+        let [head, sector] = &slots[at..at + SLOT_WORDS] else {
+            unreachable!("a slot is two words")
+        };
+        let taken = TakenVerdict {
+            head: head.load(Ordering::Relaxed),
+            sector: sector.load(Ordering::Relaxed),
+        };
+        head.store(0, Ordering::Relaxed);
+        taken
+    }
+}
+
+/// The server's counters, one entry for each queue.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    words: Arc<MapWords>,
+}
+
+impl Counters {
+    pub(super) fn map(fd: BorrowedFd<'_>, queues: u16) -> Result<Self, PolicyError> {
+        Ok(Self {
+            words: map_words(fd, map::SERVER, usize::from(queues) * COUNTER_WORDS)?,
+        })
+    }
+
+    /// The counters of one queue, for the thread that serves it.
+    ///
+    /// # Panics
+    ///
+    /// If the device has no such queue.
+    #[must_use]
+    pub fn queue(&self, qid: u16) -> QueueCounters {
+        let first = usize::from(qid) * COUNTER_WORDS;
+        assert!(
+            first + COUNTER_WORDS <= self.words.as_slice().len(),
+            "no queue {qid}"
+        );
+        QueueCounters {
+            words: Arc::clone(&self.words),
+            first,
+        }
+    }
+}
+
+/// The published counters of one queue.
+#[derive(Debug)]
+pub struct QueueCounters {
+    words: Arc<MapWords>,
+    first: usize,
+}
+
+impl QueueCounters {
+    /// Makes the counts visible to whoever reads the map.
+    #[inline]
+    pub fn publish(&self, counters: &ServerCounters) {
+        for (word, value) in self.words().iter().zip(counters.values()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What is published, in the order of [`ServerCounters::FIELDS`]: what a server before this one counted, for
+    /// one that takes over.
+    #[must_use]
+    pub fn published(&self) -> ServerCounters {
+        let mut values = [0; COUNTER_WORDS];
+        for (value, word) in values.iter_mut().zip(self.words()) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        ServerCounters::from_values(values)
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        &self.words.as_slice()[self.first..self.first + COUNTER_WORDS]
+    }
+}
+
+/// Which blocks may hold data: bit `b % 64` of word `b / 64` for block `b`.
+#[derive(Clone, Debug)]
+pub struct Written {
+    words: Arc<MapWords>,
+    shift: u32,
+}
+
+impl Written {
+    pub(super) fn map(fd: BorrowedFd<'_>, words: u32, shift: u32) -> Result<Self, PolicyError> {
+        Ok(Self {
+            words: map_words(fd, map::WRITTEN, words as usize)?,
+            shift,
+        })
+    }
+
+    /// The words; blocks beyond the device's end are never asked about.
+    #[inline]
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU64] {
+        self.words.as_slice()
+    }
+
+    /// A block's size in bytes, as a power of two.
+    #[must_use]
+    pub fn shift(&self) -> u32 {
+        self.shift
+    }
+}

@@ -1,0 +1,27 @@
+//! The classifier and the policies: loaded into the kernel, pinned, replaced, found again.
+//!
+//! A server [loads](Classifier::load) its device's classifier before it starts the device, and hands out the maps
+//! to its threads. Everybody else works on the pins: [`swap`] and [`reset`] replace the policy under load,
+//! [`crate::observe`] reads what is counted.
+
+mod builtin;
+mod error;
+mod load;
+mod maps;
+mod object;
+mod offsets;
+mod pin;
+mod swap;
+mod verifier;
+
+pub use builtin::{Builtin, builtin};
+pub use error::PolicyError;
+pub(crate) use error::chain;
+pub use load::{Classifier, Spec, WrittenSpec};
+pub use maps::{Counters, QueueCounters, QueueVerdicts, Verdicts, Written};
+pub use object::{ObjectError, POLICY_SECTION, PolicyObject};
+pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
+pub(crate) use pin::pin_error;
+pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks};
+pub use swap::{Policy, reset, swap};
+pub use verifier::Refusal;

@@ -1,0 +1,243 @@
+//! Where a device's programs, links and maps are pinned, so that they outlive the process that made them.
+//!
+//! ```text
+//! /sys/fs/bpf/ublk-bpf/ublkbN/
+//!     classifier  link                  the program and its attachment to the tracepoint
+//!     policy      policy_link           the policy in place of the default one, if there is one
+//!     verdicts  decisions  server  written  config      the classifier's maps (`ublk_bpf_abi::map`)
+//!     maps/                             the policy's own maps
+//! ```
+//!
+//! A directory is its device's for the device's life. A server that is killed leaves it behind: the next server
+//! of that device takes it over ([`super::Classifier::reopen`]) or, once the device is gone, it is removed.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::error::PolicyError;
+
+/// Where bpffs is mounted by custom.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Where everything of ours is pinned.
+const ROOT: &str = "/sys/fs/bpf/ublk-bpf";
+/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// A disk, by the name that the classifier looks for and that its pins go by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Disk(String);
+
+impl Disk {
+    /// The disk of ublk device `id`: `ublkbN`.
+    #[must_use]
+    pub fn ublk(id: u32) -> Self {
+        Self(format!("ublkb{id}"))
+    }
+
+    /// Another block device that is driven by requests, for tests of the classifier alone. The name is that of
+    /// `/sys/block`, at most 15 bytes.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// The ublk device's id, if it is one.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.0.strip_prefix("ublkb")?.parse().ok()
+    }
+
+    /// The name as the classifier compares it: two words, zero padded.
+    pub(super) fn name_words(&self) -> [u64; 2] {
+        let mut bytes = [0; 16];
+        for (byte, of_name) in bytes.iter_mut().zip(self.0.bytes().take(15)) {
+            *byte = of_name;
+        }
+        let word = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(word)
+        };
+        [word(0), word(8)]
+    }
+}
+
+/// The pin directory of one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinDir {
+    path: PathBuf,
+}
+
+impl PinDir {
+    /// The directory of a disk, which need not exist.
+    #[must_use]
+    pub fn of(disk: &Disk) -> Self {
+        Self {
+            path: Path::new(ROOT).join(disk.name()),
+        }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The classifier.
+    #[must_use]
+    pub fn classifier(&self) -> PathBuf {
+        self.path.join("classifier")
+    }
+
+    /// The classifier's attachment to the tracepoint.
+    #[must_use]
+    pub fn link(&self) -> PathBuf {
+        self.path.join("link")
+    }
+
+    /// The policy in place of the default one.
+    #[must_use]
+    pub fn policy(&self) -> PathBuf {
+        self.path.join("policy")
+    }
+
+    /// The policy's attachment to the classifier.
+    #[must_use]
+    pub fn policy_link(&self) -> PathBuf {
+        self.path.join("policy_link")
+    }
+
+    /// A map of the classifier.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory of the policy's own maps.
+    #[must_use]
+    pub fn policy_maps(&self) -> PathBuf {
+        self.path.join("maps")
+    }
+
+    /// Makes the directory, empty: what an earlier device of this name left is removed.
+    pub(super) fn create(&self) -> Result<(), PolicyError> {
+        ensure_bpffs()?;
+        self.remove()?;
+        fs::create_dir_all(self.policy_maps()).map_err(|e| pin_error("making", self.policy_maps(), e))
+    }
+
+    /// Removes the directory with everything in it: the classifier and the policy are detached. No directory is
+    /// as good as a removed one.
+    pub fn remove(&self) -> Result<(), PolicyError> {
+        // The classifier's link goes first, so that it does not run on with half of its pins gone.
+        for path in [self.link(), self.policy_link()] {
+            unlink(&path)?;
+        }
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(pin_error("removing", self.path.clone(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes a pin; none is as good as a removed one.
+pub(super) fn unlink(path: &Path) -> Result<(), PolicyError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("removing", path.to_owned(), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every disk that has a pin directory, whether its server lives or not.
+pub fn pinned_disks() -> Result<Vec<Disk>, PolicyError> {
+    let entries = match fs::read_dir(ROOT) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(pin_error("reading", ROOT.into(), error)),
+    };
+    let mut disks = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| pin_error("reading", ROOT.into(), e))?;
+        if let Some(name) = entry.file_name().to_str() {
+            disks.push(Disk::named(name));
+        }
+    }
+    disks.sort();
+    Ok(disks)
+}
+
+/// Makes sure that there is a BPF file system to pin to, and mounts one if there is none.
+///
+/// A server calls this before it enters its own mount namespace: a bpffs mounted there would be nobody else's.
+pub fn ensure_bpffs() -> Result<(), PolicyError> {
+    let path = Path::new(BPFFS);
+    let failed = |source| PolicyError::NoBpffs {
+        path: path.to_owned(),
+        source,
+    };
+    if is_bpffs(path).map_err(failed)? {
+        return Ok(());
+    }
+    // SAFETY: The strings are static and NUL-terminated; bpffs wants no data.
+    let result = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            c"/sys/fs/bpf".as_ptr(),
+            c"bpf".as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if result != 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `statfs` is plain integers, for which zero is a value.
+    let mut facts = unsafe { std::mem::zeroed::<libc::statfs>() };
+    // SAFETY: `path` is a C string and `facts` a `statfs`; both live past the call.
+    if unsafe { libc::statfs(path.as_ptr(), &raw mut facts) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(facts.f_type == BPF_FS_MAGIC)
+}
+
+pub(crate) fn pin_error(action: &'static str, path: PathBuf, source: io::Error) -> PolicyError {
+    PolicyError::Pin { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_two_words() {
+        let [first, second] = Disk::ublk(123).name_words();
+        assert_eq!(&first.to_le_bytes(), b"ublkb123");
+        assert_eq!(second, 0);
+        let [_, second] = Disk::ublk(12345).name_words();
+        assert_eq!(&second.to_le_bytes(), b"45\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn ids_come_back_from_names() {
+        assert_eq!(Disk::ublk(7).id(), Some(7));
+        assert_eq!(Disk::named("nullb0").id(), None);
+    }
+}

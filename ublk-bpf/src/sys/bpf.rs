@@ -1,0 +1,115 @@
+//! bpf(2) where aya has no call for it: what the kernel counts about a program, and maps as memory.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+
+use super::mmap::{Access, Mmap};
+
+/// What the kernel tells about a loaded program (`struct bpf_prog_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramFacts {
+    /// The program's id, as `bpftool prog show id` takes it.
+    pub id: u32,
+    /// Times that the program was not run because it already ran on that CPU.
+    pub recursion_misses: u64,
+    /// Times that it was run, counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
+    pub runs: u64,
+    /// Nanoseconds spent in it, counted only as `runs` is.
+    pub run_time_ns: u64,
+    /// Instructions that the verifier went through.
+    pub verified_instructions: u32,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a structure of some hundred bytes"
+)]
+const PROG_INFO_LEN: u32 = size_of::<bpf_prog_info>() as u32;
+
+/// Asks the kernel about a program.
+pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
+    // SAFETY: `bpf_prog_info` is plain integers, for which zero is a value. Zero lengths and addresses in it
+    // ask for none of the variable parts.
+    let mut info = unsafe { std::mem::zeroed::<bpf_prog_info>() };
+    let mut attr = zeroed_attr();
+    // Writing a field of a union is safe; the kernel reads the same one for this command.
+    attr.info.bpf_fd = program.as_raw_fd().cast_unsigned();
+    attr.info.info_len = PROG_INFO_LEN;
+    attr.info.info = (&raw mut info).expose_provenance() as u64;
+    // SAFETY: `info` lives past the call and has `info_len` bytes, the most that the kernel writes.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(ProgramFacts {
+        id: info.id,
+        recursion_misses: info.recursion_misses,
+        runs: info.run_cnt,
+        run_time_ns: info.run_time_ns,
+        verified_instructions: info.verified_insns,
+    })
+}
+
+/// Opens the program, map or link that is pinned at `path`.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr().expose_provenance() as u64;
+    // SAFETY: `path` is a C string that lives past the call, which only reads it.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: BPF_OBJ_GET returned a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn zeroed_attr() -> bpf_attr {
+    // SAFETY: `bpf_attr` is a union of plain integers; the kernel wants what a command does not use to be zero.
+    unsafe { std::mem::zeroed() }
+}
+
+/// # Safety
+///
+/// `attr` is filled for `command`: every address in it is valid for what the command does with it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` has the size that is passed; the caller answers for its content.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            &raw mut *attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::try_from(result).unwrap_or(0))
+}
+
+/// A map's memory as words that others, the kernel's programs among them, write at any time.
+#[derive(Debug)]
+pub struct MapWords {
+    memory: Mmap,
+    words: usize,
+}
+
+impl MapWords {
+    /// Maps the first `words` 64-bit words of a map made with `BPF_F_MMAPABLE`. The map must have that many: the
+    /// kernel refuses a mapping longer than the map, rounded up to pages.
+    pub fn map(map: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
+        let memory = Mmap::of(map, 0, words * size_of::<u64>(), Access::ReadWrite)?;
+        Ok(Self { memory, words })
+    }
+
+    /// The words.
+    #[inline]
+    pub fn as_slice(&self) -> &[AtomicU64] {
+        let start = self.memory.as_ptr().cast::<AtomicU64>();
+        // SAFETY: The mapping has `words` words, starts at a page and lives as long as `self`; any bytes are an
+        // `AtomicU64`, and whoever else writes them does so by aligned words too.
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.words) }
+    }
+}
