@@ -8,6 +8,7 @@
 pub mod control;
 pub mod observe;
 pub mod policy;
+pub mod driver;
 pub mod queue;
 pub mod sys;
 pub mod target;

@@ -1,0 +1,415 @@
+//! The real driver: one thread and one io_uring for a hardware queue.
+//!
+//! [`run_queue`] is the whole life of a queue thread. Its main loop carries out what the machine wants, enters
+//! the kernel once, and tells the machine everything that has happened meanwhile: the kernel is woken once for
+//! many requests, and many results go back in one commit.
+
+mod copy;
+mod fetch;
+mod memory;
+mod ring;
+mod sqe;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ublk_bpf_abi::ServerCounters;
+
+use self::memory::Memory;
+use self::ring::Ring;
+use self::sqe::{Tagged, Ways};
+use super::VerdictSlots;
+use crate::queue::{
+    Arrival, Backing, BadConfig, Config, Effect, FETCHES, Failure, Io, Machine, Storage, Written,
+};
+use crate::sys::mmap::Descriptors;
+use crate::target::{Kind, NullReads, Target};
+
+pub use self::stop::Stop;
+
+/// Staging buffers of a queue. The slow path alone uses them; what has none waits.
+const STAGING_BUFFERS: u16 = 8;
+/// Bytes of each.
+const STAGING_BYTES: u32 = 128 << 10;
+
+/// `IORING_CQE_F_MORE` of `include/uapi/linux/io_uring.h`: the command will complete again.
+const IORING_CQE_F_MORE: u32 = 1 << 1;
+
+/// What a queue thread needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueSpec<'a> {
+    /// Which hardware queue of the device.
+    pub queue: u16,
+    /// Its tags: 1 to 4096, as the device's info says.
+    pub depth: u16,
+    /// Bytes from one descriptor to the next (`io_desc_size` of the device's info).
+    pub descriptor_bytes: u16,
+    /// `/dev/ublkcN`.
+    pub device: BorrowedFd<'a>,
+    /// Where the bytes are.
+    pub target: &'a Target,
+    /// What the classifier says about the queue's tags: one slot for each.
+    pub verdicts: VerdictSlots<'a>,
+    /// What the server knows to read as zeroes.
+    pub written: Written<'a>,
+    /// The policy may lose data and fail requests (`--allow-lossy`).
+    pub lossy: bool,
+    /// Ends the queue before the kernel does.
+    pub stop: &'a Stop,
+}
+
+/// Why a queue thread ended other than by the device's end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something that the queue needs could not be had, or the ring stopped working.
+    #[error("queue {queue}: cannot {what}: {source}")]
+    System {
+        /// Which queue.
+        queue: u16,
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The queue was to be made of something that makes none.
+    #[error("queue {queue}: {source}")]
+    Config {
+        /// Which queue.
+        queue: u16,
+        /// What is wrong.
+        source: BadConfig,
+    },
+    /// The kernel refused a command for good.
+    #[error("queue {queue}: {source}")]
+    Failed {
+        /// Which queue.
+        queue: u16,
+        /// What it refused.
+        source: Failure,
+    },
+}
+
+/// Serves one hardware queue until the device ends, from the calling thread, which it keeps.
+///
+/// `ready` is called once the kernel has every tag: when all queues are ready, the device can start. `publish`
+/// is called with the counters each time before the thread may sleep, and at the end. Returns the last counters.
+///
+/// # Errors
+/// If the queue cannot be made, or the kernel refuses to go on with it.
+pub fn run_queue(
+    spec: &QueueSpec<'_>,
+    ready: impl FnOnce(),
+    publish: impl FnMut(&ServerCounters),
+) -> Result<ServerCounters, Error> {
+    let queue = spec.queue;
+    let failed = |what| move |source| Error::System { queue, what, source };
+    // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
+    let memory = Memory::map(STAGING_BUFFERS, STAGING_BYTES).map_err(failed("get memory"))?;
+    let machine =
+        Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
+    let mut kept = Kept { memory, machine };
+    let mut io = ring::build(spec.depth).map_err(failed("make an io_uring"))?;
+    let end = Queue::build(spec, &mut io, &mut kept, ready, publish).and_then(Queue::serve);
+    drop(io);
+    if end.is_err() {
+        // Operations may be under way still, and nobody waits for them any more.
+        std::mem::forget(kept);
+    }
+    end
+}
+
+/// What the kernel may access as long as the ring is there.
+struct Kept<'a> {
+    memory: Memory,
+    machine: Machine<'a>,
+}
+
+fn config(spec: &QueueSpec<'_>) -> Config {
+    let facts = spec.target.facts();
+    let backing = match spec.target.kind() {
+        Kind::Null(reads) => Backing::Null {
+            filled: reads == NullReads::Zeroes,
+        },
+        Kind::File | Kind::Block | Kind::Memory => Backing::Storage(Storage {
+            volatile_cache: facts.volatile_cache,
+            discard: facts.discard.is_some(),
+            write_zeroes: facts.write_zeroes.is_some(),
+        }),
+    };
+    Config {
+        depth: spec.depth,
+        staging_buffers: STAGING_BUFFERS,
+        staging_bytes: STAGING_BYTES,
+        capacity: facts.sectors,
+        logical_block: facts.logical_block,
+        read_only: facts.read_only,
+        lossy: spec.lossy,
+        backing,
+    }
+}
+
+/// A queue in service.
+struct Queue<'q, 'w, R, P> {
+    spec: &'q QueueSpec<'w>,
+    ring: Ring<'q>,
+    machine: &'q mut Machine<'w>,
+    memory: &'q mut Memory,
+    descriptors: Descriptors,
+    ways: Ways,
+    /// Called once, and gone then.
+    ready: Option<R>,
+    publish: P,
+    failure: Option<Failure>,
+    finished: bool,
+}
+
+impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
+    fn build(
+        spec: &'q QueueSpec<'w>,
+        io: &'q mut io_uring::IoUring,
+        kept: &'q mut Kept<'w>,
+        ready: R,
+        publish: P,
+    ) -> Result<Self, Error> {
+        let failed = |what| {
+            move |source| Error::System {
+                queue: spec.queue,
+                what,
+                source,
+            }
+        };
+        let Kept { memory, machine } = kept;
+        let mut ring = Ring::over(io);
+        register_files(&ring, spec).map_err(failed("register files with its io_uring"))?;
+        ring.submitter()
+            .register_buffers_sparse(u32::from(spec.depth))
+            .map_err(failed("register a buffer table with its io_uring"))?;
+        for (buffer, group) in memory.fetches.iter().zip(0..) {
+            // SAFETY: `memory` outlives the ring, see `run_queue`.
+            unsafe { buffer.register(ring.submitter(), group) }
+                .map_err(failed("register buffers for tags with its io_uring"))?;
+        }
+        let descriptors = Descriptors::map(spec.device, spec.queue, spec.depth, spec.descriptor_bytes)
+            .map_err(failed("map the device's request descriptors"))?;
+        spec.verdicts.clear();
+        // SAFETY: the entry names no memory.
+        unsafe { ring.push(&sqe::stop()) };
+        let ways = Ways::of(spec.target.facts());
+        let ready = Some(ready);
+        Ok(Self {
+            spec,
+            ring,
+            machine,
+            memory,
+            descriptors,
+            ways,
+            ready,
+            publish,
+            failure: None,
+            finished: false,
+        })
+    }
+
+    /// The main loop.
+    fn serve(mut self) -> Result<ServerCounters, Error> {
+        loop {
+            let all_done = self.carry_out_effects();
+            self.publish_counters();
+            if self.finished {
+                break;
+            }
+            self.ring.enter(all_done).map_err(|source| Error::System {
+                queue: self.spec.queue,
+                what: "enter its io_uring",
+                source,
+            })?;
+            self.take_completions();
+            self.machine.idle();
+        }
+        match self.failure {
+            Some(source) => Err(Error::Failed {
+                queue: self.spec.queue,
+                source,
+            }),
+            None => Ok(*self.machine.counters()),
+        }
+    }
+
+    /// Turns effects into submissions; returns whether that was all of them, or else the submission queue is
+    /// full and has to be submitted first.
+    #[inline]
+    fn carry_out_effects(&mut self) -> bool {
+        while self.ring.has_room() {
+            match self.machine.poll_effect() {
+                None => return true,
+                Some(Effect::Io { tag, io }) => self.carry_out(tag, io),
+                Some(Effect::Commit { batch, from }) => {
+                    let elements = &self.machine.batch(batch)[usize::from(from)..];
+                    // SAFETY: the machine keeps the elements as they are until the COMMIT has completed, and
+                    // outlives the ring.
+                    unsafe { self.ring.push(&sqe::commit(self.spec.queue, batch, elements)) };
+                }
+                Some(Effect::Fetch { fetch }) => self.fetch(fetch),
+                Some(Effect::Prepare { batch }) => {
+                    // SAFETY: as for COMMIT.
+                    unsafe {
+                        self.ring
+                            .push(&sqe::prepare(self.spec.queue, self.machine.batch(batch)))
+                    };
+                }
+                Some(Effect::Failed(failure)) => {
+                    tracing::error!("queue {}: {failure}", self.spec.queue);
+                    self.failure = Some(failure);
+                }
+                Some(Effect::Finished) => self.finished = true,
+            }
+        }
+        false
+    }
+
+    #[inline]
+    fn carry_out(&mut self, tag: u16, io: Io) {
+        let staging = &self.memory.staging;
+        match sqe::operation(tag, io, self.ways, |buffer, skip| staging.address(buffer, skip)) {
+            // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
+            // buffer, which belongs to this tag until its operation has completed and outlives the ring.
+            Some(entry) => unsafe { self.ring.push(&entry) },
+            None => self.copy(tag, io),
+        }
+    }
+
+    /// Makes a user copy, and tells the machine at once.
+    #[cold]
+    fn copy(&mut self, tag: u16, io: Io) {
+        let device = self.spec.device;
+        let position = |at| copy::position(self.spec.queue, tag, at);
+        let staging = &self.memory.staging;
+        let result = match io {
+            Io::CopyOut {
+                staging: buffer,
+                skip,
+                at,
+                len,
+            } => {
+                let len = len.min(staging.room(skip));
+                // SAFETY: the buffer is this tag's, and has at least `len` bytes from `skip`.
+                unsafe { copy::to_request(device, position(at), staging.address(buffer.0, skip), len) }
+            }
+            Io::CopyIn {
+                staging: buffer,
+                skip,
+                at,
+                len,
+            } => {
+                let len = len.min(staging.room(skip));
+                // SAFETY: as above, and nobody else accesses it until the machine hears of the copy.
+                unsafe { copy::from_request(device, position(at), staging.address(buffer.0, skip), len) }
+            }
+            Io::CopyZero { at, len } => {
+                let zeroes = self.memory.zeroes();
+                let len = len.min(u32::try_from(zeroes.len()).unwrap_or(u32::MAX));
+                // SAFETY: `zeroes` has at least `len` bytes.
+                unsafe { copy::to_request(device, position(at), zeroes.as_ptr(), len) }
+            }
+            _ => unreachable!("{io:?} is the ring's"),
+        };
+        self.machine.io_done(tag, result);
+    }
+
+    fn fetch(&mut self, fetch: u8) {
+        self.memory.fetches[usize::from(fetch)].give();
+        // SAFETY: the entry names a group of provided buffers, whose memory outlives the ring.
+        unsafe { self.ring.push(&sqe::fetch(self.spec.queue, fetch)) };
+    }
+
+    #[inline]
+    fn publish_counters(&mut self) {
+        self.machine.counters_mut().enters = self.ring.enters;
+        (self.publish)(self.machine.counters());
+    }
+
+    /// Tells the machine everything that has happened.
+    #[inline]
+    fn take_completions(&mut self) {
+        while let Some(completion) = self.ring.next_completion() {
+            let result = completion.result();
+            match Tagged::parse(completion.user_data()) {
+                Some(Tagged::Io(tag)) => self.machine.io_done(tag, result),
+                Some(Tagged::Fetch(fetch)) => {
+                    self.fetched(fetch, result, completion.flags() & IORING_CQE_F_MORE != 0);
+                }
+                Some(Tagged::Commit(batch)) => self.machine.committed(batch, result),
+                Some(Tagged::Prepare) => self.prepared(result),
+                Some(Tagged::Stop) => self.machine.abandon(),
+                None => tracing::error!(
+                    "queue {}: a completion of nothing that was submitted: {completion:?}",
+                    self.spec.queue
+                ),
+            }
+        }
+    }
+
+    fn prepared(&mut self, result: i32) {
+        self.machine.prepared(result);
+        if let Some(ready) = self.ready.take_if(|_| result >= 0) {
+            ready();
+        }
+    }
+
+    #[inline]
+    fn fetched(&mut self, fetch: u8, result: i32, more: bool) {
+        if let Ok(bytes @ 1..) = u32::try_from(result) {
+            self.arrived(fetch, bytes);
+        }
+        if !more {
+            self.machine.fetch_ended(fetch, result);
+        }
+    }
+
+    /// Tells the machine of each tag of a FETCH completion, with its descriptor and its verdict.
+    #[inline]
+    fn arrived(&mut self, fetch: u8, bytes: u32) {
+        self.machine.counters_mut().fetch_batches += 1;
+        let Some(tags) = self.memory.fetches[usize::from(fetch)].take(bytes) else {
+            tracing::error!(
+                "queue {}: FETCH claims {bytes} bytes that its buffer cannot hold",
+                self.spec.queue
+            );
+            return self.machine.abandon();
+        };
+        for tag in tags {
+            if tag >= self.spec.depth {
+                tracing::error!(
+                    "queue {}: FETCH brought tag {tag}, which it has not",
+                    self.spec.queue
+                );
+                continue;
+            }
+            let descriptor = self.descriptors.read(tag);
+            self.machine.arrived(&Arrival {
+                tag,
+                op_flags: descriptor.op_flags,
+                nr_sectors: descriptor.nr_sectors,
+                start_sector: descriptor.start_sector,
+                verdict: self.spec.verdicts.take(tag),
+            });
+        }
+    }
+}
+
+/// Registers the files that entries name by number, in the order of [`sqe::file`].
+fn register_files(ring: &Ring<'_>, spec: &QueueSpec<'_>) -> io::Result<()> {
+    let zero = File::open("/dev/zero")?;
+    let mut files = [-1; 4];
+    files[sqe::file::UBLK as usize] = spec.device.as_raw_fd();
+    files[sqe::file::BACKING as usize] = spec.target.file().unwrap_or(&zero).as_raw_fd();
+    files[sqe::file::ZERO as usize] = zero.as_raw_fd();
+    files[sqe::file::STOP as usize] = spec.stop.as_raw_fd();
+    ring.submitter().register_files(&files)
+}
+
+const _: () = assert!(FETCHES as usize == memory::FETCH_BUFFERS);

@@ -1,0 +1,576 @@
+//! Submission queue entries: what each effect looks like to io_uring, and what its completion is known by.
+
+use io_uring::opcode;
+use io_uring::squeue::Entry;
+use io_uring::types::{Fixed, FsyncFlags};
+use zerocopy::IntoBytes;
+
+use crate::queue::Io;
+use crate::sys::uapi::{
+    BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
+    UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
+};
+use crate::target::{DiscardBy, Facts};
+
+/// Where a queue's ring has its registered files.
+pub(super) mod file {
+    /// `/dev/ublkcN`.
+    pub(in super::super) const UBLK: u32 = 0;
+    /// The backing device; the source of zeroes again where there is none.
+    pub(in super::super) const BACKING: u32 = 1;
+    /// `/dev/zero`.
+    pub(in super::super) const ZERO: u32 = 2;
+    /// The eventfd that ends the queue.
+    pub(in super::super) const STOP: u32 = 3;
+}
+
+/// `BLOCK_URING_CMD_DISCARD` of `include/uapi/linux/blkdev.h`: `_IO(0x12, 0)`.
+const BLOCK_URING_CMD_DISCARD: u32 = 0x12 << 8;
+/// `IORING_URING_CMD_MULTISHOT` of `include/uapi/linux/io_uring.h`.
+const IORING_URING_CMD_MULTISHOT: u32 = 1 << 1;
+/// `IOSQE_BUFFER_SELECT` of the same.
+const IOSQE_BUFFER_SELECT: u8 = 1 << 5;
+
+const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// What a completion is for. It travels through the kernel as the entry's `user_data`: the kind in bits 32 to
+/// 39, its number in the low 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tagged {
+    /// The operation of this tag.
+    Io(u16),
+    /// This FETCH command.
+    Fetch(u8),
+    /// COMMIT of this batch.
+    Commit(u8),
+    /// PREP.
+    Prepare,
+    /// Somebody wants the queue to end.
+    Stop,
+}
+
+impl Tagged {
+    pub(super) const fn pack(self) -> u64 {
+        let (kind, number) = match self {
+            Self::Io(tag) => (0_u64, tag as u64),
+            Self::Fetch(fetch) => (1, fetch as u64),
+            Self::Commit(batch) => (2, batch as u64),
+            Self::Prepare => (3, 0),
+            Self::Stop => (4, 0),
+        };
+        kind << 32 | number
+    }
+
+    /// What `user_data` stands for; `None` if no entry of ours carried it.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the parts are taken from their bits"
+    )]
+    pub(super) const fn parse(user_data: u64) -> Option<Self> {
+        Some(match user_data >> 32 {
+            0 => Self::Io(user_data as u16),
+            1 => Self::Fetch(user_data as u8),
+            2 => Self::Commit(user_data as u8),
+            3 => Self::Prepare,
+            4 => Self::Stop,
+            _ => return None,
+        })
+    }
+}
+
+/// PREP of every tag of the queue.
+pub(super) fn prepare(queue: u16, elements: &[ElemHeader]) -> Entry {
+    batch_command(UBLK_U_IO_PREP_IO_CMDS, queue, elements).user_data(Tagged::Prepare.pack())
+}
+
+/// COMMIT of these elements, which must stay where they are until the command completes.
+#[inline]
+pub(super) fn commit(queue: u16, batch: u8, elements: &[ElemHeader]) -> Entry {
+    batch_command(UBLK_U_IO_COMMIT_IO_CMDS, queue, elements).user_data(Tagged::Commit(batch).pack())
+}
+
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a batch has at most one element for each of 4096 tags"
+)]
+fn batch_command(command: u32, queue: u16, elements: &[ElemHeader]) -> Entry {
+    let header = BatchIo {
+        q_id: queue,
+        flags: UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK,
+        nr_elem: elements.len() as u16,
+        elem_bytes: size_of::<ElemHeader>() as u8,
+        ..BatchIo::default()
+    };
+    opcode::UringCmd16::new(Fixed(file::UBLK), command)
+        .cmd(command_area(&header))
+        .addr(Some(elements.as_ptr() as u64))
+        .build()
+}
+
+fn command_area(header: &BatchIo) -> [u8; 16] {
+    let mut area = [0; 16];
+    area.copy_from_slice(header.as_bytes());
+    area
+}
+
+/// The number of a FETCH command is also that of its group of provided buffers.
+pub(super) fn fetch(queue: u16, fetch: u8) -> Entry {
+    let header = BatchIo {
+        q_id: queue,
+        elem_bytes: size_of::<u16>() as u8,
+        ..BatchIo::default()
+    };
+    let entry = opcode::UringCmd16::new(Fixed(file::UBLK), UBLK_U_IO_FETCH_IO_CMDS)
+        .cmd(command_area(&header))
+        .build()
+        .user_data(Tagged::Fetch(fetch).pack());
+    into_multishot(entry, u16::from(fetch))
+}
+
+/// Turns a command into one that completes again and again into buffers of `group`, which the `io-uring`
+/// crate has no builder for.
+fn into_multishot(mut entry: Entry, group: u16) -> Entry {
+    // `struct io_uring_sqe` of `include/uapi/linux/io_uring.h`.
+    const FLAGS: usize = 1;
+    const URING_CMD_FLAGS: usize = 28;
+    const BUF_GROUP: usize = 40;
+    const _: () = assert!(size_of::<Entry>() == 64);
+
+    // SAFETY: `Entry` is `repr(C)` over `struct io_uring_sqe`, which has 64 bytes (asserted) without padding,
+    // all initialised by the builder and valid with any value; the borrow is exclusive.
+    let bytes = unsafe { &mut *(&raw mut entry).cast::<[u8; 64]>() };
+    bytes[FLAGS] |= IOSQE_BUFFER_SELECT;
+    bytes[URING_CMD_FLAGS..][..4].copy_from_slice(&IORING_URING_CMD_MULTISHOT.to_ne_bytes());
+    bytes[BUF_GROUP..][..2].copy_from_slice(&group.to_ne_bytes());
+    entry
+}
+
+/// Completes once somebody writes to the eventfd.
+pub(super) fn stop() -> Entry {
+    #[expect(clippy::cast_sign_loss, reason = "a mask of bits")]
+    opcode::PollAdd::new(Fixed(file::STOP), libc::POLLIN as u32)
+        .build()
+        .user_data(Tagged::Stop.pack())
+}
+
+/// How this target wants what not every target can do the same way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ways {
+    /// Discards by io_uring's block command; otherwise by a hole.
+    block_discard: bool,
+    /// `ZERO_RANGE` works.
+    zero_range: bool,
+}
+
+impl Ways {
+    pub(super) fn of(facts: &Facts) -> Self {
+        Self {
+            block_discard: facts
+                .discard
+                .is_some_and(|discard| discard.how == DiscardBy::BlockCommand),
+            zero_range: facts.write_zeroes.is_some_and(|zeroes| zeroes.zero_range),
+        }
+    }
+}
+
+/// The entry for an operation that the ring carries out.
+///
+/// `staging` gives the address of a byte of a staging buffer. Returns `None` for the user copies, which are
+/// none of the ring's business.
+#[inline]
+pub(super) fn operation(
+    tag: u16,
+    io: Io,
+    ways: Ways,
+    staging: impl Fn(u16, u32) -> *mut u8,
+) -> Option<Entry> {
+    let backing = Fixed(file::BACKING);
+    let entry = match io {
+        Io::Read {
+            from: _,
+            offset,
+            at,
+            len,
+        } => opcode::ReadFixed::new(backing, in_request(at), len, tag)
+            .offset(offset)
+            .build(),
+        Io::Write {
+            to: _,
+            offset,
+            at,
+            len,
+            durable,
+        } => opcode::WriteFixed::new(backing, in_request(at), len, tag)
+            .offset(offset)
+            .rw_flags(durably(durable))
+            .build(),
+        Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
+        Io::Load {
+            from: _,
+            offset,
+            staging: buffer,
+            skip,
+            len,
+        } => opcode::Read::new(backing, staging(buffer.0, skip), len)
+            .offset(offset)
+            .build(),
+        Io::Store {
+            to: _,
+            offset,
+            staging: buffer,
+            skip,
+            len,
+            durable,
+        } => opcode::Write::new(backing, staging(buffer.0, skip), len)
+            .offset(offset)
+            .rw_flags(durably(durable))
+            .build(),
+        Io::Flush { device: _ } => opcode::Fsync::new(backing).flags(FsyncFlags::DATASYNC).build(),
+        Io::Discard {
+            device: _,
+            offset,
+            len,
+        } if ways.block_discard => block_discard(offset, len),
+        Io::Discard {
+            device: _,
+            offset,
+            len,
+        } => opcode::Fallocate::new(backing, len)
+            .offset(offset)
+            .mode(PUNCH_HOLE)
+            .build(),
+        Io::WriteZeroes {
+            device: _,
+            offset,
+            len,
+            keep_allocated,
+        } => {
+            let mode = if keep_allocated && ways.zero_range {
+                ZERO_RANGE
+            } else {
+                PUNCH_HOLE
+            };
+            opcode::Fallocate::new(backing, len)
+                .offset(offset)
+                .mode(mode)
+                .build()
+        }
+        Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. } => return None,
+    };
+    Some(entry.user_data(Tagged::Io(tag).pack()))
+}
+
+/// The address of a byte of the request in its registered buffer: such buffers start at zero.
+#[inline]
+fn in_request(at: u32) -> *mut u8 {
+    std::ptr::without_provenance_mut(at as usize)
+}
+
+#[inline]
+const fn durably(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
+}
+
+fn block_discard(offset: u64, len: u64) -> Entry {
+    // The length goes to `addr3` of the entry, which is where the command area starts.
+    let mut area = [0; 16];
+    area[..8].copy_from_slice(&len.to_ne_bytes());
+    opcode::UringCmd16::new(Fixed(file::BACKING), BLOCK_URING_CMD_DISCARD)
+        .cmd(area)
+        .addr(Some(offset))
+        .build()
+}
+
+/// Moves the address of an entry up, for registered buffers that do not start at zero.
+#[cfg(test)]
+pub(super) fn move_address(entry: &mut Entry, by: u64) {
+    const ADDR: usize = 16;
+    // SAFETY: as in `into_multishot`.
+    let bytes = unsafe { &mut *std::ptr::from_mut(entry).cast::<[u8; 64]>() };
+    let mut address = [0; 8];
+    address.copy_from_slice(&bytes[ADDR..][..8]);
+    bytes[ADDR..][..8].copy_from_slice(&(u64::from_ne_bytes(address) + by).to_ne_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::{Device, Staging};
+
+    const WAYS: Ways = Ways {
+        block_discard: false,
+        zero_range: true,
+    };
+
+    /// An entry's fields at the offsets of `struct io_uring_sqe`.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Fields {
+        opcode: u8,
+        flags: u8,
+        ioprio: u16,
+        fd: i32,
+        off: u64,
+        addr: u64,
+        len: u32,
+        op_flags: u32,
+        user_data: u64,
+        buf: u16,
+        rest: [u8; 22],
+    }
+
+    fn fields(entry: &Entry) -> Fields {
+        // SAFETY: an entry is 64 initialised bytes, see `into_multishot`.
+        let b = unsafe { &*std::ptr::from_ref(entry).cast::<[u8; 64]>() };
+        let u16_at = |at: usize| u16::from_ne_bytes(b[at..at + 2].try_into().unwrap());
+        let u32_at = |at: usize| u32::from_ne_bytes(b[at..at + 4].try_into().unwrap());
+        let u64_at = |at: usize| u64::from_ne_bytes(b[at..at + 8].try_into().unwrap());
+        Fields {
+            opcode: b[0],
+            flags: b[1],
+            ioprio: u16_at(2),
+            fd: i32::from_ne_bytes(b[4..8].try_into().unwrap()),
+            off: u64_at(8),
+            addr: u64_at(16),
+            len: u32_at(24),
+            op_flags: u32_at(28),
+            user_data: u64_at(32),
+            buf: u16_at(40),
+            rest: b[42..64].try_into().unwrap(),
+        }
+    }
+
+    fn operation_fields(io: Io, ways: Ways) -> Fields {
+        fields(
+            &operation(7, io, ways, |buffer, skip| {
+                (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8
+            })
+            .unwrap(),
+        )
+    }
+
+    /// A registered file, no modifiers, everything else zero.
+    fn plain(opcode: u8, fd: i32) -> Fields {
+        Fields {
+            opcode,
+            flags: 1,
+            ioprio: 0,
+            fd,
+            off: 0,
+            addr: 0,
+            len: 0,
+            op_flags: 0,
+            user_data: 7,
+            buf: 0,
+            rest: [0; 22],
+        }
+    }
+
+    fn with_command_area(area: &[u8]) -> [u8; 22] {
+        // The command area starts at byte 48; `rest` at 42.
+        let mut rest = [0; 22];
+        rest[6..6 + area.len()].copy_from_slice(area);
+        rest
+    }
+
+    #[test]
+    fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
+        let read = Io::Read {
+            from: Device::Backing,
+            offset: 4096,
+            at: 512,
+            len: 1024,
+        };
+        let expected = Fields {
+            off: 4096,
+            addr: 512,
+            len: 1024,
+            buf: 7,
+            ..plain(4, 1)
+        };
+        assert_eq!(operation_fields(read, WAYS), expected);
+        let write = |durable| Io::Write {
+            to: Device::Backing,
+            offset: 4096,
+            at: 512,
+            len: 1024,
+            durable,
+        };
+        let expected = |op_flags| Fields {
+            off: 4096,
+            addr: 512,
+            len: 1024,
+            buf: 7,
+            op_flags,
+            ..plain(5, 1)
+        };
+        assert_eq!(operation_fields(write(false), WAYS), expected(0));
+        assert_eq!(operation_fields(write(true), WAYS), expected(2));
+        let zero = Io::Zero { at: 512, len: 1024 };
+        assert_eq!(
+            operation_fields(zero, WAYS),
+            Fields {
+                addr: 512,
+                len: 1024,
+                buf: 7,
+                ..plain(4, 2)
+            }
+        );
+    }
+
+    #[test]
+    fn staging_buffers_are_ordinary_memory() {
+        let load = Io::Load {
+            from: Device::Backing,
+            offset: 4096,
+            staging: Staging(3),
+            skip: 512,
+            len: 1024,
+        };
+        assert_eq!(
+            operation_fields(load, WAYS),
+            Fields {
+                off: 4096,
+                addr: 0x3200,
+                len: 1024,
+                ..plain(22, 1)
+            }
+        );
+        let store = Io::Store {
+            to: Device::Backing,
+            offset: 4096,
+            staging: Staging(3),
+            skip: 0,
+            len: 1024,
+            durable: true,
+        };
+        let expected = Fields {
+            off: 4096,
+            addr: 0x3000,
+            len: 1024,
+            op_flags: 2,
+            ..plain(23, 1)
+        };
+        assert_eq!(operation_fields(store, WAYS), expected);
+    }
+
+    #[test]
+    fn operations_without_data_use_what_the_target_supports() {
+        let device = Device::Backing;
+        assert_eq!(
+            operation_fields(Io::Flush { device }, WAYS),
+            Fields {
+                op_flags: 1,
+                ..plain(3, 1)
+            }
+        );
+        let discard = Io::Discard {
+            device,
+            offset: 4096,
+            len: 1 << 33,
+        };
+        let hole = Fields {
+            off: 4096,
+            addr: 1 << 33,
+            len: 3,
+            ..plain(17, 1)
+        };
+        assert_eq!(operation_fields(discard, WAYS), hole);
+        let block = Ways {
+            block_discard: true,
+            ..WAYS
+        };
+        let rest = with_command_area(&(1_u64 << 33).to_ne_bytes());
+        let command = Fields {
+            off: 0x1200,
+            addr: 4096,
+            rest,
+            ..plain(46, 1)
+        };
+        assert_eq!(operation_fields(discard, block), command);
+    }
+
+    #[test]
+    fn zeroes_keep_their_space_where_the_target_can() {
+        let zeroes = |keep_allocated| Io::WriteZeroes {
+            device: Device::Backing,
+            offset: 4096,
+            len: 8192,
+            keep_allocated,
+        };
+        let with_mode = |len| Fields {
+            off: 4096,
+            addr: 8192,
+            len,
+            ..plain(17, 1)
+        };
+        assert_eq!(operation_fields(zeroes(true), WAYS), with_mode(0x11));
+        assert_eq!(operation_fields(zeroes(false), WAYS), with_mode(3));
+        let without = Ways {
+            zero_range: false,
+            ..WAYS
+        };
+        assert_eq!(operation_fields(zeroes(true), without), with_mode(3));
+    }
+
+    #[test]
+    fn user_copies_are_not_for_the_ring() {
+        let copy = Io::CopyZero { at: 0, len: 512 };
+        assert!(operation(0, copy, WAYS, |_, _| std::ptr::null_mut()).is_none());
+    }
+
+    #[test]
+    fn fetch_is_multishot_into_the_buffers_of_its_group() {
+        let rest = with_command_area(&[3, 0, 0, 0, 0, 0, 2, 0]);
+        let expected = Fields {
+            flags: 1 | 1 << 5,
+            off: 0xc010_7527,
+            op_flags: 2,
+            user_data: 1 << 32 | 1,
+            buf: 1,
+            rest,
+            ..plain(46, 0)
+        };
+        assert_eq!(fields(&fetch(3, 1)), expected);
+    }
+
+    #[test]
+    fn batches_say_how_many_elements_and_where() {
+        let elements = [ElemHeader::default(); 5];
+        // Queue 3, flags: fall back if registering fails (1 << 2), 5 elements of 8 bytes.
+        let rest = with_command_area(&[3, 0, 4, 0, 5, 0, 8, 0]);
+        let addr = elements.as_ptr() as u64;
+        let expected = |off, user_data, rest| Fields {
+            off,
+            addr,
+            user_data,
+            rest,
+            ..plain(46, 0)
+        };
+        assert_eq!(
+            fields(&prepare(3, &elements)),
+            expected(0xc010_7525, 3 << 32, rest)
+        );
+        assert_eq!(
+            fields(&commit(3, 2, &elements)),
+            expected(0xc010_7526, 2 << 32 | 2, rest)
+        );
+    }
+
+    #[test]
+    fn completions_are_known_by_what_was_submitted() {
+        for tagged in [
+            Tagged::Io(0xffff),
+            Tagged::Fetch(1),
+            Tagged::Commit(255),
+            Tagged::Prepare,
+            Tagged::Stop,
+        ] {
+            assert_eq!(Tagged::parse(tagged.pack()), Some(tagged));
+        }
+        assert_eq!(Tagged::parse(5 << 32), None);
+        assert_eq!(Tagged::parse(u64::MAX), None);
+    }
+}
