@@ -255,11 +255,9 @@ impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
                 }
                 Some(Effect::Fetch { fetch }) => self.fetch(fetch),
                 Some(Effect::Prepare { batch }) => {
+                    let elements = self.machine.batch(batch);
                     // SAFETY: as for COMMIT.
-                    unsafe {
-                        self.ring
-                            .push(&sqe::prepare(self.spec.queue, self.machine.batch(batch)))
-                    };
+                    unsafe { self.ring.push(&sqe::prepare(self.spec.queue, elements)) };
                 }
                 Some(Effect::Failed(failure)) => {
                     tracing::error!("queue {}: {failure}", self.spec.queue);

@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod memory;
 mod null;
+mod params;
 mod spec;
 mod sysfs;
 #[cfg(test)]

@@ -65,15 +65,11 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut memory = [7_u8; 512];
         // SAFETY: the memory is a local array of that length.
-        assert_eq!(
-            unsafe { to_request(file.as_fd(), 100, memory.as_ptr(), 512) },
-            512
-        );
+        let written = unsafe { to_request(file.as_fd(), 100, memory.as_ptr(), 512) };
+        assert_eq!(written, 512);
         // SAFETY: as above.
-        assert_eq!(
-            unsafe { from_request(file.as_fd(), 356, memory.as_mut_ptr(), 512) },
-            256
-        );
+        let read = unsafe { from_request(file.as_fd(), 356, memory.as_mut_ptr(), 512) };
+        assert_eq!(read, 256);
         let read_only = std::fs::File::open("/dev/null").unwrap();
         // SAFETY: as above.
         let refused = unsafe { to_request(read_only.as_fd(), 0, memory.as_ptr(), 512) };

@@ -56,12 +56,9 @@ impl FetchBuffer {
         let left = unsafe { ring.wrapping_add(LEN).cast::<u32>().read_volatile() };
         // SAFETY: the tail is in the page, aligned to 2, and accessed by nobody but through atomics.
         let tail = unsafe { AtomicU16::from_ptr(ring.wrapping_add(TAIL).cast()) };
+        let address = self.buffer.as_ptr().as_ptr() as u64;
         // SAFETY: the entry's address is in the page, aligned to 8; no command reads it now.
-        unsafe {
-            ring.wrapping_add(ADDR)
-                .cast::<u64>()
-                .write_volatile(self.buffer.as_ptr().as_ptr() as u64)
-        };
+        unsafe { ring.wrapping_add(ADDR).cast::<u64>().write_volatile(address) };
         // SAFETY: as for the load of the length.
         unsafe { ring.wrapping_add(LEN).cast::<u32>().write_volatile(BUFFER_BYTES) };
         // The kernel zeroes the length of an entry that it has used up, and moves on to the next. One that it

@@ -116,11 +116,14 @@ fn command_area(header: &BatchIo) -> [u8; 16] {
     area
 }
 
+/// Bytes of a tag in a FETCH command's buffer.
+const TAG_BYTES: u8 = 2;
+
 /// The number of a FETCH command is also that of its group of provided buffers.
 pub(super) fn fetch(queue: u16, fetch: u8) -> Entry {
     let header = BatchIo {
         q_id: queue,
-        elem_bytes: size_of::<u16>() as u8,
+        elem_bytes: TAG_BYTES,
         ..BatchIo::default()
     };
     let entry = opcode::UringCmd16::new(Fixed(file::UBLK), UBLK_U_IO_FETCH_IO_CMDS)
@@ -150,7 +153,6 @@ fn into_multishot(mut entry: Entry, group: u16) -> Entry {
 
 /// Completes once somebody writes to the eventfd.
 pub(super) fn stop() -> Entry {
-    #[expect(clippy::cast_sign_loss, reason = "a mask of bits")]
     opcode::PollAdd::new(Fixed(file::STOP), libc::POLLIN as u32)
         .build()
         .user_data(Tagged::Stop.pack())

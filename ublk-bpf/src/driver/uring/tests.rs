@@ -55,7 +55,7 @@ impl Bench {
         unsafe {
             ring.submitter()
                 .register_buffers_update(u32::from(TAG), &[pages], None)
-                .unwrap()
+                .unwrap();
         };
         // A registered buffer of a request starts at zero; an ordinary one at its address.
         let base = self.pages.0.as_ptr() as u64;
