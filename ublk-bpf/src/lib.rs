@@ -6,9 +6,9 @@
 //! ties these together for one device, [`cli`] is the command line.
 
 pub mod control;
+pub mod driver;
 pub mod observe;
 pub mod policy;
-pub mod driver;
 pub mod queue;
 pub mod sys;
 pub mod target;
