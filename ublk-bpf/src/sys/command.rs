@@ -54,7 +54,6 @@ pub fn execute(
     command.len =
         u16::try_from(buffer.len()).map_err(|_| NoAnswer::Ring(io::ErrorKind::InvalidInput.into()))?;
     let mut ring: Ring = IoUring::builder().build(2).map_err(NoAnswer::Ring)?;
-    let deadline = Instant::now() + within;
 
     // The kernel may write to the buffer until the command's CQE: till then it belongs to no Rust value, and
     // where that CQE never comes it is leaked.
@@ -64,29 +63,37 @@ pub fn execute(
     area[..size_of::<CtrlCmd>()].copy_from_slice(command.as_bytes());
     let entry = opcode::UringCmd80::new(Fd(device.as_raw_fd()), code)
         .cmd(area)
-        .build()
-        .user_data(COMMAND);
+        .build();
     // SAFETY: `buffer` stays allocated until the CQE, see above; the SQE holds the rest by value.
-    unsafe { push(&mut ring, &entry) };
-
-    let mut cancelled = false;
-    let mut result = wait(&mut ring, deadline).map_err(NoAnswer::Ring)?;
-    if result.is_none() {
-        cancelled = true;
-        let entry = opcode::AsyncCancel::new(COMMAND).build().user_data(CANCEL).into();
-        // SAFETY: a cancellation has no buffer.
-        unsafe { push(&mut ring, &entry) };
-        result = wait(&mut ring, Instant::now() + CANCEL_GRACE).map_err(NoAnswer::Ring)?;
-    }
-    let Some(result) = result else {
-        return Err(NoAnswer::TimedOut { cancelled: false });
-    };
-    // SAFETY: made by `Box::into_raw` above; the command has ended, so the kernel holds it no more.
+    let result = unsafe { run(&mut ring, entry, within) }?;
+    // SAFETY: made by `Box::into_raw` above; the CQE has come, so the kernel holds it no more.
     let buffer = unsafe { Box::from_raw(buffer) };
-    if cancelled && (result == -libc::EINTR || result == -libc::ECANCELED) {
-        return Err(NoAnswer::TimedOut { cancelled: true });
+    result
+        .map(|result| Answer { result, buffer })
+        .ok_or(NoAnswer::TimedOut { cancelled: true })
+}
+
+/// Runs one operation to its CQE and returns its result; `None`: it was cancelled for its time was up.
+/// After an error its CQE has not come.
+///
+/// # Safety
+///
+/// What the entry points to stays valid until its CQE has come.
+unsafe fn run(ring: &mut Ring, entry: squeue::Entry128, within: Duration) -> Result<Option<i32>, NoAnswer> {
+    // SAFETY: passed on from the caller.
+    unsafe { push(ring, &entry.user_data(COMMAND)) };
+    if let Some(result) = wait(ring, Instant::now() + within).map_err(NoAnswer::Ring)? {
+        return Ok(Some(result));
     }
-    Ok(Answer { result, buffer })
+    let cancel = squeue::Entry128::from(opcode::AsyncCancel::new(COMMAND).build());
+    // SAFETY: a cancellation has no buffer.
+    unsafe { push(ring, &cancel.user_data(CANCEL)) };
+    match wait(ring, Instant::now() + CANCEL_GRACE).map_err(NoAnswer::Ring)? {
+        Some(result) if result == -libc::EINTR || result == -libc::ECANCELED => Ok(None),
+        // It was done at the last moment.
+        Some(result) => Ok(Some(result)),
+        None => Err(NoAnswer::TimedOut { cancelled: false }),
+    }
 }
 
 /// Puts an entry in the submission queue.
@@ -141,6 +148,34 @@ mod tests {
         .unwrap();
         assert_eq!(answer.result, -libc::EOPNOTSUPP);
         assert_eq!(&*answer.buffer, [7; 64]);
+    }
+
+    #[test]
+    fn what_takes_too_long_is_cancelled_in_time() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut ring: Ring = IoUring::builder().build(2).unwrap();
+        let mut byte = [0u8; 1];
+        let entry = opcode::Read::new(Fd(reader.as_raw_fd()), byte.as_mut_ptr(), 1)
+            .build()
+            .into();
+        let started = Instant::now();
+        // SAFETY: `byte` outlives the read, which ends with its cancellation.
+        let result = unsafe { run(&mut ring, entry, Duration::from_millis(20)) };
+        assert!(matches!(result, Ok(None)), "{result:?}");
+        let took = started.elapsed();
+        assert!(
+            took >= Duration::from_millis(20) && took < CANCEL_GRACE,
+            "{took:?}"
+        );
+    }
+
+    #[test]
+    fn a_result_within_its_time_comes_back() {
+        let mut ring: Ring = IoUring::builder().build(2).unwrap();
+        let entry = squeue::Entry128::from(opcode::Nop::new().build());
+        // SAFETY: a no-op points to nothing.
+        let result = unsafe { run(&mut ring, entry, Duration::from_secs(5)) };
+        assert!(matches!(result, Ok(Some(0))), "{result:?}");
     }
 
     #[test]
