@@ -1,6 +1,3 @@
 //! Who carries out the machine's effects: [`uring`] on a real device.
 
 pub mod uring;
-mod verdicts;
-
-pub use verdicts::{VerdictCell, VerdictSlots};

@@ -22,9 +22,9 @@ use ublk_bpf_abi::ServerCounters;
 use self::memory::Memory;
 use self::ring::Ring;
 use self::sqe::{Tagged, Ways};
-use super::VerdictSlots;
 use crate::queue::{
-    Arrival, Backing, BadConfig, Config, Effect, FETCHES, Failure, Io, Machine, Storage, Written,
+    Arrival, Backing, BadConfig, Config, Effect, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
+    Written,
 };
 use crate::sys::mmap::Descriptors;
 use crate::target::{Kind, NullReads, Target};
@@ -52,8 +52,6 @@ pub struct QueueSpec<'a> {
     pub device: BorrowedFd<'a>,
     /// Where the bytes are.
     pub target: &'a Target,
-    /// What the classifier says about the queue's tags: one slot for each.
-    pub verdicts: VerdictSlots<'a>,
     /// What the server knows to read as zeroes.
     pub written: Written<'a>,
     /// The policy may lose data and fail requests (`--allow-lossy`).
@@ -95,15 +93,17 @@ pub enum Error {
 
 /// Serves one hardware queue until the device ends, from the calling thread, which it keeps.
 ///
-/// `ready` is called once the kernel has every tag: when all queues are ready, the device can start. `publish`
-/// is called with the counters each time before the thread may sleep, and at the end. Returns the last counters.
+/// `take_verdict` takes what the classifier left for a tag that has arrived, and leaves nothing. `publish` is
+/// called with the counters each time before the thread may sleep, and at the end. `ready` is called once the
+/// kernel has every tag: when all queues are ready, the device can start. Returns the last counters.
 ///
 /// # Errors
 /// If the queue cannot be made, or the kernel refuses to go on with it.
 pub fn run_queue(
     spec: &QueueSpec<'_>,
-    ready: impl FnOnce(),
+    take_verdict: impl FnMut(u16) -> TakenVerdict,
     publish: impl FnMut(&ServerCounters),
+    ready: impl FnOnce(),
 ) -> Result<ServerCounters, Error> {
     let queue = spec.queue;
     let failed = |what| move |source| Error::System { queue, what, source };
@@ -113,7 +113,7 @@ pub fn run_queue(
         Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
     let mut kept = Kept { memory, machine };
     let mut io = ring::build(spec.depth).map_err(failed("make an io_uring"))?;
-    let end = Queue::build(spec, &mut io, &mut kept, ready, publish).and_then(Queue::serve);
+    let end = Queue::build(spec, &mut io, &mut kept, (take_verdict, publish, ready)).and_then(Queue::serve);
     drop(io);
     if end.is_err() {
         // Operations may be under way still, and nobody waits for them any more.
@@ -153,27 +153,32 @@ fn config(spec: &QueueSpec<'_>) -> Config {
 }
 
 /// A queue in service.
-struct Queue<'q, 'w, R, P> {
+struct Queue<'q, 'w, V, P, R> {
     spec: &'q QueueSpec<'w>,
     ring: Ring<'q>,
     machine: &'q mut Machine<'w>,
     memory: &'q mut Memory,
     descriptors: Descriptors,
     ways: Ways,
+    take_verdict: V,
+    publish: P,
     /// Called once, and gone then.
     ready: Option<R>,
-    publish: P,
     failure: Option<Failure>,
     finished: bool,
 }
 
-impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
+impl<'q, 'w, V, P, R> Queue<'q, 'w, V, P, R>
+where
+    V: FnMut(u16) -> TakenVerdict,
+    P: FnMut(&ServerCounters),
+    R: FnOnce(),
+{
     fn build(
         spec: &'q QueueSpec<'w>,
         io: &'q mut io_uring::IoUring,
         kept: &'q mut Kept<'w>,
-        ready: R,
-        publish: P,
+        (take_verdict, publish, ready): (V, P, R),
     ) -> Result<Self, Error> {
         let failed = |what| {
             move |source| Error::System {
@@ -195,11 +200,9 @@ impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
         }
         let descriptors = Descriptors::map(spec.device, spec.queue, spec.depth, spec.descriptor_bytes)
             .map_err(failed("map the device's request descriptors"))?;
-        spec.verdicts.clear();
         // SAFETY: the entry names no memory.
         unsafe { ring.push(&sqe::stop()) };
         let ways = Ways::of(spec.target.facts());
-        let ready = Some(ready);
         Ok(Self {
             spec,
             ring,
@@ -207,8 +210,9 @@ impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
             memory,
             descriptors,
             ways,
-            ready,
+            take_verdict,
             publish,
+            ready: Some(ready),
             failure: None,
             finished: false,
         })
@@ -393,7 +397,7 @@ impl<'q, 'w, R: FnOnce(), P: FnMut(&ServerCounters)> Queue<'q, 'w, R, P> {
                 op_flags: descriptor.op_flags,
                 nr_sectors: descriptor.nr_sectors,
                 start_sector: descriptor.start_sector,
-                verdict: self.spec.verdicts.take(tag),
+                verdict: (self.take_verdict)(tag),
             });
         }
     }

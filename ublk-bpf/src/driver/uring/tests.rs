@@ -231,14 +231,18 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         descriptor_bytes: 24,
         device: std::os::fd::AsFd::as_fd(&device),
         target: &target,
-        verdicts: VerdictSlots::new(&[]),
         written: Written::untracked(),
         lossy: false,
         stop: &stop,
     };
-    let error = run_queue(&spec, || panic!("not ready"), |_| {})
-        .unwrap_err()
-        .to_string();
+    let error = run_queue(
+        &spec,
+        |_| TakenVerdict { head: 0, sector: 0 },
+        |_| {},
+        || panic!("not ready"),
+    )
+    .unwrap_err()
+    .to_string();
     assert!(
         error.starts_with("queue 0: the kernel refused to prepare the queue"),
         "{error}"
