@@ -1,2 +1,50 @@
-//! The project's chores.
-fn main() {}
+//! The project's chores, as `cargo xtask SUBCOMMAND`.
+//!
+//! A subcommand is a module with its `Options` and a `run`; what several of them share stands beside them:
+//! the cache folder, the set-up of what is missing, the guest. Nothing here is needed to *use* ublk-bpf.
+
+mod apt;
+mod cache;
+mod command;
+mod cpio;
+mod guest;
+mod progress;
+mod setup;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// What can be asked for.
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "The project's chores",
+    max_term_width = 110
+)]
+enum Chore {
+    /// Obtain what is missing: bpf-linker, rust-src, qemu, a kernel for the guest
+    Setup(setup::Options),
+    /// Run a command in a guest with a Linux >= 7.0 kernel
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Chore::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(chore: Chore) -> Result<ExitCode> {
+    match chore {
+        Chore::Setup(options) => setup::run(&options),
+        Chore::Vm(options) => vm::run(options),
+    }
+}

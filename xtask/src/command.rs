@@ -1,0 +1,154 @@
+//! Runs other programs; an error says which program, with which arguments, and what it said.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Lines of a failed program's output that go into the error.
+const ERROR_LINES: usize = 12;
+
+/// Runs a program whose output the user shall see.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", line(command));
+    }
+    Ok(())
+}
+
+/// Runs a program in silence and gives its standard output back; what it said on failure is in the error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}: {}", line(command), output.status, said(&output));
+    }
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("`{}` printed something else than text", line(command)))
+}
+
+/// Runs a program in silence for at most `limit`; `Ok(None)` if it had to be killed.
+pub(crate) fn output_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    let deadline = Instant::now() + limit;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Some(child.wait_with_output()?))
+}
+
+/// The last lines a program printed, errors first, joined to one.
+pub(crate) fn said(output: &Output) -> String {
+    let text = if output.stderr.trim_ascii().is_empty() {
+        &output.stdout
+    } else {
+        &output.stderr
+    };
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(ERROR_LINES)..].join("; ")
+}
+
+/// A program's path, searched in `PATH` and in the folders of the system's own programs, which an ordinary
+/// user's `PATH` lacks.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        let path = PathBuf::from(program);
+        return path.is_file().then_some(path);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// The command as one would type it.
+pub(crate) fn line(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(quote)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// `word` as a shell takes it literally.
+pub(crate) fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_survives_a_shell() {
+        for word in [
+            "plain",
+            "",
+            "two words",
+            "it's",
+            "$HOME `x` \"y\" \\ \n z",
+            "a;b|c>d&",
+            "*?[x]~#!",
+        ] {
+            let script = format!("printf %s {}", quote(OsStr::new(word)));
+            let printed = Command::new("sh")
+                .args(["-c", &script])
+                .output()
+                .expect("sh runs")
+                .stdout;
+            assert_eq!(String::from_utf8_lossy(&printed), word, "{script}");
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_command_and_what_it_said() {
+        let error = output(Command::new("sh").args(["-c", "echo no luck >&2; exit 3"])).expect_err("fails");
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("sh -c") && text.contains("no luck") && text.contains('3'),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_killed() {
+        let start = Instant::now();
+        let outcome = output_within(Command::new("sleep").arg("60"), Duration::from_millis(50));
+        assert!(outcome.expect("sleep starts").is_none());
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+}

@@ -1,0 +1,383 @@
+//! A guest with a Linux >= 7.0 kernel, under qemu: boots it, runs one command in it, and gives back how that ended.
+//!
+//! The guest is killed when its kernel says that it is dead, when nothing at all comes from it for a while, and when the
+//! whole takes too long. A boot that fails before the command has started is tried once more: under emulation
+//! one in some twenty dies early.
+
+mod initramfs;
+mod machine;
+mod modules;
+mod programs;
+mod watch;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::setup::kernel::Kernel;
+use crate::{command, progress};
+use initramfs::Additions;
+use machine::{Machine, Received, Source};
+use watch::{Channel, Console};
+
+/// Attempts to boot before the command has started.
+const BOOT_ATTEMPTS: u32 = 2;
+/// A guest that has not reached its command by then will not.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Time for what is still on its way after the command's end, or after the kernel's death.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// A disk of the guest, empty at start and gone at the end.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    pub(crate) bytes: u64,
+}
+
+/// What the guest is made of and may do.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) cpus: u32,
+    /// As qemu takes it: `2G`.
+    pub(crate) memory: String,
+    /// Whether the guest's clock counts instructions (one CPU then).
+    pub(crate) icount: bool,
+    /// The whole may take so long.
+    pub(crate) timeout: Option<Duration>,
+    /// So long may nothing come from the guest.
+    pub(crate) silence: Option<Duration>,
+    /// Files and folders of this machine, and where the guest has them.
+    pub(crate) files: Vec<(PathBuf, String)>,
+    /// Programs of this machine beside the usual ones, copied with their libraries.
+    pub(crate) programs: Vec<String>,
+    pub(crate) disks: Vec<Disk>,
+    /// Whether the kernel's messages are shown as they come.
+    pub(crate) console: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cpus: 2,
+            memory: "2G".to_owned(),
+            icount: false,
+            timeout: None,
+            silence: Some(Duration::from_secs(120)),
+            files: Vec::new(),
+            programs: Vec::new(),
+            disks: Vec::new(),
+            console: false,
+        }
+    }
+}
+
+impl Config {
+    fn kernel_arguments(&self) -> String {
+        // loglevel 5: warnings are shown, for WARN() is one. Emulated CPUs are slow: what looks like a lockup in
+        // 20 s is none. No KASLR: the same instructions in every boot.
+        let mut arguments = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr watchdog_thresh=60 \
+                             sysctl.kernel.hung_task_timeout_secs=240 random.trust_cpu=on"
+            .to_owned();
+        if self.icount {
+            arguments.push_str(" nowatchdog");
+        }
+        arguments
+    }
+}
+
+/// How a guest ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The command's exit status, as a shell gives it.
+    Exited(u8),
+    /// The kernel died, or the machine ended by itself; why.
+    Died(String),
+    /// Nothing came any more, or the whole took too long; which.
+    Hung(String),
+}
+
+/// Who gets the command's output as it comes.
+pub(crate) trait Sink {
+    fn out(&mut self, bytes: &[u8]);
+    fn err(&mut self, bytes: &[u8]);
+}
+
+/// Passes the command's output on as our own.
+pub(crate) struct Inherit;
+
+impl Sink for Inherit {
+    fn out(&mut self, bytes: &[u8]) {
+        let mut out = std::io::stdout().lock();
+        // A reader that has gone away ends the output, not the guest.
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    }
+
+    fn err(&mut self, bytes: &[u8]) {
+        let _ = std::io::stderr().lock().write_all(bytes);
+    }
+}
+
+/// Boots a guest and runs `argv` in it.
+pub(crate) fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut dyn Sink) -> Result<Outcome> {
+    let marker = marker();
+    let additions = Additions {
+        files: config.files.clone(),
+        programs: config.programs.clone(),
+        modules: if config.disks.is_empty() {
+            Vec::new()
+        } else {
+            vec!["virtio_blk".to_owned()]
+        },
+        command: script(argv),
+        marker: marker.clone(),
+    };
+    for attempt in 1.. {
+        let folder = tempfile::Builder::new().prefix("ublk-bpf-guest-").tempdir()?;
+        initramfs::write(&folder.path().join("initramfs"), kernel, &additions)?;
+        for (n, disk) in config.disks.iter().enumerate() {
+            sparse_file(&folder.path().join(format!("disk{n}")), disk.bytes)?;
+        }
+        let machine = Machine::start(config, kernel, folder.path())?;
+        let mut session = Session::new(config, &marker, sink, machine, folder);
+        let outcome = session.drive()?;
+        if !session.command_started && attempt < BOOT_ATTEMPTS {
+            progress::note(&format!(
+                "the guest did not boot ({}); trying once more",
+                describe(&outcome)
+            ));
+            continue;
+        }
+        if !matches!(outcome, Outcome::Exited(_)) {
+            session.show_console();
+        }
+        return Ok(outcome);
+    }
+    bail!("the guest did not boot")
+}
+
+/// The outcome in words.
+pub(crate) fn describe(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Exited(status) => format!("exit status {status}"),
+        Outcome::Died(why) => format!("the guest died: {why}"),
+        Outcome::Hung(why) => format!("the guest was killed: {why}"),
+    }
+}
+
+/// One boot, from qemu's start to its end.
+struct Session<'a> {
+    config: &'a Config,
+    marker: &'a str,
+    sink: &'a mut dyn Sink,
+    machine: Machine,
+    /// The files qemu reads at start; gone as soon as the guest runs, so that nothing is left however we end.
+    folder: Option<tempfile::TempDir>,
+    console: Console,
+    out: Channel,
+    err: Channel,
+    control: String,
+    command_started: bool,
+    started: Instant,
+    heard: Instant,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        config: &'a Config,
+        marker: &'a str,
+        sink: &'a mut dyn Sink,
+        machine: Machine,
+        folder: tempfile::TempDir,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            config,
+            marker,
+            sink,
+            machine,
+            folder: Some(folder),
+            console: Console::default(),
+            out: Channel::new(marker),
+            err: Channel::new(marker),
+            control: String::new(),
+            command_started: false,
+            started: now,
+            heard: now,
+        }
+    }
+
+    fn drive(&mut self) -> Result<Outcome> {
+        loop {
+            match self.machine.receive(Duration::from_millis(100))? {
+                Received::Bytes(source, bytes) => self.take(source, &bytes),
+                Received::Nothing => {}
+                Received::Closed => return self.closed(),
+            }
+            if let Some(status) = self.exit_status()? {
+                self.drain();
+                return Ok(self.died().unwrap_or(Outcome::Exited(status)));
+            }
+            if self.console.fatal().is_some() {
+                self.drain();
+            }
+            if let Some(outcome) = self.died().or_else(|| self.overdue()) {
+                self.flush();
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn take(&mut self, source: Source, bytes: &[u8]) {
+        self.heard = Instant::now();
+        match source {
+            Source::Console => {
+                self.console.feed(bytes);
+                if self.config.console {
+                    self.sink.err(bytes);
+                }
+            }
+            Source::Out => self.sink.out(&self.out.feed(bytes)),
+            Source::Err => self.sink.err(&self.err.feed(bytes)),
+            Source::Control => {
+                self.control.push_str(&String::from_utf8_lossy(bytes));
+                if !self.command_started && self.control.contains("ready\n") {
+                    self.command_started = true;
+                    // qemu has read the files, or holds them open.
+                    self.folder = None;
+                }
+            }
+        }
+    }
+
+    /// The status that the guest's process 1 reported.
+    fn exit_status(&self) -> Result<Option<u8>> {
+        let Some((_, rest)) = self.control.split_once("exit ") else {
+            return Ok(None);
+        };
+        let Some((status, _)) = rest.split_once('\n') else {
+            return Ok(None);
+        };
+        status
+            .parse()
+            .map(Some)
+            .with_context(|| format!("the guest reported the exit status {status:?}"))
+    }
+
+    /// Receives what is still on its way.
+    fn drain(&mut self) {
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        let arrived = |session: &Self| {
+            session.out.ended() && session.err.ended() && session.console.has(session.marker)
+        };
+        while !arrived(self) && Instant::now() < deadline {
+            match self.machine.receive(Duration::from_millis(100)) {
+                Ok(Received::Bytes(source, bytes)) => self.take(source, &bytes),
+                Ok(Received::Nothing) => {}
+                Ok(Received::Closed) | Err(_) => break,
+            }
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        self.sink.out(&self.out.flush());
+        self.sink.err(&self.err.flush());
+    }
+
+    fn died(&self) -> Option<Outcome> {
+        self.console.fatal().map(|line| Outcome::Died(line.to_owned()))
+    }
+
+    fn overdue(&self) -> Option<Outcome> {
+        if !self.command_started && self.started.elapsed() > BOOT_LIMIT {
+            return Some(Outcome::Hung(format!(
+                "not booted after {} s",
+                BOOT_LIMIT.as_secs()
+            )));
+        }
+        if let Some(limit) = self
+            .config
+            .timeout
+            .filter(|limit| self.started.elapsed() > *limit)
+        {
+            return Some(Outcome::Hung(format!("not done after {} s", limit.as_secs())));
+        }
+        let limit = self
+            .config
+            .silence
+            .filter(|limit| self.heard.elapsed() > *limit)?;
+        Some(Outcome::Hung(format!(
+            "nothing came from it for {} s",
+            limit.as_secs()
+        )))
+    }
+
+    /// qemu has ended, and not because we asked it to.
+    fn closed(&mut self) -> Result<Outcome> {
+        self.flush();
+        let (status, said) = self.machine.ended()?;
+        if !status.success() {
+            bail!("qemu failed: {status}: {said}");
+        }
+        Ok(self
+            .died()
+            .unwrap_or_else(|| Outcome::Died("the machine was switched off".to_owned())))
+    }
+
+    fn show_console(&self) {
+        eprintln!("---- the guest's console, last lines ----");
+        for line in self.console.tail() {
+            eprintln!("{line}");
+        }
+        eprintln!("-----------------------------------------");
+    }
+}
+
+/// A word that no program prints by chance.
+fn marker() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    format!("\u{4}end-{:016x}", RandomState::new().hash_one(0))
+}
+
+/// The guest's command as a shell script, with those of our variables that steer what is printed.
+fn script(argv: &[String]) -> String {
+    let mut script = String::new();
+    for name in ["RUST_LOG", "RUST_BACKTRACE", "UBLK_BPF_SEED"] {
+        if let Some(value) = std::env::var_os(name) {
+            script.push_str(&format!("export {name}={}\n", command::quote(&value)));
+        }
+    }
+    let words: Vec<String> = argv.iter().map(|word| command::quote(word.as_ref())).collect();
+    script.push_str(&format!("exec {}\n", words.join(" ")));
+    script
+}
+
+fn sparse_file(path: &Path, bytes: u64) -> Result<()> {
+    let context = || format!("cannot make the disk {}", path.display());
+    File::create(path)
+        .with_context(context)?
+        .set_len(bytes)
+        .with_context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_survives_the_shell() {
+        let argv = ["printf", "%s|", "a b", "$x", "it's"].map(str::to_owned);
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script(&argv)])
+            .output()
+            .expect("sh runs");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "a b|$x|it's|");
+    }
+
+    #[test]
+    fn a_marker_is_never_the_same() {
+        assert_ne!(marker(), marker());
+    }
+}

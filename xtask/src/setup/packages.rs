@@ -1,0 +1,109 @@
+//! Programs of the system that the guest is made of, installed by apt where that is allowed.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{apt, command, progress};
+
+/// A program and the Debian package that holds it.
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    package: &'static str,
+}
+
+/// What booting a guest needs.
+pub(crate) const GUEST: [Program; 2] = [
+    Program {
+        name: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+    },
+    Program {
+        name: "busybox",
+        package: "busybox-static",
+    },
+];
+
+/// What the demo and the tests run in it.
+pub(crate) const TOOLS: [Program; 3] = [
+    Program {
+        name: "fio",
+        package: "fio",
+    },
+    Program {
+        name: "mkfs.ext4",
+        package: "e2fsprogs",
+    },
+    Program {
+        name: "bpftool",
+        package: "bpftool",
+    },
+];
+
+/// The packages of the programs that are not there.
+pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<&'static str> {
+    programs
+        .into_iter()
+        .filter(|program| !is_present(program))
+        .map(|program| program.package)
+        .collect()
+}
+
+/// Installs the packages of the programs that are not there.
+pub(crate) fn obtain<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Result<()> {
+    let packages = missing(programs);
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let names = packages.join(" ");
+    if command::find("apt-get").is_none() {
+        bail!(
+            "missing here: {names} (the names of Debian's packages); install them with this system's package manager"
+        );
+    }
+    if !apt::is_root() {
+        bail!("missing here: {names}; install with: sudo apt-get install --no-install-recommends {names}");
+    }
+    let step = progress::step(format!("installing {names}"));
+    if install(&packages).is_err() {
+        // The package lists are missing (as in a fresh container) or too old.
+        command::output(apt_get().arg("update"))?;
+        install(&packages)?;
+    }
+    step.done(&format!("installed {names}"));
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    command::output(
+        apt_get()
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages),
+    )
+    .map(drop)
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .arg("--quiet")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    command
+}
+
+/// A busybox that needs libraries is as good as none: it is the guest's first program.
+fn is_present(program: &Program) -> bool {
+    let Some(path) = command::find(program.name) else {
+        return false;
+    };
+    program.name != "busybox" || is_static(&path)
+}
+
+fn is_static(path: &std::path::Path) -> bool {
+    // `ldd` fails for a program without a dynamic loader.
+    Command::new("ldd")
+        .arg(path)
+        .output()
+        .is_ok_and(|output| !output.status.success())
+}
