@@ -161,7 +161,9 @@ impl Command {
             }
             (Self::Delete, EINTR) => "its server still has it open or mapped; it goes when the server ends",
             (Self::StartRecovery, EINVAL) => "it was not made to be recovered; delete it",
-            (Self::StartRecovery, EBUSY) => "its server has not ended yet; end it or try again in a moment",
+            (Self::StartRecovery, EBUSY) => {
+                "it is not waiting for a server; end its old one, or try again in a moment"
+            }
             (Self::EndRecovery, EINVAL) => {
                 "it was not made to be recovered, or the process that was named as its server does not have its \
                  character device open"

@@ -236,7 +236,8 @@ pub struct DeviceInfo {
     pub descriptor_bytes: u16,
     /// Most bytes of a request.
     pub max_io_bytes: u32,
-    /// The server's process id in this pid namespace; `None` where none runs or it cannot be seen from here.
+    /// The server's process id in this pid namespace; `None` where the device is not live or the server cannot be
+    /// seen from here.
     pub server: Option<u32>,
     /// What it was made with.
     pub flags: Features,
@@ -259,14 +260,19 @@ impl DeviceInfo {
         if raw.queue_depth == 0 || raw.queue_depth > UBLK_MAX_QUEUE_DEPTH {
             return Err(MalformedInfo::Depth(raw.queue_depth));
         }
+        let state = State::parse(raw.state)?;
+        // A device without a server keeps the number of its last one, which may be another process's by now.
+        let server = u32::try_from(raw.ublksrv_pid)
+            .ok()
+            .filter(|pid| *pid != 0 && state == State::Live);
         Ok(Self {
             id,
             queues: raw.nr_hw_queues,
             depth: raw.queue_depth,
-            state: State::parse(raw.state)?,
+            state,
             descriptor_bytes: parse_descriptor_bytes(raw.io_desc_size)?,
             max_io_bytes: raw.max_io_buf_bytes,
-            server: u32::try_from(raw.ublksrv_pid).ok().filter(|pid| *pid != 0),
+            server,
             flags: Features::from_bits_retain(raw.flags),
             owner_uid: raw.owner_uid,
             owner_gid: raw.owner_gid,
@@ -379,6 +385,22 @@ mod tests {
         assert_eq!(
             (info.state, info.server, info.descriptor_bytes),
             (State::Live, None, 24)
+        );
+        let server = |state| {
+            DeviceInfo::parse(
+                &RawDevInfo {
+                    ublksrv_pid: 9,
+                    state,
+                    ..raw()
+                },
+                None,
+            )
+            .unwrap()
+            .server
+        };
+        assert_eq!(
+            (server(UBLK_S_DEV_LIVE), server(UBLK_S_DEV_QUIESCED)),
+            (Some(9), None)
         );
         let said = |raw: RawDevInfo| DeviceInfo::parse(&raw, DeviceId::new(3)).unwrap_err();
         assert_eq!(said(RawDevInfo { state: 4, ..raw() }), MalformedInfo::State(4));

@@ -18,6 +18,7 @@ mod tests;
 mod transport;
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -255,6 +256,14 @@ impl Control {
                 cancelled,
             }),
         }
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control")
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
     }
 }
 

@@ -243,7 +243,7 @@ fn refusals_are_told_in_words() {
         (
             recover,
             EBUSY,
-            "cannot begin the recovery of device 3: its server has not ended yet; end it or try again in a moment (START_USER_RECOVERY: EBUSY)",
+            "cannot begin the recovery of device 3: it is not waiting for a server; end its old one, or try again in a moment (START_USER_RECOVERY: EBUSY)",
         ),
         (
             |c| c.end_recovery(id(3), 1),

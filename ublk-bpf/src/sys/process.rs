@@ -8,12 +8,13 @@ const PR_SET_IO_FLUSHER: c_int = 57;
 const PR_GET_IO_FLUSHER: c_int = 58;
 
 /// Tells the kernel that the calling thread serves a block device: its allocations then never wait for
-/// writeback (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads made afterwards inherit it.
+/// writeback (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads made by it afterwards inherit
+/// that.
 ///
 /// The setting is read back, so that `Ok` means it holds.
 pub fn set_io_flusher() -> io::Result<()> {
     prctl(PR_SET_IO_FLUSHER, 1)?;
-    if prctl(PR_GET_IO_FLUSHER, 0)? == 1 {
+    if is_io_flusher()? {
         Ok(())
     } else {
         Err(io::Error::other(
@@ -22,10 +23,16 @@ pub fn set_io_flusher() -> io::Result<()> {
     }
 }
 
-/// Gives the calling process a mount namespace of its own whose mounts do not spread, so that a mount of its
-/// own device elsewhere is none of its mounts. Needs CAP_SYS_ADMIN; the process must have one thread.
+/// Whether the calling thread is marked by [`set_io_flusher`]. Needs CAP_SYS_RESOURCE too.
+pub fn is_io_flusher() -> io::Result<bool> {
+    Ok(prctl(PR_GET_IO_FLUSHER, 0)? == 1)
+}
+
+/// Gives the calling thread, and those it makes afterwards, a mount namespace of their own from which no mount spreads
+/// and in which a later mount of this server's own device does not show: one that did could keep the server from
+/// ending. Needs CAP_SYS_ADMIN.
 pub fn leave_mount_namespace() -> io::Result<()> {
-    // SAFETY: takes no pointer; what changes is this process's view of mounts, not its memory.
+    // SAFETY: takes no pointer; what changes is the thread's view of mounts, not its memory.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
     // SAFETY: the paths are NUL-terminated and static; null for source, type and data is what mount(2) asks
     // for where only propagation changes.
