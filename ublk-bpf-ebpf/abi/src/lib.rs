@@ -428,10 +428,10 @@ pub struct VerdictSlot {
     pub verdict: Verdict,
     /// Why.
     pub reason: Reason,
-    /// What the request asks for.
-    pub op: Op,
     /// Bits of [`hint`].
     pub hints: u8,
+    /// What the request asks for.
+    pub op: Op,
     /// The request's length in sectors.
     pub nr_sectors: u32,
     /// The request's first sector.
@@ -439,12 +439,13 @@ pub struct VerdictSlot {
 }
 
 impl VerdictSlot {
-    /// The first eight bytes of a slot, little endian, of a packed [`Decision`] about a request.
+    /// The first eight bytes of a slot, little endian, of a packed [`Decision`] about a request. `packed` is an
+    /// [answer](Decision::is_answer) and `op` an [`Op`].
     #[must_use]
     #[inline(always)]
     pub const fn head(packed: u32, op: u32, nr_sectors: u32) -> u64 {
-        let decision = (packed & 0xffff) | (packed & 0xff_0000) << 8;
-        (decision | (op & 0xff) << 16) as u64 | (nr_sectors as u64) << 32
+        // A packed decision has the slot's first three bytes as the slot has them.
+        packed as u64 | (op as u64) << 24 | (nr_sectors as u64) << 32
     }
 }
 
@@ -621,7 +622,7 @@ mod tests {
     fn head_is_the_slots_first_half() {
         let decision = Decision::new(Verdict::Drop, Reason::FaultRange).with_hints(hint::FAIL);
         let head = VerdictSlot::head(decision.pack(), Op::Discard as u32, 0x0102_0304);
-        assert_eq!(head.to_le_bytes(), [3, 3, 3, 1, 4, 3, 2, 1]);
+        assert_eq!(head.to_le_bytes(), [3, 3, 1, 3, 4, 3, 2, 1]);
     }
 
     #[test]

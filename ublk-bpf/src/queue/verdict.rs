@@ -32,8 +32,8 @@ pub(super) fn check(taken: TakenVerdict, op: Op, arrival: &Arrival) -> Result<Ad
     if taken.head == 0 {
         return Err(NoAdvice::Missing);
     }
-    // `VerdictSlot`: verdict, reason, op, hints, then four bytes of nr_sectors, little endian.
-    let [verdict, reason, slot_op, hints, n0, n1, n2, n3] = taken.head.to_le_bytes();
+    // `VerdictSlot`: verdict, reason, hints, op, then four bytes of nr_sectors, little endian.
+    let [verdict, reason, hints, slot_op, n0, n1, n2, n3] = taken.head.to_le_bytes();
     let advice = match Verdict::parse(verdict) {
         Some(Verdict::Passthrough) => Advice::Passthrough,
         Some(Verdict::Drop) => Advice::Drop {
@@ -60,7 +60,7 @@ mod tests {
     fn taken(verdict: u8, reason: u8, op: u8, hints: u8, nr_sectors: u32, sector: u64) -> TakenVerdict {
         let [n0, n1, n2, n3] = nr_sectors.to_le_bytes();
         TakenVerdict {
-            head: u64::from_le_bytes([verdict, reason, op, hints, n0, n1, n2, n3]),
+            head: u64::from_le_bytes([verdict, reason, hints, op, n0, n1, n2, n3]),
             sector,
         }
     }
@@ -129,7 +129,7 @@ mod tests {
             if checked(verdict).is_ok() {
                 prop_assert_eq!(sector, 64);
                 prop_assert_eq!(head >> 32, 8);
-                prop_assert_eq!((head >> 16) & 0xff, 0);
+                prop_assert_eq!((head >> 24) & 0xff, 0);
             }
         }
     }
