@@ -458,3 +458,19 @@ fn a_device_that_is_not_there_is_named() {
     assert!(said(control.update_size(id, 8)).contains("it does not exist, or is not started"));
     assert!(said(control.quiesce(id, SOON)).contains("it does not exist, or is not started"));
 }
+
+#[test]
+fn a_user_without_privileges_is_told_to_be_root() {
+    const NOBODY: libc::c_long = 65534;
+    std::thread::spawn(|| {
+        // SAFETY: takes no pointer. The bare system call changes this thread alone, which ends with the test.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        assert_eq!(result, 0);
+        assert_eq!(
+            said(Control::open()),
+            "no permission to open /dev/ublk-control: ublk needs CAP_SYS_ADMIN; run as root"
+        );
+    })
+    .join()
+    .unwrap();
+}
