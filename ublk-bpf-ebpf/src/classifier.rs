@@ -7,7 +7,7 @@
 //!
 //! It runs for every request of every disk, and for each of ours once: its length is measured, so it loads
 //! what it needs through plain pointers (the offsets come from the running kernel's BTF, by way of
-//! [`CONFIG`]) and calls no helper on the way to a verdict.
+//! `CONFIG`) and calls no helper on the way to a verdict.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(linkage))]
 
 #[cfg(not(target_arch = "bpf"))]

@@ -4,19 +4,7 @@
 //! only on a device that was made with `--allow-lossy`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
-use ublk_bpf_policy::{Decision, Reason, Request, Verdict, hint, policy};
-
-/// Which requests fail.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct FaultRange {
-    /// First sector of the range.
-    first_sector: u64,
-    /// Last sector of the range.
-    last_sector: u64,
-    /// Bit `op` set: requests of that operation (`ublk_bpf_abi::Op`) fail. 0: none do.
-    ops: u64,
-}
+use ublk_bpf_policy::{Decision, FaultRange, Reason, Request, Verdict, hint, policy};
 
 #[cfg(target_arch = "bpf")]
 #[ublk_bpf_policy::bpf::macros::btf_map(name = "fault_range")]

@@ -26,6 +26,8 @@ pub mod map {
     /// Array of `u64`, mmapable: bit `b % 64` of word `b / 64` is set if block `b` may hold data, clear if
     /// the server knows that it reads as zeroes. Written by the server, read by the classifier.
     pub const WRITTEN: &str = "written";
+    /// Array of one [`FaultRange`](crate::FaultRange), owned by the policy `fault`.
+    pub const FAULT_RANGE: &str = "fault_range";
 }
 
 /// The name of the classifier's read-only global of type [`Config`].
@@ -413,6 +415,18 @@ impl Decision {
 
     /// What the classifier makes of a policy's answer that is none.
     pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
+}
+
+/// Which requests the policy `fault` fails: those of the chosen operations that touch the range.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRange {
+    /// First sector of the range.
+    pub first_sector: u64,
+    /// Last sector of the range.
+    pub last_sector: u64,
+    /// Bit `op` set: requests of that [`Op`] fail. 0: none do.
+    pub ops: u64,
 }
 
 /// The classifier's advice for one tag, taken (read and cleared) by the server when the tag arrives.

@@ -6,6 +6,7 @@
 
 mod builtin;
 mod error;
+mod fault;
 mod load;
 mod maps;
 mod object;
@@ -17,11 +18,12 @@ mod verifier;
 pub use builtin::{Builtin, builtin};
 pub use error::PolicyError;
 pub(crate) use error::chain;
+pub use fault::set_fault_range;
 pub use load::{Classifier, Spec, WrittenSpec};
 pub use maps::{Counters, QueueCounters, QueueVerdicts, Verdicts, Written};
 pub use object::{ObjectError, POLICY_SECTION, PolicyObject};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
 pub(crate) use pin::pin_error;
-pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks};
+pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
 pub use swap::{Policy, reset, swap};
 pub use verifier::Refusal;

@@ -179,6 +179,19 @@ pub fn pinned_disks() -> Result<Vec<Disk>, PolicyError> {
     Ok(disks)
 }
 
+/// Removes what is pinned for disks that `is_alive` does not know, as a server that was killed leaves it, and says
+/// which these were.
+pub fn remove_stale(is_alive: impl Fn(&Disk) -> bool) -> Result<Vec<Disk>, PolicyError> {
+    let stale: Vec<Disk> = pinned_disks()?
+        .into_iter()
+        .filter(|disk| !is_alive(disk))
+        .collect();
+    for disk in &stale {
+        PinDir::of(disk).remove()?;
+    }
+    Ok(stale)
+}
+
 /// Makes sure that there is a BPF file system to pin to, and mounts one if there is none.
 ///
 /// A server calls this before it enters its own mount namespace: a bpffs mounted there would be nobody else's.
