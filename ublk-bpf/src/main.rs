@@ -1,2 +1,7 @@
 //! The `ublk-bpf` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ublk_bpf::cli::main()
+}

@@ -1,0 +1,84 @@
+//! How the command says that something went wrong: one line.
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+
+/// A wrong command line that clap cannot see by itself: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Usage(pub(super) String);
+
+/// Prints what clap has to say. Help and version are answers, not failures.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nobody is left to tell if standard output is closed.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            eprintln!("ublk-bpf: {}", condense(&error.render().to_string()));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints why a command failed, with every cause.
+pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("ublk-bpf: {}", one_line(error));
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+}
+
+/// An error and its causes in one line.
+pub(super) fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// clap's report in one line: what is wrong, its tips, and where to read on.
+fn condense(report: &str) -> String {
+    let mut parts = Vec::new();
+    let mut help = "ublk-bpf --help".to_owned();
+    for paragraph in report.trim().split("\n\n") {
+        let line = paragraph.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        if let Some(what) = line.strip_prefix("error: ") {
+            parts.push(what.to_owned());
+        } else if let Some(tip) = line.strip_prefix("tip: ") {
+            parts.push(tip.to_owned());
+        } else if let Some(synopsis) = line.strip_prefix("Usage: ") {
+            let command: Vec<_> =
+                synopsis.split(' ').take_while(|w| !w.starts_with(['-', '<', '[']) && *w != "...").collect();
+            help = format!("{} --help", command.join(" "));
+        }
+    }
+    format!("{} (see `{help}`)", parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_clap_becomes_one_line() {
+        assert_eq!(
+            condense(
+                "error: the following required arguments were not provided:\n  <ID>\n\nUsage: ublk-bpf show <ID>\n\nFor more information, try '--help'.\n"
+            ),
+            "the following required arguments were not provided: <ID> (see `ublk-bpf show --help`)"
+        );
+        assert_eq!(
+            condense("error: unrecognized subcommand 'lst'\n\n  tip: a similar subcommand exists: 'list'\n\nUsage: ublk-bpf [OPTIONS] <COMMAND>\n"),
+            "unrecognized subcommand 'lst'; a similar subcommand exists: 'list' (see `ublk-bpf --help`)"
+        );
+    }
+
+    #[test]
+    fn causes_are_told_in_the_same_line() {
+        let error = anyhow::anyhow!("first\nsecond").context("outer");
+        assert_eq!(one_line(&error), "outer: first second");
+    }
+}

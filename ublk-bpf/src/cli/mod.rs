@@ -1,0 +1,103 @@
+//! The command line: one module a subcommand.
+//!
+//! What went wrong is told in one line on standard error that starts with `ublk-bpf:`. The exit status is 2 if
+//! the command line itself is wrong and 1 for everything else.
+
+mod args;
+mod config;
+mod error;
+mod features;
+mod list;
+mod policy;
+mod run;
+mod show;
+mod stats;
+mod stop;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  ublk-bpf run                                a device of 1 GiB of memory, until Ctrl-C
+  ublk-bpf run --backing disk.img --daemon    a device on a file, in the background
+  ublk-bpf list                               what is running
+  ublk-bpf stats 0 --watch                    what it does, every second
+  ublk-bpf policy swap 0 sparse               another policy, while it runs
+  ublk-bpf stop 0
+
+A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for
+any other failure.";
+
+/// A ublk block device whose every request is classified by an eBPF program before the server sees it.
+#[derive(Debug, Parser)]
+#[command(name = "ublk-bpf", version, max_term_width = 110, after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// Tell more on standard error: -v what is done, -vv details, -vvv everything (or set RUST_LOG)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::Args>),
+    List(list::Args),
+    Show(show::Args),
+    Stats(stats::Args),
+    Features(features::Args),
+    Policy(policy::Args),
+    Stop(stop::Args),
+}
+
+/// Runs the command that the process was started with, and says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return error::usage(&error),
+    };
+    log_to_stderr(cli.verbose);
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::List(args) => list::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Features(args) => features::run(&args),
+        Command::Policy(args) => policy::run(&args),
+        Command::Stop(args) => stop::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error::failure(&error),
+    }
+}
+
+/// Standard error is the terminal in the foreground and the log file in the background.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

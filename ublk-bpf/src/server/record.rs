@@ -1,0 +1,395 @@
+//! What a server leaves in `/run/ublk-bpf` for others to find: a record of its device, and a lock that it holds
+//! for its life.
+//!
+//! The lock says whether the server lives, so nobody has to trust a process id that may have been given to another
+//! process since. A record whose lock is free is a leftover: its server died.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Options, Recovery};
+use crate::target::Spec;
+
+/// Where records, locks and logs are.
+pub const DIRECTORY: &str = "/run/ublk-bpf";
+
+/// Version of the record's format.
+const VERSION: u32 = 1;
+
+/// No record is larger; a file that is was not written by a server.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// A device as its server made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of this format.
+    version: u32,
+    /// The device's id.
+    pub id: u32,
+    /// The server's process id.
+    pub pid: u32,
+    /// When the server started, in seconds since 1970.
+    pub started: u64,
+    /// Which boot of the machine it was.
+    pub boot_id: String,
+    /// Where its bytes are, as `--backing` takes it; a path is absolute.
+    #[serde(with = "spec_text")]
+    pub backing: Spec,
+    /// The policy's name, or the absolute path of its object.
+    pub policy: String,
+    /// Hardware queues.
+    pub queues: u16,
+    /// Requests that a queue holds at once.
+    pub depth: u16,
+    /// Capacity in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What becomes of the device if its server dies.
+    pub recovery: Recovery,
+    /// The policy may lose data or fail requests.
+    pub allow_lossy: bool,
+}
+
+/// Why a record or a lock could not be used. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// No server ever said that it serves this device, or it stopped in good order.
+    #[error("ublkb{0} is not a device of ublk-bpf: see `ublk-bpf list`")]
+    Absent(u32),
+    /// What stands there was not written by this program.
+    #[error(
+        "the record {} cannot be read: {reason}: stop the device with `ublk-bpf stop {id}`, or remove the file",
+        path.display()
+    )]
+    Corrupt {
+        /// The record.
+        path: PathBuf,
+        /// The device it is about.
+        id: u32,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another process serves or cleans the device.
+    #[error("ublkb{0} is served by another process: stop it with `ublk-bpf stop {0}`")]
+    Locked(u32),
+    /// The system refused.
+    #[error("cannot {what} {}: {source}", path.display())]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Record {
+    /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute.
+    #[must_use]
+    pub fn new(id: u32, options: &Options, queues: u16, sectors: u64) -> Self {
+        let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            version: VERSION,
+            id,
+            pid: std::process::id(),
+            started: started.map_or(0, |since| since.as_secs()),
+            boot_id: boot_id(),
+            backing: options.backing.clone(),
+            policy: options.policy.clone(),
+            queues,
+            depth: options.depth,
+            sectors,
+            read_only: options.read_only,
+            recovery: options.recovery,
+            allow_lossy: options.allow_lossy,
+        }
+    }
+
+    /// The options that make the same device again.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options {
+            backing: self.backing.clone(),
+            policy: self.policy.clone(),
+            id: Some(self.id),
+            queues: self.queues,
+            depth: self.depth,
+            read_only: self.read_only,
+            recovery: self.recovery,
+            allow_lossy: self.allow_lossy,
+        }
+    }
+
+    /// Whether the machine has been booted again since: nothing but the record can be left of the device then.
+    #[must_use]
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot_id == boot_id()
+    }
+
+    /// Reads the record of device `id`.
+    ///
+    /// # Errors
+    /// If there is none, or it is not one.
+    pub fn read(id: u32) -> Result<Self, RecordError> {
+        let path = path(id, "json");
+        let text = match read_bounded(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RecordError::Absent(id)),
+            Err(source) => return Err(RecordError::System { what: "read", path, source }),
+            Ok(text) => text,
+        };
+        Self::parse(&text, id).map_err(|reason| RecordError::Corrupt { path, id, reason })
+    }
+
+    fn parse(text: &[u8], id: u32) -> Result<Self, String> {
+        /// Read before the rest, which another version may have changed.
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        let Head { version } = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        if version != VERSION {
+            return Err(format!("it has version {version}, this program knows {VERSION}"));
+        }
+        let record: Self = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        if record.id != id {
+            return Err(format!("it is about ublkb{}", record.id));
+        }
+        Ok(record)
+    }
+
+    /// Writes the record, replacing the one before as a whole.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write(&self) -> Result<(), RecordError> {
+        let path = path(self.id, "json");
+        let write = || -> io::Result<()> {
+            let mut text = serde_json::to_vec_pretty(self)?;
+            text.push(b'\n');
+            let fresh = path.with_extension("json.new");
+            let mut file = File::create(&fresh)?;
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
+            file.write_all(&text)?;
+            fs::rename(&fresh, &path)
+        };
+        write().map_err(|source| RecordError::System { what: "write the record", path: path.clone(), source })
+    }
+
+    /// Removes the record of device `id`, if there is one.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn remove(id: u32) -> Result<(), RecordError> {
+        let path = path(id, "json");
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RecordError::System { what: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The ids of all devices that have a record or a lock, in ascending order.
+///
+/// # Errors
+/// If the directory is there but cannot be read.
+pub fn ids() -> Result<Vec<u32>, RecordError> {
+    let failed = |source| RecordError::System { what: "read", path: DIRECTORY.into(), source };
+    let entries = match fs::read_dir(DIRECTORY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let Some((stem, "json" | "lock")) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+        ids.extend(stem.strip_prefix("ublkb").and_then(|digits| digits.parse::<u32>().ok()));
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The log of the server of device `id` when it runs in the background.
+#[must_use]
+pub fn log_path(id: u32) -> PathBuf {
+    path(id, "log")
+}
+
+/// Makes the directory of records, if it is not there.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn make_directory() -> Result<(), RecordError> {
+    fs::create_dir_all(DIRECTORY).map_err(|source| RecordError::System {
+        what: "make",
+        path: DIRECTORY.into(),
+        source,
+    })
+}
+
+fn path(id: u32, kind: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("ublkb{id}.{kind}"))
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of at most 64 KiB"));
+    }
+    fs::read(path)
+}
+
+/// The kernel's name for this boot; empty if it does not say.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// A lock on a device, held until this is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock that the server of device `id` holds for its life.
+    ///
+    /// # Errors
+    /// [`RecordError::Locked`] if another process has it.
+    pub fn serve(id: u32) -> Result<Self, RecordError> {
+        make_directory()?;
+        let path = path(id, "lock");
+        loop {
+            let file = open_lock(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(RecordError::Locked(id)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(RecordError::System { what: "lock", path, source });
+                }
+            }
+            // The holder before may have removed the file between our open and our lock.
+            if is_same_file(&file, &path) {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+
+    /// Waits for the lock that serialises changes of the policy of device `id`.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn change_policy(id: u32) -> Result<Self, RecordError> {
+        let path = path(id, "policy-lock");
+        loop {
+            let file = open_lock(&path)?;
+            file.lock().map_err(|source| RecordError::System { what: "lock", path: path.clone(), source })?;
+            if is_same_file(&file, &path) {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+
+    /// Whether some process serves device `id`. Asks without taking the lock file away from under anyone.
+    #[must_use]
+    pub fn is_served(id: u32) -> bool {
+        let Ok(file) = File::open(path(id, "lock")) else { return false };
+        // A shared lock does not disturb others who ask; it lasts until the end of this function.
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+
+    /// Removes the lock's file, while holding it; the lock itself lasts until this is dropped.
+    pub fn remove_file(&self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+
+    /// The open lock file.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, RecordError> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(|source| {
+        RecordError::System { what: "open", path: path.to_owned(), source }
+    })
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
+        _ => false,
+    }
+}
+
+/// A backing as the command line writes it.
+mod spec_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::target::Spec;
+
+    pub(super) fn serialize<S: Serializer>(spec: &Spec, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(spec)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let options = Options {
+            backing: Spec::Memory(1 << 30),
+            policy: "passthrough".into(),
+            id: None,
+            queues: 4,
+            depth: 128,
+            read_only: false,
+            recovery: Recovery::Reissue,
+            allow_lossy: false,
+        };
+        Record::new(3, &options, 2, 1 << 21)
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let record = record();
+        let text = serde_json::to_vec(&record).unwrap();
+        assert_eq!(Record::parse(&text, 3), Ok(record.clone()));
+        assert_eq!(record.options().queues, 2);
+        assert!(record.is_of_this_boot());
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_in_words() {
+        let good = serde_json::to_string(&record()).unwrap();
+        for (text, words) in [
+            ("", "EOF"),
+            ("{}", "version"),
+            (&good.replace("\"version\":1", "\"version\":2"), "version 2, this program knows 1"),
+            (&good.replace("\"id\":3", "\"id\":4"), "about ublkb4"),
+            (&good.replace("mem:1G", "mem:1X"), "not a size"),
+            (&good.replace("\"depth\"", "\"death\""), "unknown field"),
+            (&good[..good.len() - 2], "EOF"),
+        ] {
+            let reason = Record::parse(text.as_bytes(), 3).unwrap_err();
+            assert!(reason.contains(words), "{text}: {reason}");
+        }
+    }
+}
