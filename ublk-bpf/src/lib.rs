@@ -5,10 +5,12 @@
 //! [`control`] makes and unmakes devices, [`policy`] loads and replaces what classifies them, [`server`]
 //! ties these together for one device, [`cli`] is the command line.
 
+pub mod cli;
 pub mod control;
 pub mod driver;
 pub mod observe;
 pub mod policy;
 pub mod queue;
+pub mod server;
 pub mod sys;
 pub mod target;

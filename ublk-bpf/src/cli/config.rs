@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Deserializer, de::Error};
 
 use super::error::Usage;
-use crate::server::Recovery;
+use crate::control::Recovery;
 use crate::target::Spec;
 
 /// The keys. What is not there is left to the command line and the defaults.
@@ -35,14 +35,19 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+            let line = error
+                .span()
+                .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
             format!("line {line}: {}", error.message().replace('\n', ", "))
         })
     }
 }
 
 fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::Error> {
-    String::deserialize(deserializer)?.parse().map(Some).map_err(Error::custom)
+    String::deserialize(deserializer)?
+        .parse()
+        .map(Some)
+        .map_err(Error::custom)
 }
 
 #[cfg(test)]
@@ -51,7 +56,8 @@ mod tests {
 
     #[test]
     fn keys_are_the_options_names() {
-        let config = Config::parse("backing = \"mem:64M\"\nread-only = true\nrecovery = \"reissue\"\n").unwrap();
+        let config =
+            Config::parse("backing = \"mem:64M\"\nread-only = true\nrecovery = \"reissue\"\n").unwrap();
         assert_eq!(config.backing, Some(Spec::Memory(64 << 20)));
         assert_eq!(config.read_only, Some(true));
         assert_eq!(config.recovery, Some(Recovery::Reissue));

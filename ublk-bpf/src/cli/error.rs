@@ -36,7 +36,11 @@ pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
 
 /// An error and its causes in one line.
 pub(super) fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    format!("{error:#}")
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// clap's report in one line: what is wrong, its tips, and where to read on.
@@ -50,8 +54,10 @@ fn condense(report: &str) -> String {
         } else if let Some(tip) = line.strip_prefix("tip: ") {
             parts.push(tip.to_owned());
         } else if let Some(synopsis) = line.strip_prefix("Usage: ") {
-            let command: Vec<_> =
-                synopsis.split(' ').take_while(|w| !w.starts_with(['-', '<', '[']) && *w != "...").collect();
+            let command: Vec<_> = synopsis
+                .split(' ')
+                .take_while(|w| !w.starts_with(['-', '<', '[']) && *w != "...")
+                .collect();
             help = format!("{} --help", command.join(" "));
         }
     }
@@ -71,7 +77,9 @@ mod tests {
             "the following required arguments were not provided: <ID> (see `ublk-bpf show --help`)"
         );
         assert_eq!(
-            condense("error: unrecognized subcommand 'lst'\n\n  tip: a similar subcommand exists: 'list'\n\nUsage: ublk-bpf [OPTIONS] <COMMAND>\n"),
+            condense(
+                "error: unrecognized subcommand 'lst'\n\n  tip: a similar subcommand exists: 'list'\n\nUsage: ublk-bpf [OPTIONS] <COMMAND>\n"
+            ),
             "unrecognized subcommand 'lst'; a similar subcommand exists: 'list' (see `ublk-bpf --help`)"
         );
     }

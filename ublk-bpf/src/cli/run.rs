@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::value_parser;
+use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::config::Config;
 use super::error::Usage;
-use crate::server::{self, Options, Recovery};
+use crate::control::{DeviceId, Recovery};
+use crate::server::{self, Options, Ready, Start};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
-use crate::target::Spec;
+use crate::target::{Kind, NullReads, Size, Spec};
 
 /// What a device is made of when nothing is said.
 const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);
@@ -49,8 +51,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME|FILE.o")]
     policy: Option<String>,
     /// The device's number [default: the lowest free one]
-    #[arg(long, value_name = "N", value_parser = super::args::parse_id)]
-    id: Option<u32>,
+    #[arg(long, value_name = "N")]
+    id: Option<DeviceId>,
     /// Hardware queues, each with a thread; the kernel makes no more than there are CPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
     queues: Option<u16>,
@@ -67,9 +69,9 @@ pub(super) struct Args {
     #[arg(long, value_enum)]
     recovery: Option<Recovery>,
     /// Serve device N again, whose server died, with the options it was made with
-    #[arg(long, value_name = "N", value_parser = super::args::parse_id, conflicts_with_all =
+    #[arg(long, value_name = "N", conflicts_with_all =
         ["backing", "policy", "id", "queues", "depth", "read_only", "recovery", "allow_lossy", "config"])]
-    recover: Option<u32>,
+    recover: Option<DeviceId>,
     /// Let the policy lose data and fail requests: without this it can make the device slow at worst
     #[arg(long)]
     allow_lossy: bool,
@@ -86,18 +88,63 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     };
     let daemon = args.daemon || config.daemon.unwrap_or(false);
     let start = match args.recover {
-        Some(id) => server::Start::Recover(id),
-        None => server::Start::New(merge(args, config)?),
+        Some(id) => Start::Recover(id),
+        None => Start::New(merge(args, config)?),
     };
-    if daemon { server::run_in_background(&start) } else { server::run_in_foreground(&start) }
+    if daemon {
+        println!("{}", server::run_in_background(&start, announce)?);
+    } else {
+        server::serve(&start, |ready| println!("{}", announce(ready)))?;
+    }
+    Ok(())
+}
+
+/// The line that says that requests are served.
+fn announce(ready: &Ready) -> String {
+    let record = &ready.record;
+    let size = human(record.sectors * SECTOR_SIZE);
+    let what = match ready.kind {
+        Kind::Memory => format!("{size} of memory"),
+        Kind::Null(NullReads::Zeroes) => format!("{size} of nothing"),
+        Kind::Null(NullReads::Unfilled) => format!("{size} of nothing, reads left unfilled"),
+        Kind::File | Kind::Block => format!("{size} on {}", record.backing),
+    };
+    let queues = if record.queues == 1 { "queue" } else { "queues" };
+    let mut line = format!(
+        "{} is ready: {what}, {} {queues} of depth {}, policy {}",
+        record.id().block_path().display(),
+        record.queues,
+        record.depth,
+        record.policy
+    );
+    if record.read_only {
+        line.push_str(", read-only");
+    }
+    if record.allow_lossy {
+        line.push_str(", lossy: the policy may lose data");
+    }
+    line
+}
+
+/// `1 GiB`, or the bytes where there is no round number.
+fn human(bytes: u64) -> String {
+    let mut size = Size(bytes).to_string();
+    match size.pop() {
+        Some(suffix) if suffix.is_ascii_alphabetic() => format!("{size} {suffix}iB"),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 /// The options, from the command line before the file before the defaults.
 fn merge(args: Args, config: Config) -> anyhow::Result<Options> {
+    let id = config.id.map(device_id).transpose()?;
     let options = Options {
         backing: args.backing.or(config.backing).unwrap_or(DEFAULT_BACKING),
-        policy: args.policy.or(config.policy).unwrap_or_else(|| DEFAULT_POLICY.to_owned()),
-        id: args.id.or(config.id),
+        policy: args
+            .policy
+            .or(config.policy)
+            .unwrap_or_else(|| DEFAULT_POLICY.to_owned()),
+        id: args.id.or(id),
         queues: args.queues.or(config.queues).unwrap_or(DEFAULT_QUEUES),
         depth: args.depth.or(config.depth).unwrap_or(DEFAULT_DEPTH),
         read_only: args.read_only || config.read_only.unwrap_or(false),
@@ -108,6 +155,10 @@ fn merge(args: Args, config: Config) -> anyhow::Result<Options> {
     check_range("queues", options.queues, UBLK_MAX_NR_QUEUES)?;
     check_range("depth", options.depth, UBLK_MAX_QUEUE_DEPTH)?;
     absolute(options)
+}
+
+fn device_id(number: u32) -> anyhow::Result<DeviceId> {
+    DeviceId::new(number).ok_or_else(|| anyhow!(Usage(format!("id is {number}: give 0 to 1048575"))))
 }
 
 fn check_range(name: &str, value: u16, most: u16) -> anyhow::Result<()> {
@@ -124,4 +175,16 @@ fn absolute(mut options: Options) -> anyhow::Result<Options> {
     }
     options.policy = super::policy::absolute(&options.policy)?;
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_told_in_units() {
+        assert_eq!(human(1 << 30), "1 GiB");
+        assert_eq!(human(1536 << 10), "1536 KiB");
+        assert_eq!(human(512), "512 bytes");
+    }
 }

@@ -15,7 +15,11 @@ fn render(header: &[&str], rows: &[Vec<String>]) -> String {
     }
     let mut text = String::new();
     for row in std::iter::once(&header).chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell:width$}"))
+            .collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
@@ -37,6 +41,9 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let rows = [vec!["ublkb0".into(), "1".into()], vec!["a".into(), "22".into()]];
-        assert_eq!(render(&["NAME", "N"], &rows), "NAME    N\nublkb0  1\na       22\n");
+        assert_eq!(
+            render(&["NAME", "N"], &rows),
+            "NAME    N\nublkb0  1\na       22\n"
+        );
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use super::features::Features;
 use crate::sys::process::page_size;
 use crate::sys::uapi::{
@@ -76,7 +78,8 @@ impl FromStr for DeviceId {
 }
 
 /// What becomes of a device whose server dies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
 pub enum Recovery {
     /// It is removed.
     #[default]
@@ -85,6 +88,16 @@ pub enum Recovery {
     Fail,
     /// It waits for a new server, which gets the requests that the old one had in hand.
     Reissue,
+}
+
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Fail => "fail",
+            Self::Reissue => "reissue",
+        })
+    }
 }
 
 impl Recovery {

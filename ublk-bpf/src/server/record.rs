@@ -6,12 +6,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Options, Recovery};
+use super::Options;
+use crate::control::{DeviceId, Recovery};
 use crate::target::Spec;
 
 /// Where records, locks and logs are.
@@ -30,7 +31,7 @@ pub struct Record {
     /// Version of this format.
     version: u32,
     /// The device's id.
-    pub id: u32,
+    id: u32,
     /// The server's process id.
     pub pid: u32,
     /// When the server started, in seconds since 1970.
@@ -61,7 +62,7 @@ pub struct Record {
 pub enum RecordError {
     /// No server ever said that it serves this device, or it stopped in good order.
     #[error("ublkb{0} is not a device of ublk-bpf: see `ublk-bpf list`")]
-    Absent(u32),
+    Absent(DeviceId),
     /// What stands there was not written by this program.
     #[error(
         "the record {} cannot be read: {reason}: stop the device with `ublk-bpf stop {id}`, or remove the file",
@@ -71,13 +72,13 @@ pub enum RecordError {
         /// The record.
         path: PathBuf,
         /// The device it is about.
-        id: u32,
+        id: DeviceId,
         /// What is wrong with it.
         reason: String,
     },
     /// Another process serves or cleans the device.
     #[error("ublkb{0} is served by another process: stop it with `ublk-bpf stop {0}`")]
-    Locked(u32),
+    Locked(DeviceId),
     /// The system refused.
     #[error("cannot {what} {}: {source}", path.display())]
     System {
@@ -93,11 +94,11 @@ pub enum RecordError {
 impl Record {
     /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute.
     #[must_use]
-    pub fn new(id: u32, options: &Options, queues: u16, sectors: u64) -> Self {
+    pub fn new(id: DeviceId, options: &Options, queues: u16, sectors: u64) -> Self {
         let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             version: VERSION,
-            id,
+            id: id.number(),
             pid: std::process::id(),
             started: started.map_or(0, |since| since.as_secs()),
             boot_id: boot_id(),
@@ -112,13 +113,19 @@ impl Record {
         }
     }
 
+    /// The device's id.
+    #[must_use]
+    pub fn id(&self) -> DeviceId {
+        DeviceId::new(self.id).expect("it came from an id, or was compared with one")
+    }
+
     /// The options that make the same device again.
     #[must_use]
     pub fn options(&self) -> Options {
         Options {
             backing: self.backing.clone(),
             policy: self.policy.clone(),
-            id: Some(self.id),
+            id: Some(self.id()),
             queues: self.queues,
             depth: self.depth,
             read_only: self.read_only,
@@ -137,17 +144,23 @@ impl Record {
     ///
     /// # Errors
     /// If there is none, or it is not one.
-    pub fn read(id: u32) -> Result<Self, RecordError> {
+    pub fn read(id: DeviceId) -> Result<Self, RecordError> {
         let path = path(id, "json");
         let text = match read_bounded(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RecordError::Absent(id)),
-            Err(source) => return Err(RecordError::System { what: "read", path, source }),
+            Err(source) => {
+                return Err(RecordError::System {
+                    what: "read",
+                    path,
+                    source,
+                });
+            }
             Ok(text) => text,
         };
         Self::parse(&text, id).map_err(|reason| RecordError::Corrupt { path, id, reason })
     }
 
-    fn parse(text: &[u8], id: u32) -> Result<Self, String> {
+    fn parse(text: &[u8], id: DeviceId) -> Result<Self, String> {
         /// Read before the rest, which another version may have changed.
         #[derive(Deserialize)]
         struct Head {
@@ -158,7 +171,7 @@ impl Record {
             return Err(format!("it has version {version}, this program knows {VERSION}"));
         }
         let record: Self = serde_json::from_slice(text).map_err(|e| e.to_string())?;
-        if record.id != id {
+        if record.id != id.number() {
             return Err(format!("it is about ublkb{}", record.id));
         }
         Ok(record)
@@ -169,7 +182,7 @@ impl Record {
     /// # Errors
     /// If the file system refuses.
     pub fn write(&self) -> Result<(), RecordError> {
-        let path = path(self.id, "json");
+        let path = path(self.id(), "json");
         let write = || -> io::Result<()> {
             let mut text = serde_json::to_vec_pretty(self)?;
             text.push(b'\n');
@@ -179,19 +192,25 @@ impl Record {
             file.write_all(&text)?;
             fs::rename(&fresh, &path)
         };
-        write().map_err(|source| RecordError::System { what: "write the record", path: path.clone(), source })
+        write().map_err(|source| RecordError::System {
+            what: "write the record",
+            path: path.clone(),
+            source,
+        })
     }
 
     /// Removes the record of device `id`, if there is one.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn remove(id: u32) -> Result<(), RecordError> {
+    pub fn remove(id: DeviceId) -> Result<(), RecordError> {
         let path = path(id, "json");
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(RecordError::System { what: "remove", path, source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError::System {
+                what: "remove",
+                path,
+                source,
+            }),
             _ => Ok(()),
         }
     }
@@ -201,8 +220,12 @@ impl Record {
 ///
 /// # Errors
 /// If the directory is there but cannot be read.
-pub fn ids() -> Result<Vec<u32>, RecordError> {
-    let failed = |source| RecordError::System { what: "read", path: DIRECTORY.into(), source };
+pub fn ids() -> Result<Vec<DeviceId>, RecordError> {
+    let failed = |source| RecordError::System {
+        what: "read",
+        path: DIRECTORY.into(),
+        source,
+    };
     let entries = match fs::read_dir(DIRECTORY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(failed)?,
@@ -210,8 +233,14 @@ pub fn ids() -> Result<Vec<u32>, RecordError> {
     let mut ids = Vec::new();
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
-        let Some((stem, "json" | "lock")) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
-        ids.extend(stem.strip_prefix("ublkb").and_then(|digits| digits.parse::<u32>().ok()));
+        let Some((stem, "json" | "lock")) = name.to_str().and_then(|name| name.split_once('.')) else {
+            continue;
+        };
+        ids.extend(
+            stem.strip_prefix("ublkb")
+                .and_then(|digits| digits.parse().ok())
+                .and_then(DeviceId::new),
+        );
     }
     ids.sort_unstable();
     ids.dedup();
@@ -220,8 +249,27 @@ pub fn ids() -> Result<Vec<u32>, RecordError> {
 
 /// The log of the server of device `id` when it runs in the background.
 #[must_use]
-pub fn log_path(id: u32) -> PathBuf {
+pub fn log_path(id: DeviceId) -> PathBuf {
     path(id, "log")
+}
+
+/// Removes what a dead server of device `id` wrote into its log.
+pub(super) fn remove_log(id: DeviceId) {
+    remove_extra(&log_path(id));
+}
+
+/// Removes the file that changes of the policy of device `id` are serialised by. The device is gone.
+pub(super) fn remove_policy_lock(id: DeviceId) {
+    remove_extra(&path(id, "policy-lock"));
+}
+
+fn remove_extra(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
 }
 
 /// Makes the directory of records, if it is not there.
@@ -236,27 +284,33 @@ pub fn make_directory() -> Result<(), RecordError> {
     })
 }
 
-fn path(id: u32, kind: &str) -> PathBuf {
+fn path(id: DeviceId, kind: &str) -> PathBuf {
     Path::new(DIRECTORY).join(format!("ublkb{id}.{kind}"))
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let metadata = fs::metadata(path)?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of at most 64 KiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a regular file of at most 64 KiB",
+        ));
     }
     fs::read(path)
 }
 
 /// The kernel's name for this boot; empty if it does not say.
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// A lock on a device, held until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    file: File,
+    _file: File,
     path: PathBuf,
 }
 
@@ -265,46 +319,68 @@ impl Lock {
     ///
     /// # Errors
     /// [`RecordError::Locked`] if another process has it.
-    pub fn serve(id: u32) -> Result<Self, RecordError> {
+    pub fn serve(id: DeviceId) -> Result<Self, RecordError> {
         make_directory()?;
-        let path = path(id, "lock");
-        loop {
-            let file = open_lock(&path)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Err(RecordError::Locked(id)),
-                Err(TryLockError::Error(source)) => {
-                    return Err(RecordError::System { what: "lock", path, source });
-                }
-            }
-            // The holder before may have removed the file between our open and our lock.
-            if is_same_file(&file, &path) {
-                return Ok(Self { file, path });
-            }
-        }
+        Self::take(path(id, "lock"), |file| match file.try_lock() {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => Err(RecordError::Locked(id)),
+            Err(TryLockError::Error(source)) => Err(RecordError::System {
+                what: "lock",
+                path: path(id, "lock"),
+                source,
+            }),
+        })
     }
 
     /// Waits for the lock that serialises changes of the policy of device `id`.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn change_policy(id: u32) -> Result<Self, RecordError> {
-        let path = path(id, "policy-lock");
+    pub fn change_policy(id: DeviceId) -> Result<Self, RecordError> {
+        Self::wait_for(path(id, "policy-lock"))
+    }
+
+    /// Waits for the lock that a server holds while it chooses its device: between the making of a device and the
+    /// lock on it, it looks like a leftover.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn start() -> Result<Self, RecordError> {
+        make_directory()?;
+        Self::wait_for(Path::new(DIRECTORY).join("start.lock"))
+    }
+
+    fn wait_for(path: PathBuf) -> Result<Self, RecordError> {
+        Self::take(path.clone(), |file| {
+            file.lock().map_err(|source| RecordError::System {
+                what: "lock",
+                path: path.clone(),
+                source,
+            })
+        })
+    }
+
+    /// Locks the file at `path` by `lock`. The holder before may remove the file between the opening and the
+    /// locking of it here: a lock counts on the file that is there.
+    fn take(path: PathBuf, lock: impl Fn(&File) -> Result<(), RecordError>) -> Result<Self, RecordError> {
         loop {
             let file = open_lock(&path)?;
-            file.lock().map_err(|source| RecordError::System { what: "lock", path: path.clone(), source })?;
+            lock(&file)?;
             if is_same_file(&file, &path) {
-                return Ok(Self { file, path });
+                return Ok(Self { _file: file, path });
             }
         }
     }
 
-    /// Whether some process serves device `id`. Asks without taking the lock file away from under anyone.
+    /// Whether some process serves device `id`. Asks without disturbing others who ask.
     #[must_use]
-    pub fn is_served(id: u32) -> bool {
-        let Ok(file) = File::open(path(id, "lock")) else { return false };
-        // A shared lock does not disturb others who ask; it lasts until the end of this function.
-        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    pub fn is_served(id: DeviceId) -> bool {
+        match File::open(path(id, "lock")) {
+            // The lock taken here lasts until the end of this function.
+            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            // A user without privileges cannot know; the file alone says that there was a server.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        }
     }
 
     /// Removes the lock's file, while holding it; the lock itself lasts until this is dropped.
@@ -313,18 +389,21 @@ impl Lock {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
-
-    /// The open lock file.
-    #[must_use]
-    pub const fn file(&self) -> &File {
-        &self.file
-    }
 }
 
 fn open_lock(path: &Path) -> Result<File, RecordError> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(|source| {
-        RecordError::System { what: "open", path: path.to_owned(), source }
-    })
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| RecordError::System {
+            what: "open",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn is_same_file(file: &File, path: &Path) -> bool {
@@ -353,6 +432,8 @@ mod spec_text {
 mod tests {
     use super::*;
 
+    const ID: DeviceId = DeviceId::new(3).expect("small");
+
     fn record() -> Record {
         let options = Options {
             backing: Spec::Memory(1 << 30),
@@ -364,14 +445,14 @@ mod tests {
             recovery: Recovery::Reissue,
             allow_lossy: false,
         };
-        Record::new(3, &options, 2, 1 << 21)
+        Record::new(ID, &options, 2, 1 << 21)
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let record = record();
         let text = serde_json::to_vec(&record).unwrap();
-        assert_eq!(Record::parse(&text, 3), Ok(record.clone()));
+        assert_eq!(Record::parse(&text, ID), Ok(record.clone()));
         assert_eq!(record.options().queues, 2);
         assert!(record.is_of_this_boot());
     }
@@ -382,13 +463,16 @@ mod tests {
         for (text, words) in [
             ("", "EOF"),
             ("{}", "version"),
-            (&good.replace("\"version\":1", "\"version\":2"), "version 2, this program knows 1"),
+            (
+                &good.replace("\"version\":1", "\"version\":2"),
+                "version 2, this program knows 1",
+            ),
             (&good.replace("\"id\":3", "\"id\":4"), "about ublkb4"),
             (&good.replace("mem:1G", "mem:1X"), "not a size"),
             (&good.replace("\"depth\"", "\"death\""), "unknown field"),
             (&good[..good.len() - 2], "EOF"),
         ] {
-            let reason = Record::parse(text.as_bytes(), 3).unwrap_err();
+            let reason = Record::parse(text.as_bytes(), ID).unwrap_err();
             assert!(reason.contains(words), "{text}: {reason}");
         }
     }

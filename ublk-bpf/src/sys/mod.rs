@@ -5,6 +5,7 @@
 pub mod bpf;
 pub mod command;
 pub(crate) mod file;
+pub mod fork;
 pub mod mmap;
 pub mod process;
 pub mod uapi;

@@ -1,7 +1,10 @@
 //! Settings of the calling process and thread that a server in the writeback path needs.
 
+use std::ffi::CString;
 use std::io;
 use std::os::raw::c_int;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 // `include/uapi/linux/prctl.h`; the libc crate does not have them.
 const PR_SET_IO_FLUSHER: c_int = 57;
@@ -46,6 +49,14 @@ pub fn leave_mount_namespace() -> io::Result<()> {
         )
     };
     check(result).map(drop)
+}
+
+/// Takes a mount out of the calling process's mount namespace, whatever still uses it; in that namespace only, if
+/// its mounts do not spread ([`leave_mount_namespace`]).
+pub fn detach_mount(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a C string that lives over the call.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
 }
 
 /// Keeps all memory of the process, present and future, from being paged out: a page fault that needs this

@@ -1,0 +1,60 @@
+//! `ublk-bpf features`.
+
+use serde_json::json;
+
+use super::args::Format;
+use super::table;
+use crate::control::{Control, FEATURES, Features};
+
+/// Show what this kernel's ublk can do, and what this program needs of it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    format: Format,
+}
+
+/// What no device here is without.
+const NEEDED: Features = Features::SERVED.union(Features::SAFE_STOP);
+
+/// Prints every known feature.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let found = Control::open()?.features()?;
+    if args.format.json {
+        let features: Vec<_> = FEATURES
+            .iter()
+            .map(|of| {
+                let (major, minor) = of.since;
+                json!({
+                    "name": of.name, "what": of.what, "since": format!("{major}.{minor}"),
+                    "present": found.contains(of.flag), "needed": NEEDED.contains(of.flag),
+                })
+            })
+            .collect();
+        let json = json!({
+            "word": found.bits(), "sufficient": found.contains(NEEDED), "unknown": found.unknown_bits(), "features": features,
+        });
+        println!("{json:#}");
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = FEATURES
+        .iter()
+        .map(|of| {
+            let (major, minor) = of.since;
+            let present = if found.contains(of.flag) { "yes" } else { "no" };
+            let needed = if NEEDED.contains(of.flag) { "needed" } else { "" };
+            vec![
+                of.name.into(),
+                present.into(),
+                needed.into(),
+                format!("{major}.{minor}"),
+                of.what.into(),
+            ]
+        })
+        .collect();
+    table::print(&["FEATURE", "HERE", "", "LINUX", "WHAT"], &rows);
+    match found.require(NEEDED) {
+        Ok(()) => println!("\nublk-bpf works with this kernel."),
+        Err(missing) => println!("\n{missing}"),
+    }
+    Ok(())
+}

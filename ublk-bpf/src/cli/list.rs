@@ -1,0 +1,65 @@
+//! `ublk-bpf list`.
+
+use super::args::Format;
+use super::table;
+use crate::control::Control;
+use crate::server::status::{self, Status};
+use crate::target::Size;
+
+/// List this program's devices
+///
+/// STATE is live, changing (its server starts or ends), waiting (its server died: see `run --recover`) or dead
+/// (its server died, and the device with it: the next `run`, or `stop`, removes what is left).
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Prints every device; one that cannot be read is told on standard error, and the rest is printed all the same.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let control = Control::open().ok();
+    let mut devices = Vec::new();
+    for status in status::all(control.as_ref())? {
+        match status {
+            Ok(status) => devices.push(status),
+            Err(error) => eprintln!("ublk-bpf: {error}"),
+        }
+    }
+    if args.format.json {
+        println!("{}", serde_json::to_string_pretty(&devices)?);
+    } else if devices.is_empty() {
+        println!("no devices: make one with `ublk-bpf run`");
+    } else {
+        let header = [
+            "DEVICE", "STATE", "SIZE", "POLICY", "QUEUES", "SERVER", "FLAGS", "BACKING",
+        ];
+        table::print(&header, &devices.iter().map(row).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+fn row(status: &Status) -> Vec<String> {
+    let flags = [(status.read_only, "read-only"), (status.allow_lossy, "lossy")];
+    let flags: Vec<&str> = flags
+        .iter()
+        .filter(|(holds, _)| *holds)
+        .map(|(_, name)| *name)
+        .collect();
+    vec![
+        status.device.clone(),
+        status.state.name().to_owned(),
+        Size(status.size).to_string(),
+        status.policy.clone(),
+        format!("{}x{}", status.queues, status.depth),
+        status
+            .server
+            .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        if flags.is_empty() {
+            "-".to_owned()
+        } else {
+            flags.join(",")
+        },
+        status.backing.clone(),
+    ]
+}

@@ -1,0 +1,101 @@
+//! `ublk-bpf policy`.
+
+use std::path::Path;
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde_json::json;
+
+use super::args::{Device, Format};
+use super::table;
+use crate::policy::{self, Disk, Policy, builtin};
+use crate::server::Record;
+use crate::server::record::Lock;
+
+/// What answers where there is no policy.
+const DEFAULT: &str = "passthrough";
+
+/// List policies, or change a device's policy while it runs
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List the built-in policies
+    List(Format),
+    /// Replace a device's policy; no request is lost, and for about a millisecond the default one answers
+    Swap {
+        #[command(flatten)]
+        device: Device,
+        /// A built-in policy's name, or a BPF object file (one that is called like a built-in: ./NAME)
+        #[arg(value_name = "NAME|FILE.o")]
+        policy: String,
+    },
+    /// Take a device's policy away: everything passes through
+    Reset {
+        #[command(flatten)]
+        device: Device,
+    },
+}
+
+/// Lists policies or changes one.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    match &args.action {
+        Action::List(format) => list(*format),
+        Action::Swap { device, policy } => {
+            let wanted = Policy::parse(policy)?;
+            let name = absolute(policy)?;
+            change(*device, name, |disk| policy::swap(disk, &wanted))
+        }
+        Action::Reset { device } => change(*device, DEFAULT.to_owned(), |disk| policy::reset(disk).map(drop)),
+    }
+}
+
+fn list(format: Format) -> anyhow::Result<()> {
+    if format.json {
+        let all: Vec<_> = builtin()
+            .iter()
+            .map(|of| json!({ "name": of.name, "description": of.description }))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        let rows: Vec<_> = builtin()
+            .iter()
+            .map(|of| vec![of.name.to_owned(), of.description.to_owned()])
+            .collect();
+        table::print(&["POLICY", "WHAT IT DOES"], &rows);
+    }
+    Ok(())
+}
+
+/// Changes the policy and the record of it, one process at a time.
+fn change(
+    device: Device,
+    name: String,
+    change: impl FnOnce(&Disk) -> Result<(), policy::PolicyError>,
+) -> anyhow::Result<()> {
+    // Without a device there is nothing to lock.
+    Record::read(device.id)?;
+    let _lock = Lock::change_policy(device.id)?;
+    let mut record = Record::read(device.id)?;
+    change(&Disk::ublk(device.id.number()))?;
+    record.policy = name;
+    Ok(record.write()?)
+}
+
+/// The policy's name, with the path of a file made absolute: servers and later commands have other working
+/// directories.
+pub(super) fn absolute(policy: &str) -> anyhow::Result<String> {
+    if builtin().iter().any(|known| known.name == policy)
+        || !policy.contains(['/', '.']) && !Path::new(policy).exists()
+    {
+        return Ok(policy.to_owned());
+    }
+    let path = std::path::absolute(policy).with_context(|| format!("cannot resolve {policy}"))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| anyhow::anyhow!("the path of policy {} is not UTF-8: rename it", path.display()))
+}

@@ -1,0 +1,75 @@
+//! `ublk-bpf show`.
+
+use super::args::{Device, Format};
+use super::table;
+use crate::control::Control;
+use crate::server::status::{self, Status};
+use crate::server::users;
+use crate::target::Size;
+
+/// Show everything about a device
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    device: Device,
+    #[command(flatten)]
+    format: Format,
+}
+
+/// Prints one device.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let id = args.device.id;
+    let status = status::of(Control::open().ok().as_ref(), id)?;
+    let users = users::of(id);
+    if args.format.json {
+        let mut json = serde_json::to_value(&status)?;
+        json["users"] = users.into();
+        println!("{json:#}");
+    } else {
+        table::print_facts(&facts(&status, &users));
+    }
+    Ok(())
+}
+
+fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
+    let yes = |holds: bool, what: &str| if holds { what.to_owned() } else { "no".to_owned() };
+    let none = || "none".to_owned();
+    let backing = match status.backing.ends_with(",unfilled") {
+        true => format!(
+            "{} (reads leave the reader's old memory as it is)",
+            status.backing
+        ),
+        false => status.backing.clone(),
+    };
+    vec![
+        ("device", status.device.clone()),
+        ("state", status.state.name().to_owned()),
+        ("size", format!("{} ({} bytes)", Size(status.size), status.size)),
+        ("backing", backing),
+        ("policy", status.policy.clone()),
+        ("queues", format!("{} of depth {}", status.queues, status.depth)),
+        ("read-only", yes(status.read_only, "yes")),
+        (
+            "lossy",
+            yes(
+                status.allow_lossy,
+                "yes: the policy may lose data and fail requests",
+            ),
+        ),
+        ("recovery", status.recovery.to_string()),
+        (
+            "server",
+            status.server.map_or_else(none, |pid| format!("process {pid}")),
+        ),
+        (
+            "users",
+            if users.is_empty() {
+                none()
+            } else {
+                users.join(", ")
+            },
+        ),
+        ("pins", status.pins.clone()),
+        ("log", status.log.clone().unwrap_or_else(none)),
+    ]
+}

@@ -1,0 +1,43 @@
+//! `ublk-bpf stop`.
+
+use anyhow::bail;
+
+use crate::control::{Control, DeviceId};
+use crate::server::{leftover, stop};
+
+/// Stop a device and remove everything of it
+///
+/// A device that somebody has open is not stopped, unless --force is given: then its I/O fails. The device of a server
+/// that died is removed in the same way.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The device: 0, ublkb0 or /dev/ublkb0
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    id: Option<DeviceId>,
+    /// Every device of this program
+    #[arg(long)]
+    all: bool,
+    /// Even if somebody has it open, whose I/O fails then
+    #[arg(long)]
+    force: bool,
+}
+
+/// Stops one device, or all of them, each whatever becomes of the others.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let control = Control::open()?;
+    if let Some(id) = args.id {
+        return Ok(stop(&control, id, args.force)?);
+    }
+    let mut failed = 0;
+    let ids = leftover::known()?;
+    for id in &ids {
+        if let Err(error) = stop(&control, *id, args.force) {
+            eprintln!("ublk-bpf: {error}");
+            failed += 1;
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} devices were not stopped", ids.len());
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What a server that died left behind: recognised by a lock that nobody holds, and removed.
+//!
+//! Every start of a server removes what is of no use to anyone ([`sweep`]); a device that waits for
+//! `run --recover` is left alone until it is stopped by name.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::record::{self, Lock, Record, RecordError};
+use super::stop::StopError;
+use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
+use crate::policy::{Disk, PinDir, pinned_disks};
+
+/// How long the kernel may take to notice that a server is gone.
+const SETTLING: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Every device that has a record, a lock or pins, in ascending order; whether its server lives or not.
+///
+/// # Errors
+/// If a directory is there but cannot be read.
+pub fn known() -> Result<Vec<DeviceId>, RecordError> {
+    let mut ids: BTreeSet<DeviceId> = record::ids()?.into_iter().collect();
+    // Without the right to look at the pins, the records have to do.
+    ids.extend(
+        pinned_disks()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(Disk::id)
+            .filter_map(DeviceId::new),
+    );
+    Ok(ids.into_iter().collect())
+}
+
+/// Removes what dead servers left of devices that are gone. What cannot be removed is told and stays.
+pub fn sweep(control: &Control) {
+    let ids = match known() {
+        Ok(ids) => ids,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    for id in ids {
+        let Ok(lock) = Lock::serve(id) else { continue };
+        let result = settled(control, id)
+            .map_err(StopError::from)
+            .and_then(|device| match device {
+                Some(info) if info.state.is_recoverable() => Ok(()),
+                device => {
+                    tracing::info!("removing what a dead server left of {}", id.disk_name());
+                    remove(control, id, device, &lock)
+                }
+            });
+        if let Err(error) = result {
+            tracing::warn!(
+                "cannot remove what a dead server left of {}: {error}",
+                id.disk_name()
+            );
+        }
+    }
+}
+
+/// Removes everything of a device whose server is dead: `device` is what [`settled`] said, and the caller holds its lock.
+pub(super) fn remove(
+    control: &Control,
+    id: DeviceId,
+    device: Option<DeviceInfo>,
+    lock: &Lock,
+) -> Result<(), StopError> {
+    // A live device here is another program's, which got the id after ours had gone.
+    let is_ours = |info: &DeviceInfo| info.state != State::Live && info.flags.contains(Features::SERVED);
+    if device.is_some_and(|info| is_ours(&info)) {
+        match control.delete(id) {
+            Err(error) if !error.is_no_device() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    PinDir::of(&Disk::ublk(id.number())).remove()?;
+    Record::remove(id)?;
+    record::remove_log(id);
+    record::remove_policy_lock(id);
+    lock.remove_file();
+    Ok(())
+}
+
+/// The kernel's device of this id, once it has noticed that its server is gone. `None`: there is none.
+pub(super) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        match control.info(id) {
+            Ok(info) if info.state == State::Live && info.server.is_none() && Instant::now() < deadline => {
+                std::thread::sleep(POLL);
+            }
+            Ok(info) => return Ok(Some(info)),
+            Err(error) if error.is_no_device() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}

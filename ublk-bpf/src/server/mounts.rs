@@ -1,0 +1,78 @@
+//! The kernel's lists of mounts (`/proc/PID/mountinfo`).
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One mount of a mount namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// `MAJOR:MINOR` of the file system's device.
+    pub device: String,
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+/// The mounts in the namespace of a process; `process` is its id, or `self`.
+///
+/// # Errors
+/// If the process is gone, or is another user's.
+pub fn of(process: &str) -> io::Result<Vec<Mount>> {
+    let text = std::fs::read(format!("/proc/{process}/mountinfo"))?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime ...`: the third and fifth fields. A path has octal escapes.
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
+    let path = unescape(fields.nth(1)?);
+    Some(Mount {
+        device,
+        path: Path::new(&OsString::from_vec(path)).to_owned(),
+    })
+}
+
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match (first, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..]) => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = behind;
+            }
+            _ => bytes.push(*first),
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_its_device_and_its_path() {
+        let line = br"36 35 259:3 / /mnt/a\040b\134c rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let expected = Mount {
+            device: "259:3".into(),
+            path: r"/mnt/a b\c".into(),
+        };
+        assert_eq!(parse(line), Some(expected));
+        assert_eq!(parse(b""), None);
+        assert_eq!(parse(b"1 2 3"), None);
+    }
+
+    #[test]
+    fn this_process_has_a_root() {
+        assert!(
+            of("self")
+                .unwrap()
+                .iter()
+                .any(|mount| mount.path == Path::new("/"))
+        );
+    }
+}

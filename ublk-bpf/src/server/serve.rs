@@ -1,0 +1,455 @@
+//! A server's life, in order.
+//!
+//! Each step is undone by the drop of what it returned, in the reverse order: a failure anywhere leaves nothing
+//! behind, and a clean stop is the same way back.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use super::isolation::isolate;
+use super::leftover;
+use super::queues::{Queues, Shared};
+use super::record::{Lock, RecordError};
+use super::signals::StopSignals;
+use super::{Options, Record, users};
+use crate::control::{
+    AddDevice, Control, DeviceId, DeviceInfo, Error as ControlError, Features, Missing, Recovery, State,
+    open_char_device, wait_for_block_device,
+};
+use crate::driver::uring::Stop;
+use crate::policy::{self, Classifier, Disk, Policy, PolicyError, WrittenSpec, ensure_bpffs};
+use crate::queue::Written;
+use crate::target::{Error as TargetError, Kind, NullReads, Target};
+
+/// Most bytes of a request: what the block layer's own default comes to on fast devices.
+const MAX_IO_BYTES: u32 = 1 << 20;
+/// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
+const WRITTEN_SHIFT: u32 = 16;
+/// How long devtmpfs or udev may take to make a node.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the queue threads may take to give the kernel their tags.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What to serve.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// A device that is to be made.
+    New(Options),
+    /// A device whose server died, with the options that it was made with.
+    Recover(DeviceId),
+}
+
+/// A device that has just become ready.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// What others find about it.
+    pub record: Record,
+    /// What its bytes are on.
+    pub kind: Kind,
+}
+
+/// Why a device could not be served, or no longer. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The control plane's.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// This kernel's ublk lacks something.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// The backing cannot serve.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The classifier's or the policy's.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The run record's or the lock's.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// There is nothing to recover.
+    #[error(
+        "{} is not waiting for a server (it is {state}): only a device made with --recovery whose server died can be recovered",
+        id.disk_name()
+    )]
+    NotWaiting {
+        /// Which device.
+        id: DeviceId,
+        /// What it is instead.
+        state: String,
+    },
+    /// Memory cannot be recovered.
+    #[error("memory is gone with its server: --recovery needs a file or a block device as backing")]
+    Forgetful,
+    /// The system refused.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A queue could not be made ready.
+    #[error("{0}")]
+    NotReady(String),
+    /// A queue failed.
+    #[error("{0}; the device is gone")]
+    Failed(String),
+    /// A queue failed, or the device was taken away, and it is to be recovered.
+    #[error("{why}; {} waits for `ublk-bpf run --recover {id}`", id.disk_name())]
+    Left {
+        /// What happened.
+        why: String,
+        /// Which device.
+        id: DeviceId,
+    },
+}
+
+/// Serves a device until it is stopped: by SIGINT or SIGTERM, by another process, or by a failure. `ready` is called
+/// once, when requests are served.
+///
+/// The process must have one thread, and will have left its mount namespace.
+///
+/// # Errors
+/// Everything that can go wrong on the way. Nothing is left behind then, but for a device that is to wait for
+/// another server.
+pub fn serve(start: &Start, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+    let control = Control::open()?;
+    control
+        .features()?
+        .require(Features::SERVED | Features::SAFE_STOP)?;
+    ensure_bpffs()?;
+    match start {
+        Start::New(options) => serve_new(&control, options, ready),
+        Start::Recover(id) => serve_again(&control, *id, ready),
+    }
+}
+
+/// Makes a device, serves it, and deletes it.
+fn serve_new(control: &Control, options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+    let opened = Opened::open(options)?;
+    isolate();
+    let mut claim = Claim::make(control, options)?;
+    let facts = opened.target.facts();
+    control.set_params(&claim.info, &facts.params(claim.info.max_io_bytes))?;
+    let spec = classifier_spec(&claim.info, &opened.target);
+    let mut classifier = Classifier::load(&spec)?;
+    mark_data(&opened.target, &classifier)?;
+    policy::swap(&spec.disk, &opened.policy)?;
+    let record = Record::new(claim.info.id, options, claim.info.queues, facts.sectors);
+    record.write()?;
+    let server = Server {
+        control,
+        info: &claim.info,
+        target: &opened.target,
+        classifier: &classifier,
+        record,
+    };
+    let end = server.run(Control::start, ready);
+    if let Err(ServeError::Left { .. }) = end {
+        claim.leave();
+        classifier.leave_pinned();
+    }
+    end
+}
+
+/// Goes on where a dead server stopped. What fails before the device has its new server leaves it as it was.
+fn serve_again(control: &Control, id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+    let lock = Lock::serve(id)?;
+    let before = Record::read(id)?;
+    let options = before.options();
+    let info = waiting(control, id)?;
+    let opened = Opened::open(&options)?;
+    isolate();
+    control.start_recovery(id)?;
+    let spec = classifier_spec(&info, &opened.target);
+    let mut classifier = match Classifier::reopen(&spec) {
+        Ok(classifier) => classifier,
+        Err(error) => {
+            tracing::warn!("{error}: loading the classifier afresh");
+            let mut classifier = Classifier::load(&spec)?;
+            classifier.leave_pinned();
+            policy::swap(&spec.disk, &opened.policy)?;
+            classifier
+        }
+    };
+    classifier.verdicts().clear();
+    mark_data(&opened.target, &classifier)?;
+    let mut claim = Claim {
+        control,
+        info,
+        lock,
+        leave: true,
+    };
+    let record = Record::new(id, &options, claim.info.queues, opened.target.facts().sectors);
+    record.write()?;
+    let server = Server {
+        control,
+        info: &claim.info,
+        target: &opened.target,
+        classifier: &classifier,
+        record,
+    };
+    let end = server.run(Control::end_recovery, ready);
+    if end.is_ok() {
+        claim.leave = false;
+        classifier.remove_when_dropped();
+    }
+    end
+}
+
+/// The device, if it waits for a server.
+fn waiting(control: &Control, id: DeviceId) -> Result<DeviceInfo, ServeError> {
+    match leftover::settled(control, id)? {
+        Some(info) if info.state.is_recoverable() => Ok(info),
+        other => {
+            let state = other.map_or_else(|| "gone".to_owned(), |info| info.state.to_string());
+            Err(ServeError::NotWaiting { id, state })
+        }
+    }
+}
+
+/// What has to be opened by paths, before the process leaves its mounts.
+struct Opened {
+    target: Target,
+    policy: Policy,
+}
+
+impl Opened {
+    fn open(options: &Options) -> Result<Self, ServeError> {
+        let policy = Policy::parse(&options.policy)?;
+        let target = Target::open(&options.backing, options.read_only)?;
+        if target.kind() == Kind::Memory && options.recovery != Recovery::None {
+            return Err(ServeError::Forgetful);
+        }
+        Ok(Self { target, policy })
+    }
+}
+
+/// A device of this server's: locked, and deleted when dropped.
+struct Claim<'c> {
+    control: &'c Control,
+    info: DeviceInfo,
+    lock: Lock,
+    leave: bool,
+}
+
+impl<'c> Claim<'c> {
+    fn make(control: &'c Control, options: &Options) -> Result<Self, ServeError> {
+        let start = Lock::start()?;
+        leftover::sweep(control);
+        let info = control.add(&AddDevice {
+            id: options.id,
+            queues: options.queues,
+            depth: options.depth,
+            max_io_bytes: MAX_IO_BYTES,
+            recovery: options.recovery,
+            ..AddDevice::default()
+        })?;
+        if info.queues < options.queues {
+            tracing::warn!(
+                "{} queues were asked for; this machine's number of CPUs allows {}",
+                options.queues,
+                info.queues
+            );
+        }
+        let lock = match Lock::serve(info.id) {
+            Ok(lock) => lock,
+            Err(error) => {
+                // Why it could not be locked matters more than why it cannot be deleted.
+                let _ = control.delete(info.id);
+                return Err(error.into());
+            }
+        };
+        drop(start);
+        Ok(Self {
+            control,
+            info,
+            lock,
+            leave: false,
+        })
+    }
+
+    /// The device is to wait for another server.
+    fn leave(&mut self) {
+        self.leave = true;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.leave {
+            return;
+        }
+        let id = self.info.id;
+        match self.control.delete(id) {
+            Err(error) if !error.is_no_device() => tracing::error!("{error}"),
+            _ => {}
+        }
+        if let Err(error) = Record::remove(id) {
+            tracing::error!("{error}");
+        }
+        super::record::remove_policy_lock(id);
+        self.lock.remove_file();
+    }
+}
+
+fn classifier_spec(info: &DeviceInfo, target: &Target) -> policy::Spec {
+    let is_tracked = matches!(
+        target.kind(),
+        Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
+    );
+    policy::Spec {
+        disk: Disk::ublk(info.id.number()),
+        queues: info.queues,
+        depth: info.depth,
+        written: WrittenSpec::for_device(target.facts().sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
+    }
+}
+
+/// Marks what already holds data.
+fn mark_data(target: &Target, classifier: &Classifier) -> Result<(), ServeError> {
+    let Some(map) = classifier.written() else {
+        return Ok(());
+    };
+    let written = Written::new(map.words(), map.shift());
+    target
+        .for_each_data_range(|range| {
+            if !range.is_empty() {
+                written.mark(range.start, range.end - range.start);
+            }
+        })
+        .map_err(|source| ServeError::System {
+            what: "find out where the backing holds data",
+            source,
+        })
+}
+
+/// Everything that the service needs.
+struct Server<'a> {
+    control: &'a Control,
+    info: &'a DeviceInfo,
+    target: &'a Target,
+    classifier: &'a Classifier,
+    record: Record,
+}
+
+/// How the kernel gets to know that the queues are ready.
+type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
+
+impl Server<'_> {
+    /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
+    fn run(self, begin: Begin, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+        let system = |what| move |source| ServeError::System { what, source };
+        let device = open_char_device(self.info.id, NODE_PATIENCE)?;
+        let stop = Stop::new().map_err(system("make an eventfd"))?;
+        let shared = Shared {
+            info: self.info,
+            device: &device,
+            target: self.target,
+            classifier: self.classifier,
+            lossy: self.record.allow_lossy,
+            stop: &stop,
+        };
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder
+            .enable_all()
+            .build()
+            .map_err(system("start the main thread's runtime"))?;
+        thread::scope(|scope| {
+            // Whatever happens here, the threads end: the scope waits for them.
+            let _end = PullOnDrop(&stop);
+            let queues = Queues::spawn(scope, &shared).map_err(system("start a queue thread"))?;
+            runtime.block_on(self.live(queues, begin, ready))
+        })
+    }
+
+    /// The main thread, from the first queue to the last.
+    async fn live(
+        &self,
+        mut queues: Queues,
+        begin: Begin,
+        ready: impl FnOnce(&Ready),
+    ) -> Result<(), ServeError> {
+        let id = self.info.id;
+        let mut signals = StopSignals::catch().map_err(|source| ServeError::System {
+            what: "catch SIGINT and SIGTERM",
+            source,
+        })?;
+        queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
+        begin(self.control, id, std::process::id())?;
+        wait_for_block_device(id, NODE_PATIENCE)?;
+        ready(&Ready {
+            record: self.record.clone(),
+            kind: self.target.kind(),
+        });
+        let mut was_asked = false;
+        loop {
+            tokio::select! {
+                end = queues.ended() => return self.ended(end),
+                () = signals.next() => match self.stop(was_asked)? {
+                    Stopped::Yes => return Ok(()),
+                    Stopped::InUse => was_asked = true,
+                },
+            }
+        }
+    }
+
+    /// A signal came. The first one respects who has the device open, the second one does not.
+    fn stop(&self, was_asked: bool) -> Result<Stopped, ServeError> {
+        let id = self.info.id;
+        if was_asked {
+            self.control.stop(id)?;
+            return Ok(Stopped::Yes);
+        }
+        match self.control.try_stop(id) {
+            Err(error) if error.errno() == Some(libc::EBUSY) => {
+                // A word to the person at the terminal, not a matter of the log's level.
+                eprintln!(
+                    "ublk-bpf: {} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
+                    id.disk_name(),
+                    users::in_words(id)
+                );
+                Ok(Stopped::InUse)
+            }
+            // No disk: another process stops it at the same time.
+            Err(error) if !error.is_no_device() => Err(error.into()),
+            _ => Ok(Stopped::Yes),
+        }
+    }
+
+    /// The queues have ended by themselves: by the device's end at the hands of another process, or by a failure.
+    fn ended(&self, end: Result<(), String>) -> Result<(), ServeError> {
+        let id = self.info.id;
+        let why = match end {
+            Err(why) => why,
+            Ok(()) => match self.control.info(id) {
+                Ok(info) if info.state == State::Dead => return Ok(()),
+                Err(error) if error.is_no_device() => return Ok(()),
+                _ => "the device was taken from this server".to_owned(),
+            },
+        };
+        if self.record.recovery == Recovery::None {
+            Err(ServeError::Failed(why))
+        } else {
+            Err(ServeError::Left { why, id })
+        }
+    }
+}
+
+/// Whether a signal had its effect.
+enum Stopped {
+    Yes,
+    InUse,
+}
+
+/// Ends the queue threads, however the main thread leaves.
+struct PullOnDrop<'a>(&'a Stop);
+
+impl Drop for PullOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.pull() {
+            tracing::error!("cannot end the queue threads: {error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What can be said of a device from outside: its record, its lock, and what the kernel knows.
+
+use serde::Serialize;
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::leftover;
+use super::record::{self, Lock, Record, RecordError};
+use crate::control::{Control, DeviceId, Recovery, State};
+
+/// A device of this program. The names of its fields, as JSON has them, are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Its number.
+    pub id: u32,
+    /// `/dev/ublkbN`.
+    pub device: String,
+    /// What it does.
+    pub state: DeviceState,
+    /// Its server's process id; none if there is no server.
+    pub server: Option<u32>,
+    /// When its server started, in seconds since 1970.
+    pub started: u64,
+    /// Where its bytes are.
+    pub backing: String,
+    /// What classifies its requests.
+    pub policy: String,
+    /// Capacity in bytes.
+    pub size: u64,
+    /// Hardware queues.
+    pub queues: u16,
+    /// Requests that a queue holds at once.
+    pub depth: u16,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// What becomes of it if its server dies.
+    pub recovery: Recovery,
+    /// The policy may lose data or fail requests.
+    pub allow_lossy: bool,
+    /// Where its pins are.
+    pub pins: String,
+    /// Its server's log, if it runs in the background.
+    pub log: Option<String>,
+}
+
+/// What a device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// It is served.
+    Live,
+    /// Its server is starting or ending.
+    Changing,
+    /// Its server died and requests wait for another one: `run --recover`.
+    Waiting,
+    /// Its server died, and so it went away; the next `run` or `stop` removes what is left.
+    Dead,
+}
+
+impl DeviceState {
+    /// The name that commands print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Changing => "changing",
+            Self::Waiting => "waiting",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// What can be said of device `id`. `control` is `None` for a caller without the right to ask the kernel.
+///
+/// # Errors
+/// If it has no record, or one that cannot be read.
+pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError> {
+    let record = Record::read(id)?;
+    let is_served = Lock::is_served(id);
+    let log = record::log_path(id);
+    Ok(Status {
+        id: id.number(),
+        device: id.block_path().display().to_string(),
+        state: state(control, id, is_served),
+        server: is_served.then_some(record.pid),
+        started: record.started,
+        backing: record.backing.to_string(),
+        policy: record.policy,
+        size: record.sectors * SECTOR_SIZE,
+        queues: record.queues,
+        depth: record.depth,
+        read_only: record.read_only,
+        recovery: record.recovery,
+        allow_lossy: record.allow_lossy,
+        pins: crate::policy::PinDir::of(&crate::policy::Disk::ublk(id.number()))
+            .path()
+            .display()
+            .to_string(),
+        log: log.exists().then(|| log.display().to_string()),
+    })
+}
+
+/// All devices, live and dead. One whose record cannot be read comes as that error.
+///
+/// # Errors
+/// If the records cannot be found at all.
+pub fn all(control: Option<&Control>) -> Result<Vec<Result<Status, RecordError>>, RecordError> {
+    let known = leftover::known()?.into_iter();
+    // A lock or pins without a record: a server that is starting, or a leftover of one that did not get far.
+    Ok(known
+        .map(|id| of(control, id))
+        .filter(|status| !matches!(status, Err(RecordError::Absent(_))))
+        .collect())
+}
+
+fn state(control: Option<&Control>, id: DeviceId, is_served: bool) -> DeviceState {
+    let kernel = control
+        .and_then(|control| control.info(id).ok())
+        .map(|info| info.state);
+    match (is_served, kernel) {
+        (true, Some(State::Live)) => DeviceState::Live,
+        (true, None) if control.is_none() => DeviceState::Live,
+        (true, _) => DeviceState::Changing,
+        (false, Some(State::Quiesced | State::FailIo)) => DeviceState::Waiting,
+        (false, _) => DeviceState::Dead,
+    }
+}

@@ -1,0 +1,99 @@
+//! Stopping a device from another process than its server.
+//!
+//! The kernel is asked, not the server: it knows whether the device is open, it answers, and it ends the server's
+//! queues. The server then removes what it made and ends. If it is dead, this does it.
+
+use std::time::{Duration, Instant};
+
+use super::leftover;
+use super::record::{Lock, RecordError};
+use super::users;
+use crate::control::{Control, DeviceId, Error};
+use crate::policy::PolicyError;
+
+/// How long a server may take from the end of its device to its own.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
+
+/// Why a device was not stopped. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// Somebody has it open.
+    #[error(
+        "{} is in use by {users}: unmount or close it first, or stop it all the same with `ublk-bpf stop {id} --force`, which fails its I/O",
+        id.disk_name()
+    )]
+    InUse {
+        /// The device.
+        id: DeviceId,
+        /// By whom.
+        users: String,
+    },
+    /// Its disk is gone but its server goes on.
+    #[error(
+        "the server of {} has not ended within {} s: look at its log, {}, and end it with SIGKILL",
+        .0.disk_name(), PATIENCE.as_secs(), super::record::log_path(*.0).display()
+    )]
+    Stuck(DeviceId),
+    /// The kernel refused.
+    #[error(transparent)]
+    Control(#[from] Error),
+    /// There is no such device, or its record cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its pins could not be removed.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
+/// Stops a device and waits until nothing is left of it. With `force` even if somebody has it open, whose I/O
+/// fails from then on.
+///
+/// # Errors
+/// If it is in use, or is none of this program's devices, or the kernel or its server does not end it.
+pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
+    if !leftover::known()?.contains(&id) {
+        return Err(RecordError::Absent(id).into());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Lock::serve(id) {
+            Ok(lock) => return remove_dead(control, id, force, &lock),
+            Err(RecordError::Locked(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Again and again, for the server may be starting its disk just now.
+        remove_disk(control, id, force)?;
+        if Instant::now() >= deadline {
+            return Err(StopError::Stuck(id));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The server is dead, or has ended just now: the kernel may have nothing left of the device.
+fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Result<(), StopError> {
+    let device = leftover::settled(control, id)?;
+    if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
+        remove_disk(control, id, force)?;
+    }
+    leftover::remove(control, id, device, lock)
+}
+
+/// Removes the block device; one that has none is left as it is.
+fn remove_disk(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
+    let result = if force {
+        control.stop(id)
+    } else {
+        control.try_stop(id)
+    };
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_no_device() => Ok(()),
+        Err(error) if error.errno() == Some(libc::EBUSY) => Err(StopError::InUse {
+            id,
+            users: users::in_words(id),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
