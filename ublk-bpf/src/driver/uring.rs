@@ -165,6 +165,8 @@ struct Queue<'q, 'w, V, P, R> {
     /// Called once, and gone then.
     ready: Option<R>,
     failure: Option<Failure>,
+    /// A user copy was made since the machine was last told that there is nothing further.
+    copied: bool,
     finished: bool,
 }
 
@@ -214,6 +216,7 @@ where
             publish,
             ready: Some(ready),
             failure: None,
+            copied: false,
             finished: false,
         })
     }
@@ -249,6 +252,8 @@ where
     fn carry_out_effects(&mut self) -> bool {
         while self.ring.has_room() {
             match self.machine.poll_effect() {
+                // User copies are answered on the spot: what they have finished is to be committed too.
+                None if std::mem::take(&mut self.copied) => self.machine.idle(),
                 None => return true,
                 Some(Effect::Io { tag, io }) => self.carry_out(tag, io),
                 Some(Effect::Commit { batch, from }) => {
@@ -319,6 +324,7 @@ where
             }
             _ => unreachable!("{io:?} is the ring's"),
         };
+        self.copied = true;
         self.machine.io_done(tag, result);
     }
 
