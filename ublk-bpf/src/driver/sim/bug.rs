@@ -1,0 +1,51 @@
+//! Bugs that the simulator must find.
+
+/// Declares the bugs once: the enum and their list.
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// A bug that a machine or a driver might have. The simulator puts it between the machine and the
+        /// kernel, to show that its checks would find it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Bug {
+            /// Every bug.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+        }
+    };
+}
+
+bugs! {
+    /// A short read or write counts as a whole one.
+    TakeShortForWhole,
+    /// An error counts as success.
+    TakeErrorForWhole,
+    /// A request is committed with fewer bytes than it has.
+    CommitShort,
+    /// After a partial COMMIT, the refused element is submitted again.
+    RecommitRefused,
+    /// Writes are not durable when they have to be.
+    ForgetDurable,
+    /// FLUSH does nothing.
+    SkipFlush,
+    /// Pages that shall read as zeroes are not filled.
+    SkipZero,
+    /// A write is acknowledged and not made.
+    SkipWrite,
+    /// A tag that arrived is lost.
+    LoseTag,
+    /// The machine believes that it may lose data.
+    ObeyDrops,
+    /// Writes are not marked: what they wrote seems to read as zeroes.
+    ForgetWritten,
+    /// The wrong staging buffer is copied to a client.
+    MixStaging,
+    /// Reads go to the wrong place.
+    MisplaceRead,
+    /// A FETCH that ended is not issued again.
+    ForgetFetch,
+    /// The other operations of a queue that is cancelled are not awaited.
+    EndEarly,
+}

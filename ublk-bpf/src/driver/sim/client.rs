@@ -1,0 +1,282 @@
+//! The clients of the simulated device: what they ask for, and what they accept as an answer.
+
+use std::sync::atomic::Ordering;
+
+use ublk_bpf_abi::{Op, Reason, Verdict, hint};
+
+use super::fault::Fault;
+use super::history::End;
+use super::kernel::{Place, Request};
+use super::pattern::{POISON, SECTOR, fill, writer_of};
+use super::{Check, Sim, index};
+use crate::queue::{Backing, TakenVerdict};
+use crate::sys::uapi::{
+    UBLK_IO_F_FUA, UBLK_IO_F_META, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
+    UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_SAME, UBLK_IO_OP_WRITE_ZEROES,
+};
+
+impl Sim<'_> {
+    /// A client sends a request, if there is a tag for it.
+    pub(super) fn submit(&mut self) {
+        let depth = self.kernel.tags.len();
+        let start = self.rng.index(depth);
+        let free = (0..depth).map(|i| (start + i) % depth).find(|&tag| self.kernel.tags[tag].place == Place::Free);
+        if let Some(tag) = free.and_then(|tag| u16::try_from(tag).ok()) {
+            self.submit_on(tag);
+        }
+    }
+
+    /// A client sends a request that has this tag.
+    pub(super) fn submit_on(&mut self, tag: u16) {
+        self.submitted += 1;
+        let pages = std::mem::take(&mut self.kernel.tag(tag).request.pages);
+        let request = self.invent(pages);
+        if self.changes(&request) {
+            let content = if request.op() == UBLK_IO_OP_WRITE { request.id } else { 0 };
+            for sector in sectors(&request) {
+                self.history.begin(sector, request.id, content, self.now);
+            }
+        }
+        let verdict = self.classify(&request);
+        let slot = self.kernel.tag(tag);
+        slot.place = Place::Fifo;
+        slot.request = request;
+        slot.verdict = verdict;
+        self.kernel.fifo.push_back(tag);
+    }
+
+    /// Any request.
+    fn invent(&mut self, mut pages: Vec<u8>) -> Request {
+        let world = self.world;
+        let block = world.block_sectors();
+        let blocks = u64::from(world.blocks);
+        let op = match self.rng.below(100) {
+            0..44 => UBLK_IO_OP_READ,
+            44..88 => UBLK_IO_OP_WRITE,
+            88..92 => UBLK_IO_OP_FLUSH,
+            92..96 => UBLK_IO_OP_DISCARD,
+            _ => UBLK_IO_OP_WRITE_ZEROES,
+        };
+        let data = op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
+        let most = if data { u64::from(world.most_blocks).min(blocks) } else { blocks };
+        let count = 1 + self.rng.below(most);
+        // A device of few blocks, and one end of it in particular: requests overlap.
+        let room = blocks - count + 1;
+        let first = if self.rng.chance(300) { self.rng.below(room.min(8)) } else { self.rng.below(room) };
+        let mut request = Request {
+            id: self.next_id(),
+            op_flags: u32::from(op) | self.rng.pick(&[0, 0, UBLK_IO_F_META, UBLK_IO_F_FUA, UBLK_IO_F_NOUNMAP]),
+            sector: first * block,
+            nr_sectors: u32::try_from(count * block).unwrap_or(0),
+            began: self.now,
+            ..Request::default()
+        };
+        if op == UBLK_IO_OP_FLUSH {
+            (request.sector, request.nr_sectors) = (u64::MAX, 0);
+            request.op_flags = u32::from(op);
+        } else if self.rng.chance(world.bad_requests) {
+            self.spoil(&mut request);
+        }
+        request.bad |= world.read_only && ![UBLK_IO_OP_READ, UBLK_IO_OP_FLUSH].contains(&request.op());
+        request.bad |= self.unsupported(request.op());
+        request.excused = request.bad;
+        pages.clear();
+        if data && !request.bad {
+            pages.resize(SECTOR * index(u64::from(request.nr_sectors)), POISON);
+            if op == UBLK_IO_OP_WRITE {
+                for (bytes, sector) in pages.chunks_exact_mut(SECTOR).zip(request.sector..) {
+                    fill(bytes, request.id, sector);
+                }
+            }
+        }
+        request.pages = pages;
+        request
+    }
+
+    /// Makes it a request that the device does not serve.
+    fn spoil(&mut self, request: &mut Request) {
+        self.counts.hit(Fault::BadRequest);
+        request.bad = true;
+        match self.rng.below(4) {
+            0 => request.op_flags = u32::from(self.rng.pick(&[UBLK_IO_OP_WRITE_SAME, 10, 13, 18, 255])),
+            1 => request.sector = self.world.sectors() - u64::from(request.nr_sectors) + 1,
+            2 => request.sector = u64::MAX - self.rng.below(9),
+            _ => request.nr_sectors = 0,
+        }
+    }
+
+    /// Operations that this device says it does not have.
+    fn unsupported(&self, op: u8) -> bool {
+        self.world.storage().is_some_and(|storage| match op {
+            UBLK_IO_OP_DISCARD => !storage.discard,
+            UBLK_IO_OP_WRITE_ZEROES => !storage.write_zeroes,
+            _ => false,
+        })
+    }
+
+    /// Whether a request changes the device.
+    fn changes(&self, request: &Request) -> bool {
+        let changing = [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES].contains(&request.op());
+        changing && !request.bad && self.world.storage().is_some()
+    }
+
+    /// What is in the verdict slot when the request's tag arrives.
+    fn classify(&mut self, request: &Request) -> TakenVerdict {
+        let op = abi_op(request.op());
+        let of = |verdict: u8, hints: u8, op: Op, nr_sectors: u32, sector: u64| {
+            let head = u64::from(verdict)
+                | u64::from(Reason::User as u8) << 8
+                | u64::from(op as u8) << 16
+                | u64::from(hints) << 24
+                | u64::from(nr_sectors) << 32;
+            TakenVerdict { head, sector }
+        };
+        let same = |verdict, hints| of(verdict, hints, op, request.nr_sectors, request.sector);
+        if !self.rng.chance(self.world.verdict_faults) {
+            let verdict = match self.rng.below(10) {
+                0 => Verdict::Slow,
+                1..4 if self.may_drop(request) => Verdict::Drop,
+                _ => Verdict::Passthrough,
+            };
+            return same(verdict as u8, 0);
+        }
+        match self.rng.below(4) {
+            0 => {
+                self.counts.hit(Fault::VerdictMissing);
+                TakenVerdict { head: 0, sector: self.rng.next() }
+            }
+            1 => {
+                self.counts.hit(Fault::VerdictStale);
+                let drop = self.rng.pick(&[Verdict::Drop, Verdict::Passthrough]) as u8;
+                match self.rng.below(3) {
+                    0 => of(drop, 0, Op::Other, request.nr_sectors, request.sector),
+                    1 => of(drop, 0, op, request.nr_sectors ^ 1, request.sector),
+                    _ => of(drop, 0, op, request.nr_sectors, request.sector ^ 8),
+                }
+            }
+            2 => {
+                self.counts.hit(Fault::VerdictGarbage);
+                TakenVerdict { head: self.rng.next(), sector: self.rng.pick(&[request.sector, u64::MAX]) }
+            }
+            _ => {
+                self.counts.hit(Fault::VerdictHostile);
+                let verdict = self.rng.pick(&[Verdict::Drop, Verdict::Drop, Verdict::Hit]) as u8;
+                same(verdict, self.rng.pick(&[0, hint::FAIL, 0xff]))
+            }
+        }
+    }
+
+    /// Whether an honest policy drops it.
+    fn may_drop(&self, request: &Request) -> bool {
+        match request.op() {
+            UBLK_IO_OP_DISCARD => true,
+            UBLK_IO_OP_READ if !request.bad => {
+                let mut blocks = sectors(request).map(|sector| sector * SECTOR >> self.world.written_shift);
+                blocks.all(|block| {
+                    let word = self.words.get(block / 64).map_or(u64::MAX, |word| word.load(Ordering::Relaxed));
+                    word >> (block % 64) & 1 == 0
+                })
+            }
+            _ => false,
+        }
+    }
+
+    /// A request has completed, with what the kernel was given for it. Checks that this may be.
+    pub(super) fn complete(&mut self, tag: u16, result: i32) -> Check {
+        let slot = self.kernel.tag(tag);
+        slot.place = Place::Free;
+        let request = std::mem::take(&mut slot.request);
+        self.completed += 1;
+        self.progress();
+        let named = |what: &str| {
+            Err(format!(
+                "{what}: request {} of tag {tag}, flags {:#x}, sectors {}+{}, result {result}",
+                request.id, request.op_flags, request.sector, request.nr_sectors
+            ))
+        };
+        let op = request.op();
+        if result < 0 && !request.excused && !self.world.lossy {
+            return named("an error without a cause");
+        }
+        if result >= 0 && request.bad {
+            return named("success of a request that cannot be served");
+        }
+        if result >= 0 && op == UBLK_IO_OP_READ {
+            if let Err(why) = self.check_read(&request) {
+                return named(&why);
+            }
+        }
+        if result >= 0 && op == UBLK_IO_OP_FLUSH && !self.world.lossy {
+            self.history.flushed(request.began);
+        }
+        if self.changes(&request) {
+            let end = self.end_of(&request, result);
+            let oldest_read = self.oldest_read();
+            for sector in sectors(&request) {
+                self.history.end(sector, request.id, end, self.now, oldest_read);
+            }
+        }
+        self.kernel.tag(tag).request.pages = request.pages;
+        Ok(())
+    }
+
+    /// How certain the change of a completed request is.
+    fn end_of(&self, request: &Request, result: i32) -> End {
+        if result < 0 || self.world.lossy || request.op() == UBLK_IO_OP_DISCARD {
+            End::Uncertain
+        } else if request.op_flags & UBLK_IO_F_FUA != 0 || !self.world.volatile_cache() {
+            End::Durable
+        } else {
+            End::Certain
+        }
+    }
+
+    /// When the oldest read that is on its way began.
+    fn oldest_read(&self) -> u64 {
+        let reads = self.kernel.tags.iter().filter(|tag| tag.place != Place::Free && tag.request.op() == UBLK_IO_OP_READ);
+        reads.map(|tag| tag.request.began).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether a client may find in its pages what is there.
+    fn check_read(&self, request: &Request) -> Check {
+        if self.world.backing == (Backing::Null { filled: false }) {
+            return Ok(());
+        }
+        for (bytes, sector) in request.pages.chunks_exact(SECTOR).zip(sectors(request)) {
+            let Some(writer) = writer_of(bytes, sector as u64) else {
+                let foreign = bytes.iter().filter(|&&byte| byte == POISON).count();
+                return Err(format!("sector {sector} reads as nobody wrote it ({foreign} bytes unfilled)"));
+            };
+            let may = if self.world.lossy {
+                writer <= self.last_id
+            } else {
+                self.history.may_read(sector, writer, request.began)
+            };
+            if !may {
+                return Err(format!("sector {sector} reads as request {writer} left it"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sectors of a request, as indices; none for a FLUSH.
+pub(super) fn sectors(request: &Request) -> std::ops::Range<usize> {
+    if request.nr_sectors == 0 {
+        return 0..0;
+    }
+    let first = index(request.sector);
+    first..first + index(u64::from(request.nr_sectors))
+}
+
+/// The operation's number in verdicts.
+const fn abi_op(op: u8) -> Op {
+    match op {
+        UBLK_IO_OP_READ => Op::Read,
+        UBLK_IO_OP_WRITE => Op::Write,
+        UBLK_IO_OP_FLUSH => Op::Flush,
+        UBLK_IO_OP_DISCARD => Op::Discard,
+        UBLK_IO_OP_WRITE_ZEROES => Op::WriteZeroes,
+        _ => Op::Other,
+    }
+}
