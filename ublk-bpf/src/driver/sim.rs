@@ -130,9 +130,16 @@ type Check = Result<(), String>;
 /// The first violation. A panic of the machine is one.
 pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
     let world = options.world.unwrap_or_else(|| World::random(options.seed));
-    let blocks = (world.sectors() * 512 >> world.written_shift) + 1;
+    let blocks = ((world.sectors() * 512) >> world.written_shift) + 1;
     let words: Vec<AtomicU64> = (0..=blocks / 64).map(|_| AtomicU64::new(0)).collect();
-    let violation = |step, what| Box::new(Violation { seed: options.seed, step, what, world });
+    let violation = |step, what| {
+        Box::new(Violation {
+            seed: options.seed,
+            step,
+            what,
+            world,
+        })
+    };
     let mut sim = Sim::new(options, &world, &words).map_err(|error| violation(0, error.to_string()))?;
     let outcome = catch_unwind(AssertUnwindSafe(|| sim.run(options.requests)));
     match outcome {
@@ -140,7 +147,9 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
         Ok(Err(what)) => Err(violation(sim.now, what)),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+            let text = text
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("a panic");
             Err(violation(sim.now, format!("the machine panicked: {text}")))
         }
     }
@@ -148,7 +157,10 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
 
 /// A 64-bit number as an index; everything here is small.
 const fn index(n: u64) -> usize {
-    #[expect(clippy::cast_possible_truncation, reason = "sizes of a simulated device fit any machine")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "sizes of a simulated device fit any machine"
+    )]
     {
         n as usize
     }
@@ -213,7 +225,11 @@ impl<'w> Sim<'w> {
         Ok(sim)
     }
 
-    fn new_machine(world: &World, words: &'w [AtomicU64], bug: Option<Bug>) -> Result<Machine<'w>, BadConfig> {
+    fn new_machine(
+        world: &World,
+        words: &'w [AtomicU64],
+        bug: Option<Bug>,
+    ) -> Result<Machine<'w>, BadConfig> {
         let mut config = world.config();
         config.lossy |= bug == Some(Bug::ObeyDrops);
         Machine::new(&config, Written::new(words, world.written_shift))
@@ -232,7 +248,12 @@ impl<'w> Sim<'w> {
     fn report(&self) -> Report {
         let mut counters = self.counters;
         counters.add(self.machine.counters());
-        Report { requests: self.completed, operations: self.issued, faults: self.counts, counters }
+        Report {
+            requests: self.completed,
+            operations: self.issued,
+            faults: self.counts,
+            counters,
+        }
     }
 
     /// Everything: requests come and go, then the device is stopped and looked at.
@@ -250,7 +271,10 @@ impl<'w> Sim<'w> {
         self.now += 1;
         self.idle_steps += 1;
         if self.idle_steps > MOST_STEPS {
-            return Err(format!("nothing goes on any more: {} operations are out", self.ops.len()));
+            return Err(format!(
+                "nothing goes on any more: {} operations are out",
+                self.ops.len()
+            ));
         }
         match self.rng.below(16) {
             0..=3 if more_requests && self.ending == Ending::None => self.submit(),
@@ -274,7 +298,9 @@ impl<'w> Sim<'w> {
                 self.machine.handle(event);
             }
             if self.bug == Some(Bug::ForgetWritten) {
-                self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+                self.words
+                    .iter()
+                    .for_each(|word| word.store(0, Ordering::Relaxed));
             }
             if self.rng.chance(500) {
                 self.poll()?;
@@ -294,7 +320,10 @@ impl<'w> Sim<'w> {
                 let slot = self.kernel.tag(tag);
                 slot.place = Place::Server;
                 let verdict = std::mem::replace(&mut slot.verdict.head, 0);
-                let verdict = crate::queue::TakenVerdict { head: verdict, sector: slot.verdict.sector };
+                let verdict = crate::queue::TakenVerdict {
+                    head: verdict,
+                    sector: slot.verdict.sector,
+                };
                 let request = &slot.request;
                 let arrival = Arrival {
                     tag,
@@ -321,7 +350,8 @@ impl<'w> Sim<'w> {
                 Effect::Prepare { batch } => self.prepare(batch)?,
                 Effect::Fetch { .. } if self.bug == Some(Bug::ForgetFetch) && self.rng.chance(300) => {}
                 Effect::Fetch { fetch } => {
-                    self.kernel.fetch(fetch, self.world.fetch_faults, &mut self.rng, &mut self.counts)?;
+                    self.kernel
+                        .fetch(fetch, self.world.fetch_faults, &mut self.rng, &mut self.counts)?;
                 }
                 Effect::Io { tag, io } => self.issue(tag, io)?,
                 Effect::Commit { batch, from } => self.commit(batch, from)?,
@@ -338,7 +368,10 @@ impl<'w> Sim<'w> {
     /// PREP: every tag once.
     fn prepare(&mut self, batch: u8) -> Check {
         let elements = self.machine.batch(batch);
-        let all = elements.iter().zip(0..).all(|(element, tag)| element.tag == tag && element.buf_index == tag);
+        let all = elements
+            .iter()
+            .zip(0..)
+            .all(|(element, tag)| element.tag == tag && element.buf_index == tag);
         if !all || elements.len() != usize::from(self.world.depth) {
             return Err("PREP does not name every tag once".into());
         }
@@ -372,15 +405,24 @@ impl<'w> Sim<'w> {
                 self.revoke(element.tag)?;
                 break;
             }
-            let short = if self.bug == Some(Bug::CommitShort) && element.result > 512 { 512 } else { 0 };
+            let short = if self.bug == Some(Bug::CommitShort) && element.result > 512 {
+                512
+            } else {
+                0
+            };
             self.check_result(element.tag, element.result - short)?;
             self.complete(element.tag, element.result - short)?;
             handled += 1;
         }
-        let result = if handled == 0 { -16 } else { i32::try_from(handled * 8).unwrap_or(0) };
+        let result = if handled == 0 {
+            -16
+        } else {
+            i32::try_from(handled * 8).unwrap_or(0)
+        };
         let late = self.rng.chance(400);
         let given_back = elements[..handled].iter().map(|element| element.tag);
-        self.kernel.committed(Cqe::Committed { batch, result }, given_back, late);
+        self.kernel
+            .committed(Cqe::Committed { batch, result }, given_back, late);
         Ok(())
     }
 
@@ -414,7 +456,10 @@ impl<'w> Sim<'w> {
     fn check_result(&mut self, tag: u16, result: i32) -> Check {
         let request = &self.kernel.tag(tag).request;
         if result >= 0 && index(u64::from(result.unsigned_abs())) != request.pages.len() && !request.bad {
-            return Err(format!("tag {tag} is committed with {result} of {} bytes", request.pages.len()));
+            return Err(format!(
+                "tag {tag} is committed with {result} of {} bytes",
+                request.pages.len()
+            ));
         }
         Ok(())
     }

@@ -206,7 +206,7 @@ mod tests {
             capacity: u64::MAX / 2,
             ..LIMITS
         };
-        let sectors = u32::MAX & !7;
+        let sectors = !7_u32;
         let of = |op| Request::parse(&arrival(u32::from(op), 0, sectors), &limits);
         assert_eq!(of(UBLK_IO_OP_WRITE), Err(Errno::EINVAL));
         assert_eq!(

@@ -41,10 +41,18 @@ const fn length(io: &Io) -> Option<u32> {
 /// The staging buffer of an operation.
 const fn staging_of(io: &Io) -> Option<(Staging, u32, u32)> {
     match *io {
-        Io::Load { staging, skip, len, .. }
-        | Io::Store { staging, skip, len, .. }
-        | Io::CopyOut { staging, skip, len, .. }
-        | Io::CopyIn { staging, skip, len, .. } => Some((staging, skip, len)),
+        Io::Load {
+            staging, skip, len, ..
+        }
+        | Io::Store {
+            staging, skip, len, ..
+        }
+        | Io::CopyOut {
+            staging, skip, len, ..
+        }
+        | Io::CopyIn {
+            staging, skip, len, ..
+        } => Some((staging, skip, len)),
         _ => None,
     }
 }
@@ -91,9 +99,15 @@ const fn serves(io: &Io, op: u8) -> bool {
 impl Sim<'_> {
     /// The machine issues an operation.
     pub(super) fn issue(&mut self, tag: u16, io: Io) -> Check {
-        self.check_issue(tag, &io).map_err(|why| format!("{why}: tag {tag}, {io:?}"))?;
+        self.check_issue(tag, &io)
+            .map_err(|why| format!("{why}: tag {tag}, {io:?}"))?;
         self.issued += 1;
-        self.ops.push(Op { tag, io, number: self.issued, writes: self.disk.writes() });
+        self.ops.push(Op {
+            tag,
+            io,
+            number: self.issued,
+            writes: self.disk.writes(),
+        });
         Ok(())
     }
 
@@ -102,7 +116,11 @@ impl Sim<'_> {
             return Err("two operations of one tag".into());
         }
         if let Some((buffer, skip, len)) = staging_of(io) {
-            if self.ops.iter().any(|op| staging_of(&op.io).is_some_and(|(other, ..)| other == buffer)) {
+            if self
+                .ops
+                .iter()
+                .any(|op| staging_of(&op.io).is_some_and(|(other, ..)| other == buffer))
+            {
                 return Err("two operations on one staging buffer".into());
             }
             let bytes = self.world.config().staging_bytes;
@@ -111,6 +129,9 @@ impl Sim<'_> {
             }
         }
         let block = u64::from(self.world.logical_block);
+        if self.unsupported(self.kernel.tags[usize::from(tag)].request.op()) {
+            return Err("an operation that the backing does not have".into());
+        }
         let slot = self.kernel.tag(tag);
         let request = &slot.request;
         if slot.place != Place::Server || request.bad || !serves(io, request.op()) {
@@ -126,10 +147,10 @@ impl Sim<'_> {
                 return Err("outside the request's range, or not aligned".into());
             }
         }
-        if let Some((at, len)) = page_range(io) {
-            if index(u64::from(at) + u64::from(len)) > request.pages.len() {
-                return Err("outside the request's pages".into());
-            }
+        if let Some((at, len)) = page_range(io)
+            && index(u64::from(at) + u64::from(len)) > request.pages.len()
+        {
+            return Err("outside the request's pages".into());
         }
         let direct = matches!(io, Io::Read { .. } | Io::Write { .. } | Io::Zero { .. });
         if direct && request.op_flags & UBLK_IO_F_NEED_REG_BUF != 0 {
@@ -149,13 +170,16 @@ impl Sim<'_> {
             self.counts.hit(Fault::Reordered);
         }
         let result = self.perform(&op)?;
-        let reported = self.report(&op, result);
-        self.kernel.cq.push_back(Cqe::IoDone { tag: op.tag, result: reported });
+        let reported = self.told(&op, result);
+        self.kernel.cq.push_back(Cqe::IoDone {
+            tag: op.tag,
+            result: reported,
+        });
         Ok(())
     }
 
     /// What the machine is told, if a bug lies to it.
-    fn report(&self, op: &Op, result: i32) -> i32 {
+    fn told(&self, op: &Op, result: i32) -> i32 {
         let whole = length(&op.io).map_or(0, u32::cast_signed);
         match self.bug {
             Some(Bug::TakeShortForWhole) if result > 0 => whole,
@@ -167,7 +191,10 @@ impl Sim<'_> {
     /// Carries an operation out, as far as it comes. Returns its result.
     fn perform(&mut self, op: &Op) -> Result<i32, String> {
         let rate = self.world.io_faults;
-        let is_copy = matches!(op.io, Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. });
+        let is_copy = matches!(
+            op.io,
+            Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. }
+        );
         let again = &mut self.kernel.tag(op.tag).request.again;
         if self.rng.chance(rate / 2) && *again < MOST_IN_A_ROW {
             *again += 1;
@@ -188,7 +215,11 @@ impl Sim<'_> {
             self.carry_out_whole(op);
             return Ok(i32::from(self.rng.chance(10)));
         };
-        let moved = if self.rng.chance(rate) { self.short(op, len, is_copy) } else { len };
+        let moved = if self.rng.chance(rate) {
+            self.short(op, len, is_copy)
+        } else {
+            len
+        };
         self.carry_out(op, moved)?;
         if moved == len && self.rng.chance(rate / 16) {
             self.counts.hit(Fault::Overlong);
@@ -230,7 +261,7 @@ impl Sim<'_> {
             Io::Write { .. } | Io::Store { .. } => Fault::ShortWrite,
             _ => Fault::ShortRead,
         });
-        if device && moved % block != 0 {
+        if device && !moved.is_multiple_of(block) {
             self.counts.hit(Fault::UnalignedShort);
         }
         moved
@@ -277,32 +308,46 @@ impl Sim<'_> {
     fn carry_out(&mut self, op: &Op, moved: u32) -> Check {
         let moved = index(u64::from(moved));
         let pages = page_range(&op.io).map_or(0..0, |(at, _)| range(at, moved));
-        let staged = staging_of(&op.io).map_or(0..0, |(_, skip, _)| range(skip, moved));
         let number = staging_of(&op.io).map_or(0, |(buffer, ..)| usize::from(buffer.0));
+        let staged = staging_of(&op.io).map_or(0..0, |(_, skip, _)| range(skip, moved));
+        let source = match op.io {
+            Io::Write { offset, durable, .. } => {
+                Some((offset, durable, Source::Pages(op.tag, pages.clone())))
+            }
+            Io::Store { offset, durable, .. } => {
+                Some((offset, durable, Source::Staging(number, staged.clone())))
+            }
+            _ => None,
+        };
+        if let Some((offset, durable, source)) = source {
+            return self.write(
+                self.kernel.tags[usize::from(op.tag)].request.id,
+                offset,
+                durable,
+                source,
+            );
+        }
         let request = &mut self.kernel.tags[usize::from(op.tag)].request;
-        let staging = &mut self.staging[number][staged];
+        let staging = &mut self.staging[number][staged.clone()];
         match op.io {
             Io::Read { offset, .. } => {
-                let slip = if self.bug == Some(Bug::MisplaceRead) { 512 } else { 0 };
+                let slip = if self.bug == Some(Bug::MisplaceRead) {
+                    512
+                } else {
+                    0
+                };
                 read(&self.disk, offset + slip, &mut request.pages[pages]);
             }
             Io::Load { offset, .. } => read(&self.disk, offset, staging),
-            Io::Write { offset, durable, .. } => {
-                return self.write(request_id(request), offset, durable, Source::Pages(op.tag, pages));
-            }
-            Io::Store { offset, durable, staging, skip, .. } => {
-                let id = request_id(request);
-                return self.write(id, offset, durable, Source::Staging(staging, range(skip, moved)));
-            }
             Io::Zero { .. } if self.bug == Some(Bug::SkipZero) => {}
             Io::Zero { .. } | Io::CopyZero { .. } => request.pages[pages].fill(0),
-            Io::CopyOut { skip, .. } => {
+            Io::CopyOut { .. } => {
                 let slip = usize::from(self.bug == Some(Bug::MixStaging));
                 let number = (number + slip) % self.staging.len();
-                request.pages[pages].copy_from_slice(&self.staging[number][range(skip, moved)]);
+                request.pages[pages].copy_from_slice(&self.staging[number][staged]);
             }
             Io::CopyIn { .. } => staging.copy_from_slice(&request.pages[pages]),
-            Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } => {}
+            _ => {}
         }
         Ok(())
     }
@@ -311,13 +356,17 @@ impl Sim<'_> {
     fn write(&mut self, id: u64, offset: u64, durable: bool, source: Source) -> Check {
         let bytes = match source {
             Source::Pages(tag, range) => &self.kernel.tags[usize::from(tag)].request.pages[range],
-            Source::Staging(buffer, range) => &self.staging[usize::from(buffer.0)][range],
+            Source::Staging(buffer, range) => &self.staging[buffer][range],
         };
         let durable = durable && self.bug != Some(Bug::ForgetDurable);
         for (bytes, sector) in bytes.chunks_exact(SECTOR).zip(offset / 512..) {
             match writer_of(bytes, sector) {
                 Some(writer) if writer == id => {}
-                found => return Err(format!("request {id} writes to sector {sector} what is {found:?}'s")),
+                found => {
+                    return Err(format!(
+                        "request {id} writes to sector {sector} what is {found:?}'s"
+                    ));
+                }
             }
             if self.bug != Some(Bug::SkipWrite) {
                 self.disk.write(index(sector), id, durable);
@@ -336,11 +385,7 @@ impl Sim<'_> {
 /// Where the bytes of a write are.
 enum Source {
     Pages(u16, std::ops::Range<usize>),
-    Staging(Staging, std::ops::Range<usize>),
-}
-
-const fn request_id(request: &Request) -> u64 {
-    request.id
+    Staging(usize, std::ops::Range<usize>),
 }
 
 fn range(from: u32, len: usize) -> std::ops::Range<usize> {
@@ -363,7 +408,11 @@ fn check_durable(io: &Io, request: &Request, volatile_cache: bool) -> Check {
 fn read(disk: &super::disk::Disk, offset: u64, bytes: &mut [u8]) {
     let mut whole = [0; SECTOR];
     for (chunk, sector) in bytes.chunks_mut(SECTOR).zip(offset / 512..) {
-        let writer = if index(sector) < disk.sectors() { disk.read(index(sector)) } else { 0 };
+        let writer = if index(sector) < disk.sectors() {
+            disk.read(index(sector))
+        } else {
+            0
+        };
         if chunk.len() == SECTOR {
             fill(chunk, writer, sector);
         } else {

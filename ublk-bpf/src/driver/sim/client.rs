@@ -20,7 +20,9 @@ impl Sim<'_> {
     pub(super) fn submit(&mut self) {
         let depth = self.kernel.tags.len();
         let start = self.rng.index(depth);
-        let free = (0..depth).map(|i| (start + i) % depth).find(|&tag| self.kernel.tags[tag].place == Place::Free);
+        let free = (0..depth)
+            .map(|i| (start + i) % depth)
+            .find(|&tag| self.kernel.tags[tag].place == Place::Free);
         if let Some(tag) = free.and_then(|tag| u16::try_from(tag).ok()) {
             self.submit_on(tag);
         }
@@ -32,7 +34,11 @@ impl Sim<'_> {
         let pages = std::mem::take(&mut self.kernel.tag(tag).request.pages);
         let request = self.invent(pages);
         if self.changes(&request) {
-            let content = if request.op() == UBLK_IO_OP_WRITE { request.id } else { 0 };
+            let content = if request.op() == UBLK_IO_OP_WRITE {
+                request.id
+            } else {
+                0
+            };
             for sector in sectors(&request) {
                 self.history.begin(sector, request.id, content, self.now);
             }
@@ -58,14 +64,25 @@ impl Sim<'_> {
             _ => UBLK_IO_OP_WRITE_ZEROES,
         };
         let data = op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
-        let most = if data { u64::from(world.most_blocks).min(blocks) } else { blocks };
+        let most = if data {
+            u64::from(world.most_blocks).min(blocks)
+        } else {
+            blocks
+        };
         let count = 1 + self.rng.below(most);
         // A device of few blocks, and one end of it in particular: requests overlap.
         let room = blocks - count + 1;
-        let first = if self.rng.chance(300) { self.rng.below(room.min(8)) } else { self.rng.below(room) };
+        let first = if self.rng.chance(300) {
+            self.rng.below(room.min(8))
+        } else {
+            self.rng.below(room)
+        };
         let mut request = Request {
             id: self.next_id(),
-            op_flags: u32::from(op) | self.rng.pick(&[0, 0, UBLK_IO_F_META, UBLK_IO_F_FUA, UBLK_IO_F_NOUNMAP]),
+            op_flags: u32::from(op)
+                | self
+                    .rng
+                    .pick(&[0, 0, UBLK_IO_F_META, UBLK_IO_F_FUA, UBLK_IO_F_NOUNMAP]),
             sector: first * block,
             nr_sectors: u32::try_from(count * block).unwrap_or(0),
             began: self.now,
@@ -78,8 +95,10 @@ impl Sim<'_> {
             self.spoil(&mut request);
         }
         request.bad |= world.read_only && ![UBLK_IO_OP_READ, UBLK_IO_OP_FLUSH].contains(&request.op());
-        request.bad |= self.unsupported(request.op());
-        request.excused = request.bad;
+        let unsupported = self.unsupported(request.op());
+        // A discard may be dropped where it cannot be done.
+        request.bad |= unsupported && request.op() != UBLK_IO_OP_DISCARD;
+        request.excused = request.bad || unsupported;
         pages.clear();
         if data && !request.bad {
             pages.resize(SECTOR * index(u64::from(request.nr_sectors)), POISON);
@@ -106,7 +125,7 @@ impl Sim<'_> {
     }
 
     /// Operations that this device says it does not have.
-    fn unsupported(&self, op: u8) -> bool {
+    pub(super) fn unsupported(&self, op: u8) -> bool {
         self.world.storage().is_some_and(|storage| match op {
             UBLK_IO_OP_DISCARD => !storage.discard,
             UBLK_IO_OP_WRITE_ZEROES => !storage.write_zeroes,
@@ -116,7 +135,8 @@ impl Sim<'_> {
 
     /// Whether a request changes the device.
     fn changes(&self, request: &Request) -> bool {
-        let changing = [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES].contains(&request.op());
+        let changing =
+            [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES].contains(&request.op());
         changing && !request.bad && self.world.storage().is_some()
     }
 
@@ -143,7 +163,10 @@ impl Sim<'_> {
         match self.rng.below(4) {
             0 => {
                 self.counts.hit(Fault::VerdictMissing);
-                TakenVerdict { head: 0, sector: self.rng.next() }
+                TakenVerdict {
+                    head: 0,
+                    sector: self.rng.next(),
+                }
             }
             1 => {
                 self.counts.hit(Fault::VerdictStale);
@@ -156,7 +179,10 @@ impl Sim<'_> {
             }
             2 => {
                 self.counts.hit(Fault::VerdictGarbage);
-                TakenVerdict { head: self.rng.next(), sector: self.rng.pick(&[request.sector, u64::MAX]) }
+                TakenVerdict {
+                    head: self.rng.next(),
+                    sector: self.rng.pick(&[request.sector, u64::MAX]),
+                }
             }
             _ => {
                 self.counts.hit(Fault::VerdictHostile);
@@ -171,9 +197,12 @@ impl Sim<'_> {
         match request.op() {
             UBLK_IO_OP_DISCARD => true,
             UBLK_IO_OP_READ if !request.bad => {
-                let mut blocks = sectors(request).map(|sector| sector * SECTOR >> self.world.written_shift);
+                let mut blocks = sectors(request).map(|sector| (sector * SECTOR) >> self.world.written_shift);
                 blocks.all(|block| {
-                    let word = self.words.get(block / 64).map_or(u64::MAX, |word| word.load(Ordering::Relaxed));
+                    let word = self
+                        .words
+                        .get(block / 64)
+                        .map_or(u64::MAX, |word| word.load(Ordering::Relaxed));
                     word >> (block % 64) & 1 == 0
                 })
             }
@@ -201,10 +230,11 @@ impl Sim<'_> {
         if result >= 0 && request.bad {
             return named("success of a request that cannot be served");
         }
-        if result >= 0 && op == UBLK_IO_OP_READ {
-            if let Err(why) = self.check_read(&request) {
-                return named(&why);
-            }
+        if result >= 0
+            && op == UBLK_IO_OP_READ
+            && let Err(why) = self.check_read(&request)
+        {
+            return named(&why);
         }
         if result >= 0 && op == UBLK_IO_OP_FLUSH && !self.world.lossy {
             self.history.flushed(request.began);
@@ -233,7 +263,11 @@ impl Sim<'_> {
 
     /// When the oldest read that is on its way began.
     fn oldest_read(&self) -> u64 {
-        let reads = self.kernel.tags.iter().filter(|tag| tag.place != Place::Free && tag.request.op() == UBLK_IO_OP_READ);
+        let reads = self
+            .kernel
+            .tags
+            .iter()
+            .filter(|tag| tag.place != Place::Free && tag.request.op() == UBLK_IO_OP_READ);
         reads.map(|tag| tag.request.began).min().unwrap_or(u64::MAX)
     }
 
@@ -245,7 +279,9 @@ impl Sim<'_> {
         for (bytes, sector) in request.pages.chunks_exact(SECTOR).zip(sectors(request)) {
             let Some(writer) = writer_of(bytes, sector as u64) else {
                 let foreign = bytes.iter().filter(|&&byte| byte == POISON).count();
-                return Err(format!("sector {sector} reads as nobody wrote it ({foreign} bytes unfilled)"));
+                return Err(format!(
+                    "sector {sector} reads as nobody wrote it ({foreign} bytes unfilled)"
+                ));
             };
             let may = if self.world.lossy {
                 writer <= self.last_id

@@ -19,7 +19,13 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn new(content: Vec<Writer>, volatile_cache: bool) -> Self {
         let unstable = vec![Vec::new(); content.len()];
-        Self { stable: content.clone(), now: content, unstable, writes: 0, volatile_cache }
+        Self {
+            stable: content.clone(),
+            now: content,
+            unstable,
+            writes: 0,
+            volatile_cache,
+        }
     }
 
     pub(super) fn read(&self, sector: usize) -> Writer {

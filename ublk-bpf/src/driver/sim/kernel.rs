@@ -129,26 +129,43 @@ impl Kernel {
     }
 
     /// FETCH is submitted.
-    pub(super) fn fetch(&mut self, number: u8, rate: u16, rng: &mut Rng, counts: &mut FaultCounts) -> Result<(), String> {
+    pub(super) fn fetch(
+        &mut self,
+        number: u8,
+        rate: u16,
+        rng: &mut Rng,
+        counts: &mut FaultCounts,
+    ) -> Result<(), String> {
         if self.fetches.iter().any(|fetch| fetch.number == number) {
             return Err(format!("FETCH {number} was issued while it was out"));
         }
         if self.cancelling {
-            self.cq.push_back(Cqe::FetchEnded { fetch: number, result: -19 });
+            self.cq.push_back(Cqe::FetchEnded {
+                fetch: number,
+                result: -19,
+            });
         } else if self.fetch_errors < MOST_IN_A_ROW && rng.chance(rate) {
             counts.hit(Fault::FetchError);
             self.fetch_errors += 1;
-            self.cq.push_back(Cqe::FetchEnded { fetch: number, result: rng.pick(&[-12, -11, -4]) });
+            self.cq.push_back(Cqe::FetchEnded {
+                fetch: number,
+                result: rng.pick(&[-12, -11, -4]),
+            });
         } else {
             self.fetch_errors = 0;
-            self.fetches.push_back(Fetch { number, room: 1 + rng.index(self.room) });
+            self.fetches.push_back(Fetch {
+                number,
+                room: 1 + rng.index(self.room),
+            });
         }
         Ok(())
     }
 
     /// The first FETCH that is out takes tags from the FIFO.
     pub(super) fn dispatch(&mut self, world: &World, rng: &mut Rng, counts: &mut FaultCounts) {
-        let Some(fetch) = self.fetches.front_mut() else { return };
+        let Some(fetch) = self.fetches.front_mut() else {
+            return;
+        };
         if self.fifo.is_empty() {
             return;
         }
@@ -179,7 +196,9 @@ impl Kernel {
 
     /// The first tag of the FIFO becomes the server's.
     fn deliver(&mut self, world: &World, rng: &mut Rng, counts: &mut FaultCounts) {
-        let Some(number) = self.fifo.pop_front() else { return };
+        let Some(number) = self.fifo.pop_front() else {
+            return;
+        };
         let tag = &mut self.tags[usize::from(number)];
         tag.place = Place::Posted;
         tag.request.op_flags &= !UBLK_IO_F_NEED_REG_BUF;
@@ -196,7 +215,10 @@ impl Kernel {
 
     fn end_fetch(&mut self, number: u8, result: i32) {
         self.fetches.retain(|fetch| fetch.number != number);
-        self.cq.push_back(Cqe::FetchEnded { fetch: number, result });
+        self.cq.push_back(Cqe::FetchEnded {
+            fetch: number,
+            result,
+        });
     }
 
     /// A COMMIT was carried out for these tags. Its completion is posted now or later.
@@ -230,7 +252,10 @@ impl Kernel {
         }
         while self.fetches.len() > usize::from(escapes) {
             if let Some(fetch) = self.fetches.pop_back() {
-                self.cq.push_back(Cqe::FetchEnded { fetch: fetch.number, result: -19 });
+                self.cq.push_back(Cqe::FetchEnded {
+                    fetch: fetch.number,
+                    result: -19,
+                });
             }
         }
     }
@@ -242,6 +267,10 @@ impl Kernel {
         self.fetches.clear();
         self.cq.clear();
         self.fifo.clear();
-        (0..).zip(&self.tags).filter(|(_, tag)| tag.place != Place::Free).map(|(number, _)| number).collect()
+        (0..)
+            .zip(&self.tags)
+            .filter(|(_, tag)| tag.place != Place::Free)
+            .map(|(number, _)| number)
+            .collect()
     }
 }

@@ -93,14 +93,20 @@ impl Sim<'_> {
         }
         let counters = self.machine.counters();
         if self.ending != Ending::Abandon && counters.arrived != counters.completed + counters.failed {
-            return Err(format!("what arrived was not all completed or failed: {counters:?}"));
+            return Err(format!(
+                "what arrived was not all completed or failed: {counters:?}"
+            ));
         }
         self.succeed()
     }
 
     /// The server dies.
     fn kill(&mut self) -> Check {
-        self.counts.hit(if self.world.reissue { Fault::KillReissue } else { Fault::KillFail });
+        self.counts.hit(if self.world.reissue {
+            Fault::KillReissue
+        } else {
+            Fault::KillFail
+        });
         self.ops_of_the_dead()?;
         self.succeed()
     }
@@ -139,7 +145,8 @@ impl Sim<'_> {
 
     fn new_server(&mut self) -> Check {
         self.counters.add(self.machine.counters());
-        self.machine = Self::new_machine(self.world, self.words, self.bug).map_err(|error| error.to_string())?;
+        self.machine =
+            Self::new_machine(self.world, self.words, self.bug).map_err(|error| error.to_string())?;
         self.staging = self.new_staging();
         self.ops.clear();
         self.ending = Ending::None;
@@ -161,10 +168,14 @@ impl Sim<'_> {
         for sector in 0..self.disk.sectors() {
             let found = self.disk.read(sector);
             if !self.history.may_survive(sector, found) && !self.world.lossy {
-                return Err(format!("after a power failure sector {sector} holds what request {found} wrote"));
+                return Err(format!(
+                    "after a power failure sector {sector} holds what request {found} wrote"
+                ));
             }
         }
-        self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.words
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Relaxed));
         self.mark_what_is_there();
         self.new_server()
     }
@@ -172,7 +183,7 @@ impl Sim<'_> {
     /// Marks blocks that hold data as written, as a server does that looks for holes.
     pub(super) fn mark_what_is_there(&self) {
         for sector in (0..self.disk.sectors()).filter(|&sector| self.disk.read(sector) != 0) {
-            let block = sector * 512 >> self.world.written_shift;
+            let block = (sector * 512) >> self.world.written_shift;
             if let Some(word) = self.words.get(block / 64) {
                 word.fetch_or(1 << (block % 64), Ordering::Relaxed);
             }

@@ -12,7 +12,8 @@ pub(super) type Writer = u64;
 /// Word `i` of a sector, beyond the first, which is the writer itself.
 const fn word(writer: Writer, sector: u64, i: u64) -> u64 {
     let seed = writer.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ sector.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    seed.rotate_left(23).wrapping_add(i.wrapping_mul(0xa076_1d64_78bd_642f))
+    seed.rotate_left(23)
+        .wrapping_add(i.wrapping_mul(0xa076_1d64_78bd_642f))
 }
 
 /// Fills one sector.
@@ -29,7 +30,9 @@ pub(super) fn fill(bytes: &mut [u8], writer: Writer, sector: u64) {
 
 /// Who wrote this sector; `None` if no one writer wrote all of it, here.
 pub(super) fn writer_of(bytes: &[u8], sector: u64) -> Option<Writer> {
-    let mut words = bytes.chunks_exact(8).map(|chunk| chunk.try_into().map_or(0, u64::from_le_bytes));
+    let mut words = bytes
+        .chunks_exact(8)
+        .map(|chunk| chunk.try_into().map_or(0, u64::from_le_bytes));
     let writer = words.next()?;
     let same = if writer == 0 {
         words.all(|found| found == 0)

@@ -89,7 +89,9 @@ impl World {
 
     fn random_backing(rng: &mut Rng) -> Backing {
         if rng.chance(60) {
-            return Backing::Null { filled: rng.chance(700) };
+            return Backing::Null {
+                filled: rng.chance(700),
+            };
         }
         Backing::Storage(Storage {
             volatile_cache: rng.chance(600),
