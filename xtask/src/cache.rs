@@ -66,10 +66,15 @@ pub(crate) fn complete(folder: &Path, witnesses: &[PathBuf]) -> Result<()> {
 /// Writes a file so that it is either there whole or not at all, also when several processes do it at once.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
     let folder = path.parent().context("a file has a folder")?;
     let context = || format!("cannot write {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(context)?;
     file.write_all(bytes).with_context(context)?;
+    // A temporary file is its owner's alone; this one is for everybody.
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(0o644))
+        .with_context(context)?;
     file.persist(path).with_context(context)?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! the cache folder, the set-up of what is missing, the guest. Nothing here is needed to *use* ublk-bpf.
 
 mod apt;
+mod build_ebpf;
 mod cache;
 mod command;
 mod cpio;
@@ -28,6 +29,8 @@ use clap::Parser;
 enum Chore {
     /// Obtain what is missing: bpf-linker, rust-src, qemu, a kernel for the guest
     Setup(setup::Options),
+    /// Build the classifier and the policies to BPF objects in target/ebpf/
+    BuildEbpf(build_ebpf::Options),
     /// Run a command in a guest with a Linux >= 7.0 kernel
     Vm(vm::Options),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 fn dispatch(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::Setup(options) => setup::run(&options),
+        Chore::BuildEbpf(options) => build_ebpf::run(&options),
         Chore::Vm(options) => vm::run(options),
     }
 }

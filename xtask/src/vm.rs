@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::guest::{self, Config, Disk, Outcome};
-use crate::{command, setup, workspace};
+use crate::{build_ebpf, command, setup, workspace};
 
 /// The guest was killed for taking too long.
 const EXIT_HUNG: u8 = 124;
@@ -75,6 +75,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let kernel = setup::guest()?;
     let mut files = options.files;
     if !options.no_build {
+        build_ebpf::ensure()?;
         files.push((build_static("ublk-bpf")?, "/usr/local/bin/ublk-bpf".to_owned()));
     }
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));

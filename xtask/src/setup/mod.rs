@@ -1,17 +1,21 @@
 //! `cargo xtask setup`: obtains what is missing, says what it did, and is quick when nothing is.
 //!
 //! Other subcommands call the part they need. Everything goes to the cache folder but the programs of Debian that
-//! [`packages`] lists, which are installed.
+//! [`packages`] lists, which are installed, and `rust-src` where rustup has it.
 
+pub(crate) mod bpf_linker;
 pub(crate) mod kernel;
 pub(crate) mod packages;
+pub(crate) mod rust_src;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::{cache, progress};
 use kernel::Kernel;
+use rust_src::Rustc;
 
 /// Options of `setup`.
 #[derive(clap::Args)]
@@ -21,15 +25,38 @@ pub(crate) struct Options {
     check: bool,
 }
 
+/// What building BPF objects needs.
+#[derive(Clone, Debug)]
+pub(crate) struct BpfTools {
+    pub(crate) linker: PathBuf,
+    pub(crate) rustc: Rustc,
+}
+
 /// Obtains everything, or says what is missing.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.check {
         return check();
     }
+    bpf_tools()?;
     guest_tools()?;
     let kernel = guest()?;
-    progress::note(&format!("ready: Linux {} for the guest", kernel.release));
+    progress::note(&format!(
+        "ready: BPF objects can be built, and Linux {} boots in the guest",
+        kernel.release
+    ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What building BPF objects needs: bpf-linker and the sources of `core`.
+pub(crate) fn bpf_tools() -> Result<BpfTools> {
+    if let (Some(linker), Some(rustc)) = (bpf_linker::present()?, rust_src::present()?) {
+        return Ok(BpfTools { linker, rustc });
+    }
+    let _lock = cache::lock()?;
+    Ok(BpfTools {
+        rustc: rust_src::obtain()?,
+        linker: bpf_linker::obtain()?,
+    })
 }
 
 /// What booting a guest needs: qemu, busybox, a kernel.
@@ -54,6 +81,12 @@ fn check() -> Result<ExitCode> {
         .into_iter()
         .map(|package| format!("package {package}"))
         .collect();
+    if bpf_linker::present()?.is_none() {
+        missing.push("bpf-linker".to_owned());
+    }
+    if rust_src::present()?.is_none() {
+        missing.push("rust-src".to_owned());
+    }
     if kernel::present()?.is_none() {
         missing.push("a Linux >= 7.0 kernel for the guest".to_owned());
     }
