@@ -1,0 +1,76 @@
+//! What devices are put on.
+
+use std::path::{Path, PathBuf};
+
+use crate::{run, write};
+
+/// A backing of a test device, made for the test and taken away with it.
+#[derive(Debug)]
+pub struct Backing {
+    spec: String,
+    undo: Vec<Undo>,
+}
+
+#[derive(Debug)]
+enum Undo {
+    RemoveFile(PathBuf),
+    DetachLoop(String),
+    UnloadModule(&'static str),
+}
+
+impl Backing {
+    /// `mem:SIZE`.
+    pub fn memory(size: &str) -> Self {
+        Self { spec: format!("mem:{size}"), undo: Vec::new() }
+    }
+
+    /// A sparse file of `mib` MiB on the guest's tmpfs.
+    pub fn file(name: &str, mib: u64) -> Self {
+        let path = PathBuf::from(format!("/tmp/{name}.img"));
+        let file = std::fs::File::create(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
+        file.set_len(mib << 20).unwrap_or_else(|e| panic!("cannot size {}: {e}", path.display()));
+        Self { spec: path.display().to_string(), undo: vec![Undo::RemoveFile(path)] }
+    }
+
+    /// A brd RAM disk of `mib` MiB.
+    pub fn brd(mib: u64) -> Self {
+        run("modprobe", &["brd", "rd_nr=1", &format!("rd_size={}", mib << 10)]);
+        Self { spec: "/dev/ram0".into(), undo: vec![Undo::UnloadModule("brd")] }
+    }
+
+    /// A loop device over a file of `mib` MiB.
+    pub fn loop_device(name: &str, mib: u64) -> Self {
+        let mut file = Self::file(name, mib);
+        let device = run("losetup", &["--find", "--show", &file.spec]).trim().to_owned();
+        file.undo.insert(0, Undo::DetachLoop(device.clone()));
+        Self { spec: device, undo: std::mem::take(&mut file.undo) }
+    }
+
+    /// What `--backing` takes.
+    pub fn spec(&self) -> &str {
+        &self.spec
+    }
+
+    /// Its path, for a look past the device; none for memory.
+    pub fn path(&self) -> Option<&Path> {
+        (!self.spec.starts_with("mem:")).then(|| Path::new(&self.spec))
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        for step in &self.undo {
+            match step {
+                Undo::RemoveFile(path) => drop(std::fs::remove_file(path)),
+                Undo::DetachLoop(device) => drop(run("losetup", &["-d", device])),
+                Undo::UnloadModule(module) => drop(run("rmmod", &[module])),
+            }
+        }
+    }
+}
+
+/// Drops the page cache, so that what is read next comes from the devices.
+pub fn drop_caches() {
+    run("sync", &[]);
+    write("/proc/sys/vm/drop_caches", "3");
+}

@@ -1,0 +1,101 @@
+//! A device served by `ublk-bpf run --daemon`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{run, run_json, try_run};
+
+/// A running device; stopped when dropped.
+#[derive(Debug)]
+pub struct Device {
+    id: u32,
+    path: PathBuf,
+    stopped: bool,
+}
+
+impl Device {
+    /// Starts a device with these options of `ublk-bpf run` and waits until it is ready.
+    pub fn run(options: &[&str]) -> Self {
+        let mut args = vec!["run", "--daemon"];
+        args.extend_from_slice(options);
+        let line = run("ublk-bpf", &args);
+        let id = line
+            .split_once("ublkb")
+            .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
+            .and_then(|digits| digits.parse().ok())
+            .unwrap_or_else(|| panic!("ublk-bpf {args:?} names no device: {line:?}"));
+        Self { id, path: format!("/dev/ublkb{id}").into(), stopped: false }
+    }
+
+    /// The device's number.
+    pub fn id(&self) -> String {
+        self.id.to_string()
+    }
+
+    /// `/dev/ublkbN`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path as text.
+    pub fn path_str(&self) -> &str {
+        self.path.to_str().expect("device paths are ASCII")
+    }
+
+    /// `/sys/block/ublkbN/...`.
+    pub fn sysfs(&self, file: &str) -> PathBuf {
+        format!("/sys/block/ublkb{}/{file}", self.id).into()
+    }
+
+    /// Its pin directory.
+    pub fn pins(&self) -> PathBuf {
+        format!("/sys/fs/bpf/ublk-bpf/ublkb{}", self.id).into()
+    }
+
+    /// `stats --json`.
+    pub fn stats(&self) -> Value {
+        run_json("ublk-bpf", &["stats", &self.id(), "--json"])
+    }
+
+    /// One of the server's counters, summed over the queues.
+    pub fn counter(&self, name: &str) -> u64 {
+        let stats = self.stats();
+        stats["server"]["total"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {stats:#}"))
+    }
+
+    /// Replaces the policy.
+    pub fn swap(&self, policy: &str) {
+        run("ublk-bpf", &["policy", "swap", &self.id(), policy]);
+    }
+
+    /// Stops the device and checks that nothing of it is left.
+    pub fn stop(mut self) {
+        self.stopped = true;
+        run("ublk-bpf", &["stop", &self.id()]);
+        self.assert_gone();
+    }
+
+    /// Panics unless the block device, the control node, the pins and the record are gone.
+    pub fn assert_gone(&self) {
+        for left in [
+            self.path.clone(),
+            format!("/dev/ublkc{}", self.id).into(),
+            self.pins(),
+            format!("/run/ublk-bpf/ublkb{}.json", self.id).into(),
+        ] {
+            assert!(!left.exists(), "left behind: {}", left.display());
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.stopped {
+            let output = try_run("ublk-bpf", &["stop", &self.id(), "--force"]);
+            if !output.status.success() {
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+}
