@@ -1,0 +1,68 @@
+//! A file system on the device: made, filled, checked, and still whole when it is mounted from the backing itself.
+
+use std::path::Path;
+
+use ublk_bpf_guest::{Backing, Device, backing::drop_caches, run};
+
+#[test]
+fn ext4_survives_the_device() {
+    let backing = Backing::file("ext4", 256);
+    for policy in ["passthrough", "drop-discard", "sparse"] {
+        let device = Device::run(&["--backing", backing.spec(), "--policy", policy, "--queues", "2"]);
+        run("mkfs.ext4", &["-q", "-F", device.path_str()]);
+        let sums = fill(device.path_str());
+        run("e2fsck", &["-f", "-n", device.path_str()]);
+        assert_eq!(device.counter("failed"), 0);
+        assert!(device.counter("arrived") > 0);
+        device.stop();
+
+        drop_caches();
+        run("e2fsck", &["-f", "-n", backing.spec()]);
+        let mounted = Mount::new(backing.spec(), &["-o", "loop,ro"]);
+        assert_eq!(mounted.checksums(), sums, "policy {policy}: the backing holds other files");
+    }
+}
+
+/// Copies a tree onto a new file system, deletes a part of it, trims, and returns what is on it then.
+fn fill(device: &str) -> String {
+    let mounted = Mount::new(device, &["-o", "discard"]);
+    for copy in 0..3 {
+        run("cp", &["-r", "/lib/modules", &mounted.file(&format!("tree{copy}"))]);
+    }
+    run("sync", &[]);
+    run("rm", &["-r", &mounted.file("tree1")]);
+    run("fstrim", &[mounted.at]);
+    drop_caches();
+    mounted.checksums()
+}
+
+struct Mount {
+    at: &'static str,
+}
+
+impl Mount {
+    fn new(device: &str, options: &[&str]) -> Self {
+        let at = "/tmp/mnt";
+        std::fs::create_dir_all(at).expect("cannot make the mount point");
+        let mut args = options.to_vec();
+        args.extend([device, at]);
+        run("mount", &args);
+        Self { at }
+    }
+
+    fn file(&self, name: &str) -> String {
+        Path::new(self.at).join(name).display().to_string()
+    }
+
+    fn checksums(&self) -> String {
+        let list = run("sh", &["-c", &format!("cd {} && find . -type f | sort | xargs md5sum", self.at)]);
+        assert!(list.lines().count() > 10, "too few files: {list}");
+        list
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run("umount", &[self.at]);
+    }
+}
