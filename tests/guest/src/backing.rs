@@ -21,29 +21,45 @@ enum Undo {
 impl Backing {
     /// `mem:SIZE`.
     pub fn memory(size: &str) -> Self {
-        Self { spec: format!("mem:{size}"), undo: Vec::new() }
+        Self {
+            spec: format!("mem:{size}"),
+            undo: Vec::new(),
+        }
     }
 
     /// A sparse file of `mib` MiB on the guest's tmpfs.
     pub fn file(name: &str, mib: u64) -> Self {
         let path = PathBuf::from(format!("/tmp/{name}.img"));
-        let file = std::fs::File::create(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
-        file.set_len(mib << 20).unwrap_or_else(|e| panic!("cannot size {}: {e}", path.display()));
-        Self { spec: path.display().to_string(), undo: vec![Undo::RemoveFile(path)] }
+        let file =
+            std::fs::File::create(&path).unwrap_or_else(|e| panic!("cannot make {}: {e}", path.display()));
+        file.set_len(mib << 20)
+            .unwrap_or_else(|e| panic!("cannot size {}: {e}", path.display()));
+        Self {
+            spec: path.display().to_string(),
+            undo: vec![Undo::RemoveFile(path)],
+        }
     }
 
     /// A brd RAM disk of `mib` MiB.
     pub fn brd(mib: u64) -> Self {
         run("modprobe", &["brd", "rd_nr=1", &format!("rd_size={}", mib << 10)]);
-        Self { spec: "/dev/ram0".into(), undo: vec![Undo::UnloadModule("brd")] }
+        Self {
+            spec: "/dev/ram0".into(),
+            undo: vec![Undo::UnloadModule("brd")],
+        }
     }
 
     /// A loop device over a file of `mib` MiB.
     pub fn loop_device(name: &str, mib: u64) -> Self {
         let mut file = Self::file(name, mib);
-        let device = run("losetup", &["--find", "--show", &file.spec]).trim().to_owned();
+        let device = run("losetup", &["--find", "--show", &file.spec])
+            .trim()
+            .to_owned();
         file.undo.insert(0, Undo::DetachLoop(device.clone()));
-        Self { spec: device, undo: std::mem::take(&mut file.undo) }
+        Self {
+            spec: device,
+            undo: std::mem::take(&mut file.undo),
+        }
     }
 
     /// What `--backing` takes.

@@ -25,7 +25,11 @@ impl Device {
             .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
             .and_then(|digits| digits.parse().ok())
             .unwrap_or_else(|| panic!("ublk-bpf {args:?} names no device: {line:?}"));
-        Self { id, path: format!("/dev/ublkb{id}").into(), stopped: false }
+        Self {
+            id,
+            path: format!("/dev/ublkb{id}").into(),
+            stopped: false,
+        }
     }
 
     /// The device's number.
@@ -61,7 +65,9 @@ impl Device {
     /// One of the server's counters, summed over the queues.
     pub fn counter(&self, name: &str) -> u64 {
         let stats = self.stats();
-        stats["server"]["total"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {stats:#}"))
+        stats["server"]["total"][name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no counter {name} in {stats:#}"))
     }
 
     /// Replaces the policy.

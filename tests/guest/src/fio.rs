@@ -34,14 +34,25 @@ impl Fio {
     pub fn new(path: &Path) -> Self {
         let mut job = Self { args: Vec::new() };
         job.args.extend(
-            ["--name=job", "--direct=1", "--ioengine=io_uring", "--output-format=json", "--randseed=7"].map(String::from),
+            [
+                "--name=job",
+                "--direct=1",
+                "--ioengine=io_uring",
+                "--output-format=json",
+                "--randseed=7",
+            ]
+            .map(String::from),
         );
         job.arg("filename", &path.display().to_string())
     }
 
     /// Mixed random reads and writes of 512 bytes to 1 MiB whose content is verified as it goes and at the end.
     pub fn verify(path: &Path) -> Self {
-        Self::new(path).arg("rw", "randrw").arg("bsrange", "512-1m").arg("verify", "crc32c").arg("verify_fatal", "1")
+        Self::new(path)
+            .arg("rw", "randrw")
+            .arg("bsrange", "512-1m")
+            .arg("verify", "crc32c")
+            .arg("verify_fatal", "1")
     }
 
     /// Adds `--name=value`.
@@ -65,7 +76,10 @@ impl Fio {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot run fio: {e}"));
-        Running { child, args: self.args }
+        Running {
+            child,
+            args: self.args,
+        }
     }
 }
 
@@ -78,12 +92,21 @@ impl Running {
     /// Waits for the job's end; panics unless every byte verified and no I/O failed.
     pub fn finish(self) -> Done {
         let args = self.args;
-        let output = self.child.wait_with_output().unwrap_or_else(|e| panic!("cannot wait for fio: {e}"));
+        let output = self
+            .child
+            .wait_with_output()
+            .unwrap_or_else(|e| panic!("cannot wait for fio: {e}"));
         let text = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "fio {args:?}: {}\n{text}{errors}", output.status);
+        assert!(
+            output.status.success(),
+            "fio {args:?}: {}\n{text}{errors}",
+            output.status
+        );
         // fio prints notes before the JSON document.
-        let start = text.find('{').unwrap_or_else(|| panic!("fio {args:?} printed no JSON:\n{text}{errors}"));
+        let start = text
+            .find('{')
+            .unwrap_or_else(|| panic!("fio {args:?} printed no JSON:\n{text}{errors}"));
         let report: serde_json::Value = serde_json::from_str(&text[start..])
             .unwrap_or_else(|e| panic!("fio {args:?} printed bad JSON: {e}\n{text}"));
         let mut done = Done::default();

@@ -33,7 +33,10 @@ pub fn run(program: &str, args: &[&str]) -> String {
 
 /// Runs a program to its end, whatever it comes to.
 pub fn try_run(program: &str, args: &[&str]) -> Output {
-    Command::new(program).args(args).output().unwrap_or_else(|e| panic!("cannot run {program}: {e}"))
+    Command::new(program)
+        .args(args)
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run {program}: {e}"))
 }
 
 /// Runs a program and parses what it printed as JSON.
@@ -54,7 +57,8 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 /// A file's content as text, trimmed.
 pub fn read(path: impl AsRef<Path>) -> String {
     let path = path.as_ref();
-    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+    let text =
+        std::fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
     text.trim().to_owned()
 }
 

@@ -53,8 +53,14 @@ fn memory() {
 fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
     eprintln!("{} with {queues} queues of depth {depth}", backing.spec());
     let (queues_text, depth_text) = (queues.to_string(), depth.to_string());
-    let device =
-        Device::run(&["--backing", backing.spec(), "--queues", &queues_text, "--depth", &depth_text]);
+    let device = Device::run(&[
+        "--backing",
+        backing.spec(),
+        "--queues",
+        &queues_text,
+        "--depth",
+        &depth_text,
+    ]);
     let done = Fio::verify(device.path())
         .arg("size", &format!("{MIB}m"))
         .arg("io_size", amount)
@@ -68,7 +74,11 @@ fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
     device.stop();
     if let Some(path) = backing.path() {
         drop_caches();
-        assert_eq!(through_device, checksum(path), "the backing holds something else than the device showed");
+        assert_eq!(
+            through_device,
+            checksum(path),
+            "the backing holds something else than the device showed"
+        );
     }
 }
 
@@ -78,7 +88,9 @@ fn checksum(path: &Path) -> u64 {
     let mut buffer = vec![0; 1 << 20];
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
     loop {
-        let n = file.read(&mut buffer).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+        let n = file
+            .read(&mut buffer)
+            .unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
         if n == 0 {
             return sum;
         }

@@ -19,7 +19,11 @@ fn ext4_survives_the_device() {
         drop_caches();
         run("e2fsck", &["-f", "-n", backing.spec()]);
         let mounted = Mount::new(backing.spec(), &["-o", "loop,ro"]);
-        assert_eq!(mounted.checksums(), sums, "policy {policy}: the backing holds other files");
+        assert_eq!(
+            mounted.checksums(),
+            sums,
+            "policy {policy}: the backing holds other files"
+        );
     }
 }
 
@@ -27,7 +31,10 @@ fn ext4_survives_the_device() {
 fn fill(device: &str) -> String {
     let mounted = Mount::new(device, &["-o", "discard"]);
     for copy in 0..3 {
-        run("cp", &["-r", "/lib/modules", &mounted.file(&format!("tree{copy}"))]);
+        run(
+            "cp",
+            &["-r", "/lib/modules", &mounted.file(&format!("tree{copy}"))],
+        );
     }
     run("sync", &[]);
     run("rm", &["-r", &mounted.file("tree1")]);
@@ -55,7 +62,13 @@ impl Mount {
     }
 
     fn checksums(&self) -> String {
-        let list = run("sh", &["-c", &format!("cd {} && find . -type f | sort | xargs md5sum", self.at)]);
+        let list = run(
+            "sh",
+            &[
+                "-c",
+                &format!("cd {} && find . -type f | sort | xargs md5sum", self.at),
+            ],
+        );
         assert!(list.lines().count() > 10, "too few files: {list}");
         list
     }

@@ -17,22 +17,49 @@ fn discard_makes_a_hole_in_the_file() {
     let path = backing.path().expect("a file");
     let before = allocated(path);
     assert!(before >= 8 * MIB, "only {before} bytes are allocated");
-    run("blkdiscard", &["-f", "-o", "1048576", "-l", "4194304", device.path_str()]);
-    assert!(allocated(path) <= before - 4 * MIB, "{} bytes are still allocated", allocated(path));
-    assert_content(device.path(), &[(0, MIB, 0xa5), (MIB, 4 * MIB, 0), (5 * MIB, 3 * MIB, 0xa5)]);
+    run(
+        "blkdiscard",
+        &["-f", "-o", "1048576", "-l", "4194304", device.path_str()],
+    );
+    assert!(
+        allocated(path) <= before - 4 * MIB,
+        "{} bytes are still allocated",
+        allocated(path)
+    );
+    assert_content(
+        device.path(),
+        &[(0, MIB, 0xa5), (MIB, 4 * MIB, 0), (5 * MIB, 3 * MIB, 0xa5)],
+    );
     device.stop();
-    assert_content(path, &[(0, MIB, 0xa5), (MIB, 4 * MIB, 0), (5 * MIB, 3 * MIB, 0xa5)]);
+    assert_content(
+        path,
+        &[(0, MIB, 0xa5), (MIB, 4 * MIB, 0), (5 * MIB, 3 * MIB, 0xa5)],
+    );
 }
 
 #[test]
 fn write_zeroes_reaches_every_backing() {
-    for backing in [Backing::file("zeroes", 16), Backing::brd(16), Backing::loop_device("zeroes", 16)] {
+    for backing in [
+        Backing::file("zeroes", 16),
+        Backing::brd(16),
+        Backing::loop_device("zeroes", 16),
+    ] {
         let device = Device::run(&["--backing", backing.spec()]);
         fill(device.path(), 8 * MIB, 0x5a);
-        run("blkdiscard", &["-f", "-z", "-o", "524288", "-l", "3145728", device.path_str()]);
+        run(
+            "blkdiscard",
+            &["-f", "-z", "-o", "524288", "-l", "3145728", device.path_str()],
+        );
         device.stop();
         let path = backing.path().expect("a path");
-        assert_content(path, &[(0, MIB / 2, 0x5a), (MIB / 2, 3 * MIB, 0), (MIB * 7 / 2, MIB * 9 / 2, 0x5a)]);
+        assert_content(
+            path,
+            &[
+                (0, MIB / 2, 0x5a),
+                (MIB / 2, 3 * MIB, 0),
+                (MIB * 7 / 2, MIB * 9 / 2, 0x5a),
+            ],
+        );
     }
 }
 
@@ -48,7 +75,11 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
         file.sync_data().expect("flush");
     }
     let after_fsync = disk.flushes();
-    assert!(after_fsync >= flushes + 20, "20 fsyncs made {} flushes", after_fsync - flushes);
+    assert!(
+        after_fsync >= flushes + 20,
+        "20 fsyncs made {} flushes",
+        after_fsync - flushes
+    );
 
     // O_DSYNC with O_DIRECT is a forced write where the device has FUA, else a write and a flush.
     assert_eq!(read(device.sysfs("queue/fua")), "1");
@@ -60,7 +91,10 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
         .run();
     assert_eq!(done.writes, 100);
     let forced = disk.flushes() - after_fsync;
-    assert!(forced >= 100, "100 forced writes made {forced} flushes of the disk's cache");
+    assert!(
+        forced >= 100,
+        "100 forced writes made {forced} flushes of the disk's cache"
+    );
     device.stop();
 }
 
@@ -70,7 +104,10 @@ fn a_device_tells_the_truth_about_its_backing() {
     let device = Device::run(&["--backing", disk.path()]);
     assert_eq!(read(device.sysfs("size")), read(disk.sysfs("size")));
     assert_eq!(read(device.sysfs("queue/logical_block_size")), "4096");
-    assert_eq!(read(device.sysfs("queue/rotational")), read(disk.sysfs("queue/rotational")));
+    assert_eq!(
+        read(device.sysfs("queue/rotational")),
+        read(disk.sysfs("queue/rotational"))
+    );
     device.stop();
 
     let memory = Device::run(&["--backing", "mem:8M"]);
@@ -82,7 +119,13 @@ fn a_device_tells_the_truth_about_its_backing() {
     let file = Backing::file("readonly", 8);
     let device = Device::run(&["--backing", file.spec(), "--read-only"]);
     assert_eq!(read(device.sysfs("ro")), "1");
-    assert!(OpenOptions::new().write(true).open(device.path()).and_then(|f| f.write_all_at(&[1], 0)).is_err());
+    assert!(
+        OpenOptions::new()
+            .write(true)
+            .open(device.path())
+            .and_then(|f| f.write_all_at(&[1], 0))
+            .is_err()
+    );
     device.stop();
 }
 
@@ -171,6 +214,11 @@ fn assert_content(path: &Path, ranges: &[(u64, u64, u8)]) {
         file.seek(SeekFrom::Start(offset)).expect("seek");
         file.read_exact(&mut content).expect("read");
         let wrong = content.iter().position(|&b| b != byte);
-        assert_eq!(wrong, None, "{}: not {byte:#x} everywhere in {offset}+{length}", path.display());
+        assert_eq!(
+            wrong,
+            None,
+            "{}: not {byte:#x} everywhere in {offset}+{length}",
+            path.display()
+        );
     }
 }
