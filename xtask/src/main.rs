@@ -11,6 +11,8 @@ mod cpio;
 mod guest;
 mod progress;
 mod setup;
+mod tally;
+mod test;
 mod vm;
 mod workspace;
 
@@ -31,6 +33,8 @@ enum Chore {
     Setup(setup::Options),
     /// Build the classifier and the policies to BPF objects in target/ebpf/
     BuildEbpf(build_ebpf::Options),
+    /// Run every test: on this machine, and in the guest those that need ublk
+    Test(test::Options),
     /// Run a command in a guest with a Linux >= 7.0 kernel
     Vm(vm::Options),
 }
@@ -49,6 +53,7 @@ fn dispatch(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::Setup(options) => setup::run(&options),
         Chore::BuildEbpf(options) => build_ebpf::run(&options),
+        Chore::Test(options) => test::run(&options),
         Chore::Vm(options) => vm::run(options),
     }
 }

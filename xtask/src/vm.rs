@@ -13,7 +13,7 @@
 //! loaded, and brd, null_blk, nbd, xfs and several of device-mapper's at hand for `modprobe`.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -110,27 +110,30 @@ fn exit_code(outcome: &Outcome) -> Result<ExitCode> {
 }
 
 /// Builds a package's binary without dynamic libraries, and gives its path.
+pub(crate) fn build_static(package: &str) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--release", "--package", package]);
+    command::run(make_static(&mut cargo))?;
+    Ok(static_target()
+        .join(workspace::TARGET)
+        .join("release")
+        .join(package))
+}
+
+/// Makes a cargo command build programs that run in the guest, which has few libraries.
 ///
 /// It has a target folder of its own: other flags in the same one would have both built anew each time.
-pub(crate) fn build_static(package: &str) -> Result<PathBuf> {
-    let target = workspace::target_dir().join("guest");
-    let mut cargo = workspace::cargo();
+pub(crate) fn make_static(cargo: &mut Command) -> &mut Command {
     cargo
-        .args([
-            "build",
-            "--release",
-            "--package",
-            package,
-            "--target",
-            workspace::TARGET,
-            "--target-dir",
-        ])
-        .arg(&target);
+        .args(["--target", workspace::TARGET, "--target-dir"])
+        .arg(static_target());
     cargo
         .env("RUSTFLAGS", workspace::STATIC_FLAGS)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    command::run(&mut cargo)?;
-    Ok(target.join(workspace::TARGET).join("release").join(package))
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+}
+
+fn static_target() -> PathBuf {
+    workspace::target_dir().join("guest")
 }
 
 fn parse_file(text: &str) -> Result<(PathBuf, String)> {
