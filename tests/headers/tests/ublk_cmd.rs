@@ -1,8 +1,9 @@
 //! Compares `ublk_bpf::sys::uapi` with `linux/ublk_cmd.h`: every size, every offset and every constant.
 //!
 //! Rust's numbers are written out as C's static assertions, and the C compiler judges them with the header.
-//! The header must be of Linux >= 7.3, the one that the module was written from. `cargo xtask test` names its folder in
-//! `UBLK_BPF_UAPI`; without that it is looked for among the system's. Where there is none, the tests fail.
+//! The header must be of Linux >= 7.3, the one that the module was written from. It is looked for in the folder that
+//! `UBLK_BPF_UAPI` names; without that where `cargo xtask setup` puts it, then among the system's. Where there is none,
+//! the tests fail.
 
 use std::fmt::Write;
 use std::mem::{offset_of, size_of};
@@ -246,7 +247,10 @@ fn include_folder() -> Result<PathBuf, String> {
     // A folder that was named is the only one: a wrong name should not pass unnoticed.
     let folders = match named {
         Some(folder) => vec![folder],
-        None => vec!["/usr/include".into(), "/usr/local/include".into()],
+        None => cached_folders()
+            .into_iter()
+            .chain(["/usr/include".into()])
+            .collect(),
     };
     for folder in &folders {
         let header = std::fs::read_to_string(folder.join("linux/ublk_cmd.h"));
@@ -259,8 +263,23 @@ fn include_folder() -> Result<PathBuf, String> {
         .map(|folder| folder.display().to_string())
         .collect();
     Err(format!(
-        "no linux/ublk_cmd.h of Linux >= 7.3 (one with {NEWEST}) in {}: run `cargo xtask test`, or name the folder of \
+        "no linux/ublk_cmd.h of Linux >= 7.3 (one with {NEWEST}) in {}: run `cargo xtask setup`, or name the folder of \
          linux-libc-dev's `include` in UBLK_BPF_UAPI",
         folders.join(", ")
     ))
+}
+
+/// Where `cargo xtask setup` unpacks headers.
+fn cached_folders() -> Vec<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
+        Some(folder) if folder.is_absolute() => folder,
+        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+    };
+    let Ok(folders) = std::fs::read_dir(base.join("ublk-bpf/headers")) else {
+        return Vec::new();
+    };
+    folders
+        .filter_map(Result::ok)
+        .map(|entry| entry.path().join("usr/include"))
+        .collect()
 }

@@ -12,7 +12,7 @@ use crate::apt::{Archive, Package};
 use crate::cache;
 
 /// Suites to look in, in order.
-const SUITES: [&str; 2] = ["trixie-backports", "sid"];
+pub(super) const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Batch-mode ublk came with Linux 7.0.
 const OLDEST: u32 = 7;
@@ -80,7 +80,8 @@ fn dependency<'a>(package: &'a Package, prefix: &str) -> Result<&'a str> {
         .with_context(|| format!("{} {} depends on no {prefix}*", package.name, package.version))
 }
 
-fn one(archive: &Archive, name: &str) -> Result<Package> {
+/// The newest version of a package.
+pub(super) fn one(archive: &Archive, name: &str) -> Result<Package> {
     let mut found = archive.versions(name)?;
     found.sort_by_key(|package| numbers(&package.version));
     found
@@ -146,7 +147,7 @@ fn locate(folder: &Path) -> Result<Kernel> {
 
 /// The numbers in a version, those of Linux itself apart from those of the packaging: enough to tell which of two
 /// kernels is newer.
-fn numbers(version: &str) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn numbers(version: &str) -> (Vec<u32>, Vec<u32>) {
     let upstream = version
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(version.len());

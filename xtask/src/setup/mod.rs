@@ -4,6 +4,7 @@
 //! [`packages`] lists, which are installed, and `rust-src` where rustup has it.
 
 pub(crate) mod bpf_linker;
+pub(crate) mod headers;
 pub(crate) mod kernel;
 pub(crate) mod packages;
 pub(crate) mod rust_src;
@@ -39,6 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     bpf_tools()?;
     guest_tools()?;
+    kernel_headers()?;
     let kernel = guest()?;
     progress::note(&format!(
         "ready: BPF objects can be built, and Linux {} boots in the guest",
@@ -71,6 +73,15 @@ pub(crate) fn guest() -> Result<Kernel> {
     }
 }
 
+/// The kernel's headers that the tests compare with.
+pub(crate) fn kernel_headers() -> Result<()> {
+    if headers::present()?.is_none() {
+        let _lock = cache::lock()?;
+        headers::obtain()?;
+    }
+    Ok(())
+}
+
 /// The programs that the demo and the tests run in the guest.
 pub(crate) fn guest_tools() -> Result<()> {
     packages::obtain(packages::GUEST.iter().chain(&packages::TOOLS))
@@ -89,6 +100,9 @@ fn check() -> Result<ExitCode> {
     }
     if kernel::present()?.is_none() {
         missing.push("a Linux >= 7.0 kernel for the guest".to_owned());
+    }
+    if headers::present()?.is_none() {
+        missing.push("the kernel's headers".to_owned());
     }
     if missing.is_empty() {
         progress::note("nothing is missing");
