@@ -4,10 +4,13 @@
 //! the cache folder, the set-up of what is missing, the guest. Nothing here is needed to *use* ublk-bpf.
 
 mod apt;
+mod bench;
 mod build_ebpf;
 mod cache;
+mod ci;
 mod command;
 mod cpio;
+mod demo;
 mod guest;
 mod progress;
 mod setup;
@@ -33,8 +36,14 @@ enum Chore {
     Setup(setup::Options),
     /// Build the classifier and the policies to BPF objects in target/ebpf/
     BuildEbpf(build_ebpf::Options),
+    /// Show the main job from end to end, with everything set up that it needs
+    Demo(demo::Options),
     /// Run every test: on this machine, and in the guest those that need ublk
     Test(test::Options),
+    /// Check the format, clippy and the documentation, build the BPF objects and run the tests
+    Ci(ci::Options),
+    /// Measure what an I/O costs, in instructions, and compare with what it may cost
+    Bench(bench::Options),
     /// Run a command in a guest with a Linux >= 7.0 kernel
     Vm(vm::Options),
 }
@@ -53,7 +62,10 @@ fn dispatch(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::Setup(options) => setup::run(&options),
         Chore::BuildEbpf(options) => build_ebpf::run(&options),
+        Chore::Demo(options) => demo::run(&options),
         Chore::Test(options) => test::run(&options),
+        Chore::Ci(options) => ci::run(&options),
+        Chore::Bench(options) => bench::run(&options),
         Chore::Vm(options) => vm::run(options),
     }
 }

@@ -37,6 +37,18 @@ pub(crate) struct Options {
     filter: Option<String>,
 }
 
+impl Options {
+    /// Everything.
+    pub(crate) fn all() -> Self {
+        Self {
+            host: false,
+            guest: false,
+            programs: Vec::new(),
+            filter: None,
+        }
+    }
+}
+
 /// Runs the tests and prints how many passed and failed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     build_ebpf::ensure()?;
@@ -93,7 +105,7 @@ fn in_guest(options: &Options) -> Result<Counts> {
     setup::guest_tools()?;
     let kernel = setup::guest()?;
     let mut files = vec![(
-        vm::build_static("ublk-bpf")?,
+        vm::build_static(&["ublk-bpf"])?.join("ublk-bpf"),
         "/usr/local/bin/ublk-bpf".to_owned(),
     )];
     for (name, path) in programs(&options.programs)? {

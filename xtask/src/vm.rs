@@ -76,7 +76,10 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let mut files = options.files;
     if !options.no_build {
         build_ebpf::ensure()?;
-        files.push((build_static("ublk-bpf")?, "/usr/local/bin/ublk-bpf".to_owned()));
+        files.push((
+            build_static(&["ublk-bpf"])?.join("ublk-bpf"),
+            "/usr/local/bin/ublk-bpf".to_owned(),
+        ));
     }
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
     let config = Config {
@@ -90,34 +93,29 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         disks: options.disks.iter().map(|&bytes| Disk { bytes }).collect(),
         console: options.console,
     };
-    exit_code(&guest::run(
-        &config,
-        &kernel,
-        &options.command,
-        &mut guest::Inherit,
-    )?)
+    let outcome = guest::run(&config, &kernel, &options.command, &mut guest::Inherit)?;
+    Ok(exit_code(&outcome))
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "ends a chain of results")]
-fn exit_code(outcome: &Outcome) -> Result<ExitCode> {
+/// What we exit with after a guest ended so; a guest that did not end well is told about.
+pub(crate) fn exit_code(outcome: &Outcome) -> ExitCode {
     let code = match outcome {
-        Outcome::Exited(status) => return Ok(ExitCode::from(*status)),
+        Outcome::Exited(status) => return ExitCode::from(*status),
         Outcome::Died(_) => EXIT_DIED,
         Outcome::Hung(_) => EXIT_HUNG,
     };
     eprintln!("error: {}", guest::describe(outcome));
-    Ok(ExitCode::from(code))
+    ExitCode::from(code)
 }
 
-/// Builds a package's binary without dynamic libraries, and gives its path.
-pub(crate) fn build_static(package: &str) -> Result<PathBuf> {
+/// Builds the programs of these packages without dynamic libraries, and gives the folder they are in.
+pub(crate) fn build_static(packages: &[&str]) -> Result<PathBuf> {
     let mut cargo = workspace::cargo();
-    cargo.args(["build", "--release", "--package", package]);
+    cargo
+        .args(["build", "--release"])
+        .args(packages.iter().flat_map(|package| ["--package", package]));
     command::run(make_static(&mut cargo))?;
-    Ok(static_target()
-        .join(workspace::TARGET)
-        .join("release")
-        .join(package))
+    Ok(static_target().join(workspace::TARGET).join("release"))
 }
 
 /// Makes a cargo command build programs that run in the guest, which has few libraries.

@@ -1,0 +1,284 @@
+//! The demo's scenario, in a system that has ublk: a device on a file, a file system on it, data in and out, what was
+//! decided about it.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::tree;
+use crate::command;
+
+const BACKING_BYTES: u64 = 512 << 20;
+const POLICY: &str = "sparse";
+/// Lines of a map that are shown; a map has an entry for each CPU.
+const MAP_LINES: usize = 40;
+
+/// Runs the whole and says whether every byte was right.
+pub(crate) fn run(source: &Path, disk: Option<&Path>) -> Result<ExitCode> {
+    let folder = tempfile::tempdir().context("cannot make a folder for the demo")?;
+    let outcome = scenario(source, disk, folder.path());
+    match outcome {
+        Ok(()) => {
+            heading("The result");
+            println!("every byte was right");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            heading("The result");
+            println!("not right: {error:#}");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
+    let scratch = folder.join("scratch");
+    let point = folder.join("mnt");
+    let mut scratch_mounts = Mounts::default();
+    fs::create_dir(&scratch)?;
+    fs::create_dir(&point)?;
+    if let Some(disk) = disk {
+        command::output(Command::new("mkfs.ext4").arg("-q").arg(disk))?;
+        scratch_mounts.mount(disk, &scratch)?;
+    }
+
+    heading("A device on a file, each request classified by an eBPF program");
+    let backing = scratch.join("disk.img");
+    File::create(&backing)
+        .and_then(|file| file.set_len(BACKING_BYTES))
+        .context("cannot make the backing file")?;
+    let device = Device::start(&backing)?;
+    // After the device, so that on the way out of an error it goes before it.
+    let mut mounts = Mounts::default();
+
+    heading("A file system on it");
+    shown(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-m", "0"])
+            .arg(&device.path),
+    )?;
+    mounts.mount(&device.path, &point)?;
+    println!("mounted {} at {}", device.path.display(), point.display());
+
+    heading("A source tree in and out");
+    copy_in_and_out(source, &device, &point, folder, &mut mounts)?;
+
+    heading("fio, random reads and writes, each block verified with its crc32c");
+    fio(&point)?;
+    mounts.unmount_last()?;
+    shown(Command::new("e2fsck").args(["-f", "-n"]).arg(&device.path))?;
+
+    heading("What was decided about it");
+    shown(Command::new("ublk-bpf").args(["stats", &device.id]))?;
+
+    heading("What bpftool shows of it");
+    bpftool(&device)?;
+
+    heading("The end");
+    device.stop()?;
+    scratch_mounts.unmount_all()
+}
+
+/// Copies the tree to the device, reads it back from there and not from memory, and compares.
+fn copy_in_and_out(
+    source: &Path,
+    device: &Device,
+    point: &Path,
+    folder: &Path,
+    mounts: &mut Mounts,
+) -> Result<()> {
+    let files = tree::files(source)?;
+    ensure!(!files.is_empty(), "{} holds no files to copy", source.display());
+    let wanted = tree::sums(source, &files)?;
+    let bytes = tree::copy(&files, source, &point.join("tree"))?;
+    println!("copied in:  {} files, {} KiB", files.len(), bytes >> 10);
+    // Mounted anew, the file system knows nothing: every byte comes from the device.
+    mounts.unmount_last()?;
+    mounts.mount(&device.path, point)?;
+    let out = folder.join("out");
+    tree::copy(&files, &point.join("tree"), &out)?;
+    println!("copied out: after the file system was mounted anew");
+    let found = tree::sums(&out, &files)?;
+    let different = tree::differences(&wanted, &found);
+    if let Some(first) = different.first() {
+        bail!(
+            "{} of {} files came back different, the first is {}",
+            different.len(),
+            files.len(),
+            first.display()
+        );
+    }
+    println!("compared:   {} SHA-256 sums, all the same", files.len());
+    Ok(())
+}
+
+fn fio(point: &Path) -> Result<()> {
+    let mut fio = Command::new("fio");
+    fio.arg(format!("--filename={}", point.join("fio").display()));
+    fio.args([
+        "--name=demo",
+        "--size=64M",
+        "--rw=randrw",
+        "--bsrange=4k-256k",
+        "--direct=1",
+    ]);
+    fio.args([
+        "--ioengine=io_uring",
+        "--iodepth=32",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--output-format=json",
+    ]);
+    println!("$ {}", command::line(&fio));
+    let text = command::output(&mut fio)?;
+    // Notes may come before the JSON.
+    let json = &text[text.find('{').context("fio printed no result")?..];
+    let result: Value = serde_json::from_str(json).context("fio's result is no JSON")?;
+    let job = result.pointer("/jobs/0").context("fio's result has no job")?;
+    let number = |path: &str| job.pointer(path).and_then(Value::as_u64).unwrap_or_default();
+    let (reads, writes, errors) = (
+        number("/read/total_ios"),
+        number("/write/total_ios"),
+        number("/error"),
+    );
+    ensure!(
+        errors == 0 && reads > 0 && writes > 0,
+        "fio: error {errors} after {reads} reads and {writes} writes"
+    );
+    println!("{reads} reads (with those that verify), {writes} writes, no error");
+    Ok(())
+}
+
+fn bpftool(device: &Device) -> Result<()> {
+    let pins = Path::new("/sys/fs/bpf/ublk-bpf").join(&device.name);
+    shown(
+        Command::new("bpftool")
+            .args(["prog", "show", "pinned"])
+            .arg(pins.join("classifier")),
+    )?;
+    shown(
+        Command::new("bpftool")
+            .args(["prog", "show", "pinned"])
+            .arg(pins.join("policy")),
+    )?;
+    let mut names: Vec<_> = fs::read_dir(&pins)
+        .with_context(|| format!("cannot read {}", pins.display()))?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect();
+    names.sort();
+    println!("pinned in {}: {}\n", pins.display(), names.join(" "));
+    let mut dump = Command::new("bpftool");
+    dump.args(["map", "dump", "pinned"]).arg(pins.join("decisions"));
+    println!("$ {}", command::line(&dump));
+    let text = command::output(&mut dump)?;
+    let lines: Vec<&str> = text.lines().collect();
+    for line in lines.iter().take(MAP_LINES) {
+        println!("{line}");
+    }
+    if lines.len() > MAP_LINES {
+        println!("... {} more lines", lines.len() - MAP_LINES);
+    }
+    Ok(())
+}
+
+/// The device under demonstration; dropped, it is stopped.
+struct Device {
+    id: String,
+    name: String,
+    path: PathBuf,
+    stopped: bool,
+}
+
+impl Device {
+    fn start(backing: &Path) -> Result<Self> {
+        let mut run = Command::new("ublk-bpf");
+        run.arg("run")
+            .arg("--backing")
+            .arg(backing)
+            .args(["--policy", POLICY, "--queues", "2", "--daemon"]);
+        let said = shown(&mut run)?;
+        let path = said.split_whitespace().next().unwrap_or_default();
+        let id = path
+            .strip_prefix("/dev/ublkb")
+            .with_context(|| format!("ublk-bpf named no device, but said: {said}"))?;
+        Ok(Self {
+            id: id.to_owned(),
+            name: format!("ublkb{id}"),
+            path: path.into(),
+            stopped: false,
+        })
+    }
+
+    fn stop(mut self) -> Result<()> {
+        self.stopped = true;
+        shown(Command::new("ublk-bpf").args(["stop", &self.id]))?;
+        ensure!(
+            !self.path.exists(),
+            "{} is still there after the stop",
+            self.path.display()
+        );
+        let pins = Path::new("/sys/fs/bpf/ublk-bpf").join(&self.name);
+        ensure!(!pins.exists(), "{} is still there after the stop", pins.display());
+        println!("{} and its pins are gone", self.path.display());
+        Ok(())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.stopped {
+            // On the way out of an error, which is what will be told.
+            let _ = command::output(Command::new("ublk-bpf").args(["stop", &self.id]));
+        }
+    }
+}
+
+/// What is mounted; dropped, all of it is unmounted, the last first.
+#[derive(Default)]
+struct Mounts {
+    points: Vec<PathBuf>,
+}
+
+impl Mounts {
+    fn mount(&mut self, device: &Path, point: &Path) -> Result<()> {
+        command::output(Command::new("mount").args(["-t", "ext4"]).args([device, point]))?;
+        self.points.push(point.to_path_buf());
+        Ok(())
+    }
+
+    fn unmount_last(&mut self) -> Result<()> {
+        let point = self.points.pop().context("nothing is mounted")?;
+        command::output(Command::new("umount").arg(point)).map(drop)
+    }
+
+    fn unmount_all(&mut self) -> Result<()> {
+        while !self.points.is_empty() {
+            self.unmount_last()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        // On the way out of an error, which is what will be told.
+        let _ = self.unmount_all();
+    }
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}\n");
+}
+
+/// Runs a program, shows it and what it prints, and gives that back.
+fn shown(command: &mut Command) -> Result<String> {
+    println!("$ {}", command::line(command));
+    std::io::stdout().flush()?;
+    let said = command::output(command)?;
+    print!("{said}");
+    Ok(said)
+}
