@@ -183,7 +183,7 @@ fn debian_library(version: &str) -> PathBuf {
 fn private_sysroot(toolchain: &Toolchain, unpacked: &Path) -> Result<Rustc> {
     let mut hasher = DefaultHasher::new();
     toolchain.sysroot.hash(&mut hasher);
-    let folder = unpacked.join(format!("sysroot-{:08x}", hasher.finish() as u32));
+    let folder = unpacked.join(format!("sysroot-{:016x}", hasher.finish()));
     let program = folder.join("rustc");
     if program.exists() {
         return Ok(Rustc { program });
