@@ -33,7 +33,8 @@ pub struct Stats {
 pub struct ProgramStats {
     /// The program's id for `bpftool prog show id`.
     pub id: u32,
-    /// Requests for which the kernel did not run the program, because it already ran on their CPU.
+    /// Requests of any disk for which the kernel did not run the program, because it already ran on their CPU. How
+    /// many of this device's tags came without a verdict for it is the server's `verdict_missing`.
     pub recursion_misses: u64,
     /// Times it was run; counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,

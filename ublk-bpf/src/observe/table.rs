@@ -22,7 +22,7 @@ impl fmt::Display for Table<'_> {
         let misses = stats.classifier.recursion_misses;
         writeln!(
             f,
-            "\nclassifier: program {}, not run for {misses} requests (already running)",
+            "\nclassifier: program {}, not run for {misses} requests of any disk (it was running already)",
             stats.classifier.id
         )?;
         match stats.policy {
@@ -98,7 +98,7 @@ by verdict
 by reason
   default                   10
 
-classifier: program 7, not run for 1 requests (already running)
+classifier: program 7, not run for 1 requests of any disk (it was running already)
 policy: the default one (passthrough)
 
 server

@@ -19,8 +19,15 @@ pub struct Builtin {
     pub name: &'static str,
     /// What it does, in one line.
     pub description: &'static str,
-    /// Its BPF object.
-    pub(super) object: &'static [u8],
+    object: &'static [u8],
+}
+
+impl Builtin {
+    /// Its BPF object, as `policy swap` would take it from a file.
+    #[must_use]
+    pub fn object(&self) -> &'static [u8] {
+        self.object
+    }
 }
 
 static ALL: [Builtin; 4] = [

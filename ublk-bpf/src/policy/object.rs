@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn a_built_in_policy_would_be_admitted() {
         for builtin in crate::policy::builtin() {
-            check(builtin.object).unwrap();
+            check(builtin.object()).unwrap();
         }
     }
 

@@ -60,7 +60,7 @@ impl Policy {
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Builtin(builtin) => builtin.object,
+            Self::Builtin(builtin) => builtin.object(),
             Self::Object(object) => object.bytes(),
         }
     }

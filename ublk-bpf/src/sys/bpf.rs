@@ -17,7 +17,8 @@ use super::mmap::{Access, Mmap};
 pub struct ProgramFacts {
     /// The program's id, as `bpftool prog show id` takes it.
     pub id: u32,
-    /// Times that the program was not run because it already ran on that CPU.
+    /// Times that the program was not run because it already ran on that CPU. The kernel cannot tell what it would
+    /// have been run for.
     pub recursion_misses: u64,
     /// Times that it was run, counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,
