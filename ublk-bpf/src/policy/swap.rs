@@ -69,7 +69,7 @@ impl Policy {
 /// Puts a policy in the place of the one that a disk's classifier asks now.
 ///
 /// The new one is loaded and verified first: one that is refused leaves the old one as it is. The kernel lets no
-/// two policies be attached at a time, so between the old and the new one, for about a millisecond, the default
+/// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the old, the default
 /// one answers: passthrough. No request is lost by that. The old policy's maps go with it.
 pub fn swap(disk: &Disk, policy: &Policy) -> Result<(), PolicyError> {
     let pins = PinDir::of(disk);
