@@ -65,7 +65,7 @@ impl Device {
     /// One of the server's counters, summed over the queues.
     pub fn counter(&self, name: &str) -> u64 {
         let stats = self.stats();
-        stats["server"]["total"][name]
+        stats["server"][name]
             .as_u64()
             .unwrap_or_else(|| panic!("no counter {name} in {stats:#}"))
     }

@@ -9,7 +9,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::config::Config;
 use super::error::Usage;
 use crate::control::{DeviceId, Recovery};
-use crate::server::{self, Options, Ready, Start};
+use crate::server::{self, Options, Ready, ServeError, Start};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Kind, NullReads, Size, Spec};
 
@@ -154,6 +154,9 @@ fn merge(args: Args, config: Config) -> anyhow::Result<Options> {
     // The command line's own values were checked by clap; these may come from the file.
     check_range("queues", options.queues, UBLK_MAX_NR_QUEUES)?;
     check_range("depth", options.depth, UBLK_MAX_QUEUE_DEPTH)?;
+    if matches!(options.backing, Spec::Memory(_)) && options.recovery != Recovery::None {
+        return Err(anyhow!(Usage(ServeError::Forgetful.to_string())));
+    }
     absolute(options)
 }
 

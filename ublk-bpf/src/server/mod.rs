@@ -19,5 +19,5 @@ pub mod users;
 pub use background::run_in_background;
 pub use options::Options;
 pub use record::Record;
-pub use serve::{Ready, Start, serve};
+pub use serve::{Ready, ServeError, Start, serve};
 pub use stop::{StopError, stop};

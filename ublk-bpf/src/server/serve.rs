@@ -114,20 +114,25 @@ pub enum ServeError {
 /// Everything that can go wrong on the way. Nothing is left behind then, but for a device that is to wait for
 /// another server.
 pub fn serve(start: &Start, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
-    let control = Control::open()?;
-    control
-        .features()?
-        .require(Features::SERVED | Features::SAFE_STOP)?;
-    ensure_bpffs()?;
     match start {
-        Start::New(options) => serve_new(&control, options, ready),
-        Start::Recover(id) => serve_again(&control, *id, ready),
+        Start::New(options) => serve_new(options, ready),
+        Start::Recover(id) => serve_again(*id, ready),
     }
 }
 
+/// The control plane of a kernel that has everything a device needs.
+fn kernel() -> Result<Control, ServeError> {
+    let control = Control::open()?;
+    let found = control.features()?;
+    found.require(Features::SERVED | Features::SAFE_STOP)?;
+    ensure_bpffs()?;
+    Ok(control)
+}
+
 /// Makes a device, serves it, and deletes it.
-fn serve_new(control: &Control, options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
     let opened = Opened::open(options)?;
+    let control = &kernel()?;
     isolate();
     let mut claim = Claim::make(control, options)?;
     let facts = opened.target.facts();
@@ -154,7 +159,10 @@ fn serve_new(control: &Control, options: &Options, ready: impl FnOnce(&Ready)) -
 }
 
 /// Goes on where a dead server stopped. What fails before the device has its new server leaves it as it was.
-fn serve_again(control: &Control, id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
+    // A record that is not there is told before the lock makes its file.
+    Record::read(id)?;
+    let control = &kernel()?;
     let lock = Lock::serve(id)?;
     let before = Record::read(id)?;
     let options = before.options();

@@ -1,0 +1,64 @@
+//! What the command-line tests share: the built `ublk-bpf`, run as a user runs it.
+#![expect(clippy::missing_panics_doc, reason = "a test helper reports by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+}
+
+/// Runs `ublk-bpf` with these arguments in `folder`.
+pub fn run_in(folder: &Path, args: &[&str]) -> Outcome {
+    let output = Command::new(binary())
+        .args(args)
+        .current_dir(folder)
+        .env_remove("RUST_LOG")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", binary().display()));
+    Outcome {
+        status: output
+            .status
+            .code()
+            .unwrap_or_else(|| panic!("{args:?} was ended by a signal: {output:?}")),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The same in the tests' own working directory.
+pub fn run(args: &[&str]) -> Outcome {
+    run_in(Path::new("."), args)
+}
+
+/// The binary beside the tests', built first: cargo does not build another package's binaries for a test.
+fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().unwrap_or_else(|error| panic!("no path of this test: {error}"));
+        let profile = test
+            .ancestors()
+            .nth(2)
+            .unwrap_or_else(|| panic!("{} is not in a target folder", test.display()));
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--package", "ublk-bpf", "--bin", "ublk-bpf"]);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build
+            .status()
+            .unwrap_or_else(|error| panic!("cannot run cargo: {error}"));
+        assert!(status.success(), "ublk-bpf does not build");
+        profile.join("ublk-bpf")
+    })
+}

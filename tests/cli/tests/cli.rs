@@ -1,0 +1,364 @@
+//! What a user is told: help worth reading, one line for each mistake, and the right exit status.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it does not expect should say so at once"
+)]
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use cli_tests::{run, run_in};
+
+/// Checks that the command fails with this status and exactly this line.
+fn refused(folder: &Path, args: &[&str], status: i32, line: &str) {
+    let outcome = run_in(folder, args);
+    assert_eq!(outcome.stderr, format!("ublk-bpf: {line}\n"), "{args:?}");
+    assert_eq!(
+        (outcome.status, outcome.stdout.as_str()),
+        (status, ""),
+        "{args:?}"
+    );
+}
+
+fn wrong_usage(args: &[&str], line: &str) {
+    refused(Path::new("."), args, 2, line);
+}
+
+fn has_ublk() -> bool {
+    Path::new("/dev/ublk-control").exists()
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let commands: [&[&str]; 11] = [
+        &[],
+        &["run"],
+        &["list"],
+        &["show"],
+        &["stats"],
+        &["features"],
+        &["policy"],
+        &["policy", "list"],
+        &["policy", "swap"],
+        &["policy", "reset"],
+        &["stop"],
+    ];
+    for command in commands {
+        let outcome = run(&[command, &["--help"]].concat());
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""), "{command:?}");
+        assert!(outcome.stdout.contains("Usage: ublk-bpf"), "{}", outcome.stdout);
+        let longest = outcome.stdout.lines().map(str::len).max().unwrap();
+        assert!(longest <= 115, "{command:?}: a line of {longest} bytes");
+    }
+}
+
+#[test]
+fn help_has_examples_and_shows_only_what_exists() {
+    let help = run(&["--help"]).stdout;
+    assert!(
+        help.contains("Examples:") && help.contains("ublk-bpf run "),
+        "{help}"
+    );
+    let help = run(&["run", "--help"]).stdout;
+    for option in [
+        "--backing",
+        "--policy",
+        "--recovery",
+        "--recover",
+        "--daemon",
+        "--config",
+        "mem:1G",
+        "Examples:",
+    ] {
+        assert!(help.contains(option), "{option} is not in\n{help}");
+    }
+    assert!(!help.contains("cache"), "{help}");
+}
+
+#[test]
+fn version_is_one_line() {
+    let outcome = run(&["--version"]);
+    assert_eq!(
+        (outcome.status, outcome.stdout.as_str()),
+        (0, concat!("ublk-bpf ", env!("CARGO_PKG_VERSION"), "\n"))
+    );
+}
+
+#[test]
+fn no_command_is_wrong_usage_and_prints_the_help() {
+    let outcome = run(&[]);
+    assert_eq!(outcome.status, 2);
+    assert!(outcome.stderr.contains("Usage: ublk-bpf"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_wrong_command_line_is_told_in_one_line() {
+    wrong_usage(
+        &["featurs"],
+        "unrecognized subcommand 'featurs'; a similar subcommand exists: 'features' (see `ublk-bpf --help`)",
+    );
+    wrong_usage(
+        &["show"],
+        "the following required arguments were not provided: <ID> (see `ublk-bpf show --help`)",
+    );
+    wrong_usage(
+        &["show", "sda"],
+        "invalid value 'sda' for '<ID>': `sda` is not a ublk device: give its number (0 to 1048575), ublkbN or /dev/ublkbN (see `ublk-bpf --help`)",
+    );
+    wrong_usage(
+        &["stop"],
+        "the following required arguments were not provided: <ID|--all> (see `ublk-bpf stop --help`)",
+    );
+}
+
+#[test]
+fn sizes_and_numbers_are_checked_at_the_door() {
+    for (backing, why) in [
+        (
+            "mem:1X",
+            "not a size: \"1X\": write a number with K, M, G or T, such as 64K, 1G or 1GiB (powers of 1024)",
+        ),
+        (
+            "mem:0",
+            "a size of zero: \"0\": a device needs at least 512 bytes",
+        ),
+        (
+            "mem:1000",
+            "not a multiple of 512: \"1000\" is 1000 bytes: take 512 or 1024",
+        ),
+        ("null:99999P", "a size too large: \"99999P\": the most is 8191P"),
+        (
+            "null:1G,full",
+            "not an option of null: \"full\": only null:SIZE,unfilled is known",
+        ),
+    ] {
+        wrong_usage(
+            &["run", "--backing", backing],
+            &format!("invalid value '{backing}' for '--backing <BACKING>': {why} (see `ublk-bpf --help`)"),
+        );
+    }
+    wrong_usage(
+        &["run", "--depth", "0"],
+        "invalid value '0' for '--depth <N>': 0 is not in 1..=4096 (see `ublk-bpf --help`)",
+    );
+    wrong_usage(
+        &["run", "--queues", "5000"],
+        "invalid value '5000' for '--queues <N>': 5000 is not in 1..=4096 (see `ublk-bpf --help`)",
+    );
+}
+
+#[test]
+fn memory_cannot_be_recovered() {
+    wrong_usage(
+        &["run", "--recovery", "reissue"],
+        "memory is gone with its server: --recovery needs a file or a block device as backing",
+    );
+}
+
+#[test]
+fn a_backing_that_cannot_serve_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("folder")).unwrap();
+    File::create(at.join("empty")).unwrap();
+    fs::write(at.join("odd"), [0; 1000]).unwrap();
+    let path = |name: &str| at.join(name).display().to_string();
+    let check = |name: &str, why: &str| {
+        let line = format!("backing {}: {why}", path(name));
+        refused(at, &["run", "--backing", name], 1, &line);
+        // In the background it is the same line, from the same command.
+        if has_ublk() {
+            refused(at, &["run", "--daemon", "--backing", name], 1, &line);
+        }
+    };
+    let missing = path("missing");
+    check(
+        "missing",
+        &format!("does not exist: create it first, for example with `truncate -s 1G {missing}`"),
+    );
+    check("folder", "is a directory: give a regular file or a block device");
+    let empty = path("empty");
+    check(
+        "empty",
+        &format!("is empty: give it a size, for example with `truncate -s 1G {empty}`"),
+    );
+    let outcome = run_in(at, &["run", "--backing", "odd"]);
+    assert_eq!(outcome.status, 1);
+    assert!(
+        outcome
+            .stderr
+            .contains("1000 bytes is not a multiple of its block of"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outcome.stderr.lines().count(), 1);
+}
+
+#[test]
+fn a_backing_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::create(folder.path().join("used")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    file.lock().unwrap();
+    let outcome = run_in(folder.path(), &["run", "--backing", "used"]);
+    assert_eq!(outcome.status, 1);
+    assert!(outcome.stderr.contains("used: in use "), "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.lines().count(), 1);
+}
+
+#[test]
+fn a_policy_that_cannot_be_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("text.o"), "not an object").unwrap();
+    fs::copy(std::env::current_exe().unwrap(), at.join("native.o")).unwrap();
+    let path = |name: &str| at.join(name).display().to_string();
+    refused(
+        at,
+        &["run", "--policy", "lru"],
+        1,
+        "no policy `lru`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault)",
+    );
+    for (name, why) in [
+        ("missing.o", "No such file or directory (os error 2)"),
+        (
+            "text.o",
+            "it is not an ELF object; a policy is a crate built for bpfel-unknown-none with ublk-bpf-policy",
+        ),
+        (
+            "native.o",
+            "it is an ELF object for X86_64, not for BPF (little endian); build it for bpfel-unknown-none",
+        ),
+    ] {
+        let line = format!("{} cannot be a policy: {why}", path(name));
+        refused(at, &["run", "--policy", name], 1, &line);
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_told_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (text, why) in [
+        (
+            "backing = \"mem:1M\"\ncache = \"x\"\n",
+            "line 2: unknown field `cache`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recovery`, `allow-lossy`",
+        ),
+        ("depth = 0\n", ""),
+        ("id = 2000000\n", ""),
+        (
+            "recovery = \"maybe\"\n",
+            "line 1: unknown variant `maybe`, expected one of `none`, `fail`, `reissue`",
+        ),
+    ] {
+        fs::write(at.join("c.toml"), text).unwrap();
+        let line = match text {
+            "depth = 0\n" => "depth is 0: give 1 to 4096".to_owned(),
+            "id = 2000000\n" => "id is 2000000: give 0 to 1048575".to_owned(),
+            _ => format!("configuration c.toml: {why}"),
+        };
+        refused(at, &["run", "--config", "c.toml"], 2, &line);
+    }
+    refused(
+        at,
+        &["run", "--config", "none.toml"],
+        1,
+        "cannot read the configuration none.toml: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn the_command_line_wins_over_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::write(at.join("c.toml"), "backing = \"first\"\nread-only = true\n").unwrap();
+    let outcome = run_in(at, &["run", "--config", "c.toml", "--backing", "second"]);
+    let second = at.join("second");
+    assert!(
+        outcome
+            .stderr
+            .starts_with(&format!("ublk-bpf: backing {}", second.display())),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = run_in(at, &["run", "--config", "c.toml"]);
+    let first = at.join("first");
+    assert!(
+        outcome
+            .stderr
+            .starts_with(&format!("ublk-bpf: backing {}", first.display())),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn recover_takes_no_other_options() {
+    wrong_usage(
+        &["run", "--recover", "0", "--queues", "2"],
+        "the argument '--recover <N>' cannot be used with '--queues <N>' (see `ublk-bpf run --help`)",
+    );
+}
+
+#[test]
+fn a_device_that_is_not_there_is_told() {
+    for args in [
+        &["show", "1048575"][..],
+        &["stats", "ublkb1048575"],
+        &["policy", "swap", "1048575", "sparse"],
+        &["policy", "reset", "/dev/ublkb1048575"],
+        &["run", "--recover", "1048575"],
+    ] {
+        refused(
+            Path::new("."),
+            args,
+            1,
+            "ublkb1048575 is not a device of ublk-bpf: see `ublk-bpf list`",
+        );
+    }
+}
+
+#[test]
+fn policies_are_listed() {
+    let outcome = run(&["policy", "list"]);
+    assert!(
+        outcome
+            .stdout
+            .starts_with("POLICY        WHAT IT DOES\npassthrough   "),
+        "{}",
+        outcome.stdout
+    );
+    let json: serde_json::Value = serde_json::from_str(&run(&["policy", "list", "--json"]).stdout).unwrap();
+    assert_eq!(json[0]["name"], "passthrough");
+}
+
+#[test]
+fn an_empty_list_says_so() {
+    if Path::new("/run/ublk-bpf").exists() {
+        return;
+    }
+    let outcome = run(&["list"]);
+    assert_eq!(
+        (outcome.status, outcome.stdout.as_str()),
+        (0, "no devices: make one with `ublk-bpf run`\n")
+    );
+    assert_eq!(run(&["list", "--json"]).stdout, "[]\n");
+}
+
+#[test]
+fn without_ublk_every_command_that_needs_it_says_what_to_do() {
+    if has_ublk() {
+        return;
+    }
+    let line = "ublk is not available: /dev/ublk-control does not exist; load the driver with `modprobe ublk_drv` (batch I/O needs Linux >= 7.0)";
+    for args in [
+        &["run", "--backing", "mem:1M"][..],
+        &["features"],
+        &["features", "--json"],
+        &["stop", "0"],
+        &["stop", "--all"],
+    ] {
+        refused(Path::new("."), args, 1, line);
+    }
+}
