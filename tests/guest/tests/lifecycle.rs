@@ -1,0 +1,317 @@
+//! A device's life: made, found by other commands, stopped, lost with its server, taken over; and nothing is left of
+//! one that is gone or never came to be.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::Value;
+use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// The one line that a command fails with.
+fn refused(args: &[&str]) -> String {
+    let output = try_run("ublk-bpf", args);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 1, "{args:?} said\n{text}");
+    lines[0]
+        .strip_prefix("ublk-bpf: ")
+        .unwrap_or_else(|| panic!("{args:?} said {text}"))
+        .to_owned()
+}
+
+fn show(device: &Device) -> Value {
+    run_json("ublk-bpf", &["show", &device.id(), "--json"])
+}
+
+fn state(device: &Device) -> String {
+    show(device)["state"].as_str().unwrap_or_default().to_owned()
+}
+
+fn server(device: &Device) -> String {
+    show(device)["server"].to_string()
+}
+
+/// Kills the server and waits until the device is in this state.
+fn kill_server(device: &Device, then: &str) {
+    run("kill", &["-KILL", &server(device)]);
+    wait_until("the device's server is dead", SOON, || state(device) == then);
+}
+
+/// The names in a directory, sorted; none if it is not there.
+fn names(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Everything in the system that a device may leave: nodes, pins, records, processes.
+fn traces() -> Vec<String> {
+    let mut traces = names("/dev");
+    traces.retain(|name| name.starts_with("ublkb") || name.starts_with("ublkc"));
+    traces.extend(names("/sys/fs/bpf/ublk-bpf"));
+    traces.extend(
+        names("/run/ublk-bpf")
+            .into_iter()
+            .filter(|name| name != "start.lock"),
+    );
+    for process in names("/proc") {
+        let comm = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        if comm.trim() == "ublk-bpf" {
+            traces.push(format!("process {process}"));
+        }
+    }
+    traces
+}
+
+#[test]
+fn a_device_is_found_by_every_command_until_it_is_stopped() {
+    let device = Device::run(&[
+        "--backing",
+        "mem:64M",
+        "--queues",
+        "2",
+        "--depth",
+        "64",
+        "--policy",
+        "sparse",
+    ]);
+    let id = device.id();
+    let list = run_json("ublk-bpf", &["list", "--json"]);
+    let listed = list
+        .as_array()
+        .and_then(|all| all.iter().find(|one| one["id"].to_string() == id));
+    let listed = listed.unwrap_or_else(|| panic!("device {id} is not in {list:#}"));
+    assert_eq!(listed["state"], "live");
+    assert_eq!((&listed["queues"], &listed["depth"]), (&2.into(), &64.into()));
+    assert_eq!(listed["size"], 64 << 20);
+    let shown = show(&device);
+    assert_eq!(
+        (&shown["policy"], &shown["backing"]),
+        (&"sparse".into(), &"mem:64M".into())
+    );
+    assert_eq!(shown["users"].as_array().map(Vec::len), Some(0));
+    for spelling in [id.clone(), format!("ublkb{id}"), format!("/dev/ublkb{id}")] {
+        assert!(run("ublk-bpf", &["show", &spelling]).contains(device.path_str()));
+    }
+    Fio::verify(device.path()).arg("size", "8m").run();
+    let stats = device.stats();
+    assert_eq!(stats["queues"].as_array().map(Vec::len), Some(2));
+    assert_eq!(stats["server"]["arrived"], stats["server"]["completed"]);
+    device.swap("drop-discard");
+    assert_eq!(show(&device)["policy"], "drop-discard");
+    run("ublk-bpf", &["policy", "reset", &id]);
+    assert_eq!(show(&device)["policy"], "passthrough");
+    device.stop();
+    assert_eq!(
+        refused(&["show", &id]),
+        format!("ublkb{id} is not a device of ublk-bpf: see `ublk-bpf list`")
+    );
+    assert_eq!(traces(), [""; 0]);
+}
+
+/// A server in the foreground, once it has said that it is ready.
+fn foreground(args: &[&str]) -> (Child, String) {
+    let mut child = Command::new("ublk-bpf")
+        .arg("run")
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run ublk-bpf: {error}"));
+    let mut line = String::new();
+    let stdout = child
+        .stdout
+        .as_mut()
+        .unwrap_or_else(|| panic!("standard output is a pipe"));
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)
+        .unwrap_or_else(|error| panic!("cannot read what ublk-bpf says: {error}"));
+    (child, line)
+}
+
+#[test]
+fn signals_stop_a_server_in_the_foreground() {
+    for signal in ["-INT", "-TERM"] {
+        let (child, line) = foreground(&["--backing", "mem:64M"]);
+        assert_eq!(
+            line,
+            "/dev/ublkb0 is ready: 64 MiB of memory, 1 queue of depth 128, policy passthrough\n"
+        );
+        run("kill", &[signal, &child.id().to_string()]);
+        let output = child.wait_with_output().unwrap_or_else(|error| panic!("{error}"));
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+        assert_eq!(traces(), [""; 0]);
+    }
+}
+
+#[test]
+fn more_queues_than_cpus_are_told() {
+    let (child, line) = foreground(&["--backing", "mem:64M", "--queues", "64"]);
+    assert!(!line.contains("64 queues"), "{line}");
+    run("kill", &["-TERM", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap_or_else(|error| panic!("{error}"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("64 queues were asked for"), "{said}");
+}
+
+#[test]
+fn a_mounted_device_is_stopped_only_by_force() {
+    let device = Device::run(&["--backing", "mem:64M"]);
+    run("mkfs.ext4", &["-q", device.path_str()]);
+    run("mkdir", &["-p", "/mnt/lifecycle"]);
+    run("mount", &[device.path_str(), "/mnt/lifecycle"]);
+    let id = device.id();
+    let said = refused(&["stop", &id]);
+    assert!(
+        said.starts_with(&format!("ublkb{id} is in use by a mount on /mnt/lifecycle")),
+        "{said}"
+    );
+    // A signal respects the mount as well, and the device goes on.
+    let log = format!("/run/ublk-bpf/ublkb{id}.log");
+    run("kill", &["-TERM", &server(&device)]);
+    wait_until("the server says that it is in use", SOON, || {
+        fs::read_to_string(&log)
+            .unwrap_or_default()
+            .contains("still in use by a mount on /mnt/lifecycle")
+    });
+    fs::write("/mnt/lifecycle/file", "content").unwrap_or_else(|error| panic!("{error}"));
+    run("sync", &[]);
+    run("umount", &["/mnt/lifecycle"]);
+    device.stop();
+
+    let device = Device::run(&["--backing", "mem:64M"]);
+    run("mkfs.ext4", &["-q", device.path_str()]);
+    run("mount", &[device.path_str(), "/mnt/lifecycle"]);
+    run("ublk-bpf", &["stop", &device.id(), "--force"]);
+    // The file system is without its device now.
+    assert!(
+        fs::write("/mnt/lifecycle/file", "content").is_err()
+            || !try_run("sync", &["/mnt/lifecycle/file"]).status.success()
+    );
+    run("umount", &["-l", "/mnt/lifecycle"]);
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn a_device_goes_with_its_server_and_what_is_left_is_cleaned_up() {
+    // By the next server,
+    let device = Device::run(&["--backing", "mem:64M"]);
+    let id = device.id();
+    kill_server(&device, "dead");
+    assert!(device.pins().exists());
+    let next = Device::run(&["--backing", "mem:32M"]);
+    assert_eq!(next.id(), id, "the dead server's id is free again");
+    next.stop();
+    device.assert_gone();
+    // or by name.
+    let device = Device::run(&["--backing", "mem:64M"]);
+    kill_server(&device, "dead");
+    device.stop();
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn a_recovered_device_has_lost_no_io() {
+    let backing = Backing::file("recovered", 64);
+    let device = Device::run(&[
+        "--backing",
+        backing.spec(),
+        "--queues",
+        "2",
+        "--recovery",
+        "reissue",
+    ]);
+    let mut job = Fio::verify(device.path())
+        .arg("iodepth", "32")
+        .arg("size", "48m")
+        .arg("rate", "3m")
+        .start();
+    for _ in 0..2 {
+        sleep(Duration::from_secs(1));
+        kill_server(&device, "waiting");
+        assert!(job.is_running(), "fio ended before the server was killed");
+        let said = run("ublk-bpf", &["run", "--recover", &device.id(), "--daemon"]);
+        assert!(said.contains("is ready"), "{said}");
+        assert_eq!(state(&device), "live");
+    }
+    job.finish();
+    assert!(refused(&["run", "--recover", &device.id()]).contains("is served by another process"));
+    device.stop();
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn a_waiting_device_can_be_stopped() {
+    let backing = Backing::file("waiting", 64);
+    let device = Device::run(&["--backing", backing.spec(), "--recovery", "fail"]);
+    kill_server(&device, "waiting");
+    // Another server leaves it alone.
+    Device::run(&["--backing", "mem:32M"]).stop();
+    assert_eq!(state(&device), "waiting");
+    device.stop();
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn bad_input_is_told_in_a_line_and_leaves_nothing() {
+    fs::write("/tmp/text.o", "no object").unwrap_or_else(|error| panic!("{error}"));
+    fs::write("/tmp/odd.img", [0; 1000]).unwrap_or_else(|error| panic!("{error}"));
+    let used = Backing::file("used", 16);
+    let device = Device::run(&["--backing", used.spec()]);
+    let id = device.id();
+    let before = traces();
+    for (args, words) in [
+        (&["--backing", "mem:1X"][..], "not a size"),
+        (&["--backing", "mem:700"], "not a multiple of 512"),
+        (&["--backing", "/tmp/missing.img"], "does not exist"),
+        (&["--backing", "/tmp"], "is a directory"),
+        (
+            &["--backing", "/dev/zero"],
+            "give a regular file or a block device",
+        ),
+        (&["--backing", "/tmp/odd.img"], "is not a multiple of its block"),
+        (&["--backing", used.spec()], "in use"),
+        (&["--policy", "/tmp/text.o"], "it is not an ELF object"),
+        (&["--policy", "/tmp/missing.o"], "No such file"),
+        (&["--policy", "/bin/busybox"], "not for BPF"),
+        (&["--policy", "lru"], "neither a file nor built in"),
+        (&["--id", &id], "its id is in use"),
+        (&["--id", "1048576"], "is not a ublk device"),
+        (&["--depth", "5000"], "5000 is not in 1..=4096"),
+        (&["--recovery", "reissue"], "memory is gone with its server"),
+        (&["--recover", "77"], "is not a device of ublk-bpf"),
+        (&["--recover", &id], "is served by another process"),
+    ] {
+        for daemon in [&[][..], &["--daemon"]] {
+            let said = refused(&[&["run"], daemon, args].concat());
+            assert!(said.contains(words), "{args:?}: {said}");
+            assert_eq!(traces(), before, "{args:?}");
+        }
+    }
+    device.stop();
+    assert_eq!(traces(), [""; 0]);
+}
+
+#[test]
+fn a_record_that_is_none_is_told_and_can_be_removed() {
+    let device = Device::run(&["--backing", "mem:64M"]);
+    let record = format!("/run/ublk-bpf/ublkb{}.json", device.id());
+    assert!(Path::new(&record).exists());
+    fs::write(&record, "{").unwrap_or_else(|error| panic!("{error}"));
+    let said = refused(&["show", &device.id()]);
+    assert!(
+        said.starts_with(&format!("the record {record} cannot be read: ")),
+        "{said}"
+    );
+    device.stop();
+    assert_eq!(traces(), [""; 0]);
+}
