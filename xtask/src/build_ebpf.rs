@@ -53,6 +53,11 @@ pub(crate) fn ensure() -> Result<()> {
     build(&setup::bpf_tools()?, None).map(drop)
 }
 
+/// Builds the policy crate in this folder and gives its objects.
+pub(crate) fn policy(folder: &Path) -> Result<Vec<PathBuf>> {
+    build(&setup::bpf_tools()?, Some(folder))
+}
+
 /// Builds a policy crate, or the workspace's own objects, and gives the objects' paths.
 fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
     let mut cargo = workspace::cargo();

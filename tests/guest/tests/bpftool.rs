@@ -14,7 +14,10 @@ fn bpftool_prints_names_and_counts_agree_with_fio() {
     assert!(classifier.contains("name classify"), "{classifier}");
     assert!(classifier.contains("btf_id"), "{classifier}");
     let policy = run("bpftool", &["prog", "show", "pinned", &pin("policy")]);
-    assert!(policy.contains("name policy") && policy.starts_with(|c: char| c.is_ascii_digit()), "{policy}");
+    assert!(
+        policy.contains("name policy") && policy.starts_with(|c: char| c.is_ascii_digit()),
+        "{policy}"
+    );
 
     // The partition scan is over once the device is ready and udev-less: what comes now is fio's alone.
     let before = decisions(&pin("decisions"));
@@ -25,7 +28,11 @@ fn bpftool_prints_names_and_counts_agree_with_fio() {
         .arg("iodepth", "16")
         .arg("cpus_allowed", "0")
         .run();
-    let trimmed = Fio::new(device.path()).arg("rw", "trim").arg("bs", "64k").arg("size", "4m").run();
+    let trimmed = Fio::new(device.path())
+        .arg("rw", "trim")
+        .arg("bs", "64k")
+        .arg("size", "4m")
+        .run();
     let after = decisions(&pin("decisions"));
     let grown = |op: &str, field: &str| after.sum(op, field) - before.sum(op, field);
     assert_eq!(grown("Read", "passthrough"), done.reads);
@@ -36,7 +43,12 @@ fn bpftool_prints_names_and_counts_agree_with_fio() {
     assert_eq!(trimmed.trims, 64);
 
     let text = run("bpftool", &["map", "dump", "pinned", &pin("verdicts")]);
-    for name in ["\"verdict\": \"None\"", "\"op\": \"Write\"", "nr_sectors", "sector"] {
+    for name in [
+        "\"verdict\": \"None\"",
+        "\"op\": \"Write\"",
+        "nr_sectors",
+        "sector",
+    ] {
         assert!(text.contains(name), "no {name} in the dump of verdicts:\n{text}");
     }
     let server = run_json("bpftool", &["-j", "map", "dump", "pinned", &pin("server")]);
@@ -57,10 +69,15 @@ impl Dump {
     fn sum(&self, op: &str, field: &str) -> u64 {
         let mut sum = 0;
         for entry in self.0.as_array().expect("a dump is an array") {
-            for cpu in entry["formatted"]["values"].as_array().expect("a value for each CPU") {
+            for cpu in entry["formatted"]["values"]
+                .as_array()
+                .expect("a value for each CPU")
+            {
                 let value = &cpu["value"];
                 if value["op"] == op {
-                    sum += value[field].as_u64().unwrap_or_else(|| panic!("no {field} in {value:#}"));
+                    sum += value[field]
+                        .as_u64()
+                        .unwrap_or_else(|| panic!("no {field} in {value:#}"));
                 }
             }
         }

@@ -26,7 +26,10 @@ fn passthrough_calls_no_user_copy() {
     let missing = grown("verdict_missing") + grown("verdict_stale");
     assert_eq!(grown("passthrough"), grown("arrived") - missing, "{after:#}");
     assert_eq!(grown("slow"), missing);
-    assert_eq!(missing, 0, "a request of one job on one CPU came without a verdict");
+    assert_eq!(
+        missing, 0,
+        "a request of one job on one CPU came without a verdict"
+    );
     assert_eq!(grown("user_copies"), 0);
     assert_eq!(grown("user_copy_bytes"), 0);
     assert_eq!(copies, 0, "the kernel saw user copies");
@@ -38,10 +41,17 @@ fn the_slow_path_is_seen_to_copy() {
     // The counterpart: what the test above looks for is there to be seen.
     let device = Device::run(&["--backing", "mem:16M", "--policy", &user_policy("hostile")]);
     let trace = UserCopies::count(&device);
-    Fio::new(device.path()).arg("rw", "randwrite").arg("bs", "4k").arg("size", "4m").run();
+    Fio::new(device.path())
+        .arg("rw", "randwrite")
+        .arg("bs", "4k")
+        .arg("size", "4m")
+        .run();
     let copies = trace.finish();
     let counted = device.counter("user_copies");
-    assert!(counted > 0 && copies > 0, "the server counted {counted} user copies, the kernel {copies}");
+    assert!(
+        counted > 0 && copies > 0,
+        "the server counted {counted} user copies, the kernel {copies}"
+    );
     device.stop();
 }
 
@@ -62,23 +72,37 @@ impl UserCopies {
     fn count(device: &Device) -> Self {
         let pid = run("sh", &["-c", &format!("ublk-bpf show {} --json", device.id())]);
         let show: serde_json::Value = serde_json::from_str(&pid).expect("show prints JSON");
-        let pid = show["server"].as_u64().unwrap_or_else(|| panic!("no server in {show:#}"));
+        let pid = show["server"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no server in {show:#}"));
         let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the server's threads");
         let list = threads
-            .map(|entry| entry.expect("a thread").file_name().to_string_lossy().into_owned())
+            .map(|entry| {
+                entry
+                    .expect("a thread")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
             .collect::<Vec<_>>()
             .join(" ");
         write(format!("{}/set_event_pid", Self::TRACING), &list);
         write(format!("{}/trace", Self::TRACING), "");
         for call in Self::CALLS {
-            write(format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING), "1");
+            write(
+                format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING),
+                "1",
+            );
         }
         Self
     }
 
     fn finish(self) -> usize {
         for call in Self::CALLS {
-            write(format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING), "0");
+            write(
+                format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING),
+                "0",
+            );
         }
         let trace = read(format!("{}/trace", Self::TRACING));
         trace.lines().filter(|line| !line.starts_with('#')).count()

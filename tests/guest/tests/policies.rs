@@ -12,13 +12,21 @@ const HOSTILE: &str = "/root/policies/hostile.o";
 fn a_hostile_policy_costs_time_and_nothing_else() {
     for backing in [Backing::file("hostile", 32), Backing::memory("32M")] {
         let device = Device::run(&["--backing", backing.spec(), "--policy", HOSTILE]);
-        Fio::verify(device.path()).arg("size", "32m").arg("io_size", "24m").arg("iodepth", "16").run();
+        Fio::verify(device.path())
+            .arg("size", "32m")
+            .arg("io_size", "24m")
+            .arg("iodepth", "16")
+            .run();
         // File-system I/O brings flushes, discards and write-zeroes under it too.
         run("mkfs.ext4", &["-q", "-F", device.path_str()]);
         run("e2fsck", &["-f", "-n", device.path_str()]);
         assert_eq!(device.counter("failed"), 0);
         for counter in ["verdict_invalid", "drop_refused", "slow", "passthrough"] {
-            assert!(device.counter(counter) > 0, "{counter} is 0: {:#}", device.stats());
+            assert!(
+                device.counter(counter) > 0,
+                "{counter} is 0: {:#}",
+                device.stats()
+            );
         }
         device.stop();
     }
@@ -36,13 +44,21 @@ fn ten_swaps_under_load_lose_nothing() {
         .arg("runtime", "15")
         .start();
     for swap in 0..10 {
-        device.swap(if swap % 2 == 0 { "drop-discard" } else { "passthrough" });
+        device.swap(if swap % 2 == 0 {
+            "drop-discard"
+        } else {
+            "passthrough"
+        });
         std::thread::sleep(std::time::Duration::from_millis(300));
         assert!(load.is_running(), "fio ended before the last swap");
     }
     load.finish();
     let stats = device.stats();
-    let server = |name: &str| stats["server"][name].as_u64().unwrap_or_else(|| panic!("no {name}: {stats:#}"));
+    let server = |name: &str| {
+        stats["server"][name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name}: {stats:#}"))
+    };
     assert_eq!(server("failed"), 0);
     assert_eq!(server("arrived"), server("completed"));
     let decided: u64 = stats["decisions"]
@@ -51,7 +67,11 @@ fn ten_swaps_under_load_lose_nothing() {
         .iter()
         .map(|op| op["requests"].as_u64().expect("a count"))
         .sum();
-    assert_eq!(decided + server("verdict_missing") + server("verdict_stale"), server("arrived"), "{stats:#}");
+    assert_eq!(
+        decided + server("verdict_missing") + server("verdict_stale"),
+        server("arrived"),
+        "{stats:#}"
+    );
     device.stop();
 }
 
@@ -59,14 +79,21 @@ fn ten_swaps_under_load_lose_nothing() {
 fn drop_discard_keeps_the_data() {
     let backing = Backing::file("dropdiscard", 16);
     let device = Device::run(&["--backing", backing.spec(), "--policy", "drop-discard"]);
-    let file = OpenOptions::new().read(true).write(true).open(device.path()).expect("open");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device.path())
+        .expect("open");
     file.write_all_at(&[7; 65536], 0).expect("write");
     file.sync_all().expect("sync");
     run("blkdiscard", &["-f", device.path_str()]);
     assert!(device.counter("dropped") > 0);
     device.stop();
     let content = std::fs::read(backing.path().expect("a file")).expect("read");
-    assert!(content[..65536].iter().all(|&b| b == 7), "a dropped discard reached the backing");
+    assert!(
+        content[..65536].iter().all(|&b| b == 7),
+        "a dropped discard reached the backing"
+    );
 }
 
 #[test]
@@ -76,13 +103,22 @@ fn sparse_answers_reads_of_holes_without_io() {
     let before = OpenOptions::new().write(true).open(path).expect("open");
     before.write_all_at(&[9; 4096], 1 << 20).expect("write");
     let device = Device::run(&["--backing", backing.spec(), "--policy", "sparse"]);
-    let file = OpenOptions::new().read(true).write(true).open(device.path()).expect("open");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device.path())
+        .expect("open");
     file.write_all_at(&[5; 4096], 8 << 20).expect("write");
     file.sync_all().expect("sync");
     run("blockdev", &["--flushbufs", device.path_str()]);
     let submitted = device.counter("io_submitted");
     let dropped = device.counter("dropped");
-    Fio::new(device.path()).arg("rw", "read").arg("bs", "64k").arg("offset", "2m").arg("size", "4m").run();
+    Fio::new(device.path())
+        .arg("rw", "read")
+        .arg("bs", "64k")
+        .arg("offset", "2m")
+        .arg("size", "4m")
+        .run();
     assert_eq!(device.counter("dropped") - dropped, 64, "64 reads of a hole");
     let zero_fills = device.counter("io_submitted") - submitted;
     assert!(zero_fills <= 64, "{zero_fills} operations for 64 reads of a hole");
@@ -108,12 +144,24 @@ fn fault_fails_its_range_only_where_that_is_allowed() {
         let map = device.pins().join("maps/fault_range").display().to_string();
         // first_sector 2048, last_sector 4095, every operation.
         let value = "0 8 0 0 0 0 0 0 255 15 0 0 0 0 0 0 255 255 255 255 0 0 0 0";
-        let mut args = vec!["map", "update", "pinned", &map, "key", "0", "0", "0", "0", "value"];
+        let mut args = vec![
+            "map", "update", "pinned", &map, "key", "0", "0", "0", "0", "value",
+        ];
         args.extend(value.split(' '));
         run("bpftool", &args);
         let read = |skip: &str| {
             let input = format!("if={}", device.path_str());
-            try_run("dd", &[&input, "of=/dev/null", "bs=4096", "count=16", &format!("skip={skip}"), "iflag=direct"])
+            try_run(
+                "dd",
+                &[
+                    &input,
+                    "of=/dev/null",
+                    "bs=4096",
+                    "count=16",
+                    &format!("skip={skip}"),
+                    "iflag=direct",
+                ],
+            )
         };
         assert!(read("0").status.success());
         assert!(read("512").status.success());
@@ -148,7 +196,11 @@ fn a_request_without_verdict_is_served_and_counted() {
     }
     let stats = device.stats();
     assert!(missed > 0, "the classifier was never skipped: {stats:#}");
-    assert_eq!(stats["classifier"]["recursion_misses"].as_u64(), Some(missed), "{stats:#}");
+    assert_eq!(
+        stats["classifier"]["recursion_misses"].as_u64(),
+        Some(missed),
+        "{stats:#}"
+    );
     assert_eq!(device.counter("failed"), 0);
     assert_eq!(device.counter("slow"), missed);
     device.stop();
