@@ -135,7 +135,8 @@ impl Classifier {
 
     /// Finds the classifier that an earlier server of the same device left pinned, for a server that recovers the
     /// device. Whatever is pinned must be of this program's interface and of this device's shape. Stays pinned
-    /// when this is dropped, until [`Classifier::remove_when_dropped`] is called.
+    /// when this is dropped, until [`Classifier::remove_when_dropped`] is called. Its verdicts are the earlier
+    /// server's: [`Verdicts::clear`] them before the device goes on.
     pub fn reopen(spec: &Spec) -> Result<Self, PolicyError> {
         let pins = PinDir::of(&spec.disk);
         for needed in [pins.classifier(), pins.link()] {

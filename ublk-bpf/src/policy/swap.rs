@@ -69,8 +69,8 @@ impl Policy {
 /// Puts a policy in the place of the one that a disk's classifier asks now.
 ///
 /// The new one is loaded and verified first: one that is refused leaves the old one as it is. The kernel lets no
-/// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the old, the default
-/// one answers: passthrough. No request is lost by that. The old policy's maps go with it.
+/// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the
+/// old, the default one answers: passthrough. No request is lost by that. The old policy's maps go with it.
 pub fn swap(disk: &Disk, policy: &Policy) -> Result<(), PolicyError> {
     let pins = PinDir::of(disk);
     let classifier = open_classifier(&pins)?;
