@@ -509,3 +509,6 @@ impl<'w> Machine<'w> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{Op, Reason, Verdict, hint};
+use ublk_bpf_abi::{Op, Reason, Verdict, VerdictSlot, hint};
 
 use super::fault::Fault;
 use super::history::End;
@@ -144,12 +144,11 @@ impl Sim<'_> {
     fn classify(&mut self, request: &Request) -> TakenVerdict {
         let op = abi_op(request.op());
         let of = |verdict: u8, hints: u8, op: Op, nr_sectors: u32, sector: u64| {
-            let head = u64::from(verdict)
-                | u64::from(Reason::User as u8) << 8
-                | u64::from(op as u8) << 16
-                | u64::from(hints) << 24
-                | u64::from(nr_sectors) << 32;
-            TakenVerdict { head, sector }
+            let packed = u32::from_le_bytes([verdict, Reason::User as u8, hints, 0]);
+            TakenVerdict {
+                head: VerdictSlot::head(packed, op as u32, nr_sectors),
+                sector,
+            }
         };
         let same = |verdict, hints| of(verdict, hints, op, request.nr_sectors, request.sector);
         if !self.rng.chance(self.world.verdict_faults) {
