@@ -126,9 +126,9 @@ impl Batches {
         }
     }
 
-    /// Puts a result into the filling batch, and says which that is.
+    /// Puts a result into the filling batch. Says which that is, and whether it is full now.
     #[inline]
-    pub(super) fn push(&mut self, tag: u16, result: i32) -> u8 {
+    pub(super) fn push(&mut self, tag: u16, result: i32) -> (u8, bool) {
         let batch = &mut self.batches[usize::from(self.filling)];
         batch.elements[usize::from(batch.len)] = Element {
             tag,
@@ -136,7 +136,7 @@ impl Batches {
             result,
         };
         batch.len += 1;
-        self.filling
+        (self.filling, usize::from(batch.len) == batch.elements.len())
     }
 
     /// Whether the filling batch has no room.

@@ -76,6 +76,8 @@ pub struct Machine<'w> {
     terms: Terms<'w>,
     volatile_cache: bool,
     staging_bytes: u32,
+    /// Logical block size minus one, in bytes.
+    block_mask: u32,
     phase: Phase,
     /// Why the queue cannot go on, once it cannot.
     failure: Option<Failure>,
@@ -101,8 +103,8 @@ impl<'w> Machine<'w> {
     pub fn new(config: &Config, written: Written<'w>) -> Result<Self, BadConfig> {
         config.check()?;
         let limits = Limits {
-            capacity: config.capacity * SECTOR_SIZE,
-            block_mask: u64::from(config.logical_block) - 1,
+            capacity: config.capacity,
+            block_mask: u64::from(config.logical_block) / SECTOR_SIZE - 1,
             read_only: config.read_only,
         };
         let volatile_cache = match config.backing {
@@ -118,6 +120,7 @@ impl<'w> Machine<'w> {
             },
             volatile_cache,
             staging_bytes: config.staging_bytes,
+            block_mask: config.logical_block - 1,
             phase: Phase::Preparing,
             failure: None,
             mute: false,
@@ -408,7 +411,7 @@ impl<'w> Machine<'w> {
     /// An operation ended otherwise than whole and last.
     #[cold]
     fn advance(&mut self, tag: u16, result: i32) {
-        let block_mask = self.limits.block_mask;
+        let block_mask = self.block_mask;
         let service = &mut self.tags.in_flight(tag).service;
         let (next, noted) = service.advance(result, block_mask);
         let (data, served) = (service.data(), service.served());
@@ -443,13 +446,15 @@ impl<'w> Machine<'w> {
         } else {
             self.counters.completed += 1;
         }
-        let batch = self.batches.push(tag, result);
-        self.tags.shift(tag, Owner::InFlight, Owner::Ready(batch));
+        let (batch, full) = self.batches.push(tag, result);
+        let slot = self.tags.in_flight(tag);
+        slot.owner = Owner::Ready(batch);
+        let staged = slot.service.staging.is_some();
         self.in_service -= 1;
-        if self.tags.service(tag).staging.is_some() {
+        if staged {
             self.unstage(tag);
         }
-        if self.batches.is_full() {
+        if full {
             self.commit();
         }
     }

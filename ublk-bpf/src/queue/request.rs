@@ -15,9 +15,9 @@ pub(super) const MAX_DATA_BYTES: u64 = 1 << UBLK_IO_BUF_BITS;
 /// What the device serves: every range is inside the device and aligned to its logical blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// Bytes of the device.
+    /// Sectors of the device.
     pub(super) capacity: u64,
-    /// Logical block size minus one, in bytes.
+    /// Sectors of a logical block, minus one.
     pub(super) block_mask: u64,
     /// Nothing may change it.
     pub(super) read_only: bool,
@@ -93,15 +93,10 @@ impl Request {
         if limits.read_only && action != Action::Read {
             return Err(Errno::EROFS);
         }
-        // A sector number that overflows a byte offset is beyond any capacity.
-        let offset = arrival
-            .start_sector
-            .checked_mul(SECTOR_SIZE)
-            .ok_or(Errno::EINVAL)?;
-        let length = u64::from(arrival.nr_sectors) * SECTOR_SIZE;
-        let inside = length <= limits.capacity && offset <= limits.capacity - length;
-        let aligned = (offset | length) & limits.block_mask == 0;
-        let fits = length != 0 && (length <= MAX_DATA_BYTES || !action.has_data());
+        let (first, sectors) = (arrival.start_sector, u64::from(arrival.nr_sectors));
+        let inside = sectors <= limits.capacity && first <= limits.capacity - sectors;
+        let aligned = (first | sectors) & limits.block_mask == 0;
+        let fits = sectors != 0 && (sectors <= MAX_DATA_BYTES / SECTOR_SIZE || !action.has_data());
         if !(inside && aligned && fits) {
             return Err(Errno::EINVAL);
         }
@@ -110,8 +105,9 @@ impl Request {
             durable: arrival.op_flags & UBLK_IO_F_FUA != 0,
             keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
             registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
-            offset,
-            length,
+            // Inside the device, whose bytes fit 63 bits (`Config::check`).
+            offset: first * SECTOR_SIZE,
+            length: sectors * SECTOR_SIZE,
         })
     }
 
@@ -134,8 +130,8 @@ mod tests {
     use crate::queue::event::TakenVerdict;
 
     const LIMITS: Limits = Limits {
-        capacity: 1 << 20,
-        block_mask: 4095,
+        capacity: 2048,
+        block_mask: 7,
         read_only: false,
     };
 
@@ -203,7 +199,7 @@ mod tests {
     #[test]
     fn data_beyond_user_copy_is_refused_but_a_discard_may_be_long() {
         let limits = Limits {
-            capacity: u64::MAX / 2,
+            capacity: 1 << 54,
             ..LIMITS
         };
         let sectors = !7_u32;

@@ -209,7 +209,7 @@ impl Service {
 
     /// Takes in the result of the operation that was issued.
     #[cold]
-    pub(super) fn advance(&mut self, result: i32, block_mask: u64) -> (Next, Noted) {
+    pub(super) fn advance(&mut self, result: i32, block_mask: u32) -> (Next, Noted) {
         let mut noted = Noted::default();
         let next = match Errno::of_result(result) {
             None if self.chunk == 0 => self.next_without_data(),
@@ -222,7 +222,7 @@ impl Service {
     }
 
     /// A step with data has moved `bytes` more.
-    fn advance_data(&mut self, bytes: u32, block_mask: u64, noted: &mut Noted) -> Next {
+    fn advance_data(&mut self, bytes: u32, block_mask: u32, noted: &mut Noted) -> Next {
         let asked = self.chunk - self.moved;
         // Nobody moves more than was asked for, and a device that moves nothing has no more (a file that was
         // truncated): neither is to be trusted with the rest.
@@ -236,9 +236,7 @@ impl Service {
             noted.short = true;
             if self.step != Step::Zero {
                 // Direct I/O goes on at a block's start only: the part of a block is moved again.
-                #[expect(clippy::cast_possible_truncation, reason = "a block has at most 2^32 bytes")]
-                let part = bytes & block_mask as u32;
-                progress -= part;
+                progress -= bytes & block_mask;
             }
         }
         if progress == 0 {

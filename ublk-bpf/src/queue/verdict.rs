@@ -1,6 +1,6 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Op, Reason, Verdict, hint};
+use ublk_bpf_abi::{Op, Reason, Verdict, VerdictSlot, hint};
 
 use super::event::{Arrival, TakenVerdict};
 
@@ -29,27 +29,50 @@ pub(super) enum NoAdvice {
 /// The advice in `taken` for the request of `arrival`, which is an `op`.
 #[inline]
 pub(super) fn check(taken: TakenVerdict, op: Op, arrival: &Arrival) -> Result<Advice, NoAdvice> {
-    if taken.head == 0 {
-        return Err(NoAdvice::Missing);
+    // All but the decision itself in one comparison.
+    let about_this = VerdictSlot::head(0, op as u32, arrival.nr_sectors);
+    if (taken.head ^ about_this) >> DECISION_BITS != 0 || taken.sector != arrival.start_sector {
+        return Err(why_not(taken.head));
     }
-    // `VerdictSlot`: verdict, reason, hints, op, then four bytes of nr_sectors, little endian.
-    let [verdict, reason, hints, slot_op, n0, n1, n2, n3] = taken.head.to_le_bytes();
-    let advice = match Verdict::parse(verdict) {
-        Some(Verdict::Passthrough) => Advice::Passthrough,
-        Some(Verdict::Drop) => Advice::Drop {
+    decision(taken.head)
+}
+
+/// Bits of a slot's head that hold the decision: verdict, reason and hints. The rest says what it is about.
+const DECISION_BITS: u32 = 24;
+
+/// The decision in a slot's head.
+#[inline]
+fn decision(head: u64) -> Result<Advice, NoAdvice> {
+    let [verdict, reason, hints, ..] = head.to_le_bytes();
+    if Reason::parse(reason).is_none() || hints & !hint::ALL != 0 {
+        return Err(why_not(head));
+    }
+    match Verdict::parse(verdict) {
+        Some(Verdict::Passthrough) => Ok(Advice::Passthrough),
+        Some(Verdict::Drop) => Ok(Advice::Drop {
             fail: hints & hint::FAIL != 0,
-        },
-        Some(Verdict::Slow) => Advice::Slow,
-        Some(Verdict::None | Verdict::Hit) | None => return Err(NoAdvice::Invalid),
-    };
-    let known = Reason::parse(reason).is_some() && Op::parse(slot_op).is_some() && hints & !hint::ALL == 0;
-    if !known {
-        return Err(NoAdvice::Invalid);
+        }),
+        Some(Verdict::Slow) => Ok(Advice::Slow),
+        Some(Verdict::None | Verdict::Hit) | None => Err(why_not(head)),
     }
-    let same = slot_op == op as u8
-        && u32::from_le_bytes([n0, n1, n2, n3]) == arrival.nr_sectors
-        && taken.sector == arrival.start_sector;
-    if same { Ok(advice) } else { Err(NoAdvice::Stale) }
+}
+
+/// Why a head that is no advice for a request is none.
+#[cold]
+fn why_not(head: u64) -> NoAdvice {
+    let [verdict, reason, hints, op, ..] = head.to_le_bytes();
+    let decides = matches!(
+        Verdict::parse(verdict),
+        Some(Verdict::Passthrough | Verdict::Drop | Verdict::Slow)
+    );
+    if head == 0 {
+        NoAdvice::Missing
+    } else if decides && Reason::parse(reason).is_some() && Op::parse(op).is_some() && hints & !hint::ALL == 0
+    {
+        NoAdvice::Stale
+    } else {
+        NoAdvice::Invalid
+    }
 }
 
 #[cfg(test)]
