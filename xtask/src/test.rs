@@ -71,6 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn host(filter: Option<&str>) -> Result<Counts> {
+    setup::kernel_headers()?;
     let mut cargo = workspace::cargo();
     cargo
         .args([

@@ -19,7 +19,10 @@ const MAP_LINES: usize = 40;
 
 /// Runs the whole and says whether every byte was right.
 pub(crate) fn run(source: &Path, disk: Option<&Path>) -> Result<ExitCode> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the demo")?;
+    let folder = tempfile::Builder::new()
+        .prefix("ublk-bpf-demo-")
+        .tempdir()
+        .context("cannot make a folder for the demo")?;
     let outcome = scenario(source, disk, folder.path());
     match outcome {
         Ok(()) => {

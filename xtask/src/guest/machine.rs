@@ -163,18 +163,17 @@ fn arguments(command: &mut Command, config: &Config, kernel: &Kernel, folder: &P
     for name in ["out", "err", "control"] {
         command.args(["-device", &format!("virtconsole,chardev={name}")]);
     }
-    for (n, disk) in config.disks.iter().enumerate() {
-        let path = folder.join(format!("disk{n}"));
+    for n in 0..config.disks.len() {
+        let file = folder.join(format!("disk{n}"));
+        let drive = format!(
+            "if=none,id=disk{n},format=raw,cache=unsafe,file={}",
+            file.display()
+        );
         command.args([
             "-drive",
-            &format!(
-                "if=none,id=disk{n},format=raw,cache=unsafe,file={}",
-                path.display()
-            ),
-        ]);
-        command.args([
+            &drive,
             "-device",
-            &format!("virtio-blk-pci,drive=disk{n},serial=disk{n}-{}", disk.bytes),
+            &format!("virtio-blk-pci,drive=disk{n},serial=disk{n}"),
         ]);
     }
 }
