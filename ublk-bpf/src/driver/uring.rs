@@ -278,8 +278,32 @@ where
         false
     }
 
+    /// Data that moves between its own pages and the target is the way of nearly every request: its entries are
+    /// built here, all others aside.
     #[inline]
     fn carry_out(&mut self, tag: u16, io: Io) {
+        let entry = match io {
+            Io::Read {
+                from: _,
+                offset,
+                at,
+                len,
+            } => sqe::read(tag, offset, at, len),
+            Io::Write {
+                to: _,
+                offset,
+                at,
+                len,
+                durable,
+            } => sqe::write(tag, offset, at, len, durable),
+            _ => return self.carry_out_aside(tag, io),
+        };
+        // SAFETY: the entry names the request's registered pages, which the kernel checks.
+        unsafe { self.ring.push(&entry) };
+    }
+
+    #[inline(never)]
+    fn carry_out_aside(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
         match sqe::operation(tag, io, self.ways, |buffer, skip| staging.address(buffer, skip)) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
@@ -344,20 +368,25 @@ where
     #[inline]
     fn take_completions(&mut self) {
         while let Some(completion) = self.ring.next_completion() {
-            let result = completion.result();
             match Tagged::parse(completion.user_data()) {
-                Some(Tagged::Io(tag)) => self.machine.io_done(tag, result),
-                Some(Tagged::Fetch(fetch)) => {
-                    self.fetched(fetch, result, completion.flags() & IORING_CQE_F_MORE != 0);
-                }
-                Some(Tagged::Commit(batch)) => self.machine.committed(batch, result),
-                Some(Tagged::Prepare) => self.prepared(result),
-                Some(Tagged::Stop) => self.machine.abandon(),
+                Some(Tagged::Io(tag)) => self.machine.io_done(tag, completion.result()),
+                Some(command) => self.command_completed(command, completion.result(), completion.flags()),
                 None => tracing::error!(
                     "queue {}: a completion of nothing that was submitted: {completion:?}",
                     self.spec.queue
                 ),
             }
+        }
+    }
+
+    #[inline(never)]
+    fn command_completed(&mut self, command: Tagged, result: i32, flags: u32) {
+        match command {
+            Tagged::Fetch(fetch) => self.fetched(fetch, result, flags & IORING_CQE_F_MORE != 0),
+            Tagged::Commit(batch) => self.machine.committed(batch, result),
+            Tagged::Prepare => self.prepared(result),
+            Tagged::Stop => self.machine.abandon(),
+            Tagged::Io(tag) => self.machine.io_done(tag, result),
         }
     }
 

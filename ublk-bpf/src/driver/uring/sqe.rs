@@ -178,11 +178,29 @@ impl Ways {
     }
 }
 
+/// `len` bytes of the target from `offset` to the registered pages of the request, from its byte `at` on.
+#[inline]
+pub(super) fn read(tag: u16, offset: u64, at: u32, len: u32) -> Entry {
+    opcode::ReadFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
+        .offset(offset)
+        .build()
+        .user_data(Tagged::Io(tag).pack())
+}
+
+/// The other way.
+#[inline]
+pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
+    opcode::WriteFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
+        .offset(offset)
+        .rw_flags(durably(durable))
+        .build()
+        .user_data(Tagged::Io(tag).pack())
+}
+
 /// The entry for an operation that the ring carries out.
 ///
 /// `staging` gives the address of a byte of a staging buffer. Returns `None` for the user copies, which are
 /// none of the ring's business.
-#[inline]
 pub(super) fn operation(
     tag: u16,
     io: Io,
@@ -196,19 +214,14 @@ pub(super) fn operation(
             offset,
             at,
             len,
-        } => opcode::ReadFixed::new(backing, in_request(at), len, tag)
-            .offset(offset)
-            .build(),
+        } => return Some(read(tag, offset, at, len)),
         Io::Write {
             to: _,
             offset,
             at,
             len,
             durable,
-        } => opcode::WriteFixed::new(backing, in_request(at), len, tag)
-            .offset(offset)
-            .rw_flags(durably(durable))
-            .build(),
+        } => return Some(write(tag, offset, at, len, durable)),
         Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
         Io::Load {
             from: _,
