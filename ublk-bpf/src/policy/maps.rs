@@ -83,7 +83,7 @@ impl QueueVerdicts {
     #[must_use]
     pub fn take(&self, tag: u16) -> TakenVerdict {
         assert!(usize::from(tag) * SLOT_WORDS < self.len, "no tag {tag}");
-        // One more check, which `queue` has made for all tags: it costs less than a slice of the queue would.
+        // `queue` has found that all slots are there; two indexed words cost less here than slices of slices.
         let at = self.first + usize::from(tag) * SLOT_WORDS;
         let words = self.words.as_slice();
         let [head, sector] = [&words[at], &words[at + 1]];

@@ -9,8 +9,8 @@ use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter,
 pub(super) fn build(depth: u16) -> io::Result<IoUring> {
     // An effect for each tag and a few commands may be pushed in a round; a deeper queue submits in several.
     let submissions = u32::from(depth).next_power_of_two().clamp(16, 256);
-    // Each tag has at most one completion pending: the one that brings it or that of its operation. Beside
-    // them there are those of PREP, of every COMMIT (at most one for each tag, 8 at most) and of two FETCHes.
+    // Each tag has at most one completion pending: the one that brings it, or that of its operation. Beside them
+    // there are those of PREP, of the one COMMIT that may be out, of two FETCHes that end, and of the stop.
     let completions = (u32::from(depth) + 16).next_power_of_two();
     let build = |without_array: bool| {
         let mut builder = IoUring::builder();
