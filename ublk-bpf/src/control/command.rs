@@ -26,6 +26,8 @@ pub enum Command {
     TryStop,
     /// Delete it.
     Delete,
+    /// Delete it without waiting until its id is free.
+    DeleteAsync,
     /// Tell what it is.
     GetInfo,
     /// Tell what it is, given its character device's path.
@@ -52,6 +54,7 @@ impl Command {
             Self::Stop => uapi::UBLK_U_CMD_STOP_DEV,
             Self::TryStop => uapi::UBLK_U_CMD_TRY_STOP_DEV,
             Self::Delete => uapi::UBLK_U_CMD_DEL_DEV,
+            Self::DeleteAsync => uapi::UBLK_U_CMD_DEL_DEV_ASYNC,
             Self::GetInfo => uapi::UBLK_U_CMD_GET_DEV_INFO,
             Self::GetInfoByPath => uapi::UBLK_U_CMD_GET_DEV_INFO2,
             Self::StartRecovery => uapi::UBLK_U_CMD_START_USER_RECOVERY,
@@ -72,6 +75,7 @@ impl Command {
             Self::Stop => "STOP_DEV",
             Self::TryStop => "TRY_STOP_DEV",
             Self::Delete => "DEL_DEV",
+            Self::DeleteAsync => "DEL_DEV_ASYNC",
             Self::GetInfo => "GET_DEV_INFO",
             Self::GetInfoByPath => "GET_DEV_INFO2",
             Self::StartRecovery => "START_USER_RECOVERY",
@@ -90,7 +94,7 @@ impl Command {
             Self::GetParams => "read the parameters of",
             Self::Start => "start",
             Self::Stop | Self::TryStop => "stop",
-            Self::Delete => "delete",
+            Self::Delete | Self::DeleteAsync => "delete",
             Self::GetInfo | Self::GetInfoByPath => "ask for the state of",
             Self::StartRecovery => "begin the recovery of",
             Self::EndRecovery => "end the recovery of",
@@ -106,7 +110,7 @@ impl Command {
             Self::GetFeatures | Self::GetInfo | Self::GetInfoByPath => 5,
             Self::GetParams | Self::SetParams | Self::StartRecovery | Self::UpdateSize => 10,
             Self::Add | Self::Start | Self::Stop | Self::TryStop => 30,
-            Self::Delete | Self::EndRecovery | Self::Quiesce => 30,
+            Self::Delete | Self::DeleteAsync | Self::EndRecovery | Self::Quiesce => 30,
         })
     }
 

@@ -137,6 +137,12 @@ impl Control {
         self.command(Command::Delete, id, 0)
     }
 
+    /// The same without waiting: the id is free when the last user of the device has closed it, who gets errors until
+    /// then.
+    pub fn delete_async(&self, id: DeviceId) -> Result<(), Error> {
+        self.command(Command::DeleteAsync, id, 0)
+    }
+
     /// What the device is and in which state.
     pub fn info(&self, id: DeviceId) -> Result<DeviceInfo, Error> {
         let mut command = Command::GetInfo;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{self, DIRECTORY, RecordError};
 use super::serve::{Ready, Start, serve};
-use crate::sys::fork::{Side, fork, leave_session, replace_standard_files};
+use crate::sys::fork::{Side, fork, leave_session, replace_standard_files, wait_for};
 
 /// Why there is no device in the background.
 #[derive(Debug, thiserror::Error)]
@@ -55,13 +55,15 @@ pub fn run_in_background(
             }
             std::process::exit(be_server(start, announce, say, &log_path));
         }
-        Side::Parent => {
+        Side::Parent(child) => {
             drop(say);
             let mut said = String::new();
             listen.read_to_string(&mut said)?;
             if let Some(line) = said.strip_prefix(READY) {
                 return Ok(line.to_owned());
             }
+            // It has said why and cleans up: when this command ends, nothing is left.
+            wait_for(child);
             Err(match said.strip_prefix(FAILED) {
                 Some(why) => BackgroundError::Server(why.to_owned()),
                 None => BackgroundError::Silent(log_path),

@@ -11,6 +11,8 @@ use super::stop::StopError;
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, pinned_disks};
 
+/// How long the kernel may take to free the id of a device that nobody uses.
+const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
 const SETTLING: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
@@ -68,16 +70,34 @@ pub(super) fn remove(
     // A live device here is another program's, which got the id after ours had gone.
     let is_ours = |info: &DeviceInfo| info.state != State::Live && info.flags.contains(Features::SERVED);
     if device.is_some_and(|info| is_ours(&info)) {
-        match control.delete(id) {
-            Err(error) if !error.is_no_device() => return Err(error.into()),
-            _ => {}
-        }
+        delete(control, id)?;
     }
     PinDir::of(&Disk::ublk(id.number())).remove()?;
     Record::remove(id)?;
     record::remove_log(id);
     record::remove_policy_lock(id);
     lock.remove_file();
+    Ok(())
+}
+
+/// Deletes a device and waits until its id is free, unless somebody uses the device still, after a stop by force:
+/// then the id is free when he is done.
+pub(super) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
+    match control.delete_async(id) {
+        Err(error) if error.is_no_device() => return Ok(()),
+        other => other?,
+    }
+    let deadline = Instant::now() + FREEING;
+    while control.info(id).is_ok() {
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                "the id of {} is free when its last user has closed it",
+                id.disk_name()
+            );
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
     Ok(())
 }
 

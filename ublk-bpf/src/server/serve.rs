@@ -290,9 +290,8 @@ impl Drop for Claim<'_> {
             return;
         }
         let id = self.info.id;
-        match self.control.delete(id) {
-            Err(error) if !error.is_no_device() => tracing::error!("{error}"),
-            _ => {}
+        if let Err(error) = leftover::delete(self.control, id) {
+            tracing::error!("{error}");
         }
         if let Err(error) = Record::remove(id) {
             tracing::error!("{error}");

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 /// Which of the two processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The one that called.
-    Parent,
+    /// The one that called, with the other's process id.
+    Parent(i32),
     /// The new one.
     Child,
 }
@@ -28,7 +28,17 @@ pub fn fork() -> io::Result<Side> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Side::Child),
-        _ => Ok(Side::Parent),
+        child => Ok(Side::Parent(child)),
+    }
+}
+
+/// Waits for the end of a child process. A child that cannot be waited for has ended.
+pub fn wait_for(child: i32) {
+    // SAFETY: a null pointer asks for no status.
+    while unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } < 0 {
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
     }
 }
 
