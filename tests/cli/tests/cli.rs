@@ -1,10 +1,5 @@
 //! What a user is told: help worth reading, one line for each mistake, and the right exit status.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that meets what it does not expect should say so at once"
-)]
-
 use std::fs::{self, File};
 use std::path::Path;
 

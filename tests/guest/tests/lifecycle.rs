@@ -98,7 +98,7 @@ fn a_device_is_found_by_every_command_until_it_is_stopped() {
     let list = run_json("ublk-bpf", &["list", "--json"]);
     let listed = list
         .as_array()
-        .and_then(|all| all.iter().find(|one| one["id"].to_string() == id));
+        .and_then(|all| all.iter().find(|one| one["id"].as_u64() == id.parse().ok()));
     let listed = listed.unwrap_or_else(|| panic!("device {id} is not in {list:#}"));
     assert_eq!(listed["state"], "live");
     assert_eq!((&listed["queues"], &listed["depth"]), (&2.into(), &64.into()));

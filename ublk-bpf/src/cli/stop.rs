@@ -1,6 +1,7 @@
 //! `ublk-bpf stop`.
 
 use anyhow::bail;
+use clap::ArgGroup;
 
 use crate::control::{Control, DeviceId};
 use crate::server::{leftover, stop};
@@ -10,9 +11,10 @@ use crate::server::{leftover, stop};
 /// A device that somebody has open is not stopped, unless --force is given: then its I/O fails. The device of a server
 /// that died is removed in the same way.
 #[derive(Debug, clap::Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["id", "all"])))]
 pub(super) struct Args {
     /// The device: 0, ublkb0 or /dev/ublkb0
-    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "ID")]
     id: Option<DeviceId>,
     /// Every device of this program
     #[arg(long)]

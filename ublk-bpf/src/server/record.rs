@@ -321,7 +321,7 @@ impl Lock {
     /// [`RecordError::Locked`] if another process has it.
     pub fn serve(id: DeviceId) -> Result<Self, RecordError> {
         make_directory()?;
-        Self::take(path(id, "lock"), |file| match file.try_lock() {
+        Self::take(&path(id, "lock"), |file| match file.try_lock() {
             Ok(()) => Ok(()),
             Err(TryLockError::WouldBlock) => Err(RecordError::Locked(id)),
             Err(TryLockError::Error(source)) => Err(RecordError::System {
@@ -337,7 +337,7 @@ impl Lock {
     /// # Errors
     /// If the file system refuses.
     pub fn change_policy(id: DeviceId) -> Result<Self, RecordError> {
-        Self::wait_for(path(id, "policy-lock"))
+        Self::wait_for(&path(id, "policy-lock"))
     }
 
     /// Waits for the lock that a server holds while it chooses its device: between the making of a device and the
@@ -347,27 +347,29 @@ impl Lock {
     /// If the file system refuses.
     pub fn start() -> Result<Self, RecordError> {
         make_directory()?;
-        Self::wait_for(Path::new(DIRECTORY).join("start.lock"))
+        Self::wait_for(&Path::new(DIRECTORY).join("start.lock"))
     }
 
-    fn wait_for(path: PathBuf) -> Result<Self, RecordError> {
-        Self::take(path.clone(), |file| {
-            file.lock().map_err(|source| RecordError::System {
-                what: "lock",
-                path: path.clone(),
-                source,
-            })
-        })
+    fn wait_for(path: &Path) -> Result<Self, RecordError> {
+        let failed = |source| RecordError::System {
+            what: "lock",
+            path: path.to_owned(),
+            source,
+        };
+        Self::take(path, |file| file.lock().map_err(failed))
     }
 
     /// Locks the file at `path` by `lock`. The holder before may remove the file between the opening and the
     /// locking of it here: a lock counts on the file that is there.
-    fn take(path: PathBuf, lock: impl Fn(&File) -> Result<(), RecordError>) -> Result<Self, RecordError> {
+    fn take(path: &Path, lock: impl Fn(&File) -> Result<(), RecordError>) -> Result<Self, RecordError> {
         loop {
-            let file = open_lock(&path)?;
+            let file = open_lock(path)?;
             lock(&file)?;
-            if is_same_file(&file, &path) {
-                return Ok(Self { _file: file, path });
+            if is_same_file(&file, path) {
+                return Ok(Self {
+                    _file: file,
+                    path: path.to_owned(),
+                });
             }
         }
     }
