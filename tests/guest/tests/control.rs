@@ -196,7 +196,7 @@ fn an_id_in_use_and_nonsense_are_refused() {
     };
     assert_eq!(
         said(ublk.control.add(&nonsense)),
-        "a queue cannot have a depth of 5000: 1 to 4096 are possible"
+        "a queue cannot have a depth of 5000: 2 to 4096 are possible"
     );
     // Reissue without recovery: a combination that this library does not make by itself.
     let nonsense = AddDevice {

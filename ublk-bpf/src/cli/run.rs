@@ -56,7 +56,7 @@ pub(super) struct Args {
     /// Hardware queues, each with a thread; the kernel makes no more than there are CPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
     queues: Option<u16>,
-    /// Requests that a queue holds at once [default: 128]
+    /// Requests that a queue holds at once; batch mode has at least 2 [default: 128]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_QUEUE_DEPTH)))]
     depth: Option<u16>,
     /// Refuse writes

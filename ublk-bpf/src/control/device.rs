@@ -111,6 +111,11 @@ impl Recovery {
     }
 }
 
+/// The least depth of a queue in batch mode. The kernel keeps arrived tags in a FIFO of as many entries as the queue
+/// has tags (`ublk_io_evts_init` in `drivers/block/ublk_drv.c`), and its FIFOs have at least two (`__kfifo_alloc` in
+/// `lib/kfifo.c`): ADD_DEV with a depth of 1 is `EINVAL`.
+pub const MIN_BATCH_DEPTH: u16 = 2;
+
 /// What a new device is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddDevice {
@@ -118,7 +123,7 @@ pub struct AddDevice {
     pub id: Option<DeviceId>,
     /// Hardware queues, 1 to 4096. The kernel lowers it to the number of CPUs without a word.
     pub queues: u16,
-    /// Tags of each queue, 1 to 4096.
+    /// Tags of each queue, [`MIN_BATCH_DEPTH`] to 4096.
     pub depth: u16,
     /// Most bytes of a request: a multiple of the page size, up to 32 MiB (what a user-copy position can say).
     pub max_io_bytes: u32,
@@ -154,7 +159,7 @@ impl AddDevice {
         if self.queues == 0 || self.queues > UBLK_MAX_NR_QUEUES {
             return Err(InvalidDevice::Queues(self.queues));
         }
-        if self.depth == 0 || self.depth > UBLK_MAX_QUEUE_DEPTH {
+        if !(MIN_BATCH_DEPTH..=UBLK_MAX_QUEUE_DEPTH).contains(&self.depth) {
             return Err(InvalidDevice::Depth(self.depth));
         }
         let page = page_size();
@@ -181,7 +186,7 @@ pub enum InvalidDevice {
     #[error("a device cannot have {0} queues: 1 to 4096 are possible")]
     Queues(u16),
     /// Queue depth.
-    #[error("a queue cannot have a depth of {0}: 1 to 4096 are possible")]
+    #[error("a queue cannot have a depth of {0}: 2 to 4096 are possible")]
     Depth(u16),
     /// Most bytes of a request.
     #[error("a request cannot have up to {bytes} bytes: a multiple of {page} up to 33554432 is possible")]

@@ -26,7 +26,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub use self::command::Command;
 pub use self::device::{
-    AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MalformedInfo, Recovery, State,
+    AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MIN_BATCH_DEPTH, MalformedInfo,
+    Recovery, State,
 };
 pub use self::error::{CONTROL_PATH, DeviceOrAny, Errno, Error};
 pub use self::features::{FEATURES, Feature, Features, Missing};

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
-use crate::control::{DeviceId, Recovery};
+use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::target::Spec;
 
 /// Where records, locks and logs are.
@@ -94,18 +94,18 @@ pub enum RecordError {
 impl Record {
     /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute.
     #[must_use]
-    pub fn new(id: DeviceId, options: &Options, queues: u16, sectors: u64) -> Self {
+    pub fn new(info: &DeviceInfo, options: &Options, sectors: u64) -> Self {
         let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             version: VERSION,
-            id: id.number(),
+            id: info.id.number(),
             pid: std::process::id(),
             started: started.map_or(0, |since| since.as_secs()),
             boot_id: boot_id(),
             backing: options.backing.clone(),
             policy: options.policy.clone(),
-            queues,
-            depth: options.depth,
+            queues: info.queues,
+            depth: info.depth,
             sectors,
             read_only: options.read_only,
             recovery: options.recovery,
@@ -433,6 +433,7 @@ mod spec_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{Features, State};
 
     const ID: DeviceId = DeviceId::new(3).expect("small");
 
@@ -447,7 +448,19 @@ mod tests {
             recovery: Recovery::Reissue,
             allow_lossy: false,
         };
-        Record::new(ID, &options, 2, 1 << 21)
+        let info = DeviceInfo {
+            id: ID,
+            queues: 2,
+            depth: 128,
+            state: State::Dead,
+            descriptor_bytes: 24,
+            max_io_bytes: 1 << 20,
+            server: None,
+            flags: Features::SERVED,
+            owner_uid: 0,
+            owner_gid: 0,
+        };
+        Record::new(&info, &options, 1 << 21)
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::record::{Lock, RecordError};
 use super::signals::StopSignals;
 use super::{Options, Record, users};
 use crate::control::{
-    AddDevice, Control, DeviceId, DeviceInfo, Error as ControlError, Features, Missing, Recovery, State,
-    open_char_device, wait_for_block_device,
+    AddDevice, Control, DeviceId, DeviceInfo, Error as ControlError, Features, MIN_BATCH_DEPTH, Missing,
+    Recovery, State, open_char_device, wait_for_block_device,
 };
 use crate::driver::uring::Stop;
 use crate::policy::{self, Classifier, Disk, Policy, PolicyError, WrittenSpec, ensure_bpffs};
@@ -141,7 +141,7 @@ fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeE
     let mut classifier = Classifier::load(&spec)?;
     mark_data(&opened.target, &classifier)?;
     policy::swap(&spec.disk, &opened.policy)?;
-    let record = Record::new(claim.info.id, options, claim.info.queues, facts.sectors);
+    let record = Record::new(&claim.info, options, facts.sectors);
     record.write()?;
     let server = Server {
         control,
@@ -189,7 +189,7 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
         lock,
         leave: true,
     };
-    let record = Record::new(id, &options, claim.info.queues, opened.target.facts().sectors);
+    let record = Record::new(&claim.info, &options, opened.target.facts().sectors);
     record.write()?;
     let server = Server {
         control,
@@ -249,7 +249,7 @@ impl<'c> Claim<'c> {
         let info = control.add(&AddDevice {
             id: options.id,
             queues: options.queues,
-            depth: options.depth,
+            depth: options.depth.max(MIN_BATCH_DEPTH),
             max_io_bytes: MAX_IO_BYTES,
             recovery: options.recovery,
             ..AddDevice::default()
@@ -259,6 +259,12 @@ impl<'c> Claim<'c> {
                 "{} queues were asked for; this machine's number of CPUs allows {}",
                 options.queues,
                 info.queues
+            );
+        }
+        if info.depth > options.depth {
+            tracing::warn!(
+                "a depth of {} was asked for; {MIN_BATCH_DEPTH} is the least in batch mode",
+                options.depth
             );
         }
         let lock = match Lock::serve(info.id) {
