@@ -45,7 +45,7 @@ fn bpftool_prints_names_and_counts_agree_with_fio() {
     let text = run("bpftool", &["map", "dump", "pinned", &pin("verdicts")]);
     for name in [
         "\"verdict\": \"None\"",
-        "\"op\": \"Write\"",
+        "\"op\": \"Read\"",
         "nr_sectors",
         "sector",
     ] {

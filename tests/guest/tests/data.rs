@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use ublk_bpf_guest::{Backing, Device, Fio, backing::drop_caches};
+use ublk_bpf_guest::{Backing, Device, Fio, backing::drop_caches, read};
 
 /// Each queue count and depth that a backing is tried with, and how much fio writes then.
 const SHAPES: [(u32, u32, &str); 8] = [
@@ -61,6 +61,12 @@ fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
         "--depth",
         &depth_text,
     ]);
+    // The kernel's batch mode has no queue of depth 1: such a device gets the least that there is.
+    assert_eq!(read(device.sysfs("mq/0/nr_tags")), depth.max(2).to_string());
+    assert_eq!(
+        std::fs::read_dir(device.sysfs("mq")).expect("mq").count(),
+        queues as usize
+    );
     let done = Fio::verify(device.path())
         .arg("size", &format!("{MIB}m"))
         .arg("io_size", amount)

@@ -42,7 +42,7 @@ fn write_zeroes_reaches_every_backing() {
     for backing in [
         Backing::file("zeroes", 16),
         Backing::brd(16),
-        Backing::loop_device("zeroes", 16),
+        Backing::loop_device("zeroes-loop", 16),
     ] {
         let device = Device::run(&["--backing", backing.spec()]);
         fill(device.path(), 8 * MIB, 0x5a);
@@ -74,6 +74,7 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
         file.write_all_at(&[i; 4096], u64::from(i) * 4096).expect("write");
         file.sync_data().expect("flush");
     }
+    drop(file);
     let after_fsync = disk.flushes();
     assert!(
         after_fsync >= flushes + 20,
@@ -133,7 +134,7 @@ fn a_device_tells_the_truth_about_its_backing() {
 struct NullBlk;
 
 impl NullBlk {
-    const CONFIG: &str = "/sys/kernel/config/nullb/nullb9";
+    const CONFIG: &str = "/sys/kernel/config/nullb/cached";
 
     fn new() -> Self {
         run("modprobe", &["null_blk", "nr_devices=0"]);
@@ -156,12 +157,12 @@ impl NullBlk {
 
     #[expect(clippy::unused_self, reason = "there is a disk only while there is a value")]
     fn path(&self) -> &'static str {
-        "/dev/nullb9"
+        "/dev/cached"
     }
 
     #[expect(clippy::unused_self, reason = "there is a disk only while there is a value")]
     fn sysfs(&self, file: &str) -> String {
-        format!("/sys/block/nullb9/{file}")
+        format!("/sys/block/cached/{file}")
     }
 
     /// Flush requests that the disk completed: the 16th field of its `stat`.

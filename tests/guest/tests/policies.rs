@@ -2,6 +2,8 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use ublk_bpf_guest::{Backing, Device, Fio, run, try_run};
 
@@ -36,23 +38,33 @@ fn a_hostile_policy_costs_time_and_nothing_else() {
 fn ten_swaps_under_load_lose_nothing() {
     let backing = Backing::brd(64);
     let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
-    let mut load = Fio::verify(device.path())
-        .arg("size", "64m")
-        .arg("io_size", "600m")
-        .arg("iodepth", "16")
-        .arg("time_based", "1")
-        .arg("runtime", "15")
-        .start();
-    for swap in 0..10 {
-        device.swap(if swap % 2 == 0 {
-            "drop-discard"
-        } else {
-            "passthrough"
+    // fio cannot verify what it wrote several times over, so one job follows another until the swaps are done.
+    let swapped = AtomicBool::new(false);
+    let rounds = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut rounds = 0;
+            while !swapped.load(Relaxed) {
+                Fio::verify(device.path())
+                    .arg("size", "64m")
+                    .arg("io_size", "16m")
+                    .arg("iodepth", "16")
+                    .run();
+                rounds += 1;
+            }
+            rounds
         });
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        assert!(load.is_running(), "fio ended before the last swap");
-    }
-    load.finish();
+        for swap in 0..10 {
+            std::thread::sleep(Duration::from_millis(300));
+            device.swap(if swap % 2 == 0 {
+                "drop-discard"
+            } else {
+                "passthrough"
+            });
+        }
+        swapped.store(true, Relaxed);
+        load.join().expect("the load ran to its end")
+    });
+    eprintln!("{rounds} verified rounds during ten swaps");
     let stats = device.stats();
     let server = |name: &str| {
         stats["server"][name]
@@ -86,6 +98,7 @@ fn drop_discard_keeps_the_data() {
         .expect("open");
     file.write_all_at(&[7; 65536], 0).expect("write");
     file.sync_all().expect("sync");
+    drop(file);
     run("blkdiscard", &["-f", device.path_str()]);
     assert!(device.counter("dropped") > 0);
     device.stop();
@@ -130,6 +143,7 @@ fn sparse_answers_reads_of_holes_without_io() {
     assert_eq!(page, [5; 4096], "data written through the device");
     file.read_exact_at(&mut page, 4 << 20).expect("read");
     assert_eq!(page, [0; 4096], "a hole");
+    drop(file);
     device.stop();
 }
 
@@ -181,7 +195,6 @@ fn a_request_without_verdict_is_served_and_counted() {
         Fio::verify(device.path())
             .arg("bsrange", "4k-16k")
             .arg("size", "4m")
-            .arg("io_size", "24m")
             .arg("numjobs", "12")
             .arg("offset_increment", "5m")
             .arg("iodepth", "8")

@@ -391,7 +391,7 @@ mod tests {
         );
         assert_eq!(
             with(|d| d.depth = 4097),
-            "a queue cannot have a depth of 4097: 1 to 4096 are possible"
+            "a queue cannot have a depth of 4097: 2 to 4096 are possible"
         );
         assert!(with(|d| d.max_io_bytes = 1000).starts_with("a request cannot have up to 1000 bytes"));
         assert!(with(|d| d.max_io_bytes = (32 << 20) + 4096).contains("up to 33554432"));
