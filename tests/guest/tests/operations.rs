@@ -147,6 +147,8 @@ impl NullBlk {
             ("blocksize", "4096"),
             ("memory_backed", "1"),
             ("cache_size", "8"),
+            // A forced write makes the block layer flush the cache behind it, which can be counted.
+            ("fua", "0"),
             ("discard", "1"),
             ("power", "1"),
         ] {
