@@ -16,8 +16,8 @@ use crate::{build_ebpf, command, progress, setup, vm, workspace};
 const GUEST_PACKAGE: &str = "ublk-bpf-guest";
 /// Where the guest has the test programs.
 const GUEST_FOLDER: &str = "/usr/local/lib/tests";
-/// The package of policies that the tests attach, and where the guest has the objects.
-const POLICIES: &str = "tests/policies";
+/// The packages of policies that the tests attach, and where the guest has the objects.
+const POLICIES: [&str; 2] = ["tests/policies", "examples/size-histogram"];
 const POLICY_FOLDER: &str = "/root/policies";
 const GUEST_CPUS: u32 = 4;
 const GUEST_MEMORY: &str = "4G";
@@ -115,12 +115,15 @@ fn in_guest(options: &Options) -> Result<Counts> {
     for (name, path) in programs(&options.programs)? {
         files.push((path, format!("{GUEST_FOLDER}/{name}")));
     }
-    for object in build_ebpf::policy(&workspace::root().join(POLICIES))? {
-        let name = object
-            .file_name()
-            .context("an object has a name")?
-            .to_string_lossy();
-        files.push((object.clone(), format!("{POLICY_FOLDER}/{name}")));
+    for package in POLICIES {
+        for object in build_ebpf::policy(&workspace::root().join(package))? {
+            let name = object
+                .file_name()
+                .context("an object has a name")?
+                .to_string_lossy();
+            let place = format!("{POLICY_FOLDER}/{name}");
+            files.push((object, place));
+        }
     }
     let config = Config {
         cpus: GUEST_CPUS,

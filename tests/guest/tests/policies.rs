@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ublk_bpf_guest::{Backing, Device, Fio, run, try_run};
+use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run};
 
 /// Built by `cargo xtask build-ebpf` from tests/policies and handed to the guest.
 const HOSTILE: &str = "/root/policies/hostile.o";
@@ -84,6 +84,32 @@ fn ten_swaps_under_load_lose_nothing() {
         server("arrived"),
         "{stats:#}"
     );
+    device.stop();
+}
+
+#[test]
+fn a_policy_of_ones_own_counts_in_its_own_map() {
+    let device = Device::run(&["--backing", "mem:32M"]);
+    device.swap("/root/policies/size-histogram.o");
+    let done = Fio::new(device.path())
+        .arg("rw", "randrw")
+        .arg("bs", "16k")
+        .arg("size", "8m")
+        .arg("cpus_allowed", "0")
+        .run();
+    let map = device.pins().join("maps/sizes").display().to_string();
+    let rows = run_json("bpftool", &["-j", "map", "dump", "pinned", &map]);
+    let count = |row: usize, field: &str| -> u64 {
+        let values = rows[row]["formatted"]["values"]
+            .as_array()
+            .expect("a value for each CPU");
+        values
+            .iter()
+            .map(|cpu| cpu["value"][field].as_u64().expect("a count"))
+            .sum()
+    };
+    assert_eq!(count(5, "reads"), done.reads, "row 5 is 16 KiB: {rows:#}");
+    assert_eq!(count(5, "writes"), done.writes);
     device.stop();
 }
 
