@@ -79,3 +79,8 @@ macro_rules! policy {
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// The guide's program, compiled as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/policies.md")]
+struct Guide;
