@@ -49,27 +49,24 @@ impl Verdicts {
     ///
     /// If the device has no such queue.
     #[must_use]
-    pub fn queue(&self, qid: u16) -> QueueVerdicts {
-        let words = usize::from(self.depth) * SLOT_WORDS;
-        let first = usize::from(qid) * words;
-        assert!(first + words <= self.words.as_slice().len(), "no queue {qid}");
-        QueueVerdicts {
-            words: Arc::clone(&self.words),
-            first,
-            len: words,
-        }
+    pub fn queue(&self, qid: u16) -> QueueVerdicts<'_> {
+        let depth = usize::from(self.depth);
+        let (slots, _) = self.words.as_slice().as_chunks();
+        let slots = slots.get(usize::from(qid) * depth..).and_then(|slots| slots.get(..depth));
+        let Some(slots) = slots else {
+            panic!("no queue {qid}");
+        };
+        QueueVerdicts { slots }
     }
 }
 
 /// The verdicts of one queue's tags.
-#[derive(Debug)]
-pub struct QueueVerdicts {
-    words: Arc<MapWords>,
-    first: usize,
-    len: usize,
+#[derive(Clone, Copy, Debug)]
+pub struct QueueVerdicts<'a> {
+    slots: &'a [[AtomicU64; SLOT_WORDS]],
 }
 
-impl QueueVerdicts {
+impl QueueVerdicts<'_> {
     /// Takes the verdict of a tag that has arrived: reads its slot and empties it.
     ///
     /// Between a tag's arrival and its commit nothing but the server touches its slot: the classifier has run
@@ -82,11 +79,7 @@ impl QueueVerdicts {
     #[inline]
     #[must_use]
     pub fn take(&self, tag: u16) -> TakenVerdict {
-        assert!(usize::from(tag) * SLOT_WORDS < self.len, "no tag {tag}");
-        // `queue` has found that all slots are there; two indexed words cost less here than slices of slices.
-        let at = self.first + usize::from(tag) * SLOT_WORDS;
-        let words = self.words.as_slice();
-        let [head, sector] = [&words[at], &words[at + 1]];
+        let [head, sector] = &self.slots[usize::from(tag)];
         let taken = TakenVerdict {
             head: head.load(Ordering::Relaxed),
             sector: sector.load(Ordering::Relaxed),

@@ -80,7 +80,8 @@ struct Batch {
 #[derive(Debug)]
 pub(super) struct Batches {
     batches: [Batch; BATCHES],
-    filling: u8,
+    /// The number of the batch that fills: batches are counted from 0 and take turns in `batches`.
+    filling: u64,
     out: Option<Out>,
 }
 
@@ -100,7 +101,7 @@ impl Batches {
 
     /// Fills a batch with every tag and sends it out, for PREP.
     pub(super) fn prepare(&mut self) -> u8 {
-        let batch = self.filling;
+        let batch = index(self.filling);
         let Batch { elements, len } = &mut self.batches[usize::from(batch)];
         for (element, tag) in elements.iter_mut().zip(0..) {
             *element = Element {
@@ -115,7 +116,7 @@ impl Batches {
             from: 0,
             retries: 0,
         });
-        self.filling = 1 - batch;
+        self.filling += 1;
         batch
     }
 
@@ -126,30 +127,36 @@ impl Batches {
         }
     }
 
-    /// Puts a result into the filling batch. Says which that is, and whether it is full now.
+    /// The number of the batch that fills. Those of lower numbers have been sent.
     #[inline]
-    pub(super) fn push(&mut self, tag: u16, result: i32) -> (u8, bool) {
-        let batch = &mut self.batches[usize::from(self.filling)];
+    pub(super) fn filling(&self) -> u64 {
+        self.filling
+    }
+
+    /// Puts a result into the filling batch. Says whether it is full now.
+    #[inline]
+    pub(super) fn push(&mut self, tag: u16, result: i32) -> bool {
+        let batch = &mut self.batches[usize::from(index(self.filling))];
         batch.elements[usize::from(batch.len)] = Element {
             tag,
             buf_index: tag,
             result,
         };
         batch.len += 1;
-        (self.filling, usize::from(batch.len) == batch.elements.len())
+        usize::from(batch.len) == batch.elements.len()
     }
 
     /// Whether the filling batch has no room.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        let batch = &self.batches[usize::from(self.filling)];
+        let batch = &self.batches[usize::from(index(self.filling))];
         usize::from(batch.len) == batch.elements.len()
     }
 
     /// Whether no result waits to be submitted.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.batches[usize::from(self.filling)].len == 0
+        self.batches[usize::from(index(self.filling))].len == 0
     }
 
     /// Whether a COMMIT is out.
@@ -164,13 +171,13 @@ impl Batches {
         if self.is_out() || self.is_empty() {
             return None;
         }
-        let batch = self.filling;
+        let batch = index(self.filling);
         self.out = Some(Out {
             batch,
             from: 0,
             retries: 0,
         });
-        self.filling = 1 - batch;
+        self.filling += 1;
         assert!(self.is_empty(), "the batch that was out has come back");
         Some(batch)
     }
@@ -248,7 +255,7 @@ impl Batches {
 
     /// The batch is free. Its elements stay readable until it fills again.
     fn done(&mut self, batch: u8) -> Answer {
-        debug_assert!(self.filling != batch);
+        debug_assert!(index(self.filling) != batch);
         self.out = None;
         Answer::Done
     }
@@ -262,6 +269,13 @@ impl Batches {
     pub(super) fn give_up(&mut self) {
         self.out = None;
     }
+}
+
+/// Where the batch of a number is, and what it is called outside.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "below `BATCHES`")]
+const fn index(number: u64) -> u8 {
+    (number % BATCHES as u64) as u8
 }
 
 #[cfg(test)]

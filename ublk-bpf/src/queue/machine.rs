@@ -153,7 +153,7 @@ impl<'w> Machine<'w> {
     }
 
     /// The next thing to do, if there is one.
-    #[inline]
+    #[inline(always)]
     pub fn poll_effect(&mut self) -> Option<Effect> {
         Some(match self.todos.pop()? {
             Todo::Io(tag) => self.issue(tag),
@@ -195,26 +195,31 @@ impl<'w> Machine<'w> {
     }
 
     /// [`Event::Arrived`].
-    #[inline]
+    #[inline(always)]
     pub fn arrived(&mut self, arrival: &Arrival) {
         self.counters.arrived += 1;
         self.fetch_ends = 0;
         self.fetch_errors = 0;
-        let slot = self.tags.arrive(arrival.tag);
+        let slot = self.tags.arrive(arrival.tag, self.batches.filling());
         if self.phase >= Phase::Abandoning {
             slot.owner = Owner::Abandoned;
             return;
         }
         slot.owner = Owner::InFlight;
         self.in_service += 1;
-        match Request::parse(arrival, &self.limits) {
-            Ok(request) => self.start(arrival, &request),
-            Err(errno) => self.refuse(arrival.tag, errno),
+        // Nearly every request is one of these. To ask for them first, in the same words, saves 150 instructions.
+        match Request::ordinary(arrival, &self.limits) {
+            Some(request) if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) => {
+                let plan = plan(&request, Advice::Passthrough, &self.terms);
+                self.start(arrival.tag, &request, &plan);
+            }
+            // By value: what is lent to a function has to be in memory, on the ordinary way too.
+            _ => self.arrived_aside(*arrival),
         }
     }
 
     /// [`Event::IoDone`].
-    #[inline]
+    #[inline(always)]
     pub fn io_done(&mut self, tag: u16, result: i32) {
         let service = &self.tags.in_flight(tag).service;
         if service.is_whole(result) {
@@ -299,9 +304,6 @@ impl<'w> Machine<'w> {
                 self.todos.push(Todo::Commit(batch));
             }
             Answer::Done => {
-                for element in self.batches.elements(batch) {
-                    self.tags.committed(element.tag, batch);
-                }
                 self.batches.clear(batch);
                 // No event may be left to say `Idle` for: every tag is ready.
                 if self.batches.is_full() {
@@ -325,16 +327,25 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// Begins to serve a request.
-    #[inline]
-    fn start(&mut self, arrival: &Arrival, request: &Request) {
-        let advice = match verdict::check(arrival.verdict, request.action.op(), arrival) {
+    /// Any request, with any verdict.
+    #[inline(never)]
+    fn arrived_aside(&mut self, arrival: Arrival) {
+        let request = match Request::parse(&arrival, &self.limits) {
+            Ok(request) => request,
+            Err(errno) => return self.refuse(arrival.tag, errno),
+        };
+        let advice = match verdict::check(arrival.verdict, request.action.op(), &arrival) {
             Ok(advice) => advice,
             Err(why) => self.without_advice(why),
         };
-        let plan = plan(request, advice, &self.terms);
-        self.count(request, &plan);
-        let tag = arrival.tag;
+        let plan = plan(&request, advice, &self.terms);
+        self.start(arrival.tag, &request, &plan);
+    }
+
+    /// Begins to serve a request.
+    #[inline(always)]
+    fn start(&mut self, tag: u16, request: &Request, plan: &Plan) {
+        self.count(request, plan);
         match plan.route {
             Route::Nothing => {
                 // Of a request with data, all is served as far as this device serves any.
@@ -352,7 +363,7 @@ impl<'w> Machine<'w> {
         if request.action == Action::Write {
             self.terms.written.mark(request.offset, request.length);
         }
-        let slot = self.tags.in_flight(tag);
+        let slot = self.tags.slot(tag);
         slot.service = Service::new(request, plan.route, self.volatile_cache, self.staging_bytes);
         if plan.route == Route::Copy {
             self.stage(tag);
@@ -398,7 +409,7 @@ impl<'w> Machine<'w> {
     }
 
     /// The operation that a tag's request is at.
-    #[inline]
+    #[inline(always)]
     fn issue(&mut self, tag: u16) -> Effect {
         let io = self.tags.service(tag).io();
         match io {
@@ -438,19 +449,19 @@ impl<'w> Machine<'w> {
     }
 
     /// A request of `data` bytes has its outcome: its tag goes into the filling batch.
-    #[inline]
+    #[inline(always)]
     fn finish(&mut self, tag: u16, data: u32, outcome: Outcome) {
         let result = result_of(data, outcome);
+        let slot = self.tags.in_flight(tag);
+        slot.owner = Owner::Answered(self.batches.filling());
+        let staged = slot.service.staging.is_some();
         if result < 0 {
             self.counters.failed += 1;
         } else {
             self.counters.completed += 1;
         }
-        let (batch, full) = self.batches.push(tag, result);
-        let slot = self.tags.in_flight(tag);
-        slot.owner = Owner::Ready(batch);
-        let staged = slot.service.staging.is_some();
         self.in_service -= 1;
+        let full = self.batches.push(tag, result);
         if staged {
             self.unstage(tag);
         }
@@ -486,10 +497,6 @@ impl<'w> Machine<'w> {
             return;
         }
         if let Some(batch) = self.batches.send() {
-            for element in self.batches.elements(batch) {
-                self.tags
-                    .shift(element.tag, Owner::Ready(batch), Owner::Committing(batch));
-            }
             self.todos.push(Todo::Commit(batch));
         }
     }

@@ -23,6 +23,18 @@ pub(super) struct Limits {
     pub(super) read_only: bool,
 }
 
+impl Limits {
+    /// Whether a request may be for this range: not empty, inside the device, of whole blocks and, where it has
+    /// data, not too long for user copy.
+    #[inline(always)]
+    fn admit(&self, action: Action, first: u64, sectors: u64) -> bool {
+        let inside = sectors <= self.capacity && first <= self.capacity - sectors;
+        let aligned = (first | sectors) & self.block_mask == 0;
+        let fits = sectors != 0 && (sectors <= MAX_DATA_BYTES / SECTOR_SIZE || !action.has_data());
+        inside && aligned && fits
+    }
+}
+
 /// What a request does to its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
@@ -94,10 +106,7 @@ impl Request {
             return Err(Errno::EROFS);
         }
         let (first, sectors) = (arrival.start_sector, u64::from(arrival.nr_sectors));
-        let inside = sectors <= limits.capacity && first <= limits.capacity - sectors;
-        let aligned = (first | sectors) & limits.block_mask == 0;
-        let fits = sectors != 0 && (sectors <= MAX_DATA_BYTES / SECTOR_SIZE || !action.has_data());
-        if !(inside && aligned && fits) {
+        if !limits.admit(action, first, sectors) {
             return Err(Errno::EINVAL);
         }
         Ok(Self {
@@ -106,6 +115,35 @@ impl Request {
             keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
             registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
             // Inside the device, whose bytes fit 63 bits (`Config::check`).
+            offset: first * SECTOR_SIZE,
+            length: sectors * SECTOR_SIZE,
+        })
+    }
+
+    /// What [`parse`](Self::parse) makes of the descriptors that nearly all are: READ or WRITE, not durable in
+    /// particular, with registered pages. `None`: ask `parse`.
+    #[inline(always)]
+    pub(super) fn ordinary(arrival: &Arrival, limits: &Limits) -> Option<Self> {
+        /// Operations above WRITE, and what makes READ and WRITE unusual.
+        const UNUSUAL: u32 = 0xfe | UBLK_IO_F_FUA | UBLK_IO_F_NEED_REG_BUF;
+        const _: () = assert!(UBLK_IO_OP_READ == 0 && UBLK_IO_OP_WRITE == 1);
+        if arrival.op_flags & UNUSUAL != 0 {
+            return None;
+        }
+        let action = if arrival.op_flags & 1 == 0 {
+            Action::Read
+        } else {
+            Action::Write
+        };
+        let (first, sectors) = (arrival.start_sector, u64::from(arrival.nr_sectors));
+        if (limits.read_only && action == Action::Write) || !limits.admit(action, first, sectors) {
+            return None;
+        }
+        Some(Self {
+            action,
+            durable: false,
+            keep_allocated: false,
+            registered: true,
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
         })

@@ -11,11 +11,10 @@ pub(super) enum Owner {
     Waiting,
     /// An operation for its request is out, or on its way to the driver.
     InFlight,
-    /// Its result is in this batch, which has not been submitted.
-    Ready(u8),
-    /// Its result is in this batch, which is out with COMMIT. The kernel takes a tag back when it handles the
-    /// element, which may be before the COMMIT's completion is seen: such a tag may arrive again.
-    Committing(u8),
+    /// Its result is in the batch of this number. As long as that one fills, the tag is here. Once it is sent, the
+    /// tag may arrive: the kernel takes it back when it handles the element, which may be before the COMMIT's
+    /// completion is seen. So nothing has to be told to each tag when a batch is sent or through.
+    Answered(u64),
     /// Its request is left, uncommitted, to the kernel and whoever serves the device next.
     Abandoned,
 }
@@ -45,18 +44,18 @@ impl Tags {
         }
     }
 
-    /// A tag arrives: from the kernel, or from a COMMIT that the kernel has handled so far.
+    /// A tag arrives: from the kernel, or from a batch that was sent, one before the batch `filling`.
     ///
     /// # Panics
     /// If the kernel gives a tag that it does not have: serving it twice would corrupt a request.
     #[inline]
-    pub(super) fn arrive(&mut self, tag: u16) -> &mut Slot {
+    pub(super) fn arrive(&mut self, tag: u16, filling: u64) -> &mut Slot {
         let slot = &mut self.slots[usize::from(tag)];
-        assert!(
-            matches!(slot.owner, Owner::Kernel | Owner::Committing(_)),
-            "tag {tag} arrived, but it is {:?}",
-            slot.owner
-        );
+        let is_kernels = match slot.owner {
+            Owner::Answered(batch) => batch < filling,
+            owner => owner == Owner::Kernel,
+        };
+        assert!(is_kernels, "tag {tag} arrived, but it is {:?}", slot.owner);
         slot
     }
 
@@ -90,16 +89,6 @@ impl Tags {
         slot.owner = to;
     }
 
-    /// A COMMIT of this batch is through with the tag. If it has arrived again in the meantime, it stays
-    /// where it is.
-    #[inline]
-    pub(super) fn committed(&mut self, tag: u16, batch: u8) {
-        let slot = &mut self.slots[usize::from(tag)];
-        if slot.owner == Owner::Committing(batch) {
-            slot.owner = Owner::Kernel;
-        }
-    }
-
     /// The request that a tag stands for.
     #[inline]
     pub(super) fn service(&self, tag: u16) -> &Service {
@@ -118,40 +107,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_arrives_from_the_kernel_or_from_a_commit_that_is_out() {
+    fn a_tag_arrives_from_the_kernel_or_from_a_batch_that_was_sent() {
         let mut tags = Tags::new(2);
-        tags.arrive(0).owner = Owner::InFlight;
-        tags.shift(0, Owner::InFlight, Owner::Ready(1));
-        tags.shift(0, Owner::Ready(1), Owner::Committing(1));
-        tags.arrive(0).owner = Owner::InFlight;
-        tags.committed(0, 1);
-        assert_eq!(
-            tags.slot(0).owner,
-            Owner::InFlight,
-            "it has arrived again before the completion"
-        );
+        tags.arrive(0, 5).owner = Owner::InFlight;
+        tags.shift(0, Owner::InFlight, Owner::Answered(5));
+        tags.arrive(0, 6).owner = Owner::InFlight;
+        assert_eq!(tags.in_flight(0).owner, Owner::InFlight);
     }
 
     #[test]
-    fn a_committed_tag_is_the_kernels() {
-        let mut tags = Tags::new(2);
-        tags.slot(1).owner = Owner::Committing(0);
-        tags.committed(1, 1);
-        assert_eq!(
-            tags.slot(1).owner,
-            Owner::Committing(0),
-            "another batch's completion says nothing about it"
-        );
-        tags.committed(1, 0);
-        assert_eq!(tags.slot(1).owner, Owner::Kernel);
-    }
-
-    #[test]
-    #[should_panic(expected = "tag 0 arrived, but it is Ready(0)")]
-    fn a_tag_that_is_here_cannot_arrive() {
+    #[should_panic(expected = "tag 0 arrived, but it is Answered(7)")]
+    fn a_tag_whose_result_is_here_cannot_arrive() {
         let mut tags = Tags::new(1);
-        tags.slot(0).owner = Owner::Ready(0);
-        tags.arrive(0);
+        tags.slot(0).owner = Owner::Answered(7);
+        tags.arrive(0, 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "tag 0 arrived, but it is InFlight")]
+    fn a_tag_in_flight_cannot_arrive() {
+        let mut tags = Tags::new(1);
+        tags.slot(0).owner = Owner::InFlight;
+        tags.arrive(0, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "tag 0 arrived, but it is Abandoned")]
+    fn a_tag_that_was_left_to_the_next_server_cannot_arrive() {
+        let mut tags = Tags::new(1);
+        tags.slot(0).owner = Owner::Abandoned;
+        tags.arrive(0, 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Op, Reason, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Op, Reason, Verdict, VerdictSlot, hint};
 
 use super::event::{Arrival, TakenVerdict};
 
@@ -24,6 +24,15 @@ pub(super) enum NoAdvice {
     Stale,
     /// No classifier of this version writes it, or it is a hit and there is no cache.
     Invalid,
+}
+
+/// Whether `taken` is what the classifier leaves most often for the `op` of `arrival`: to pass it through, for no
+/// particular reason. [`check`] says the same of it, after some more questions.
+#[inline(always)]
+pub(super) fn is_plain_passthrough(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
+    const PASSTHROUGH: u32 = Decision::new(Verdict::Passthrough, Reason::Default).pack();
+    taken.head == VerdictSlot::head(PASSTHROUGH, op as u32, arrival.nr_sectors)
+        && taken.sector == arrival.start_sector
 }
 
 /// The advice in `taken` for the request of `arrival`, which is an `op`.

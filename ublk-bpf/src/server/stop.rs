@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::leftover::{self, RemoveError};
+use super::leftover;
 use super::record::{Lock, RecordError};
 use super::users;
 use crate::control::{Control, DeviceId, Error};
+use crate::policy::PolicyError;
 
 /// How long a server may take from the end of its device to its own.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,9 +41,9 @@ pub enum StopError {
     /// There is no such device, or its record cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// What its dead server left could not be removed.
+    /// Its pins could not be removed.
     #[error(transparent)]
-    Remove(#[from] RemoveError),
+    Policy(#[from] PolicyError),
 }
 
 /// Stops a device and waits until nothing is left of it. With `force` even if somebody has it open, whose I/O
@@ -76,7 +77,7 @@ fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Res
     if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
         remove_disk(control, id, force)?;
     }
-    Ok(leftover::remove(control, id, device, lock)?)
+    leftover::remove(control, id, device, lock)
 }
 
 /// Removes the block device; one that has none is left as it is.

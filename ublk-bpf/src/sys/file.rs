@@ -82,6 +82,21 @@ fn seek(file: &File, from: u64, whence: i32) -> io::Result<Option<u64>> {
     }
 }
 
+/// Reads through this description leave the file's access time alone (`O_NOATIME`). Only its owner and who has
+/// CAP_FOWNER may ask for that: `EPERM` for others.
+pub(crate) fn keep_access_time(file: &File) -> io::Result<()> {
+    // SAFETY: no memory is passed, and the descriptor is borrowed for the call.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NOATIME) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// A file without a name, in memory. `name` shows in `/proc/PID/maps` and `fd/`.
 pub(crate) fn memory_file(name: &str) -> io::Result<File> {
     let name = CString::new(name)?;

@@ -1,6 +1,7 @@
 //! Memory mappings that unmap themselves, and the descriptor array of a queue.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -123,10 +124,23 @@ impl Descriptors {
             .as_ptr()
             .as_ptr()
             .wrapping_add(usize::from(tag) * self.stride);
-        // SAFETY: `tag < depth` and the mapping has `depth * stride` bytes, so a whole descriptor is at `at`; the
-        // start is page aligned and the stride a multiple of 8, so it is aligned; any bytes are an `IoDesc`. Volatile,
-        // for the driver writes it; not while the server holds the tag, and a torn value would still be a value.
-        unsafe { at.cast::<IoDesc>().read_volatile() }
+        // Member by member: a volatile load of the whole goes through the stack.
+        let u32_at = |offset| {
+            // SAFETY: `tag < depth` and the mapping has `depth * stride` bytes, so a whole descriptor is at `at`; the
+            // start is page aligned and the stride a multiple of 8, so it is aligned; any bytes are a value. Volatile,
+            // for the driver writes it; not while the server holds the tag, and a torn value would still be a value.
+            unsafe { at.wrapping_add(offset).cast::<u32>().read_volatile() }
+        };
+        let u64_at = |offset| {
+            // SAFETY: as above.
+            unsafe { at.wrapping_add(offset).cast::<u64>().read_volatile() }
+        };
+        IoDesc {
+            op_flags: u32_at(offset_of!(IoDesc, op_flags)),
+            nr_sectors: u32_at(offset_of!(IoDesc, nr_sectors)),
+            start_sector: u64_at(offset_of!(IoDesc, start_sector)),
+            addr: u64_at(offset_of!(IoDesc, addr)),
+        }
     }
 }
 

@@ -21,6 +21,8 @@ use std::ops::Range;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use crate::sys;
+
 pub use error::Error;
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
 
@@ -147,6 +149,10 @@ impl Target {
             }
             Spec::Null { bytes, reads } => (Kind::Null(*reads), null::facts(*bytes, read_only), None),
         };
+        if let Some(file) = &file {
+            // A read need not write to the target's inode. Who may not ask for that pays for the time stamps.
+            let _ = sys::file::keep_access_time(file);
+        }
         Ok(Self {
             spec: spec.clone(),
             kind,
