@@ -52,7 +52,9 @@ impl Verdicts {
     pub fn queue(&self, qid: u16) -> QueueVerdicts<'_> {
         let depth = usize::from(self.depth);
         let (slots, _) = self.words.as_slice().as_chunks();
-        let slots = slots.get(usize::from(qid) * depth..).and_then(|slots| slots.get(..depth));
+        let slots = slots
+            .get(usize::from(qid) * depth..)
+            .and_then(|slots| slots.get(..depth));
         let Some(slots) = slots else {
             panic!("no queue {qid}");
         };
