@@ -10,9 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::guest::{self, Config};
-use crate::{build_ebpf, command, progress, setup, vm};
+use crate::{command, progress, setup, vm};
 
-const GUEST_XTASK: &str = "/usr/local/bin/xtask";
 /// The ram disk that passthrough is measured on.
 const RAM_DISK: &str = "/dev/ram0";
 const RAM_DISK_MIB: u32 = 512;
@@ -86,22 +85,20 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.here {
         return measure();
     }
-    build_ebpf::ensure()?;
+    let built = vec![vm::server()?, vm::this_program()?];
     setup::guest_tools()?;
     let kernel = setup::guest()?;
-    let binaries = vm::build_static(&["ublk-bpf", "xtask"])?;
-    let file = |name: &str| (binaries.join(name), format!("/usr/local/bin/{name}"));
     let config = Config {
         icount: true,
         memory: "4G".to_owned(),
-        files: vec![file("ublk-bpf"), file("xtask")],
+        built,
         ..Config::default()
     };
     progress::note(&format!(
         "booting Linux {} on the instruction clock",
         kernel.release
     ));
-    let argv = [GUEST_XTASK, "bench", "--here"].map(str::to_owned);
+    let argv = [vm::GUEST_XTASK, "bench", "--here"].map(str::to_owned);
     let outcome = guest::run(&config, &kernel, &argv, &mut guest::Inherit)?;
     Ok(vm::exit_code(&outcome))
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::setup::BpfTools;
-use crate::{cache, command, setup, workspace};
+use crate::{cache, command, fingerprint, setup, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "ublk-bpf-ebpf";
@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         objects.extend(build(&tools, Some(policy))?);
     }
     if options.policies.is_empty() {
-        objects = build(&tools, None)?;
+        objects = build_own(&tools)?;
     }
     for object in objects {
         let bytes = object.metadata().map_or(0, |meta| meta.len());
@@ -50,7 +50,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 /// Builds the objects that `ublk-bpf` embeds.
 pub(crate) fn ensure() -> Result<()> {
-    build(&setup::bpf_tools()?, None).map(drop)
+    build_own(&setup::bpf_tools()?).map(drop)
+}
+
+/// Builds the workspace's own objects, and notes what sources they were built from.
+fn build_own(tools: &BpfTools) -> Result<Vec<PathBuf>> {
+    let sources = workspace::root().join(fingerprint::SOURCES);
+    // Before the build: what is edited meanwhile makes the objects old.
+    let fingerprint =
+        fingerprint::of(&sources).with_context(|| format!("cannot read {}", sources.display()))?;
+    let objects = build(tools, None)?;
+    write_changed(&folder().join(fingerprint::FILE), fingerprint.as_bytes())?;
+    Ok(objects)
 }
 
 /// Builds the policy crate in this folder and gives its objects.
@@ -130,7 +141,7 @@ fn parse_messages(text: &str) -> Vec<PathBuf> {
 }
 
 fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let folder = workspace::root().join("target/ebpf");
+    let folder = folder();
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut objects = Vec::new();
     for path in executables {
@@ -140,13 +151,23 @@ fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
             .context("a program has a name")?
             .to_string_lossy();
         let object = folder.join(format!("{name}.o"));
-        if fs::read(&object).ok().as_ref() != Some(&bytes) {
-            cache::write_whole(&object, &bytes)?;
-        }
+        write_changed(&object, &bytes)?;
         objects.push(object);
     }
     objects.sort();
     Ok(objects)
+}
+
+/// The folder of the objects, which stays the same wherever cargo builds other things.
+fn folder() -> PathBuf {
+    workspace::root().join("target/ebpf")
+}
+
+fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    cache::write_whole(path, bytes)
 }
 
 #[cfg(test)]

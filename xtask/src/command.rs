@@ -1,8 +1,9 @@
 //! Runs other programs; an error says which program, with which arguments, and what it said.
 
 use std::ffi::OsStr;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -34,24 +35,47 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("`{}` printed something else than text", line(command)))
 }
 
-/// Runs a program in silence for at most `limit`; `Ok(None)` if it had to be killed.
+/// Runs a program in silence for at most `limit`; `Ok(None)` if it had to be killed, with all that it started.
 pub(crate) fn output_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+    use std::os::unix::process::CommandExt as _;
+    // A file and no pipe: nobody has to read it meanwhile, and a process left behind does not hold it open for us.
+    let mut said = tempfile::tempfile().context("cannot make a temporary file")?;
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(said.try_clone()?)
+        .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start `{}`", line(command)))?;
     let deadline = Instant::now() + limit;
-    while child.try_wait()?.is_none() {
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
         if Instant::now() > deadline {
-            child.kill()?;
+            kill_group(&child);
             child.wait()?;
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(Some(child.wait_with_output()?))
+    };
+    let mut stderr = Vec::new();
+    said.rewind()?;
+    said.read_to_end(&mut stderr)?;
+    Ok(Some(Output {
+        status,
+        stdout: Vec::new(),
+        stderr,
+    }))
+}
+
+/// Kills a child that leads a process group, and the group.
+fn kill_group(leader: &Child) {
+    let Ok(group) = i32::try_from(leader.id()) else {
+        return;
+    };
+    // SAFETY: kill takes no pointer. The child is not waited for yet, so that its id, the group's, is no one else's.
+    unsafe { libc::kill(-group, libc::SIGKILL) };
 }
 
 /// The last lines a program printed, errors first, joined to one.
@@ -145,10 +169,27 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_says_much_and_leaves_another_behind_ends() {
+        let script = "sleep 5 & head -c 300000 /dev/zero >&2; exit 3";
+        let output = output_within(Command::new("sh").args(["-c", script]), Duration::from_secs(4));
+        let output = output.expect("sh starts").expect("it ends");
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(3), 300_000));
+    }
+
+    #[test]
     fn a_program_that_takes_too_long_is_killed() {
         let start = Instant::now();
-        let outcome = output_within(Command::new("sleep").arg("60"), Duration::from_millis(50));
-        assert!(outcome.expect("sleep starts").is_none());
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let id = folder.path().join("id");
+        let script = format!("sleep 60 & echo $! >{}; wait", quote(id.as_os_str()));
+        let outcome = output_within(Command::new("sh").args(["-c", &script]), Duration::from_secs(1));
+        assert!(outcome.expect("sh starts").is_none());
         assert!(start.elapsed() < Duration::from_secs(10));
+        let id = std::fs::read_to_string(id).expect("sh has written it");
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", id.trim()));
+        assert!(
+            status.is_ok_and(|status| status.contains(") Z")) || !Path::new("/proc").join(id.trim()).exists(),
+            "what it started is killed too"
+        );
     }
 }

@@ -11,6 +11,7 @@ mod ci;
 mod command;
 mod cpio;
 mod demo;
+mod fingerprint;
 mod guest;
 mod progress;
 mod setup;

@@ -26,6 +26,8 @@ impl std::fmt::Display for Counts {
 #[derive(Default)]
 pub(crate) struct Tally {
     pub(crate) counts: Counts,
+    /// The names of the tests that failed.
+    pub(crate) failures: Vec<String>,
     unfinished: Vec<u8>,
     running: Option<String>,
 }
@@ -42,6 +44,8 @@ impl Tally {
             self.unfinished.clear();
             if let Some(counts) = closing_line(&line) {
                 self.counts += counts;
+            } else if let Some(name) = failed_test(&line) {
+                self.failures.push(name.to_owned());
             }
         }
         let line = String::from_utf8_lossy(&self.unfinished);
@@ -52,10 +56,22 @@ impl Tally {
             .map(|(name, _)| name.to_owned());
     }
 
+    /// Counts a failure that is no test's own.
+    pub(crate) fn fail(&mut self, what: &str) {
+        self.counts.failed += 1;
+        self.failures.push(what.to_owned());
+    }
+
     /// The test that has begun and not ended.
     pub(crate) fn running(&self) -> Option<&str> {
         self.running.as_deref()
     }
+}
+
+/// The name in `test a::b ... FAILED`.
+fn failed_test(line: &str) -> Option<&str> {
+    let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    result.ends_with("FAILED").then_some(name)
 }
 
 /// The counts in `test result: FAILED. 26 passed; 1 failed; 0 ignored; ...`.
@@ -101,6 +117,7 @@ test result: ok. 26 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fin
                 }
             );
             assert_eq!(tally.counts.to_string(), "27 passed, 1 failed");
+            assert_eq!(tally.failures, ["b::two"]);
             assert_eq!(tally.running(), None);
         }
     }

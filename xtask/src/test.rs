@@ -1,7 +1,7 @@
 //! `cargo xtask test`: unit and simulation tests on this machine, then those that need ublk in one guest.
 
-use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -9,11 +9,14 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::guest::{self, Config, Inherit, Outcome, Sink};
-use crate::tally::{Counts, Tally};
+use crate::tally::Tally;
 use crate::{build_ebpf, command, progress, setup, vm, workspace};
 
 /// The package whose tests need ublk.
 const GUEST_PACKAGE: &str = "ublk-bpf-guest";
+const GUEST_TESTS: &str = "tests/guest";
+/// Tells the tests of the command line which binary is meant: then the one that the guest gets is tested here too.
+const BINARY_VARIABLE: &str = "UBLK_BPF_BINARY";
 /// Where the guest has the test programs.
 const GUEST_FOLDER: &str = "/usr/local/lib/tests";
 /// The packages of policies that the tests attach, and where the guest has the objects.
@@ -54,40 +57,51 @@ impl Options {
 
 /// Runs the tests and prints how many passed and failed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let (host, guest) = (!options.guest && options.programs.is_empty(), !options.host);
+    let server = if guest { Some(vm::server()?) } else { None };
     build_ebpf::ensure()?;
-    let mut counts = Counts::default();
-    if !options.guest && options.programs.is_empty() {
-        counts += host(options.filter.as_deref())?;
+    let programs = build(options)?;
+    let mut tally = Tally::default();
+    if host {
+        on_host(options.filter.as_deref(), server.as_ref(), &mut tally)?;
     }
-    if !options.host {
-        counts += in_guest(options)?;
+    if let Some(server) = server {
+        in_guest(options.filter.as_deref(), server, programs, &mut tally)?;
     }
-    println!("\n{counts}");
-    Ok(if counts.failed == 0 {
+    println!();
+    for name in &tally.failures {
+        println!("failed: {name}");
+    }
+    println!("{}", tally.counts);
+    Ok(if tally.counts.failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-fn host(filter: Option<&str>) -> Result<Counts> {
+/// Runs this machine's tests. cargo's own words and the tests' come by one pipe, so that they stay in order.
+fn on_host(filter: Option<&str>, server: Option<&(PathBuf, String)>, tally: &mut Tally) -> Result<()> {
     setup::kernel_headers()?;
+    let (mut output, input) = std::io::pipe().context("cannot make a pipe")?;
     let mut cargo = workspace::cargo();
     cargo
-        .args([
-            "test",
-            "--workspace",
-            "--exclude",
-            GUEST_PACKAGE,
-            "--no-fail-fast",
-        ])
-        .args(filter);
-    let mut child = cargo
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
-    let mut output = child.stdout.take().context("cargo's output is piped")?;
-    let mut tally = Tally::default();
+        .args(["test", "--workspace", "--exclude", GUEST_PACKAGE])
+        .arg("--no-fail-fast")
+        .args(filter)
+        .stdout(input.try_clone()?)
+        .stderr(input);
+    if let Some((path, _)) = server {
+        cargo.env(BINARY_VARIABLE, path);
+    }
+    if std::io::stdout().is_terminal() {
+        cargo.env("CARGO_TERM_COLOR", "always");
+    }
+    let failed = tally.counts.failed;
+    let line = command::line(&cargo);
+    let mut child = cargo.spawn().context("cannot start cargo")?;
+    // It holds the pipe's other end, which has to be closed for the output to end.
+    drop(cargo);
     let mut buffer = [0; 16 * 1024];
     loop {
         match output.read(&mut buffer)? {
@@ -99,22 +113,54 @@ fn host(filter: Option<&str>) -> Result<Counts> {
         }
     }
     let status = child.wait()?;
-    if !status.success() && tally.counts.failed == 0 {
-        bail!("`{}` failed: {status}", command::line(&cargo));
+    if !status.success() && tally.counts.failed == failed {
+        bail!("`{line}` failed: {status}");
     }
-    Ok(tally.counts)
+    Ok(())
 }
 
-fn in_guest(options: &Options) -> Result<Counts> {
+fn in_guest(
+    filter: Option<&str>,
+    server: (PathBuf, String),
+    programs: Vec<(String, PathBuf)>,
+    tally: &mut Tally,
+) -> Result<()> {
     setup::guest_tools()?;
     let kernel = setup::guest()?;
-    let mut files = vec![(
-        vm::build_static(&["ublk-bpf"])?.join("ublk-bpf"),
-        "/usr/local/bin/ublk-bpf".to_owned(),
-    )];
-    for (name, path) in programs(&options.programs)? {
-        files.push((path, format!("{GUEST_FOLDER}/{name}")));
+    let place = |(name, path)| (path, format!("{GUEST_FOLDER}/{name}"));
+    let built = programs.into_iter().map(place).chain([server]).collect();
+    let config = Config {
+        cpus: GUEST_CPUS,
+        memory: GUEST_MEMORY.to_owned(),
+        silence: Some(GUEST_SILENCE),
+        files: policies()?,
+        built,
+        ..Config::default()
+    };
+    progress::note(&format!(
+        "booting Linux {} for the tests that need ublk",
+        kernel.release
+    ));
+    let failed = tally.counts.failed;
+    let outcome = guest::run(&config, &kernel, &script(filter), &mut Watcher { tally })?;
+    match outcome {
+        Outcome::Exited(0) => {}
+        Outcome::Exited(_) if tally.counts.failed > failed => {}
+        ended => {
+            let test = tally
+                .running()
+                .map_or_else(String::new, |name| format!(" during the test {name}"));
+            let what = format!("{}{test}", guest::describe(&ended));
+            eprintln!("error: {what}");
+            tally.fail(&what);
+        }
     }
+    Ok(())
+}
+
+/// The objects of the policies that the tests attach, and where the guest has them.
+fn policies() -> Result<Vec<(PathBuf, String)>> {
+    let mut files = Vec::new();
     for package in POLICIES {
         for object in build_ebpf::policy(&workspace::root().join(package))? {
             let name = object
@@ -125,42 +171,15 @@ fn in_guest(options: &Options) -> Result<Counts> {
             files.push((object, place));
         }
     }
-    let config = Config {
-        cpus: GUEST_CPUS,
-        memory: GUEST_MEMORY.to_owned(),
-        silence: Some(GUEST_SILENCE),
-        files,
-        ..Config::default()
-    };
-    progress::note(&format!(
-        "booting Linux {} for the tests that need ublk",
-        kernel.release
-    ));
-    let mut watcher = Watcher::default();
-    let outcome = guest::run(&config, &kernel, &script(options.filter.as_deref()), &mut watcher)?;
-    let mut counts = watcher.tally.counts;
-    match outcome {
-        Outcome::Exited(0) => {}
-        Outcome::Exited(_) if counts.failed > 0 => {}
-        ended => {
-            let test = watcher
-                .tally
-                .running()
-                .map_or_else(String::new, |name| format!(" during the test {name}"));
-            eprintln!("error: {}{test}", guest::describe(&ended));
-            counts.failed += 1;
-        }
-    }
-    Ok(counts)
+    Ok(files)
 }
 
 /// Passes the output on and counts.
-#[derive(Default)]
-struct Watcher {
-    tally: Tally,
+struct Watcher<'a> {
+    tally: &'a mut Tally,
 }
 
-impl Sink for Watcher {
+impl Sink for Watcher<'_> {
     fn out(&mut self, bytes: &[u8]) {
         self.tally.feed(bytes);
         Inherit.out(bytes);
@@ -182,25 +201,22 @@ fn script(filter: Option<&str>) -> [String; 3] {
     ["sh".to_owned(), "-c".to_owned(), script]
 }
 
-/// Builds the guest's test programs, static; gives their names and paths.
-fn programs(only: &[String]) -> Result<Vec<(String, PathBuf)>> {
+/// Builds all test programs that are asked for; gives the names and paths of the guest's.
+///
+/// Always from the whole workspace, whatever is asked for: what is built of a library depends on who else is in the
+/// selection, and would be built again for another.
+fn build(options: &Options) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = workspace::cargo();
-    cargo.args([
-        "test",
-        "--no-run",
-        "--package",
-        GUEST_PACKAGE,
-        "--message-format=json-render-diagnostics",
-    ]);
-    match only {
-        [] => {
-            cargo.arg("--tests");
-        }
-        names => {
-            cargo.args(names.iter().flat_map(|name| ["--test", name]));
-        }
+    cargo.args(["test", "--workspace", "--no-run"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    if options.host {
+        cargo.args(["--exclude", GUEST_PACKAGE]);
+    } else if options.guest && options.programs.is_empty() {
+        let names = guest_programs()?;
+        cargo.args(names.iter().flat_map(|name| ["--test", name]));
+    } else {
+        cargo.args(options.programs.iter().flat_map(|name| ["--test", name]));
     }
-    vm::make_static(&mut cargo);
     let output = cargo
         .stderr(Stdio::inherit())
         .output()
@@ -208,10 +224,29 @@ fn programs(only: &[String]) -> Result<Vec<(String, PathBuf)>> {
     if !output.status.success() {
         bail!("`{}` failed: {}", command::line(&cargo), output.status);
     }
-    Ok(parse_messages(&String::from_utf8_lossy(&output.stdout)))
+    let manifest = workspace::root().join(GUEST_TESTS).join("Cargo.toml");
+    Ok(parse_messages(
+        &String::from_utf8_lossy(&output.stdout),
+        &manifest,
+    ))
 }
 
-fn parse_messages(text: &str) -> Vec<(String, PathBuf)> {
+/// The names of the guest's test programs.
+fn guest_programs() -> Result<Vec<String>> {
+    let folder = workspace::root().join(GUEST_TESTS).join("tests");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The test programs of the package with this manifest among cargo's messages.
+fn parse_messages(text: &str, manifest: &Path) -> Vec<(String, PathBuf)> {
     let messages = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -219,7 +254,8 @@ fn parse_messages(text: &str) -> Vec<(String, PathBuf)> {
         let path = message.get("executable")?.as_str()?;
         let test = message.get("profile")?.get("test")?.as_bool()?;
         let name = message.get("target")?.get("name")?.as_str()?;
-        test.then(|| (name.to_owned(), PathBuf::from(path)))
+        let package = message.get("manifest_path")?.as_str()?;
+        (test && Path::new(package) == manifest).then(|| (name.to_owned(), PathBuf::from(path)))
     };
     messages.filter_map(program).collect()
 }
@@ -230,20 +266,28 @@ mod tests {
 
     #[test]
     fn test_programs_are_found_among_cargos_messages() {
-        let message = |name: &str, test: bool, path: &str| {
+        let message = |package: &str, name: &str, test: bool, path: &str| {
             format!(
-                "{{\"target\":{{\"name\":\"{name}\"}},\"profile\":{{\"test\":{test}}},\"executable\":{path}}}\n"
+                "{{\"manifest_path\":\"{package}\",\"target\":{{\"name\":\"{name}\"}},\
+                 \"profile\":{{\"test\":{test}}},\"executable\":{path}}}\n"
             )
         };
         let text = [
-            message("data", true, "\"/t/data-1\""),
-            message("tool", false, "\"/t/tool\""),
-            message("lib", true, "null"),
+            message("/w/guest/Cargo.toml", "data", true, "\"/t/data-1\""),
+            message("/w/guest/Cargo.toml", "tool", false, "\"/t/tool\""),
+            message("/w/guest/Cargo.toml", "lib", true, "null"),
+            message("/w/cli/Cargo.toml", "cli", true, "\"/t/cli-1\""),
         ];
         assert_eq!(
-            parse_messages(&text.concat()),
+            parse_messages(&text.concat(), Path::new("/w/guest/Cargo.toml")),
             [("data".to_owned(), PathBuf::from("/t/data-1"))]
         );
+    }
+
+    #[test]
+    fn the_guests_programs_are_known() {
+        let names = guest_programs().expect("listed");
+        assert!(names.contains(&"data".to_owned()), "{names:?}");
     }
 
     #[test]

@@ -8,12 +8,12 @@
 //! cargo xtask vm --icount -- ublk-bpf features        # the guest's clock counts instructions
 //! ```
 //!
-//! The guest has busybox, `ublk-bpf` (static, release) and, where this machine has them, fio, bpftool, e2fsprogs and others
+//! The guest has busybox, `ublk-bpf` (as released) and, where this machine has them, fio, bpftool, e2fsprogs and others
 //! on its PATH, /tmp and /run as tmpfs, bpffs, cgroup2, debugfs and tracefs mounted, the modules ublk_drv, loop and dm-mod
 //! loaded, and brd, null_blk, nbd, xfs and several of device-mapper's at hand for `modprobe`.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -21,6 +21,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::guest::{self, Config, Disk, Outcome};
 use crate::{build_ebpf, command, setup, workspace};
 
+/// Where the guest has the programs that are built here.
+const GUEST_SERVER: &str = "/usr/local/bin/ublk-bpf";
+pub(crate) const GUEST_XTASK: &str = "/usr/local/bin/xtask";
 /// The guest was killed for taking too long.
 const EXIT_HUNG: u8 = 124;
 /// The guest's kernel died.
@@ -73,14 +76,11 @@ pub(crate) struct Options {
 /// Boots the guest and runs the command.
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let kernel = setup::guest()?;
-    let mut files = options.files;
-    if !options.no_build {
-        build_ebpf::ensure()?;
-        files.push((
-            build_static(&["ublk-bpf"])?.join("ublk-bpf"),
-            "/usr/local/bin/ublk-bpf".to_owned(),
-        ));
-    }
+    let built = if options.no_build {
+        Vec::new()
+    } else {
+        vec![server()?]
+    };
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
     let config = Config {
         cpus: options.cpus,
@@ -88,7 +88,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         icount: options.icount,
         timeout: options.timeout.and_then(seconds),
         silence: seconds(options.silence),
-        files,
+        files: options.files,
+        built,
         programs: options.programs,
         disks: options.disks.iter().map(|&bytes| Disk { bytes }).collect(),
         console: options.console,
@@ -108,30 +109,19 @@ pub(crate) fn exit_code(outcome: &Outcome) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Builds the programs of these packages without dynamic libraries, and gives the folder they are in.
-pub(crate) fn build_static(packages: &[&str]) -> Result<PathBuf> {
+/// Builds `ublk-bpf` as it is shipped, with the BPF objects that it embeds, and gives its path and the guest's.
+pub(crate) fn server() -> Result<(PathBuf, String)> {
+    build_ebpf::ensure()?;
     let mut cargo = workspace::cargo();
-    cargo
-        .args(["build", "--release"])
-        .args(packages.iter().flat_map(|package| ["--package", package]));
-    command::run(make_static(&mut cargo))?;
-    Ok(static_target().join(workspace::TARGET).join("release"))
+    command::run(cargo.args(["build", "--release", "--package", "ublk-bpf"]))?;
+    let built = workspace::target_dir().join("release/ublk-bpf");
+    Ok((built, GUEST_SERVER.to_owned()))
 }
 
-/// Makes a cargo command build programs that run in the guest, which has few libraries.
-///
-/// It has a target folder of its own: other flags in the same one would have both built anew each time.
-pub(crate) fn make_static(cargo: &mut Command) -> &mut Command {
-    cargo
-        .args(["--target", workspace::TARGET, "--target-dir"])
-        .arg(static_target());
-    cargo
-        .env("RUSTFLAGS", workspace::STATIC_FLAGS)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-}
-
-fn static_target() -> PathBuf {
-    workspace::target_dir().join("guest")
+/// This program, and where the guest has it.
+pub(crate) fn this_program() -> Result<(PathBuf, String)> {
+    let path = std::env::current_exe().context("cannot find out where this program is")?;
+    Ok((path, GUEST_XTASK.to_owned()))
 }
 
 fn parse_file(text: &str) -> Result<(PathBuf, String)> {

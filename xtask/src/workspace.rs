@@ -35,9 +35,3 @@ pub(crate) fn cargo() -> Command {
     }
     command
 }
-
-/// The target that guest programs are built for. Named, so that the flags below do not reach build scripts.
-pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Flags that make programs run in the guest, which has few libraries.
-pub(crate) const STATIC_FLAGS: &str = "-C target-feature=+crt-static";

@@ -41,10 +41,14 @@ pub fn run(args: &[&str]) -> Outcome {
     run_in(Path::new("."), args)
 }
 
-/// The binary beside the tests', built first: cargo does not build another package's binaries for a test.
+/// The binary under test: what `UBLK_BPF_BINARY` names, or else the one beside the tests', built first, since cargo does
+/// not build another package's binaries for a test.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        if let Some(named) = std::env::var_os("UBLK_BPF_BINARY") {
+            return named.into();
+        }
         let test = std::env::current_exe().unwrap_or_else(|error| panic!("no path of this test: {error}"));
         let profile = test
             .ancestors()

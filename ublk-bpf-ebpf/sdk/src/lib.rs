@@ -18,7 +18,7 @@
 //!
 //! Built for `bpfel-unknown-none` this becomes an object that `ublk-bpf run --policy FILE.o` and
 //! `ublk-bpf policy swap ID FILE.o` load. Built for the host it is an empty program whose function can be
-//! unit-tested like any other. A policy may own maps: [`bpf`] is `aya-ebpf`, where it exists.
+//! unit-tested like any other. A policy may own maps: `bpf` is `aya-ebpf`, where it exists.
 //!
 //! A policy's answer is advice. Whatever it says, the server loses no data by it, unless the device was made
 //! with `--allow-lossy`.
@@ -79,3 +79,8 @@ macro_rules! policy {
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// The guide's program, compiled as it stands there.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/policies.md")]
+struct Guide;

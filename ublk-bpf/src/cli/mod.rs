@@ -29,7 +29,7 @@ Examples:
   ublk-bpf policy swap 0 sparse               another policy, while it runs
   ublk-bpf stop 0
 
-A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for
+A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for \
 any other failure.";
 
 /// A ublk block device whose every request is classified by an eBPF program before the server sees it.

@@ -20,12 +20,12 @@ const DEFAULT_QUEUES: u16 = 1;
 const DEFAULT_DEPTH: u16 = 128;
 
 const DETAILS: &str = "\
-A backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that is empty at
-the start and gone at the end, or null:SIZE, which forgets what is written and reads as zeroes. null:SIZE,unfilled
-leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null targets
+A backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that is empty at \
+the start and gone at the end, or null:SIZE, which forgets what is written and reads as zeroes. null:SIZE,unfilled \
+leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null targets \
 only. Sizes are 64K, 1G, 1GiB: powers of 1024.
 
-The device is ready when one line is printed. SIGINT and SIGTERM stop it; while something has it open, the first
+The device is ready when one line is printed. SIGINT and SIGTERM stop it; while something has it open, the first \
 one only says so and the second one stops it all the same.
 
 The configuration file has the same names without dashes in front; the command line wins:

@@ -7,15 +7,28 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::record::{self, Lock, Record, RecordError};
-use super::stop::StopError;
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
-use crate::policy::{Disk, PinDir, pinned_disks};
+use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 
 /// How long the kernel may take to free the id of a device that nobody uses.
 const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
 const SETTLING: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
+
+/// Why what is left of a device could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The kernel refused to delete it.
+    #[error(transparent)]
+    Control(#[from] Error),
+    /// Its record could not be removed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its pins could not be removed.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
 
 /// Every device that has a record, a lock or pins, in ascending order; whether its server lives or not.
 ///
@@ -43,7 +56,7 @@ pub fn sweep(control: &Control) {
     for id in ids {
         let Ok(lock) = Lock::serve(id) else { continue };
         let result = settled(control, id)
-            .map_err(StopError::from)
+            .map_err(RemoveError::from)
             .and_then(|device| match device {
                 Some(info) if info.state.is_recoverable() => Ok(()),
                 device => {
@@ -66,7 +79,7 @@ pub(super) fn remove(
     id: DeviceId,
     device: Option<DeviceInfo>,
     lock: &Lock,
-) -> Result<(), StopError> {
+) -> Result<(), RemoveError> {
     // A live device here is another program's, which got the id after ours had gone.
     let is_ours = |info: &DeviceInfo| info.state != State::Live && info.flags.contains(Features::SERVED);
     if device.is_some_and(|info| is_ours(&info)) {

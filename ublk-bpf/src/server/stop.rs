@@ -5,11 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::leftover;
+use super::leftover::{self, RemoveError};
 use super::record::{Lock, RecordError};
 use super::users;
 use crate::control::{Control, DeviceId, Error};
-use crate::policy::PolicyError;
 
 /// How long a server may take from the end of its device to its own.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,9 +40,9 @@ pub enum StopError {
     /// There is no such device, or its record cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// Its pins could not be removed.
+    /// What its dead server left could not be removed.
     #[error(transparent)]
-    Policy(#[from] PolicyError),
+    Remove(#[from] RemoveError),
 }
 
 /// Stops a device and waits until nothing is left of it. With `force` even if somebody has it open, whose I/O
@@ -77,7 +76,7 @@ fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Res
     if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
         remove_disk(control, id, force)?;
     }
-    leftover::remove(control, id, device, lock)
+    Ok(leftover::remove(control, id, device, lock)?)
 }
 
 /// Removes the block device; one that has none is left as it is.

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the main job, shown from end to end, with everything set up that it needs.
 //!
 //! On a kernel with batch-mode ublk, and as root, it runs right here; elsewhere in a guest. The scenario is the same
-//! program either way: this one, as `xtask demo --here`, which the guest gets as a static build.
+//! program either way: this one, as `xtask demo --here`, which the guest gets with its libraries.
 
 mod scenario;
 mod tree;
@@ -14,11 +14,10 @@ use serde_json::Value;
 
 use crate::guest::{self, Config, Disk};
 use crate::setup::packages;
-use crate::{apt, build_ebpf, command, progress, setup, vm, workspace};
+use crate::{apt, command, progress, setup, vm, workspace};
 
 /// Where the guest has the source tree that is copied.
 const GUEST_SOURCE: &str = "/root/source";
-const GUEST_XTASK: &str = "/usr/local/bin/xtask";
 /// The guest's disk, on which the backing file lies.
 const GUEST_DISK: &str = "/dev/vda";
 const GUEST_DISK_BYTES: u64 = 1 << 30;
@@ -49,16 +48,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             .unwrap_or_else(|| workspace::root().to_path_buf());
         return scenario::run(&source, options.scratch_disk.as_deref());
     }
-    build_ebpf::ensure()?;
-    let binaries = vm::build_static(&["ublk-bpf", "xtask"])?;
-    let binary = |name: &str| binaries.join(name);
+    let server = vm::server()?;
     if !options.guest {
-        match native(&binary("ublk-bpf")) {
-            Ok(()) => return natively(&binary("xtask"), &binaries),
+        match native(&server.0) {
+            Ok(()) => return natively(&server.0),
             Err(why) => progress::note(&format!("{why:#}: the demo runs in a guest")),
         }
     }
-    in_guest(&binary("ublk-bpf"), binary("xtask"))
+    in_guest(server)
 }
 
 /// Whether this system can run the demo itself; the error says what it lacks.
@@ -76,12 +73,14 @@ fn native(ublk_bpf: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn natively(xtask: &std::path::Path, binaries: &std::path::Path) -> Result<ExitCode> {
+fn natively(server: &std::path::Path) -> Result<ExitCode> {
     packages::obtain(&packages::TOOLS)?;
+    let binaries = server.parent().context("a program is in a folder")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path =
         std::env::join_paths(std::iter::once(binaries.to_path_buf()).chain(std::env::split_paths(&path)))?;
-    let mut command = Command::new(xtask);
+    let (xtask, _) = vm::this_program()?;
+    let mut command = Command::new(&xtask);
     command
         .args(["demo", "--here", "--source"])
         .arg(workspace::root())
@@ -96,13 +95,10 @@ fn natively(xtask: &std::path::Path, binaries: &std::path::Path) -> Result<ExitC
     })
 }
 
-fn in_guest(ublk_bpf: &std::path::Path, xtask: PathBuf) -> Result<ExitCode> {
+fn in_guest(server: (PathBuf, String)) -> Result<ExitCode> {
     setup::guest_tools()?;
     let kernel = setup::guest()?;
-    let mut files = vec![
-        (ublk_bpf.to_path_buf(), "/usr/local/bin/ublk-bpf".to_owned()),
-        (xtask, GUEST_XTASK.to_owned()),
-    ];
+    let mut files = Vec::new();
     for path in tree::files(workspace::root())? {
         files.push((
             workspace::root().join(&path),
@@ -111,6 +107,7 @@ fn in_guest(ublk_bpf: &std::path::Path, xtask: PathBuf) -> Result<ExitCode> {
     }
     let config = Config {
         files,
+        built: vec![server, vm::this_program()?],
         disks: vec![Disk {
             bytes: GUEST_DISK_BYTES,
         }],
@@ -118,7 +115,7 @@ fn in_guest(ublk_bpf: &std::path::Path, xtask: PathBuf) -> Result<ExitCode> {
     };
     progress::note(&format!("booting Linux {} in a guest", kernel.release));
     let argv = [
-        GUEST_XTASK,
+        vm::GUEST_XTASK,
         "demo",
         "--here",
         "--source",

@@ -23,6 +23,8 @@ const KEPT: usize = 4;
 pub(crate) struct Additions {
     /// Files of this machine and where the guest has them.
     pub(crate) files: Vec<(PathBuf, String)>,
+    /// Programs that were built here and where the guest has them; their libraries go with them.
+    pub(crate) built: Vec<(PathBuf, String)>,
     /// Programs of this machine, copied with their libraries.
     pub(crate) programs: Vec<String>,
     /// Modules to load beside those that are always loaded.
@@ -60,8 +62,14 @@ fn add<W: Write>(mut archive: cpio::Writer<W>, additions: &Additions) -> Result<
     for program in &additions.programs {
         programs::add(program, &mut files)?;
     }
+    for (program, _) in &additions.built {
+        files.extend(programs::libraries(program)?);
+    }
     for path in &files {
         copy(&mut archive, path, &inside(path))?;
+    }
+    for (program, destination) in &additions.built {
+        copy(&mut archive, program, destination)?;
     }
     for (source, destination) in &additions.files {
         copy_tree(&mut archive, source, destination)?;

@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) silence: Option<Duration>,
     /// Files and folders of this machine, and where the guest has them.
     pub(crate) files: Vec<(PathBuf, String)>,
+    /// Programs that were built here and where the guest has them; their libraries go with them.
+    pub(crate) built: Vec<(PathBuf, String)>,
     /// Programs of this machine beside the usual ones, copied with their libraries.
     pub(crate) programs: Vec<String>,
     pub(crate) disks: Vec<Disk>,
@@ -66,6 +68,7 @@ impl Default for Config {
             timeout: None,
             silence: Some(Duration::from_secs(120)),
             files: Vec::new(),
+            built: Vec::new(),
             programs: Vec::new(),
             disks: Vec::new(),
             console: false,
@@ -124,6 +127,7 @@ pub(crate) fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut 
     let marker = marker();
     let additions = Additions {
         files: config.files.clone(),
+        built: config.built.clone(),
         programs: config.programs.clone(),
         modules: if config.disks.is_empty() {
             Vec::new()

@@ -5,6 +5,7 @@
 //! symbolic links to it, with the sources added, is given to the compiler as its sysroot by a script that stands in
 //! for rustc.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -21,6 +22,14 @@ use crate::{cache, command, progress, workspace};
 const SUITES: [&str; 3] = ["trixie-backports", "sid", "trixie"];
 /// Where a sysroot has the sources.
 const LIBRARY: &str = "lib/rustlib/src/rust/library";
+/// Files that whole sources have: the first and the last that come of each way, and what the build reads first.
+const WITNESSES: [&str; 5] = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "compiler-builtins/Cargo.toml",
+    "core/src/lib.rs",
+    "windows_link/Cargo.toml",
+];
 /// How long rustup may try. The component has 4 MB.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(90);
 
@@ -50,7 +59,10 @@ pub(crate) fn obtain() -> Result<Rustc> {
         return Ok(rustc);
     }
     let why_not = match ask_rustup(&toolchain)? {
-        Ok(()) => return present_for(&toolchain)?.context("rustup added rust-src, but it is not there"),
+        Ok(()) => match present_for(&toolchain)? {
+            Some(rustc) => return Ok(rustc),
+            None => "rustup takes it for installed, but it is not whole".to_owned(),
+        },
         Err(why_not) => why_not,
     };
     progress::note(&format!("rust-src: {why_not}; taking Debian's package"));
@@ -84,7 +96,8 @@ impl Toolchain {
 }
 
 fn present_for(toolchain: &Toolchain) -> Result<Option<Rustc>> {
-    if toolchain.sysroot.join(LIBRARY).join("Cargo.lock").exists() {
+    let library = toolchain.sysroot.join(LIBRARY);
+    if WITNESSES.iter().all(|file| library.join(file).exists()) {
         return Ok(Some(Rustc {
             program: toolchain.sysroot.join("bin/rustc"),
         }));
@@ -107,20 +120,25 @@ fn ask_rustup(toolchain: &Toolchain) -> Result<Result<(), String>> {
     };
     let name = toolchain.sysroot.file_name().context("a toolchain has a name")?;
     let step = progress::step("asking rustup for rust-src");
+    let answer = add_component(&rustup, name, RUSTUP_LIMIT)?;
+    if answer.is_ok() {
+        step.done(&format!(
+            "rust-src {} added to {}",
+            toolchain.version,
+            name.to_string_lossy()
+        ));
+    }
+    Ok(answer)
+}
+
+fn add_component(rustup: &Path, toolchain: &OsStr, limit: Duration) -> Result<Result<(), String>> {
     let mut command = Command::new(rustup);
     command
         .args(["component", "add", "rust-src", "--toolchain"])
-        .arg(name);
+        .arg(toolchain);
     command.env("RUSTUP_MAX_RETRIES", "0").env("RUST_BACKTRACE", "0");
-    match command::output_within(&mut command, RUSTUP_LIMIT)? {
-        Some(output) if output.status.success() => {
-            step.done(&format!(
-                "rust-src {} added to {}",
-                toolchain.version,
-                name.to_string_lossy()
-            ));
-            Ok(Ok(()))
-        }
+    match command::output_within(&mut command, limit)? {
+        Some(output) if output.status.success() => Ok(Ok(())),
         Some(output) => {
             let said = command::said(&output);
             let error = said
@@ -129,10 +147,7 @@ fn ask_rustup(toolchain: &Toolchain) -> Result<Result<(), String>> {
                 .unwrap_or("it failed");
             Ok(Err(format!("rustup cannot ({error})")))
         }
-        None => Ok(Err(format!(
-            "rustup did not answer for {} s",
-            RUSTUP_LIMIT.as_secs()
-        ))),
+        None => Ok(Err(format!("rustup was not done after {} s", limit.as_secs()))),
     }
 }
 
@@ -153,13 +168,7 @@ fn fetch_from_debian(toolchain: &Toolchain) -> Result<()> {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         archive.unpack(&package, &folder)?;
         let library = debian_library(&toolchain.version);
-        let witnesses = [
-            "Cargo.lock",
-            "Cargo.toml",
-            "core/src/lib.rs",
-            "compiler-builtins/Cargo.toml",
-        ];
-        return cache::complete(&folder, &witnesses.map(|file| library.join(file)));
+        return cache::complete(&folder, &WITNESSES.map(|file| library.join(file)));
     }
     bail!(
         "Debian has no rust-src of version {} in {}; use a compiler whose sources rustup or Debian has",
@@ -245,6 +254,47 @@ mod tests {
         assert!(!is_of("1.95.01-1", "1.95.0"));
         assert!(!is_of("1.96.0+dfsg1-2", "1.95.0"));
         assert!(!is_of("1.95.0", "1.95.0-nightly"));
+    }
+
+    #[test]
+    fn rustup_is_believed_only_as_far_as_it_goes() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let rustup = folder.path().join("rustup");
+        let answer = |body: &str| {
+            cache::write_whole(&rustup, format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
+            fs::set_permissions(&rustup, fs::Permissions::from_mode(0o755)).expect("made executable");
+            add_component(&rustup, OsStr::new("stable"), Duration::from_secs(2)).expect("it starts")
+        };
+        assert_eq!(
+            answer("test \"$*\" = 'component add rust-src --toolchain stable'"),
+            Ok(())
+        );
+        let offline = answer("echo 'info: downloading' >&2; echo 'error: no route to host' >&2; exit 1");
+        assert_eq!(offline, Err("rustup cannot (no route to host)".to_owned()));
+        assert_eq!(
+            answer("exit 1"),
+            Err("rustup cannot (it failed)".to_owned()),
+            "it says nothing"
+        );
+        let stuck = answer("sleep 60 & sleep 60");
+        assert_eq!(stuck, Err("rustup was not done after 2 s".to_owned()));
+    }
+
+    #[test]
+    fn half_the_sources_are_none() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let toolchain = Toolchain {
+            sysroot: folder.path().to_path_buf(),
+            version: "0.0.0-none".to_owned(),
+        };
+        for (n, file) in WITNESSES.iter().enumerate() {
+            let found = present_for(&toolchain).expect("looked");
+            assert!(found.is_none(), "{n} of {} files", WITNESSES.len());
+            let path = folder.path().join(LIBRARY).join(file);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, "").expect("written");
+        }
+        assert!(present_for(&toolchain).expect("looked").is_some());
     }
 
     #[test]
