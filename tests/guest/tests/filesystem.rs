@@ -27,6 +27,30 @@ fn ext4_survives_the_device() {
     }
 }
 
+#[test]
+fn ext4_is_clean_on_every_kind_of_backing() {
+    for backing in [
+        Backing::brd(128),
+        Backing::loop_device("ext4", 128),
+        Backing::memory("128M"),
+    ] {
+        let device = Device::run(&["--backing", backing.spec()]);
+        run("mkfs.ext4", &["-q", "-F", device.path_str()]);
+        let sums = fill(device.path_str());
+        run("e2fsck", &["-f", "-n", device.path_str()]);
+        let mounted = Mount::new(device.path_str(), &["-o", "ro"]);
+        assert_eq!(
+            mounted.checksums(),
+            sums,
+            "{}: other files after a mount",
+            backing.spec()
+        );
+        drop(mounted);
+        assert_eq!(device.counter("failed"), 0);
+        device.stop();
+    }
+}
+
 /// Copies a tree onto a new file system, deletes a part of it, trims, and returns what is on it then.
 fn fill(device: &str) -> String {
     let mounted = Mount::new(device, &["-o", "discard"]);
