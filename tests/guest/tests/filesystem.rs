@@ -46,7 +46,8 @@ fn ext4_is_clean_on_every_kind_of_backing() {
             backing.spec()
         );
         drop(mounted);
-        assert_eq!(device.counter("failed"), 0);
+        let stats = device.stats();
+        assert_eq!(stats["server"]["failed"], 0, "{}: {stats:#}", backing.spec());
         device.stop();
     }
 }
