@@ -215,6 +215,12 @@ impl Service {
             None if self.chunk == 0 => self.next_without_data(),
             None => self.advance_data(result.unsigned_abs(), block_mask, &mut noted),
             Some(errno @ (Errno::EAGAIN | Errno::EINTR)) => self.retry(errno),
+            // A device below may find out only now that it cannot unmap (a loop device on a file system without
+            // holes): zeroes that stay allocated can always be written.
+            Some(Errno::EOPNOTSUPP) if self.step == Step::WriteZeroes && !self.keep_allocated => {
+                self.keep_allocated = true;
+                Next::Issue
+            }
             Some(errno) => Next::Failed(errno),
         };
         noted.error = matches!(next, Next::Failed(_));

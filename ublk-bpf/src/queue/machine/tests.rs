@@ -397,3 +397,22 @@ fn a_commit_that_cannot_work_fails_the_queue() {
     machine.handle(Event::Idle);
     assert_eq!(effects(&mut machine), [Effect::Finished]);
 }
+
+#[test]
+fn zeroes_that_cannot_unmap_are_written_in_place() {
+    let mut machine = machine();
+    arrive(&mut machine, 1, WRITE_ZEROES, 8, PASSTHROUGH);
+    let zeroes = |keep_allocated| {
+        let io = Io::WriteZeroes {
+            device: Device::Backing,
+            offset: 4096,
+            len: 4096,
+            keep_allocated,
+        };
+        [Effect::Io { tag: 1, io }]
+    };
+    assert_eq!(effects(&mut machine), zeroes(false));
+    assert_eq!(done(&mut machine, 1, -95), zeroes(true));
+    assert_eq!(done(&mut machine, 1, -95), []);
+    assert_eq!(committed(&mut machine), [(1, -95)]);
+}
