@@ -58,6 +58,9 @@ impl Options {
 /// Runs the tests and prints how many passed and failed.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let (host, guest) = (!options.guest && options.programs.is_empty(), !options.host);
+    if guest {
+        setup::guest_tools()?;
+    }
     let server = if guest { Some(vm::server()?) } else { None };
     build_ebpf::ensure()?;
     let programs = build(options)?;
@@ -125,7 +128,6 @@ fn in_guest(
     programs: Vec<(String, PathBuf)>,
     tally: &mut Tally,
 ) -> Result<()> {
-    setup::guest_tools()?;
     let kernel = setup::guest()?;
     let place = |(name, path)| (path, format!("{GUEST_FOLDER}/{name}"));
     let built = programs.into_iter().map(place).chain([server]).collect();

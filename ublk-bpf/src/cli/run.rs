@@ -43,7 +43,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(super) struct Args {
-    /// Where the bytes are: PATH, mem:SIZE or null:SIZE[,unfilled] [default: mem:1G]
+    /// Where the bytes are: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
     #[arg(long, value_name = "BACKING")]
     backing: Option<Spec>,
     /// What classifies requests: a built-in policy's name (see `policy list`) or a BPF object file

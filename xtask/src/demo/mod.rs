@@ -48,6 +48,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             .unwrap_or_else(|| workspace::root().to_path_buf());
         return scenario::run(&source, options.scratch_disk.as_deref());
     }
+    // What may need the user's hand comes before the long build.
+    if options.guest || !apt::is_root() {
+        setup::guest_tools()?;
+    } else {
+        packages::obtain(&packages::TOOLS)?;
+    }
     let server = vm::server()?;
     if !options.guest {
         match native(&server.0) {
@@ -74,7 +80,6 @@ fn native(ublk_bpf: &std::path::Path) -> Result<()> {
 }
 
 fn natively(server: &std::path::Path) -> Result<ExitCode> {
-    packages::obtain(&packages::TOOLS)?;
     let binaries = server.parent().context("a program is in a folder")?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path =

@@ -38,8 +38,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.check {
         return check();
     }
-    bpf_tools()?;
+    // First what may need the user's hand.
     guest_tools()?;
+    bpf_tools()?;
     kernel_headers()?;
     let kernel = guest()?;
     progress::note(&format!(

@@ -50,27 +50,38 @@ pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Ve
 }
 
 /// Installs the packages of the programs that are not there.
-pub(crate) fn obtain<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Result<()> {
-    let packages = missing(programs);
+pub(crate) fn obtain<'a>(programs: impl IntoIterator<Item = &'a Program> + Clone) -> Result<()> {
+    let packages = missing(programs.clone());
     if packages.is_empty() {
         return Ok(());
     }
+    may_install(&packages, command::find("apt-get").is_some(), apt::is_root())?;
     let names = packages.join(" ");
-    if command::find("apt-get").is_none() {
-        bail!(
-            "missing here: {names} (the names of Debian's packages); install them with this system's package manager"
-        );
-    }
-    if !apt::is_root() {
-        bail!("missing here: {names}; install with: sudo apt-get install --no-install-recommends {names}");
-    }
     let step = progress::step(format!("installing {names}"));
     if install(&packages).is_err() {
         // The package lists are missing (as in a fresh container) or too old.
         command::output(apt_get().arg("update"))?;
         install(&packages)?;
     }
+    let missing = missing(programs).join(" ");
+    if !missing.is_empty() {
+        bail!("apt-get takes {missing} for installed, but the programs are not there: reinstall it");
+    }
     step.done(&format!("installed {names}"));
+    Ok(())
+}
+
+/// Whether these packages may be installed by apt here; the error says what the user can do.
+fn may_install(packages: &[&str], has_apt: bool, is_root: bool) -> Result<()> {
+    let names = packages.join(" ");
+    if !has_apt {
+        bail!(
+            "missing here: {names} (the names of Debian's packages); install them with this system's package manager"
+        );
+    }
+    if !is_root {
+        bail!("missing here: {names}; install with: sudo apt-get install --no-install-recommends {names}");
+    }
     Ok(())
 }
 
@@ -106,4 +117,42 @@ fn is_static(path: &std::path::Path) -> bool {
         .arg(path)
         .output()
         .is_ok_and(|output| !output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_with_apt_installs() {
+        let said = |has_apt, is_root| {
+            may_install(&["fio", "bpftool"], has_apt, is_root)
+                .err()
+                .map(|error| error.to_string())
+        };
+        assert_eq!(said(true, true), None);
+        let by_hand = said(true, false).expect("not allowed");
+        assert!(
+            by_hand.ends_with("sudo apt-get install --no-install-recommends fio bpftool"),
+            "{by_hand}"
+        );
+        for is_root in [false, true] {
+            let other = said(false, is_root).expect("not possible");
+            assert!(other.contains("package manager"), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_by_its_package() {
+        let none = Program {
+            name: "no-such-program-anywhere",
+            package: "no-such-package",
+        };
+        let shell = Program {
+            name: "sh",
+            package: "dash",
+        };
+        assert_eq!(missing([&none, &shell]), ["no-such-package"]);
+        obtain([&shell]).expect("nothing is missing");
+    }
 }
