@@ -1,7 +1,7 @@
 //! The classifier and the policies: loaded into the kernel, pinned, replaced, found again.
 //!
 //! A server [loads](Classifier::load) its device's classifier before it starts the device, and hands out the maps
-//! to its threads. Everybody else works on the pins: [`swap`] and [`reset`] replace the policy under load,
+//! to its threads. Everybody else works on the pins: [`swap()`] and [`reset`] replace the policy under load,
 //! [`crate::observe`] reads what is counted.
 
 mod builtin;

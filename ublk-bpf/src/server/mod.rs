@@ -1,6 +1,6 @@
 //! One device's life: from its options to a disk that serves, and back to nothing.
 //!
-//! [`serve`] has the order of things. What it leaves for others to find while the device lives is in [`record`];
+//! [`serve()`] has the order of things. What it leaves for others to find while the device lives is in [`record`];
 //! what a server that died left behind is recognised and removed by [`leftover`].
 
 mod background;
