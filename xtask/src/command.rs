@@ -188,7 +188,10 @@ mod tests {
         let id = std::fs::read_to_string(id).expect("sh has written it");
         let state = || std::fs::read_to_string(format!("/proc/{}/stat", id.trim()));
         while state().is_ok_and(|state| !state.contains(") Z")) {
-            assert!(start.elapsed() < Duration::from_secs(10), "what it started is killed too");
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "what it started is killed too"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
