@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{run, run_json, try_run};
+use crate::leftover::SOON;
+use crate::{run, run_json, try_run, wait_until};
 
 /// A running device; stopped when dropped.
 #[derive(Debug)]
@@ -68,6 +69,27 @@ impl Device {
         stats["server"][name]
             .as_u64()
             .unwrap_or_else(|| panic!("no counter {name} in {stats:#}"))
+    }
+
+    /// `show --json`.
+    pub fn show(&self) -> Value {
+        run_json("ublk-bpf", &["show", &self.id(), "--json"])
+    }
+
+    /// What `show` calls its state.
+    pub fn state(&self) -> String {
+        self.show()["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Its server's process id.
+    pub fn server(&self) -> String {
+        self.show()["server"].to_string()
+    }
+
+    /// Kills the server and waits until the device is in this state.
+    pub fn kill_server(&self, then: &str) {
+        run("kill", &["-KILL", &self.server()]);
+        wait_until("the device's server is dead", SOON, || self.state() == then);
     }
 
     /// Replaces the policy.

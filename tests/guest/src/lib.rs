@@ -7,6 +7,7 @@
 pub mod backing;
 pub mod device;
 pub mod fio;
+pub mod leftover;
 
 use std::{
     path::Path,

@@ -7,80 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use serde_json::Value;
+use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, traces};
 use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run, wait_until};
-
-const SOON: Duration = Duration::from_secs(30);
-
-/// The one line that a command fails with.
-fn refused(args: &[&str]) -> String {
-    let output = try_run("ublk-bpf", args);
-    assert!(!output.status.success(), "{args:?} succeeded");
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 1, "{args:?} said\n{text}");
-    lines[0]
-        .strip_prefix("ublk-bpf: ")
-        .unwrap_or_else(|| panic!("{args:?} said {text}"))
-        .to_owned()
-}
-
-fn show(device: &Device) -> Value {
-    run_json("ublk-bpf", &["show", &device.id(), "--json"])
-}
-
-fn state(device: &Device) -> String {
-    show(device)["state"].as_str().unwrap_or_default().to_owned()
-}
-
-fn server(device: &Device) -> String {
-    show(device)["server"].to_string()
-}
-
-/// Kills the server and waits until the device is in this state.
-fn kill_server(device: &Device, then: &str) {
-    run("kill", &["-KILL", &server(device)]);
-    wait_until("the device's server is dead", SOON, || state(device) == then);
-}
-
-/// The names in a directory, sorted; none if it is not there.
-fn names(directory: &str) -> Vec<String> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    names
-}
-
-/// A server's process may end a moment after its device.
-fn nothing_is_left() {
-    wait_until("nothing is left", SOON, || traces().is_empty());
-}
-
-/// Everything in the system that a device may leave: nodes, pins, records, processes.
-fn traces() -> Vec<String> {
-    let mut traces = names("/dev");
-    traces.retain(|name| name.starts_with("ublkb") || name.starts_with("ublkc"));
-    traces.extend(names("/sys/fs/bpf/ublk-bpf"));
-    traces.extend(
-        names("/run/ublk-bpf")
-            .into_iter()
-            .filter(|name| name != "start.lock"),
-    );
-    for process in names("/proc") {
-        // A process that has ended has a name until its parent asks for its status, but no command line.
-        let command = fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default();
-        if command
-            .split('\0')
-            .next()
-            .is_some_and(|program| program.ends_with("ublk-bpf"))
-        {
-            traces.push(format!("process {process}"));
-        }
-    }
-    traces
-}
 
 #[test]
 fn a_device_is_found_by_every_command_until_it_is_stopped() {
@@ -103,7 +31,7 @@ fn a_device_is_found_by_every_command_until_it_is_stopped() {
     assert_eq!(listed["state"], "live");
     assert_eq!((&listed["queues"], &listed["depth"]), (&2.into(), &64.into()));
     assert_eq!(listed["size"], 64 << 20);
-    let shown = show(&device);
+    let shown = device.show();
     assert_eq!(
         (&shown["policy"], &shown["backing"]),
         (&"sparse".into(), &"mem:64M".into())
@@ -117,9 +45,9 @@ fn a_device_is_found_by_every_command_until_it_is_stopped() {
     assert_eq!(stats["queues"].as_array().map(Vec::len), Some(2));
     assert_eq!(stats["server"]["arrived"], stats["server"]["completed"]);
     device.swap("drop-discard");
-    assert_eq!(show(&device)["policy"], "drop-discard");
+    assert_eq!(device.show()["policy"], "drop-discard");
     run("ublk-bpf", &["policy", "reset", &id]);
-    assert_eq!(show(&device)["policy"], "passthrough");
+    assert_eq!(device.show()["policy"], "passthrough");
     device.stop();
     assert_eq!(
         refused(&["show", &id]),
@@ -187,7 +115,7 @@ fn a_mounted_device_is_stopped_only_by_force() {
     );
     // A signal respects the mount as well, and the device goes on.
     let log = format!("/run/ublk-bpf/ublkb{id}.log");
-    run("kill", &["-TERM", &server(&device)]);
+    run("kill", &["-TERM", &device.server()]);
     wait_until("the server says that it is in use", SOON, || {
         fs::read_to_string(&log)
             .unwrap_or_default()
@@ -216,7 +144,7 @@ fn a_device_goes_with_its_server_and_what_is_left_is_cleaned_up() {
     // By the next server,
     let device = Device::run(&["--backing", "mem:64M"]);
     let id = device.id();
-    kill_server(&device, "dead");
+    device.kill_server("dead");
     assert!(device.pins().exists());
     let next = Device::run(&["--backing", "mem:32M"]);
     assert_eq!(next.id(), id, "the dead server's id is free again");
@@ -224,7 +152,7 @@ fn a_device_goes_with_its_server_and_what_is_left_is_cleaned_up() {
     device.assert_gone();
     // or by name.
     let device = Device::run(&["--backing", "mem:64M"]);
-    kill_server(&device, "dead");
+    device.kill_server("dead");
     device.stop();
     nothing_is_left();
 }
@@ -247,11 +175,11 @@ fn a_recovered_device_has_lost_no_io() {
         .start();
     for _ in 0..2 {
         sleep(Duration::from_secs(1));
-        kill_server(&device, "waiting");
+        device.kill_server("waiting");
         assert!(job.is_running(), "fio ended before the server was killed");
         let said = run("ublk-bpf", &["run", "--recover", &device.id(), "--daemon"]);
         assert!(said.contains("is ready"), "{said}");
-        assert_eq!(state(&device), "live");
+        assert_eq!(device.state(), "live");
     }
     job.finish();
     assert!(refused(&["run", "--recover", &device.id()]).contains("is served by another process"));
@@ -263,10 +191,10 @@ fn a_recovered_device_has_lost_no_io() {
 fn a_waiting_device_can_be_stopped() {
     let backing = Backing::file("waiting", 64);
     let device = Device::run(&["--backing", backing.spec(), "--recovery", "fail"]);
-    kill_server(&device, "waiting");
+    device.kill_server("waiting");
     // Another server leaves it alone.
     Device::run(&["--backing", "mem:32M"]).stop();
-    assert_eq!(state(&device), "waiting");
+    assert_eq!(device.state(), "waiting");
     device.stop();
     nothing_is_left();
 }

@@ -533,7 +533,7 @@ macro_rules! server_counters {
 
             /// Adds the counts of another queue.
             pub const fn add(&mut self, other: &Self) {
-                $(self.$name += other.$name;)+
+                $(self.$name = self.$name.wrapping_add(other.$name);)+
             }
         }
     };

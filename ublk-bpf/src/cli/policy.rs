@@ -8,12 +8,9 @@ use serde_json::json;
 
 use super::args::{Device, Format};
 use super::table;
-use crate::policy::{self, Disk, Policy, builtin};
+use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, builtin};
 use crate::server::Record;
-use crate::server::record::Lock;
-
-/// What answers where there is no policy.
-const DEFAULT: &str = "passthrough";
+use crate::server::record::{Lock, RecordError};
 
 /// List policies, or change a device's policy while it runs
 #[derive(Debug, clap::Args)]
@@ -50,7 +47,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             let name = absolute(policy)?;
             change(*device, name, |disk| policy::swap(disk, &wanted))
         }
-        Action::Reset { device } => change(*device, DEFAULT.to_owned(), |disk| policy::reset(disk).map(drop)),
+        Action::Reset { device } => change(*device, DEFAULT_POLICY.to_owned(), |disk| {
+            policy::reset(disk).map(drop)
+        }),
     }
 }
 
@@ -79,8 +78,13 @@ fn change(
 ) -> anyhow::Result<()> {
     // Without a device there is nothing to lock.
     Record::read(device.id)?;
-    let _lock = Lock::change_policy(device.id)?;
-    let mut record = Record::read(device.id)?;
+    let lock = Lock::change_policy(device.id)?;
+    let mut record = Record::read(device.id).inspect_err(|error| {
+        // The device has ended meanwhile, and the lock's file with it: this one is new.
+        if matches!(error, RecordError::Absent(_)) {
+            lock.remove_file();
+        }
+    })?;
     change(&Disk::ublk(device.id.number()))?;
     record.policy = name;
     Ok(record.write()?)

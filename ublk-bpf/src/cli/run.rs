@@ -9,13 +9,13 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::config::Config;
 use super::error::Usage;
 use crate::control::{DeviceId, Recovery};
+use crate::policy::DEFAULT_POLICY;
 use crate::server::{self, Options, Ready, ServeError, Start};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Kind, NullReads, Size, Spec};
 
 /// What a device is made of when nothing is said.
 const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);
-const DEFAULT_POLICY: &str = "passthrough";
 const DEFAULT_QUEUES: u16 = 1;
 const DEFAULT_DEPTH: u16 = 128;
 

@@ -25,5 +25,5 @@ pub use object::{ObjectError, POLICY_SECTION, PolicyObject};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
 pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
-pub use swap::{Policy, reset, swap};
+pub use swap::{DEFAULT_POLICY, Policy, reset, swap};
 pub use verifier::Refusal;

@@ -23,6 +23,9 @@ use super::pin::{Disk, PinDir, pin_error, unlink};
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
 const DETACH_POLL: Duration = Duration::from_millis(1);
 
+/// The policy that answers where there is none.
+pub const DEFAULT_POLICY: &str = "passthrough";
+
 /// A policy to put in place.
 #[derive(Clone, Debug)]
 pub enum Policy {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::record::{self, DIRECTORY, RecordError};
+use super::record::{self, RecordError};
 use super::serve::{Ready, Start, serve};
 use crate::sys::fork::{Side, fork, leave_session, replace_standard_files, wait_for};
 
@@ -40,7 +40,7 @@ pub fn run_in_background(
 ) -> Result<String, BackgroundError> {
     record::make_directory()?;
     // The id is not known yet, which the log's name has in it.
-    let log_path = Path::new(DIRECTORY).join(format!("starting-{}.log", std::process::id()));
+    let log_path = record::first_log_path(std::process::id());
     let log = File::create(&log_path)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let (mut listen, say) = io::pipe()?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::record::{self, Lock, Record, RecordError};
+use super::record::{self, Lock, RecordError};
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 
@@ -49,6 +49,7 @@ pub fn known() -> Result<Vec<DeviceId>, RecordError> {
 
 /// Removes what dead servers left of devices that are gone. What cannot be removed is told and stays.
 pub fn sweep(control: &Control) {
+    record::remove_first_logs();
     let ids = match known() {
         Ok(ids) => ids,
         Err(error) => return tracing::warn!("{error}"),
@@ -86,9 +87,8 @@ pub(super) fn remove(
         delete(control, id)?;
     }
     PinDir::of(&Disk::ublk(id.number())).remove()?;
-    Record::remove(id)?;
+    record::forget(id)?;
     record::remove_log(id);
-    record::remove_policy_lock(id);
     lock.remove_file();
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! what a server that died left behind is recognised and removed by [`leftover`].
 
 mod background;
+mod claim;
 mod isolation;
 pub mod leftover;
 pub mod mounts;

@@ -8,6 +8,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub const DIRECTORY: &str = "/run/ublk-bpf";
 
 /// Version of the record's format.
 const VERSION: u32 = 1;
+
+/// Who asks for a lock has it for less than this, unless it is made to wait for a processor.
+const ASKING: Duration = Duration::from_millis(1);
 
 /// No record is larger; a file that is was not written by a server.
 const MAX_BYTES: u64 = 64 << 10;
@@ -41,6 +45,8 @@ pub struct Record {
     /// Where its bytes are, as `--backing` takes it; a path is absolute.
     #[serde(with = "spec_text")]
     pub backing: Spec,
+    /// Which file or device that path led to.
+    pub identity: String,
     /// The policy's name, or the absolute path of its object.
     pub policy: String,
     /// Hardware queues.
@@ -92,9 +98,10 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute.
+    /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute;
+    /// `identity` is the [target's](crate::target::Target::identity).
     #[must_use]
-    pub fn new(info: &DeviceInfo, options: &Options, sectors: u64) -> Self {
+    pub fn new(info: &DeviceInfo, options: &Options, sectors: u64, identity: String) -> Self {
         let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             version: VERSION,
@@ -103,6 +110,7 @@ impl Record {
             started: started.map_or(0, |since| since.as_secs()),
             boot_id: boot_id(),
             backing: options.backing.clone(),
+            identity,
             policy: options.policy.clone(),
             queues: info.queues,
             depth: info.depth,
@@ -198,22 +206,29 @@ impl Record {
             source,
         })
     }
+}
 
-    /// Removes the record of device `id`, if there is one.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn remove(id: DeviceId) -> Result<(), RecordError> {
-        let path = path(id, "json");
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError::System {
+/// Removes what is said of device `id`, which is gone. Waits for a change of its policy that is under way: it would
+/// write the record again, perhaps over that of the next device of this id.
+///
+/// # Errors
+/// If the file system refuses.
+pub(super) fn forget(id: DeviceId) -> Result<(), RecordError> {
+    let policy = Lock::change_policy(id)?;
+    remove_extra(&path(id, "json.new"));
+    let path = path(id, "json");
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(RecordError::System {
                 what: "remove",
                 path,
                 source,
-            }),
-            _ => Ok(()),
+            });
         }
+        _ => {}
     }
+    policy.remove_file();
+    Ok(())
 }
 
 /// The ids of all devices that have a record or a lock, in ascending order.
@@ -258,9 +273,25 @@ pub(super) fn remove_log(id: DeviceId) {
     remove_extra(&log_path(id));
 }
 
-/// Removes the file that changes of the policy of device `id` are serialised by. The device is gone.
-pub(super) fn remove_policy_lock(id: DeviceId) {
-    remove_extra(&path(id, "policy-lock"));
+/// The log of a server in the background that does not know its device yet; `process` started it and waits for it.
+pub(super) fn first_log_path(process: u32) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{FIRST_LOG}{process}.log"))
+}
+
+const FIRST_LOG: &str = "starting-";
+
+/// Removes those logs whose servers were killed. A server that starts while another process has the number of the one
+/// that began it loses nothing but its first words.
+pub(super) fn remove_first_logs() {
+    let is_stale = |name: &str| {
+        let process = name.strip_prefix(FIRST_LOG)?.strip_suffix(".log")?;
+        Some(!Path::new("/proc").join(process).exists())
+    };
+    for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().and_then(is_stale) == Some(true) {
+            remove_extra(&entry.path());
+        }
+    }
 }
 
 fn remove_extra(path: &Path) {
@@ -321,7 +352,7 @@ impl Lock {
     /// [`RecordError::Locked`] if another process has it.
     pub fn serve(id: DeviceId) -> Result<Self, RecordError> {
         make_directory()?;
-        Self::take(&path(id, "lock"), |file| match file.try_lock() {
+        Self::take(&path(id, "lock"), |file| match try_lock(file) {
             Ok(()) => Ok(()),
             Err(TryLockError::WouldBlock) => Err(RecordError::Locked(id)),
             Err(TryLockError::Error(source)) => Err(RecordError::System {
@@ -393,6 +424,17 @@ impl Lock {
     }
 }
 
+/// Locks the file, unless a server has it: who only asks ([`Lock::is_served`]) has it for a moment.
+fn try_lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..5 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(ASKING),
+            other => return other,
+        }
+    }
+    file.try_lock()
+}
+
 fn open_lock(path: &Path) -> Result<File, RecordError> {
     File::options()
         .read(true)
@@ -460,7 +502,7 @@ mod tests {
             owner_uid: 0,
             owner_gid: 0,
         };
-        Record::new(&info, &options, 1 << 21)
+        Record::new(&info, &options, 1 << 21, "memory".into())
     }
 
     #[test]

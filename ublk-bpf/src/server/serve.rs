@@ -5,8 +5,11 @@
 
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::claim::Claim;
 use super::isolation::isolate;
 use super::leftover;
 use super::queues::{Queues, Shared};
@@ -14,20 +17,21 @@ use super::record::{Lock, RecordError};
 use super::signals::StopSignals;
 use super::{Options, Record, users};
 use crate::control::{
-    AddDevice, Control, DeviceId, DeviceInfo, Error as ControlError, Features, MIN_BATCH_DEPTH, Missing,
-    Recovery, State, open_char_device, wait_for_block_device,
+    Control, DeviceId, DeviceInfo, Error as ControlError, Features, Missing, Recovery, State,
+    open_char_device, wait_for_block_device,
 };
 use crate::driver::uring::Stop;
-use crate::policy::{self, Classifier, Disk, Policy, PolicyError, WrittenSpec, ensure_bpffs};
+use crate::policy::{self, Classifier, DEFAULT_POLICY, Disk, Policy, PolicyError, WrittenSpec, ensure_bpffs};
 use crate::queue::Written;
-use crate::target::{Error as TargetError, Kind, NullReads, Target};
+use crate::target::{Error as TargetError, Kind, NullReads, Size, Target};
 
-/// Most bytes of a request: what the block layer's own default comes to on fast devices.
-const MAX_IO_BYTES: u32 = 1 << 20;
 /// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
 const WRITTEN_SHIFT: u32 = 16;
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the kernel may take to let go of a server that is gone.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -77,6 +81,19 @@ pub enum ServeError {
         id: DeviceId,
         /// What it is instead.
         state: String,
+    },
+    /// What its bytes are on is not what it was made on.
+    #[error(
+        "{} cannot be recovered: {backing} is not what the device was made on: {difference}: bring that back, or stop the device",
+        id.disk_name()
+    )]
+    Changed {
+        /// Which device.
+        id: DeviceId,
+        /// What its bytes are said to be on.
+        backing: String,
+        /// What is different.
+        difference: String,
     },
     /// Memory cannot be recovered.
     #[error("memory is gone with its server: --recovery needs a file or a block device as backing")]
@@ -131,22 +148,23 @@ fn kernel() -> Result<Control, ServeError> {
 
 /// Makes a device, serves it, and deletes it.
 fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
-    let opened = Opened::open(options)?;
+    let policy = Policy::parse(&options.policy)?;
+    let target = open_target(options)?;
     let control = &kernel()?;
     isolate();
     let mut claim = Claim::make(control, options)?;
-    let facts = opened.target.facts();
+    let facts = target.facts();
     control.set_params(&claim.info, &facts.params(claim.info.max_io_bytes))?;
-    let spec = classifier_spec(&claim.info, &opened.target);
+    let spec = classifier_spec(&claim.info, &target, facts.sectors);
     let mut classifier = Classifier::load(&spec)?;
-    mark_data(&opened.target, &classifier)?;
-    policy::swap(&spec.disk, &opened.policy)?;
-    let record = Record::new(&claim.info, options, facts.sectors);
+    mark_data(&target, &classifier)?;
+    policy::swap(&spec.disk, &policy)?;
+    let record = Record::new(&claim.info, options, facts.sectors, target.identity());
     record.write()?;
     let server = Server {
         control,
         info: &claim.info,
-        target: &opened.target,
+        target: &target,
         classifier: &classifier,
         record,
     };
@@ -164,46 +182,102 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
     Record::read(id)?;
     let control = &kernel()?;
     let lock = Lock::serve(id)?;
+    // Until the record is written again, nobody else changes the policy.
+    let policy_lock = Lock::change_policy(id)?;
     let before = Record::read(id)?;
-    let options = before.options();
+    let mut options = before.options();
     let info = waiting(control, id)?;
-    let opened = Opened::open(&options)?;
+    let policy = Policy::parse(&options.policy);
+    let target = open_target(&options)?;
+    check_unchanged(control, &before, &target)?;
     isolate();
-    control.start_recovery(id)?;
-    let spec = classifier_spec(&info, &opened.target);
+    start_recovery(control, id)?;
+    let spec = classifier_spec(&info, &target, before.sectors);
     let mut classifier = match Classifier::reopen(&spec) {
         Ok(classifier) => classifier,
         Err(error) => {
             tracing::warn!("{error}: loading the classifier afresh");
             let mut classifier = Classifier::load(&spec)?;
             classifier.leave_pinned();
-            policy::swap(&spec.disk, &opened.policy)?;
             classifier
         }
     };
     classifier.verdicts().clear();
-    mark_data(&opened.target, &classifier)?;
-    let mut claim = Claim {
-        control,
-        info,
-        lock,
-        leave: true,
-    };
-    let record = Record::new(&claim.info, &options, opened.target.facts().sectors);
+    mark_data(&target, &classifier)?;
+    if options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
+        // Data matters more than advice about it.
+        if let Err(error) = policy.and_then(|policy| policy::swap(&spec.disk, &policy)) {
+            tracing::warn!("{error}: everything passes through until `ublk-bpf policy swap {id}`");
+            DEFAULT_POLICY.clone_into(&mut options.policy);
+        }
+    }
+    let mut claim = Claim::take_over(control, info, lock);
+    let record = Record::new(&claim.info, &options, before.sectors, target.identity());
     record.write()?;
+    drop(policy_lock);
     let server = Server {
         control,
         info: &claim.info,
-        target: &opened.target,
+        target: &target,
         classifier: &classifier,
         record,
     };
     let end = server.run(Control::end_recovery, ready);
     if end.is_ok() {
-        claim.leave = false;
+        claim.delete_when_dropped();
         classifier.remove_when_dropped();
     }
     end
+}
+
+/// The kernel says that a device waits a moment before it lets another server have it.
+fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        match control.start_recovery(id) {
+            Err(error) if error.errno() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                thread::sleep(POLL);
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Whether a device that was promised to its clients can be served on `target`: the same one, with no less of anything.
+fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Result<(), ServeError> {
+    let (id, facts) = (before.id(), target.facts());
+    let promised = control.params(id)?;
+    let bytes = |sectors: u64| Size(sectors * SECTOR_SIZE);
+    let difference = if target.identity() != before.identity {
+        format!("it is {} and was {}", target.identity(), before.identity)
+    } else if facts.sectors < before.sectors {
+        format!(
+            "it has {} and had {}",
+            bytes(facts.sectors),
+            bytes(before.sectors)
+        )
+    } else if facts.logical_block > promised.logical_block {
+        format!(
+            "it has blocks of {} bytes and had {}",
+            facts.logical_block, promised.logical_block
+        )
+    } else if facts.memory_align > promised.dma_alignment {
+        format!(
+            "it wants memory aligned to {} bytes and wanted {}",
+            facts.memory_align, promised.dma_alignment
+        )
+    } else if facts.read_only && !promised.read_only {
+        "it can only be read now".to_owned()
+    } else if facts.volatile_cache && !promised.volatile_cache {
+        "it has a volatile cache now".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(ServeError::Changed {
+        id,
+        backing: before.backing.to_string(),
+        difference,
+    })
 }
 
 /// The device, if it waits for a server.
@@ -217,97 +291,17 @@ fn waiting(control: &Control, id: DeviceId) -> Result<DeviceInfo, ServeError> {
     }
 }
 
-/// What has to be opened by paths, before the process leaves its mounts.
-struct Opened {
-    target: Target,
-    policy: Policy,
-}
-
-impl Opened {
-    fn open(options: &Options) -> Result<Self, ServeError> {
-        let policy = Policy::parse(&options.policy)?;
-        let target = Target::open(&options.backing, options.read_only)?;
-        if target.kind() == Kind::Memory && options.recovery != Recovery::None {
-            return Err(ServeError::Forgetful);
-        }
-        Ok(Self { target, policy })
+/// Opens what the bytes are on. By its path, so before the process leaves its mounts.
+fn open_target(options: &Options) -> Result<Target, ServeError> {
+    let target = Target::open(&options.backing, options.read_only)?;
+    if target.kind() == Kind::Memory && options.recovery != Recovery::None {
+        return Err(ServeError::Forgetful);
     }
+    Ok(target)
 }
 
-/// A device of this server's: locked, and deleted when dropped.
-struct Claim<'c> {
-    control: &'c Control,
-    info: DeviceInfo,
-    lock: Lock,
-    leave: bool,
-}
-
-impl<'c> Claim<'c> {
-    fn make(control: &'c Control, options: &Options) -> Result<Self, ServeError> {
-        let start = Lock::start()?;
-        leftover::sweep(control);
-        let info = control.add(&AddDevice {
-            id: options.id,
-            queues: options.queues,
-            depth: options.depth.max(MIN_BATCH_DEPTH),
-            max_io_bytes: MAX_IO_BYTES,
-            recovery: options.recovery,
-            ..AddDevice::default()
-        })?;
-        if info.queues < options.queues {
-            tracing::warn!(
-                "{} queues were asked for; this machine's number of CPUs allows {}",
-                options.queues,
-                info.queues
-            );
-        }
-        if info.depth > options.depth {
-            tracing::warn!(
-                "a depth of {} was asked for; {MIN_BATCH_DEPTH} is the least in batch mode",
-                options.depth
-            );
-        }
-        let lock = match Lock::serve(info.id) {
-            Ok(lock) => lock,
-            Err(error) => {
-                // Why it could not be locked matters more than why it cannot be deleted.
-                let _ = control.delete(info.id);
-                return Err(error.into());
-            }
-        };
-        drop(start);
-        Ok(Self {
-            control,
-            info,
-            lock,
-            leave: false,
-        })
-    }
-
-    /// The device is to wait for another server.
-    fn leave(&mut self) {
-        self.leave = true;
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        if self.leave {
-            return;
-        }
-        let id = self.info.id;
-        if let Err(error) = leftover::delete(self.control, id) {
-            tracing::error!("{error}");
-        }
-        if let Err(error) = Record::remove(id) {
-            tracing::error!("{error}");
-        }
-        super::record::remove_policy_lock(id);
-        self.lock.remove_file();
-    }
-}
-
-fn classifier_spec(info: &DeviceInfo, target: &Target) -> policy::Spec {
+/// `sectors` is the device's size.
+fn classifier_spec(info: &DeviceInfo, target: &Target, sectors: u64) -> policy::Spec {
     let is_tracked = matches!(
         target.kind(),
         Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
@@ -316,7 +310,7 @@ fn classifier_spec(info: &DeviceInfo, target: &Target) -> policy::Spec {
         disk: Disk::ublk(info.id.number()),
         queues: info.queues,
         depth: info.depth,
-        written: WrittenSpec::for_device(target.facts().sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
+        written: WrittenSpec::for_device(sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
     }
 }
 

@@ -18,6 +18,7 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
@@ -171,6 +172,18 @@ impl Target {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Which one it is, whatever its path leads to later: the file or the device, for as long as the machine runs.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let found = self.file.as_ref().and_then(|file| file.metadata().ok());
+        let number = |dev| format!("{}:{}", libc::major(dev), libc::minor(dev));
+        match (self.kind, found) {
+            (Kind::File, Some(file)) => format!("file {} on device {}", file.ino(), number(file.dev())),
+            (Kind::Block, Some(file)) => format!("block device {}", number(file.rdev())),
+            (kind, _) => kind.name().to_owned(),
+        }
     }
 
     /// What a device on it may promise.

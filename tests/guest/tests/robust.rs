@@ -1,0 +1,411 @@
+//! What goes wrong around a device: servers killed at every stage, backings that change, fill up or are protected, users
+//! without the right, objects that are none.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use ublk_bpf::control::{Control, DeviceId};
+use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, refused_by, traces};
+use ublk_bpf_guest::{Backing, Device, Fio, read, run, try_run, wait_until, write};
+
+const SLOW: &str = "/root/policies/slow.o";
+const OTHER: &str = "/root/policies/other.o";
+
+fn open(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
+}
+
+/// Kills `ublk-bpf` as it enters the `when`th of these system calls; whether it came that far.
+fn killed_at(call: &str, path: Option<&str>, when: u32, args: &[&str]) -> bool {
+    let inject = format!("inject={call}:signal=SIGKILL:when={when}");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+    if let Some(path) = path {
+        strace.args(["-P", path]);
+    }
+    let status = strace
+        .arg("ublk-bpf")
+        .args(args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap_or_else(|e| panic!("cannot run strace: {e}"));
+    !status.success()
+}
+
+/// The next server removes what a killed one left, and nothing is left of itself.
+fn next_server_cleans_up(after: &str) {
+    let next = Device::run(&["--backing", "mem:8M"]);
+    assert_eq!(
+        next.id(),
+        "0",
+        "after {after}: the id was not free: {:?}",
+        traces()
+    );
+    next.stop();
+    wait_until(&format!("nothing is left after {after}"), SOON, || {
+        traces().is_empty()
+    });
+}
+
+#[test]
+fn a_server_killed_between_the_device_and_its_lock_leaves_nothing_for_good() {
+    // It opens the lock file once: before or after the device is made, this is the gap.
+    assert!(killed_at(
+        "openat",
+        Some("/run/ublk-bpf/ublkb0.lock"),
+        1,
+        &["run", "--backing", "mem:8M"]
+    ));
+    next_server_cleans_up("a kill at the lock");
+}
+
+#[test]
+fn a_server_killed_at_any_command_of_its_start_leaves_nothing_for_good() {
+    // The commands to the kernel's ublk go through io_uring_enter: there are fewer than these before it serves.
+    for when in 1..=6 {
+        let what = format!("a kill at io_uring_enter {when}");
+        assert!(
+            killed_at("io_uring_enter", None, when, &["run", "--backing", "mem:8M"]),
+            "{what}"
+        );
+        next_server_cleans_up(&what);
+    }
+}
+
+#[test]
+fn a_server_killed_at_some_moment_of_its_start_or_end_leaves_nothing_for_good() {
+    let start = Instant::now();
+    let device = Device::run(&["--backing", "mem:8M"]);
+    let time = start.elapsed();
+    device.stop();
+    for step in 0..8_u32 {
+        let mut server = Command::new("ublk-bpf")
+            .args(["run", "--backing", "mem:8M", "--policy", "sparse"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot run ublk-bpf: {e}"));
+        sleep(time * step / 6);
+        if step % 2 == 1 {
+            run("kill", &["-TERM", &server.id().to_string()]);
+            sleep(Duration::from_millis(7 * u64::from(step)));
+        }
+        // It may have ended by the other signal.
+        let _ = server.kill();
+        let _ = server.wait();
+        next_server_cleans_up(&format!("kill {step}"));
+    }
+    // The log of a server in the background goes with the rest.
+    killed_at("bpf", None, 3, &["run", "--daemon", "--backing", "mem:8M"]);
+    next_server_cleans_up("a kill in the background");
+}
+
+#[test]
+fn a_device_is_not_recovered_on_another_backing() {
+    let backing = Backing::file("same", 16);
+    let path = backing.path().unwrap_or_else(|| panic!("a file has a path"));
+    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    open(device.path())
+        .write_all_at(&[0xa5; 4096], 8 << 20)
+        .unwrap_or_else(|e| panic!("{e}"));
+    run("sync", &[]);
+    device.kill_server("waiting");
+    let recover = ["run", "--daemon", "--recover", &device.id()];
+
+    let kept = path.with_extension("kept");
+    fs::rename(path, &kept).unwrap_or_else(|e| panic!("{e}"));
+    assert!(refused(&recover).contains("does not exist"));
+    File::create(path)
+        .and_then(|file| file.set_len(16 << 20))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let said = refused(&recover);
+    assert!(said.contains("is not what"), "{said}");
+    fs::rename(&kept, path).unwrap_or_else(|e| panic!("{e}"));
+    open(path).set_len(4 << 20).unwrap_or_else(|e| panic!("{e}"));
+    let said = refused(&recover);
+    assert!(said.contains("4M") && said.contains("16M"), "{said}");
+    assert_eq!(device.state(), "waiting");
+
+    // A larger one has everything that the device needs.
+    open(path).set_len(32 << 20).unwrap_or_else(|e| panic!("{e}"));
+    open(path)
+        .write_all_at(&[0xa5; 4096], 8 << 20)
+        .unwrap_or_else(|e| panic!("{e}"));
+    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    assert_eq!(device.show()["size"], 16 << 20);
+    let mut found = [0; 4096];
+    open(device.path())
+        .read_exact_at(&mut found, 8 << 20)
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(found.iter().all(|&byte| byte == 0xa5));
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn a_device_is_recovered_without_its_policys_object() {
+    let backing = Backing::file("objectless", 16);
+    fs::copy(SLOW, "/tmp/gone.o").unwrap_or_else(|e| panic!("{e}"));
+    let device = Device::run(&[
+        "--backing",
+        backing.spec(),
+        "--recovery",
+        "reissue",
+        "--policy",
+        "/tmp/gone.o",
+    ]);
+    fs::remove_file("/tmp/gone.o").unwrap_or_else(|e| panic!("{e}"));
+    for pins in [true, false] {
+        device.kill_server("waiting");
+        if !pins {
+            fs::remove_file(device.pins().join("link")).unwrap_or_else(|e| panic!("{e}"));
+        }
+        run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+        let policy = device.show()["policy"].clone();
+        assert_eq!(policy, if pins { "/tmp/gone.o" } else { "passthrough" });
+        Fio::verify(device.path()).arg("size", "4m").run();
+    }
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn queues_that_lose_their_device_under_load_leave_it_for_another_server() {
+    let backing = Backing::file("quiesced", 64);
+    let device = Device::run(&[
+        "--backing",
+        backing.spec(),
+        "--queues",
+        "2",
+        "--recovery",
+        "reissue",
+    ]);
+    let id = device.id().parse::<DeviceId>().unwrap_or_else(|e| panic!("{e}"));
+    let mut job = Fio::verify(device.path())
+        .arg("iodepth", "32")
+        .arg("size", "32m")
+        .arg("rate", "3m")
+        .start();
+    sleep(Duration::from_secs(1));
+    let control = Control::open().unwrap_or_else(|e| panic!("{e}"));
+    control
+        .quiesce(id, Duration::from_secs(10))
+        .unwrap_or_else(|e| panic!("{e}"));
+    wait_until("the server has left the device", SOON, || {
+        device.state() == "waiting"
+    });
+    assert!(job.is_running(), "fio ended before the device was quiesced");
+    let said = run("ublk-bpf", &["run", "--recover", &device.id(), "--daemon"]);
+    assert!(said.contains("is ready"), "{said}");
+    job.finish();
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn a_second_signal_stops_a_device_in_use() {
+    let device = Device::run(&["--backing", "mem:8M"]);
+    let log = format!("/run/ublk-bpf/ublkb{}.log", device.id());
+    let user = open(device.path());
+    let server = device.server();
+    run("kill", &["-TERM", &server]);
+    wait_until("the server says that it is in use", SOON, || {
+        fs::read_to_string(&log)
+            .unwrap_or_default()
+            .contains("still in use")
+    });
+    user.write_all_at(&[1; 4096], 0)
+        .and_then(|()| user.sync_all())
+        .unwrap_or_else(|e| panic!("{e}"));
+    run("kill", &["-TERM", &server]);
+    wait_until("the server ends", SOON, || {
+        !Path::new(&format!("/proc/{server}")).exists()
+    });
+    assert!(user.write_all_at(&[1; 4096], 4096).is_err() || user.sync_all().is_err());
+    drop(user);
+    nothing_is_left();
+    drop(device);
+}
+
+#[test]
+fn a_policy_that_is_always_slow_is_only_slow() {
+    for backing in [Backing::file("slow", 32), Backing::brd(32)] {
+        let device = Device::run(&["--backing", backing.spec(), "--policy", SLOW, "--queues", "2"]);
+        Fio::verify(device.path())
+            .arg("size", "32m")
+            .arg("io_size", "16m")
+            .arg("iodepth", "64")
+            .run();
+        let stats = device.stats();
+        assert_eq!(stats["server"]["passthrough"], 0, "{stats:#}");
+        assert_eq!(stats["server"]["failed"], 0, "{stats:#}");
+        assert!(device.counter("user_copies") >= device.counter("slow") / 2);
+        device.stop();
+    }
+}
+
+#[test]
+fn blocks_of_4_kib_are_served_by_every_way() {
+    run("modprobe", &["null_blk", "nr_devices=0"]);
+    if !Path::new("/sys/kernel/config/nullb").exists() {
+        run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
+    }
+    let config = Path::new("/sys/kernel/config/nullb/blocks");
+    fs::create_dir(config).unwrap_or_else(|e| panic!("{e}"));
+    for (name, value) in [
+        ("size", "32"),
+        ("blocksize", "4096"),
+        ("memory_backed", "1"),
+        ("power", "1"),
+    ] {
+        write(config.join(name), value);
+    }
+    for policy in ["passthrough", SLOW] {
+        let device = Device::run(&["--backing", "/dev/blocks", "--policy", policy]);
+        assert_eq!(read(device.sysfs("queue/logical_block_size")), "4096");
+        Fio::new(device.path())
+            .arg("rw", "randrw")
+            .arg("bsrange", "4k-256k")
+            .arg("verify", "crc32c")
+            .arg("size", "16m")
+            .arg("iodepth", "16")
+            .run();
+        assert_eq!(device.counter("failed"), 0);
+        device.stop();
+    }
+    fs::remove_dir(config).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn a_protected_disk_makes_a_protected_device() {
+    let disk = Backing::brd(8);
+    open(Path::new(disk.spec()))
+        .write_all_at(&[0x5a; 4096], 4096)
+        .unwrap_or_else(|e| panic!("{e}"));
+    run("blockdev", &["--setro", disk.spec()]);
+    let device = Device::run(&["--backing", disk.spec()]);
+    assert_eq!(read(device.sysfs("ro")), "1");
+    assert_eq!(device.show()["state"], "live");
+    let file = File::open(device.path()).unwrap_or_else(|e| panic!("{e}"));
+    let mut found = [0; 4096];
+    file.read_exact_at(&mut found, 4096)
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(found.iter().all(|&byte| byte == 0x5a));
+    drop(file);
+    assert!(
+        OpenOptions::new()
+            .write(true)
+            .open(device.path())
+            .and_then(|file| file.write_all_at(&[1; 4096], 0).and_then(|()| file.sync_all()))
+            .is_err()
+    );
+    device.stop();
+    run("blockdev", &["--setrw", disk.spec()]);
+}
+
+#[test]
+fn a_full_file_system_fails_writes_until_there_is_room() {
+    run("mkdir", &["-p", "/mnt/full"]);
+    run("mount", &["-t", "tmpfs", "-o", "size=12m", "tmpfs", "/mnt/full"]);
+    File::create("/mnt/full/disk.img")
+        .and_then(|file| file.set_len(16 << 20))
+        .unwrap_or_else(|e| panic!("{e}"));
+    fs::write("/mnt/full/filler", vec![1; 8 << 20]).unwrap_or_else(|e| panic!("{e}"));
+    for policy in ["passthrough", SLOW] {
+        let device = Device::run(&["--backing", "/mnt/full/disk.img", "--policy", policy]);
+        let direct = |offset: u32| {
+            let of = format!("of={}", device.path_str());
+            let seek = format!("seek={offset}");
+            let args = [
+                "dd",
+                "if=/dev/zero",
+                &of,
+                "bs=1M",
+                "count=8",
+                &seek,
+                "oflag=direct",
+            ];
+            try_run("busybox", &[&args[..], &["conv=notrunc"]].concat())
+        };
+        let output = direct(0);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains("No space left"),
+            "{said}"
+        );
+        fs::remove_file("/mnt/full/filler").unwrap_or_else(|e| panic!("{e}"));
+        let output = direct(0);
+        assert!(output.status.success(), "{output:?}");
+        device.stop();
+        fs::write("/mnt/full/filler", vec![1; 3 << 20]).unwrap_or_else(|e| panic!("{e}"));
+        run(
+            "busybox",
+            &[
+                "fallocate",
+                "-p",
+                "-o",
+                "0",
+                "-l",
+                "8388608",
+                "/mnt/full/disk.img",
+            ],
+        );
+        fs::write("/mnt/full/filler", vec![1; 8 << 20]).unwrap_or_else(|e| panic!("{e}"));
+    }
+    run("umount", &["/mnt/full"]);
+}
+
+#[test]
+fn users_without_the_right_are_told_in_a_line() {
+    let before = traces();
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "ublk-bpf"];
+    for args in [
+        &["run", "--backing", "mem:8M"][..],
+        &["run", "--backing", "mem:8M", "--daemon"],
+        &["stop", "--all"],
+        &["features"],
+    ] {
+        let said = refused_by("setpriv", &[&nobody[..], args].concat());
+        assert!(said.contains("root"), "{args:?}: {said}");
+        assert_eq!(traces(), before, "{args:?}");
+    }
+    let device = Device::run(&["--backing", "mem:8M"]);
+    let id = device.id();
+    for args in [
+        &["stop", &id][..],
+        &["policy", "swap", &id, "sparse"],
+        &["run", "--recover", &id],
+    ] {
+        let said = refused_by("setpriv", &[&nobody[..], args].concat());
+        assert!(
+            said.contains("root") || said.contains("ermission denied"),
+            "{args:?}: {said}"
+        );
+        assert_eq!(device.state(), "live");
+    }
+    device.stop();
+}
+
+#[test]
+fn an_object_that_is_no_policy_is_told_in_a_line() {
+    let before = traces();
+    for daemon in [&[][..], &["--daemon"]] {
+        let said = refused(&[&["run", "--backing", "mem:8M", "--policy", OTHER], daemon].concat());
+        assert!(said.contains("no function `policy` in section"), "{said}");
+        assert_eq!(traces(), before);
+    }
+    let device = Device::run(&["--backing", "mem:8M", "--policy", "sparse"]);
+    let said = refused(&["policy", "swap", &device.id(), OTHER]);
+    assert!(said.contains("no function `policy` in section"), "{said}");
+    assert_eq!(device.show()["policy"], "sparse");
+    device.stop();
+}

@@ -1,0 +1,137 @@
+//! A device of this server's: chosen, locked and made, and deleted in the end.
+
+use super::record::{self, Lock, RecordError};
+use super::{Options, ServeError, leftover};
+use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
+
+/// Most bytes of a request: what the block layer's own default comes to on fast devices.
+const MAX_IO_BYTES: u32 = 1 << 20;
+
+/// A device of this server's: locked, and deleted when dropped.
+pub(super) struct Claim<'c> {
+    control: &'c Control,
+    pub(super) info: DeviceInfo,
+    lock: Lock,
+    leave: bool,
+}
+
+impl<'c> Claim<'c> {
+    /// Makes a device with these options.
+    pub(super) fn make(control: &'c Control, options: &Options) -> Result<Self, ServeError> {
+        let start = Lock::start()?;
+        leftover::sweep(control);
+        let device = AddDevice {
+            id: options.id,
+            queues: options.queues,
+            depth: options.depth.max(MIN_BATCH_DEPTH),
+            max_io_bytes: MAX_IO_BYTES,
+            recovery: options.recovery,
+            ..AddDevice::default()
+        };
+        let (info, lock) = match options.id {
+            Some(id) => add(control, id, &device)?,
+            None => add_lowest(control, &device)?,
+        };
+        drop(start);
+        if info.queues < options.queues {
+            tracing::warn!(
+                "{} queues were asked for; this machine's number of CPUs allows {}",
+                options.queues,
+                info.queues
+            );
+        }
+        if info.depth > options.depth {
+            tracing::warn!(
+                "a depth of {} was asked for; {MIN_BATCH_DEPTH} is the least in batch mode",
+                options.depth
+            );
+        }
+        Ok(Self {
+            control,
+            info,
+            lock,
+            leave: false,
+        })
+    }
+
+    /// Takes over a device that another server made. It is left as it is, until [`Self::delete_when_dropped`].
+    pub(super) fn take_over(control: &'c Control, info: DeviceInfo, lock: Lock) -> Self {
+        Self {
+            control,
+            info,
+            lock,
+            leave: true,
+        }
+    }
+
+    /// The device is to wait for another server.
+    pub(super) fn leave(&mut self) {
+        self.leave = true;
+    }
+
+    /// The device ends with this.
+    pub(super) fn delete_when_dropped(&mut self) {
+        self.leave = false;
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if self.leave {
+            return;
+        }
+        let id = self.info.id;
+        if let Err(error) = leftover::delete(self.control, id) {
+            tracing::error!("{error}");
+        }
+        if let Err(error) = record::forget(id) {
+            tracing::error!("{error}");
+        }
+        self.lock.remove_file();
+    }
+}
+
+/// Makes the device with the lowest id that is free.
+fn add_lowest(control: &Control, device: &AddDevice) -> Result<(DeviceInfo, Lock), ServeError> {
+    for id in (0..).map_while(DeviceId::new) {
+        // The kernel is asked first: to try a lock would make its file.
+        if control.info(id).is_ok() {
+            continue;
+        }
+        match add(control, id, device) {
+            // Another program was faster, or another server is just about to be done with it.
+            Err(ServeError::Control(error)) if error.errno() == Some(libc::EEXIST) => {}
+            other => return other,
+        }
+    }
+    Err(refused(None, libc::ENOSPC).into())
+}
+
+/// Makes the device with this id. The lock comes first: a server that is killed anywhere leaves at least its lock's
+/// file, by which the next one finds out.
+fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInfo, Lock), ServeError> {
+    let lock = match Lock::serve(id) {
+        Err(RecordError::Locked(_)) => return Err(refused(Some(id), libc::EEXIST).into()),
+        other => other?,
+    };
+    let device = AddDevice {
+        id: Some(id),
+        ..*device
+    };
+    match control.add(&device) {
+        Ok(info) => Ok((info, lock)),
+        Err(error) => {
+            lock.remove_file();
+            Err(error.into())
+        }
+    }
+}
+
+/// What the kernel would say.
+const fn refused(device: Option<DeviceId>, errno: i32) -> Error {
+    Error::Refused {
+        command: Command::Add,
+        device,
+        errno: Errno(errno),
+    }
+}
