@@ -2,7 +2,7 @@
 //! without the right, objects that are none.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ublk_bpf::control::{Control, DeviceId};
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, refused_by, traces};
-use ublk_bpf_guest::{Backing, Device, Fio, read, run, try_run, wait_until, write};
+use ublk_bpf_guest::{Backing, Device, Fio, read, run, wait_until, write};
 
 const SLOW: &str = "/root/policies/slow.o";
 const OTHER: &str = "/root/policies/other.o";
@@ -23,22 +23,24 @@ fn open(path: &Path) -> File {
         .unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
 }
 
-/// Kills `ublk-bpf` as it enters the `when`th of these system calls; whether it came that far.
-fn killed_at(call: &str, path: Option<&str>, when: u32, args: &[&str]) -> bool {
+/// Kills `ublk-bpf` as one of its threads enters the `when`th of these system calls.
+fn kill_at(call: &str, path: Option<&str>, when: u32, args: &[&str]) {
     let inject = format!("inject={call}:signal=SIGKILL:when={when}");
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
     if let Some(path) = path {
         strace.args(["-P", path]);
     }
-    let status = strace
+    let mut strace = strace
         .arg("ublk-bpf")
         .args(args)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()
+        .spawn()
         .unwrap_or_else(|e| panic!("cannot run strace: {e}"));
-    !status.success()
+    wait_until(&format!("{call} {when} kills {args:?}"), SOON, || {
+        matches!(strace.try_wait(), Ok(Some(_)))
+    });
 }
 
 /// The next server removes what a killed one left, and nothing is left of itself.
@@ -59,25 +61,21 @@ fn next_server_cleans_up(after: &str) {
 #[test]
 fn a_server_killed_between_the_device_and_its_lock_leaves_nothing_for_good() {
     // It opens the lock file once: before or after the device is made, this is the gap.
-    assert!(killed_at(
+    kill_at(
         "openat",
         Some("/run/ublk-bpf/ublkb0.lock"),
         1,
-        &["run", "--backing", "mem:8M"]
-    ));
+        &["run", "--backing", "mem:8M"],
+    );
     next_server_cleans_up("a kill at the lock");
 }
 
 #[test]
 fn a_server_killed_at_any_command_of_its_start_leaves_nothing_for_good() {
-    // The commands to the kernel's ublk go through io_uring_enter: there are fewer than these before it serves.
-    for when in 1..=6 {
-        let what = format!("a kill at io_uring_enter {when}");
-        assert!(
-            killed_at("io_uring_enter", None, when, &["run", "--backing", "mem:8M"]),
-            "{what}"
-        );
-        next_server_cleans_up(&what);
+    // Commands to the kernel's ublk go through this call: GET_FEATURES, GET_DEV_INFO, ADD_DEV, SET_PARAMS, START_DEV.
+    for when in 1..=5 {
+        kill_at("io_uring_enter", None, when, &["run", "--backing", "mem:8M"]);
+        next_server_cleans_up(&format!("a kill at io_uring_enter {when}"));
     }
 }
 
@@ -105,7 +103,7 @@ fn a_server_killed_at_some_moment_of_its_start_or_end_leaves_nothing_for_good() 
         next_server_cleans_up(&format!("kill {step}"));
     }
     // The log of a server in the background goes with the rest.
-    killed_at("bpf", None, 3, &["run", "--daemon", "--backing", "mem:8M"]);
+    kill_at("bpf", None, 3, &["run", "--daemon", "--backing", "mem:8M"]);
     next_server_cleans_up("a kill in the background");
 }
 
@@ -322,42 +320,21 @@ fn a_full_file_system_fails_writes_until_there_is_room() {
     fs::write("/mnt/full/filler", vec![1; 8 << 20]).unwrap_or_else(|e| panic!("{e}"));
     for policy in ["passthrough", SLOW] {
         let device = Device::run(&["--backing", "/mnt/full/disk.img", "--policy", policy]);
-        let direct = |offset: u32| {
-            let of = format!("of={}", device.path_str());
-            let seek = format!("seek={offset}");
-            let args = [
-                "dd",
-                "if=/dev/zero",
-                &of,
-                "bs=1M",
-                "count=8",
-                &seek,
-                "oflag=direct",
-            ];
-            try_run("busybox", &[&args[..], &["conv=notrunc"]].concat())
+        let fill = || {
+            let file = OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(device.path())?;
+            (0..8).try_for_each(|mib| file.write_all_at(&vec![7; 1 << 20], mib << 20))
         };
-        let output = direct(0);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            !output.status.success() && said.contains("No space left"),
-            "{said}"
-        );
+        let error = fill().expect_err("there is no room");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
         fs::remove_file("/mnt/full/filler").unwrap_or_else(|e| panic!("{e}"));
-        let output = direct(0);
-        assert!(output.status.success(), "{output:?}");
+        fill().unwrap_or_else(|e| panic!("{e}"));
         device.stop();
-        fs::write("/mnt/full/filler", vec![1; 3 << 20]).unwrap_or_else(|e| panic!("{e}"));
         run(
-            "busybox",
-            &[
-                "fallocate",
-                "-p",
-                "-o",
-                "0",
-                "-l",
-                "8388608",
-                "/mnt/full/disk.img",
-            ],
+            "fallocate",
+            &["-p", "-o", "0", "-l", "8388608", "/mnt/full/disk.img"],
         );
         fs::write("/mnt/full/filler", vec![1; 8 << 20]).unwrap_or_else(|e| panic!("{e}"));
     }

@@ -1,5 +1,6 @@
 //! `ublk-bpf run`: makes a device and serves it.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
@@ -94,7 +95,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if daemon {
         println!("{}", server::run_in_background(&start, announce)?);
     } else {
-        server::serve(&start, |ready| println!("{}", announce(ready)))?;
+        server::serve(&start, |ready| {
+            // The device serves whether or not somebody listens.
+            if let Err(error) = writeln!(io::stdout(), "{}", announce(ready)) {
+                tracing::warn!("cannot say that the device is ready: {error}");
+            }
+        })?;
     }
     Ok(())
 }

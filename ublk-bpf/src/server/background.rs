@@ -90,7 +90,8 @@ fn be_server(
         tell(say.take(), READY, &announce(ready));
     });
     if let Err(error) = &result {
-        eprintln!("ublk-bpf: {error}");
+        // The file system of the log may be full.
+        let _ = writeln!(io::stderr(), "ublk-bpf: {error}");
         if say.is_none() {
             // The device was ready: the log is all that is left to say why it is gone.
             return 1;

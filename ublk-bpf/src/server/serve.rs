@@ -3,7 +3,7 @@
 //! Each step is undone by the drop of what it returned, in the reverse order: a failure anywhere leaves nothing
 //! behind, and a clean stop is the same way back.
 
-use std::io;
+use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -411,8 +411,9 @@ impl Server<'_> {
         }
         match self.control.try_stop(id) {
             Err(error) if error.errno() == Some(libc::EBUSY) => {
-                // A word to the person at the terminal, not a matter of the log's level.
-                eprintln!(
+                // A word to the person at the terminal, not a matter of the log's level; nobody has to listen.
+                let _ = writeln!(
+                    io::stderr(),
                     "ublk-bpf: {} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
                     id.disk_name(),
                     users::in_words(id)
