@@ -34,10 +34,15 @@ pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// An error and its causes in one line.
+/// An error and its causes in one line. A cause that an error tells in its own words already is not told again.
 pub(super) fn one_line(error: &anyhow::Error) -> String {
-    format!("{error:#}")
-        .lines()
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told.lines()
         .map(str::trim)
         .collect::<Vec<_>>()
         .join(" ")

@@ -195,6 +195,9 @@ impl Control {
 
     /// Takes a live device from its server, which sees its fetches end with ENODEV and has to close the character
     /// device; then another one can recover it. `timeout` is the kernel's own (not used in batch mode), at least 1 ms.
+    ///
+    /// Not under load: in batch mode requests that are issued between this and the new server's commands fail with EIO,
+    /// recovery flags or not (`ublk_batch_cancel_queue` of Linux 7.3 sets `force_abort`).
     pub fn quiesce(&self, id: DeviceId, timeout: Duration) -> Result<(), Error> {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
         self.command(Command::Quiesce, id, millis)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{self, RecordError};
 use super::serve::{Ready, Start, serve};
+use crate::control::Control;
 use crate::sys::fork::{Side, fork, leave_session, replace_standard_files, wait_for};
 
 /// Why there is no device in the background.
@@ -17,12 +18,15 @@ pub enum BackgroundError {
     /// The server ended without a word.
     #[error("the server ended before its device was ready: see {}", .0.display())]
     Silent(PathBuf),
+    /// This user, or this kernel, can have no devices.
+    #[error(transparent)]
+    Control(#[from] crate::control::Error),
     /// The log could not be made.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// There is no way to the background.
     #[error("cannot go to the background: {0}")]
-    System(#[from] io::Error),
+    System(io::Error),
 }
 
 /// What the server says through the pipe, before what it is about.
@@ -38,13 +42,20 @@ pub fn run_in_background(
     start: &Start,
     announce: impl FnOnce(&Ready) -> String,
 ) -> Result<String, BackgroundError> {
+    // What the server would say next, but before the first file is made.
+    Control::open()?;
     record::make_directory()?;
     // The id is not known yet, which the log's name has in it.
     let log_path = record::first_log_path(std::process::id());
-    let log = File::create(&log_path)?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    let (mut listen, say) = io::pipe()?;
-    match fork()? {
+    let system = BackgroundError::System;
+    let log = File::create(&log_path).map_err(system)?;
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(system)?;
+    let (mut listen, say) = io::pipe().map_err(system)?;
+    match fork().map_err(system)? {
         Side::Child => {
             drop(listen);
             let detached = leave_session()
@@ -58,7 +69,7 @@ pub fn run_in_background(
         Side::Parent(child) => {
             drop(say);
             let mut said = String::new();
-            listen.read_to_string(&mut said)?;
+            listen.read_to_string(&mut said).map_err(system)?;
             if let Some(line) = said.strip_prefix(READY) {
                 return Ok(line.to_owned());
             }
