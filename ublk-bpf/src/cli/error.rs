@@ -93,5 +93,7 @@ mod tests {
     fn causes_are_told_in_the_same_line() {
         let error = anyhow::anyhow!("first\nsecond").context("outer");
         assert_eq!(one_line(&error), "outer: first second");
+        let error = anyhow::anyhow!("denied").context("cannot open it: denied");
+        assert_eq!(one_line(&error), "cannot open it: denied");
     }
 }
