@@ -85,14 +85,14 @@ fn a_server_killed_at_some_moment_of_its_start_or_end_leaves_nothing_for_good() 
     let device = Device::run(&["--backing", "mem:8M"]);
     let time = start.elapsed();
     device.stop();
-    for step in 0..8_u32 {
+    for step in 0..6_u32 {
         let mut server = Command::new("ublk-bpf")
             .args(["run", "--backing", "mem:8M", "--policy", "sparse"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot run ublk-bpf: {e}"));
-        sleep(time * step / 6);
+        sleep(time * step / 5);
         if step % 2 == 1 {
             run("kill", &["-TERM", &server.id().to_string()]);
             sleep(Duration::from_millis(7 * u64::from(step)));
