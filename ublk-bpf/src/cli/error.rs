@@ -42,10 +42,7 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
             told = format!("{told}: {cause}");
         }
     }
-    told.lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(" ")
+    told.lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 /// clap's report in one line: what is wrong, its tips, and where to read on.
