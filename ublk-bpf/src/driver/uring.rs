@@ -15,6 +15,7 @@ mod tests;
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ublk_bpf_abi::ServerCounters;
@@ -111,13 +112,14 @@ pub fn run_queue(
     let memory = Memory::map(STAGING_BUFFERS, STAGING_BYTES).map_err(failed("get memory"))?;
     let machine =
         Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
-    let mut kept = Kept { memory, machine };
+    // After an error or a panic operations may be under way still, and nobody waits for them any more: it is let go of
+    // only after a good end.
+    let mut kept = ManuallyDrop::new(Kept { memory, machine });
     let mut io = ring::build(spec.depth).map_err(failed("make an io_uring"))?;
     let end = Queue::build(spec, &mut io, &mut kept, (take_verdict, publish, ready)).and_then(Queue::serve);
     drop(io);
-    if end.is_err() {
-        // Operations may be under way still, and nobody waits for them any more.
-        std::mem::forget(kept);
+    if end.is_ok() {
+        drop(ManuallyDrop::into_inner(kept));
     }
     end
 }
