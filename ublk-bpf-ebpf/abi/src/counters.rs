@@ -1,0 +1,126 @@
+//! What is counted, by the classifier and by the server.
+
+use crate::{Op, Reason, Verdict};
+
+/// How often the classifier decided what, for one operation on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decisions {
+    /// Requests that it advised to pass through.
+    pub passthrough: u64,
+    /// Requests that it found in the cache.
+    pub hit: u64,
+    /// Requests that it advised to drop.
+    pub drop: u64,
+    /// Requests that it left to the server.
+    pub slow: u64,
+    /// The same requests by [`Reason::Default`].
+    pub why_default: u64,
+    /// By [`Reason::Advisory`].
+    pub why_advisory: u64,
+    /// By [`Reason::NeverWritten`].
+    pub why_never_written: u64,
+    /// By [`Reason::FaultRange`].
+    pub why_fault_range: u64,
+    /// By [`Reason::User`].
+    pub why_user: u64,
+    /// By [`Reason::BadAnswer`].
+    pub why_bad_answer: u64,
+    /// Sectors of all these requests.
+    pub sectors: u64,
+    /// The operation, so that a dump says what each entry is.
+    pub op: Op,
+}
+
+impl Decisions {
+    /// Index of the first reason's counter, in words: the verdicts stand before it, from [`Verdict::Passthrough`]
+    /// on, and the reasons from here on in the order of their numbers.
+    pub const FIRST_REASON: usize = Verdict::COUNT - 1;
+    /// Index of `sectors`, in words.
+    pub const SECTORS: usize = Self::FIRST_REASON + Reason::COUNT;
+    /// How many words this type has, `op` included.
+    pub const WORDS: usize = Self::SECTORS + 2;
+}
+
+/// Declares [`ServerCounters`] once: the struct, its field names and its descriptions feed every output.
+macro_rules! server_counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// What the server did on one hardware queue since the device was made. Only ever grows.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct ServerCounters {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl ServerCounters {
+            /// Each counter's name and description, in the order of the struct.
+            pub const FIELDS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($name), concat!($($doc),+)),)+];
+
+            /// The values, in the order of [`Self::FIELDS`].
+            #[must_use]
+            pub const fn values(&self) -> [u64; Self::FIELDS.len()] {
+                [$(self.$name,)+]
+            }
+
+            /// The counters with these values, in the order of [`Self::FIELDS`].
+            #[must_use]
+            pub const fn from_values(values: [u64; Self::FIELDS.len()]) -> Self {
+                let [$($name,)+] = values;
+                Self { $($name,)+ }
+            }
+
+            /// Adds the counts of another queue.
+            pub const fn add(&mut self, other: &Self) {
+                $(self.$name = self.$name.wrapping_add(other.$name);)+
+            }
+        }
+    };
+}
+
+server_counters! {
+    /// Requests that arrived from the kernel.
+    arrived,
+    /// Requests completed with success.
+    completed,
+    /// Requests completed with an error.
+    failed,
+    /// Requests served between their own pages and the backing device.
+    passthrough,
+    /// Requests completed without I/O because the policy said so and nothing was lost by it.
+    dropped,
+    /// Requests served by the slow path.
+    slow,
+    /// Tags that came without a verdict: the classifier was not run for them.
+    verdict_missing,
+    /// Verdicts that were about another request than the descriptor's.
+    verdict_stale,
+    /// Verdicts that are none: a number out of range, or a hit without a cache.
+    verdict_invalid,
+    /// Drops that would have lost data, so the request was served in full.
+    drop_refused,
+    /// Requests whose pages could not be registered with the ring, served by copy.
+    unregistered,
+    /// Copies between a request's pages and the server's memory.
+    user_copies,
+    /// Bytes of these copies.
+    user_copy_bytes,
+    /// Backend reads and writes that came back short and were continued.
+    short_io,
+    /// Backend operations that failed.
+    io_errors,
+    /// Backend operations submitted.
+    io_submitted,
+    /// COMMIT commands submitted.
+    commits,
+    /// COMMIT commands that stopped early and were resubmitted behind the failing element.
+    partial_commits,
+    /// Elements that the kernel refused to commit.
+    commit_refused,
+    /// FETCH commands issued, the first ones included.
+    fetches,
+    /// Completions of FETCH that brought tags.
+    fetch_batches,
+    /// Times that the thread entered the kernel for its ring.
+    enters,
+}

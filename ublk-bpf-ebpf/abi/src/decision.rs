@@ -1,0 +1,204 @@
+//! What a policy answers, and how the answer reaches the server.
+
+use crate::Op;
+
+/// What the policy advises the server to do with a request. Advice: the server owns correctness.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// The slot is empty: no advice for the tag's present request.
+    None = 0,
+    /// Move the data between the request's own pages and the backing device.
+    Passthrough = 1,
+    /// The same with the cache device.
+    Hit = 2,
+    /// Complete at once, without I/O, if nothing is lost by it.
+    Drop = 3,
+    /// Let the server look at it: the only path that copies data.
+    Slow = 4,
+}
+
+impl Verdict {
+    /// How many verdicts there are, the empty one included.
+    pub const COUNT: usize = 5;
+
+    /// The verdict of this number, if there is one.
+    #[must_use]
+    pub const fn parse(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => Self::None,
+            1 => Self::Passthrough,
+            2 => Self::Hit,
+            3 => Self::Drop,
+            4 => Self::Slow,
+            _ => return None,
+        })
+    }
+
+    /// The name that commands and tables print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Passthrough => "passthrough",
+            Self::Hit => "hit",
+            Self::Drop => "drop",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// Why a policy came to its verdict.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The policy's ordinary answer.
+    Default = 0,
+    /// A discard, which is advisory and may be dropped.
+    Advisory = 1,
+    /// Every block of the range was never written and reads as zeroes.
+    NeverWritten = 2,
+    /// The range was chosen to fail.
+    FaultRange = 3,
+    /// A reason of a user's own policy.
+    User = 4,
+    /// The policy's answer was none: not a verdict, or a reason outside this list.
+    BadAnswer = 5,
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = 6;
+
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Default,
+        Self::Advisory,
+        Self::NeverWritten,
+        Self::FaultRange,
+        Self::User,
+        Self::BadAnswer,
+    ];
+
+    /// The reason of this number, if there is one.
+    #[must_use]
+    pub const fn parse(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Default,
+            1 => Self::Advisory,
+            2 => Self::NeverWritten,
+            3 => Self::FaultRange,
+            4 => Self::User,
+            5 => Self::BadAnswer,
+            _ => return None,
+        })
+    }
+
+    /// The name that commands and tables print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Advisory => "advisory",
+            Self::NeverWritten => "never-written",
+            Self::FaultRange => "fault-range",
+            Self::User => "user",
+            Self::BadAnswer => "bad-answer",
+        }
+    }
+}
+
+/// What the policy answers, packed into the `u32` that [`POLICY_FUNCTION`] returns:
+/// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, zero in the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The advice.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// Bits of [`hint`].
+    pub hints: u8,
+}
+
+/// What a policy asks for beside its verdict.
+pub mod hint {
+    /// With [`Verdict::Drop`](crate::Verdict::Drop): complete with an error (`EIO`), not with success.
+    pub const FAIL: u8 = 1 << 0;
+    /// Every bit that means something.
+    pub const ALL: u8 = FAIL;
+}
+
+impl Decision {
+    /// A decision without hints.
+    #[must_use]
+    pub const fn new(verdict: Verdict, reason: Reason) -> Self {
+        Self {
+            verdict,
+            reason,
+            hints: 0,
+        }
+    }
+
+    /// The decision with these [`hint`] bits.
+    #[must_use]
+    pub const fn with_hints(self, hints: u8) -> Self {
+        Self { hints, ..self }
+    }
+
+    /// The number that [`POLICY_FUNCTION`] returns.
+    #[must_use]
+    #[inline(always)]
+    pub const fn pack(self) -> u32 {
+        self.verdict as u32 | (self.reason as u32) << 8 | (self.hints as u32) << 16
+    }
+
+    /// Whether this number is an answer that a policy may give: a verdict other than [`Verdict::None`], a
+    /// reason other than [`Reason::BadAnswer`], known hints, and nothing else.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_answer(packed: u32) -> bool {
+        let verdict = packed & 0xff;
+        let reason = (packed >> 8) & 0xff;
+        verdict >= Verdict::Passthrough as u32
+            && verdict <= Verdict::Slow as u32
+            && reason < Reason::BadAnswer as u32
+            && packed >> 16 & !(hint::ALL as u32) == 0
+    }
+
+    /// What the classifier makes of a policy's answer that is none.
+    pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
+}
+
+/// The classifier's advice for one tag, taken (read and cleared) by the server when the tag arrives.
+///
+/// The first eight bytes are `head`, which the server swaps for zero: an empty slot is one whose verdict is
+/// [`Verdict::None`]. `op`, `nr_sectors` and `sector` say which request it is about; the server compares
+/// them with the descriptor, because the kernel skips a BPF program that already runs on the CPU, and a
+/// slot may then hold the advice for the tag's previous request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerdictSlot {
+    /// The advice.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// Bits of [`hint`].
+    pub hints: u8,
+    /// What the request asks for.
+    pub op: Op,
+    /// The request's length in sectors.
+    pub nr_sectors: u32,
+    /// The request's first sector.
+    pub sector: u64,
+}
+
+impl VerdictSlot {
+    /// The first eight bytes of a slot, little endian, of a packed [`Decision`] about a request. `packed` is an
+    /// [answer](Decision::is_answer) and `op` an [`Op`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn head(packed: u32, op: u32, nr_sectors: u32) -> u64 {
+        // A packed decision has the slot's first three bytes as the slot has them.
+        packed as u64 | (op as u64) << 24 | (nr_sectors as u64) << 32
+    }
+}

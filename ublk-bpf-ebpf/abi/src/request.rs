@@ -1,0 +1,165 @@
+//! A request, as the policy sees it.
+
+use crate::req_op;
+
+/// What a request asks for. Dense, so that it can index [`map::DECISIONS`]; the kernel's own codes differ
+/// between `REQ_OP_*` (block layer) and `UBLK_IO_OP_*` (ublk), and both are translated to this.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Op {
+    /// Fill the request's pages from the device.
+    Read = 0,
+    /// Put the request's pages on the device.
+    Write = 1,
+    /// Make completed writes durable. Carries no data and no range.
+    Flush = 2,
+    /// The range's content is no longer needed. Carries no data.
+    Discard = 3,
+    /// The range reads as zeroes from now on. Carries no data.
+    WriteZeroes = 4,
+    /// Anything else that the block layer may issue; this device serves none of it.
+    Other = 5,
+}
+
+impl Op {
+    /// How many operations there are.
+    pub const COUNT: usize = 6;
+
+    /// Every operation, in the order of its number.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Read,
+        Self::Write,
+        Self::Flush,
+        Self::Discard,
+        Self::WriteZeroes,
+        Self::Other,
+    ];
+
+    /// The operation that the block layer calls by this number ([`req_op`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_req_op(raw: u32) -> Self {
+        match raw {
+            req_op::READ => Self::Read,
+            req_op::WRITE => Self::Write,
+            req_op::FLUSH => Self::Flush,
+            req_op::DISCARD => Self::Discard,
+            req_op::WRITE_ZEROES => Self::WriteZeroes,
+            _ => Self::Other,
+        }
+    }
+
+    /// The operation of this number, if there is one.
+    #[must_use]
+    pub const fn parse(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => Self::Read,
+            1 => Self::Write,
+            2 => Self::Flush,
+            3 => Self::Discard,
+            4 => Self::WriteZeroes,
+            5 => Self::Other,
+            _ => return None,
+        })
+    }
+
+    /// The name that commands and tables print.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Facts about a request that a policy may ask for.
+pub mod request_flags {
+    /// Force unit access: durable when it completes.
+    pub const FUA: u32 = 1 << 0;
+    /// File-system metadata.
+    pub const META: u32 = 1 << 1;
+    /// Someone waits for it.
+    pub const SYNC: u32 = 1 << 2;
+    /// Higher priority than most.
+    pub const PRIO: u32 = 1 << 3;
+    /// Read-ahead: nobody waits for it.
+    pub const RAHEAD: u32 = 1 << 4;
+    /// Write-zeroes that must keep its space allocated.
+    pub const NOUNMAP: u32 = 1 << 5;
+    /// How many of the flags above come from the kernel, from bit 0 on.
+    pub const FROM_KERNEL: usize = 6;
+    /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)).
+    /// Only ever set for reads.
+    pub const NEVER_WRITTEN: u32 = 1 << 6;
+}
+
+/// A request as the policy sees it: the argument of [`POLICY_FUNCTION`].
+///
+/// The kernel matches a policy to the classifier by the shape of this type, so it is part of the interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// First sector (512 bytes). A flush has none: it is `u64::MAX` there.
+    pub sector: u64,
+    /// Length in sectors; 0 for a flush.
+    pub nr_sectors: u32,
+    /// Bits of [`request_flags`].
+    pub flags: u32,
+    /// An [`Op`] by number.
+    pub op: u32,
+    /// Hardware queue.
+    pub qid: u16,
+    /// Tag within the queue.
+    pub tag: u16,
+}
+
+impl Request {
+    /// The operation asked for.
+    #[must_use]
+    #[inline(always)]
+    pub const fn op(&self) -> Op {
+        match self.op {
+            0 => Op::Read,
+            1 => Op::Write,
+            2 => Op::Flush,
+            3 => Op::Discard,
+            4 => Op::WriteZeroes,
+            _ => Op::Other,
+        }
+    }
+
+    /// Whether all of these bits of [`request_flags`] are set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has(&self, flags: u32) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// Whether the request touches a sector of `first..=last`. A request without sectors touches none.
+    #[must_use]
+    #[inline(always)]
+    pub const fn overlaps(&self, first: u64, last: u64) -> bool {
+        if self.nr_sectors == 0 {
+            return false;
+        }
+        let end = self.sector.saturating_add(self.nr_sectors as u64 - 1);
+        self.sector <= last && first <= end
+    }
+}
+
+/// Which requests the policy `fault` fails: those of the chosen operations that touch the range.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRange {
+    /// First sector of the range.
+    pub first_sector: u64,
+    /// Last sector of the range.
+    pub last_sector: u64,
+    /// Bit `op` set: requests of that [`Op`] fail. 0: none do.
+    pub ops: u64,
+}
