@@ -13,11 +13,11 @@ pub const CONFIG_GLOBAL: &str = "CONFIG";
 pub struct Config {
     /// First 16 bytes of the disk's name (`gendisk.disk_name`), zero padded.
     pub disk_name: [u64; 2],
-    /// [`ABI_VERSION`] of the loader.
+    /// [`ABI_VERSION`](crate::ABI_VERSION) of the loader.
     pub abi_version: u32,
     /// Tags in a hardware queue.
     pub depth: u32,
-    /// Block size of [`map::WRITTEN`] as a power of two, in bytes; 0: the map says nothing.
+    /// Block size of [`map::WRITTEN`](crate::map::WRITTEN) as a power of two, in bytes; 0: the map says nothing.
     pub written_shift: u32,
     /// `req_flag_bits` of the running kernel, as masks, in the order of [`request_flags`]' first bits.
     pub flag_masks: [u32; request_flags::FROM_KERNEL],

@@ -108,7 +108,7 @@ impl Reason {
     }
 }
 
-/// What the policy answers, packed into the `u32` that [`POLICY_FUNCTION`] returns:
+/// What the policy answers, packed into the `u32` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
 /// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, zero in the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -145,7 +145,7 @@ impl Decision {
         Self { hints, ..self }
     }
 
-    /// The number that [`POLICY_FUNCTION`] returns.
+    /// The number that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns.
     #[must_use]
     #[inline(always)]
     pub const fn pack(self) -> u32 {

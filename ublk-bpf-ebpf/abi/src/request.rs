@@ -2,7 +2,7 @@
 
 use crate::req_op;
 
-/// What a request asks for. Dense, so that it can index [`map::DECISIONS`]; the kernel's own codes differ
+/// What a request asks for. Dense, so that it can index [`map::DECISIONS`](crate::map::DECISIONS); the kernel's own codes differ
 /// between `REQ_OP_*` (block layer) and `UBLK_IO_OP_*` (ublk), and both are translated to this.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,12 +93,12 @@ pub mod request_flags {
     pub const NOUNMAP: u32 = 1 << 5;
     /// How many of the flags above come from the kernel, from bit 0 on.
     pub const FROM_KERNEL: usize = 6;
-    /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)).
+    /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)(crate::map::WRITTEN)).
     /// Only ever set for reads.
     pub const NEVER_WRITTEN: u32 = 1 << 6;
 }
 
-/// A request as the policy sees it: the argument of [`POLICY_FUNCTION`].
+/// A request as the policy sees it: the argument of [`POLICY_FUNCTION`](crate::POLICY_FUNCTION).
 ///
 /// The kernel matches a policy to the classifier by the shape of this type, so it is part of the interface.
 #[repr(C)]
