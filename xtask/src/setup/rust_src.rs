@@ -60,7 +60,10 @@ pub(crate) fn obtain() -> Result<Rustc> {
     }
     let why_not = match ask_rustup(&toolchain)? {
         Ok(()) => match present_for(&toolchain)? {
-            Some(rustc) => return Ok(rustc),
+            Some(rustc) => {
+                progress::note(&format!("rust-src {} added by rustup", toolchain.version));
+                return Ok(rustc);
+            }
             None => "rustup takes it for installed, but it is not whole".to_owned(),
         },
         Err(why_not) => why_not,
@@ -119,16 +122,8 @@ fn ask_rustup(toolchain: &Toolchain) -> Result<Result<(), String>> {
         return Ok(Err("the compiler is not rustup's".to_owned()));
     };
     let name = toolchain.sysroot.file_name().context("a toolchain has a name")?;
-    let step = progress::step("asking rustup for rust-src");
-    let answer = add_component(&rustup, name, RUSTUP_LIMIT)?;
-    if answer.is_ok() {
-        step.done(&format!(
-            "rust-src {} added to {}",
-            toolchain.version,
-            name.to_string_lossy()
-        ));
-    }
-    Ok(answer)
+    let _step = progress::step("asking rustup for rust-src");
+    add_component(&rustup, name, RUSTUP_LIMIT)
 }
 
 fn add_component(rustup: &Path, toolchain: &OsStr, limit: Duration) -> Result<Result<(), String>> {
