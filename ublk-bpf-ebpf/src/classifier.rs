@@ -51,7 +51,7 @@ mod classify {
             disk_name: 0,
             hctx_queue_num: 0,
         },
-        reserved: 0,
+        queues: 0,
     });
 
     // The loader sets the number of entries of each of these but `decisions`.
@@ -121,9 +121,13 @@ mod classify {
 
     #[inline(always)]
     fn decide(rq: Kernel) {
-        let qid = rq
-            .pointer(config!(offsets.rq_mq_hctx))
-            .load::<u32>(config!(offsets.hctx_queue_num));
+        // The verifier knows the number of queues and leaves out the other branch.
+        let qid = if config!(queues) == 1 {
+            0
+        } else {
+            rq.pointer(config!(offsets.rq_mq_hctx))
+                .load::<u32>(config!(offsets.hctx_queue_num))
+        };
         let tag = rq.load::<u32>(config!(offsets.rq_tag));
         let cmd_flags = rq.load::<u32>(config!(offsets.rq_cmd_flags));
         let depth = config!(depth);

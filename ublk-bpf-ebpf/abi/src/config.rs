@@ -25,8 +25,8 @@ pub struct Config {
     pub any_flag: u32,
     /// Where the running kernel's structures have what the classifier reads.
     pub offsets: Offsets,
-    /// Zero; fills the last word.
-    pub reserved: u32,
+    /// Hardware queues of the device.
+    pub queues: u32,
 }
 
 /// Byte offsets of structure members, resolved from the running kernel's BTF.

@@ -294,8 +294,15 @@ impl<'w> Sim<'w> {
                 self.machine.handle(Event::Idle);
                 break;
             };
-            if let Some(event) = self.event_of(cqe) {
-                self.machine.handle(event);
+            match self.event_of(cqe) {
+                // Either way will do, at any time.
+                Some(Event::Arrived(arrival)) if self.rng.chance(500) => {
+                    if let Some(io) = self.machine.arrived_at_once(&arrival) {
+                        self.issue(arrival.tag, io)?;
+                    }
+                }
+                Some(event) => self.machine.handle(event),
+                None => {}
             }
             if self.bug == Some(Bug::ForgetWritten) {
                 self.words

@@ -282,7 +282,7 @@ where
 
     /// Data that moves between its own pages and the target is the way of nearly every request: its entries are
     /// built here, all others aside.
-    #[inline]
+    #[inline(always)]
     fn carry_out(&mut self, tag: u16, io: Io) {
         let entry = match io {
             Io::Read {
@@ -410,7 +410,7 @@ where
     }
 
     /// Tells the machine of each tag of a FETCH completion, with its descriptor and its verdict.
-    #[inline]
+    #[inline(never)]
     fn arrived(&mut self, fetch: u8, bytes: u32) {
         self.machine.counters_mut().fetch_batches += 1;
         let Some(tags) = self.memory.fetches[usize::from(fetch)].take(bytes) else {
@@ -422,21 +422,29 @@ where
         };
         for tag in tags {
             if tag >= self.spec.depth {
-                tracing::error!(
-                    "queue {}: FETCH brought tag {tag}, which it has not",
-                    self.spec.queue
-                );
+                self.report_unknown(tag);
                 continue;
             }
             let descriptor = self.descriptors.read(tag);
-            self.machine.arrived(&Arrival {
+            let arrival = Arrival {
                 tag,
                 op_flags: descriptor.op_flags,
                 nr_sectors: descriptor.nr_sectors,
                 start_sector: descriptor.start_sector,
                 verdict: (self.take_verdict)(tag),
-            });
+            };
+            if !self.ring.has_room() {
+                self.machine.arrived(arrival);
+            } else if let Some(io) = self.machine.arrived_at_once(&arrival) {
+                self.carry_out(tag, io);
+            }
         }
+    }
+
+    #[cold]
+    fn report_unknown(&self, tag: u16) {
+        let queue = self.spec.queue;
+        tracing::error!("queue {queue}: FETCH brought tag {tag}, which it has not");
     }
 }
 

@@ -73,7 +73,7 @@ impl Spec {
             flag_masks: layout.flag_masks,
             any_flag: layout.flag_masks.iter().fold(0, |all, mask| all | mask),
             offsets: layout.offsets,
-            reserved: 0,
+            queues: self.queues.into(),
         }
     }
 

@@ -85,7 +85,7 @@ impl Service {
 
     /// At the first operation of `request` by `route`, which is one that has operations. A device without a
     /// volatile cache has everything on stable media as it is: nothing needs to be `durable` in particular.
-    #[inline]
+    #[inline(always)]
     pub(super) fn new(request: &Request, route: Route, volatile_cache: bool, staging_bytes: u32) -> Self {
         let (step, most) = match (route, request.action) {
             (Route::Zero, _) if request.registered => (Step::Zero, u32::MAX),
@@ -140,7 +140,7 @@ impl Service {
     }
 
     /// The operation to issue.
-    #[inline]
+    #[inline(always)]
     pub(super) fn io(&self) -> Io {
         let device = Device::Backing;
         let at = self.done + self.moved;
