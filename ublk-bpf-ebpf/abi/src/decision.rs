@@ -2,109 +2,37 @@
 
 use crate::Op;
 
-/// What the policy advises the server to do with a request. Advice: the server owns correctness.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Verdict {
-    /// The slot is empty: no advice for the tag's present request.
-    None = 0,
-    /// Move the data between the request's own pages and the backing device.
-    Passthrough = 1,
-    /// The same with the cache device.
-    Hit = 2,
-    /// Complete at once, without I/O, if nothing is lost by it.
-    Drop = 3,
-    /// Let the server look at it: the only path that copies data.
-    Slow = 4,
-}
-
-impl Verdict {
-    /// How many verdicts there are, the empty one included.
-    pub const COUNT: usize = 5;
-
-    /// The verdict of this number, if there is one.
-    #[must_use]
-    pub const fn parse(raw: u8) -> Option<Self> {
-        Some(match raw {
-            0 => Self::None,
-            1 => Self::Passthrough,
-            2 => Self::Hit,
-            3 => Self::Drop,
-            4 => Self::Slow,
-            _ => return None,
-        })
-    }
-
-    /// The name that commands and tables print.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Passthrough => "passthrough",
-            Self::Hit => "hit",
-            Self::Drop => "drop",
-            Self::Slow => "slow",
-        }
+numbered! {
+    /// What the policy advises the server to do with a request. Advice: the server owns correctness.
+    Verdict {
+        /// The slot is empty: no advice for the tag's present request.
+        None = 0, "none";
+        /// Move the data between the request's own pages and the backing device.
+        Passthrough = 1, "passthrough";
+        /// The same with the cache device.
+        Hit = 2, "hit";
+        /// Complete at once, without I/O, if nothing is lost by it.
+        Drop = 3, "drop";
+        /// Let the server look at it: the only path that copies data.
+        Slow = 4, "slow";
     }
 }
 
-/// Why a policy came to its verdict.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reason {
-    /// The policy's ordinary answer.
-    Default = 0,
-    /// A discard, which is advisory and may be dropped.
-    Advisory = 1,
-    /// Every block of the range was never written and reads as zeroes.
-    NeverWritten = 2,
-    /// The range was chosen to fail.
-    FaultRange = 3,
-    /// A reason of a user's own policy.
-    User = 4,
-    /// The policy's answer was none: not a verdict, or a reason outside this list.
-    BadAnswer = 5,
-}
-
-impl Reason {
-    /// How many reasons there are.
-    pub const COUNT: usize = 6;
-
-    /// Every reason, in the order of its number.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Default,
-        Self::Advisory,
-        Self::NeverWritten,
-        Self::FaultRange,
-        Self::User,
-        Self::BadAnswer,
-    ];
-
-    /// The reason of this number, if there is one.
-    #[must_use]
-    pub const fn parse(raw: u8) -> Option<Self> {
-        Some(match raw {
-            0 => Self::Default,
-            1 => Self::Advisory,
-            2 => Self::NeverWritten,
-            3 => Self::FaultRange,
-            4 => Self::User,
-            5 => Self::BadAnswer,
-            _ => return None,
-        })
-    }
-
-    /// The name that commands and tables print.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Default => "default",
-            Self::Advisory => "advisory",
-            Self::NeverWritten => "never-written",
-            Self::FaultRange => "fault-range",
-            Self::User => "user",
-            Self::BadAnswer => "bad-answer",
-        }
+numbered! {
+    /// Why a policy came to its verdict.
+    Reason {
+        /// The policy's ordinary answer.
+        Default = 0, "default";
+        /// A discard, which is advisory and may be dropped.
+        Advisory = 1, "advisory";
+        /// Every block of the range was never written and reads as zeroes.
+        NeverWritten = 2, "never-written";
+        /// The range was chosen to fail.
+        FaultRange = 3, "fault-range";
+        /// A reason of a user's own policy.
+        User = 4, "user";
+        /// The policy's answer was none: not a verdict, or a reason outside this list.
+        BadAnswer = 5, "bad-answer";
     }
 }
 

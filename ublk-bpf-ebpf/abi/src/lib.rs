@@ -8,6 +8,44 @@
 //! BPF Type Format carries these names to `bpftool map dump`, so they are the operator's words too.
 #![no_std]
 
+/// Declares an enum that crosses the line as a number: its values, their numbers and the names that commands and
+/// tables print, once.
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $number:literal, $text:literal;)+ }) => {
+        $(#[$doc])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name {
+            $($(#[$value_doc])* $value = $number,)+
+        }
+
+        impl $name {
+            /// How many values there are.
+            pub const COUNT: usize = [$($text),+].len();
+
+            /// Every value, in the order of its number.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$value),+];
+
+            /// The value of this number, if there is one.
+            #[must_use]
+            pub const fn parse(raw: u8) -> Option<Self> {
+                Some(match raw {
+                    $($number => Self::$value,)+
+                    _ => return None,
+                })
+            }
+
+            /// The name that commands and tables print.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)+
+                }
+            }
+        }
+    };
+}
+
 mod config;
 mod counters;
 mod decision;

@@ -2,39 +2,26 @@
 
 use crate::req_op;
 
-/// What a request asks for. Dense, so that it can index [`map::DECISIONS`](crate::map::DECISIONS); the kernel's own codes differ
-/// between `REQ_OP_*` (block layer) and `UBLK_IO_OP_*` (ublk), and both are translated to this.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Op {
-    /// Fill the request's pages from the device.
-    Read = 0,
-    /// Put the request's pages on the device.
-    Write = 1,
-    /// Make completed writes durable. Carries no data and no range.
-    Flush = 2,
-    /// The range's content is no longer needed. Carries no data.
-    Discard = 3,
-    /// The range reads as zeroes from now on. Carries no data.
-    WriteZeroes = 4,
-    /// Anything else that the block layer may issue; this device serves none of it.
-    Other = 5,
+numbered! {
+    /// What a request asks for. Dense, so that it can index [`map::DECISIONS`](crate::map::DECISIONS); the kernel's own codes differ
+    /// between `REQ_OP_*` (block layer) and `UBLK_IO_OP_*` (ublk), and both are translated to this.
+    Op {
+        /// Fill the request's pages from the device.
+        Read = 0, "read";
+        /// Put the request's pages on the device.
+        Write = 1, "write";
+        /// Make completed writes durable. Carries no data and no range.
+        Flush = 2, "flush";
+        /// The range's content is no longer needed. Carries no data.
+        Discard = 3, "discard";
+        /// The range reads as zeroes from now on. Carries no data.
+        WriteZeroes = 4, "write-zeroes";
+        /// Anything else that the block layer may issue; this device serves none of it.
+        Other = 5, "other";
+    }
 }
 
 impl Op {
-    /// How many operations there are.
-    pub const COUNT: usize = 6;
-
-    /// Every operation, in the order of its number.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Read,
-        Self::Write,
-        Self::Flush,
-        Self::Discard,
-        Self::WriteZeroes,
-        Self::Other,
-    ];
-
     /// The operation that the block layer calls by this number ([`req_op`]).
     #[must_use]
     #[inline(always)]
@@ -46,33 +33,6 @@ impl Op {
             req_op::DISCARD => Self::Discard,
             req_op::WRITE_ZEROES => Self::WriteZeroes,
             _ => Self::Other,
-        }
-    }
-
-    /// The operation of this number, if there is one.
-    #[must_use]
-    pub const fn parse(raw: u8) -> Option<Self> {
-        Some(match raw {
-            0 => Self::Read,
-            1 => Self::Write,
-            2 => Self::Flush,
-            3 => Self::Discard,
-            4 => Self::WriteZeroes,
-            5 => Self::Other,
-            _ => return None,
-        })
-    }
-
-    /// The name that commands and tables print.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Flush => "flush",
-            Self::Discard => "discard",
-            Self::WriteZeroes => "write-zeroes",
-            Self::Other => "other",
         }
     }
 }
@@ -93,7 +53,7 @@ pub mod request_flags {
     pub const NOUNMAP: u32 = 1 << 5;
     /// How many of the flags above come from the kernel, from bit 0 on.
     pub const FROM_KERNEL: usize = 6;
-    /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)(crate::map::WRITTEN)).
+    /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)).
     /// Only ever set for reads.
     pub const NEVER_WRITTEN: u32 = 1 << 6;
 }
