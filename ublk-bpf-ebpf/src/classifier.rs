@@ -23,8 +23,8 @@ mod classify {
         programs::BtfTracePointContext,
     };
     use ublk_bpf_abi::{
-        Config, Decision, Decisions, Offsets, Op, Reason, Request, ServerCounters, Verdict, VerdictSlot,
-        req_op, request_flags,
+        CacheCounters, Config, Decision, Decisions, IndexEntry, Offsets, Op, Reason, Request, ServerCounters,
+        Verdict, VerdictSlot, hint, regions, req_op, request_flags,
     };
     // Brings the panic handler.
     use ublk_bpf_policy as _;
@@ -47,14 +47,18 @@ mod classify {
             rq_tag: 0,
             rq_data_len: 0,
             rq_sector: 0,
+            rq_bio: 0,
+            bio_ioprio: 0,
             queue_disk: 0,
             disk_name: 0,
             hctx_queue_num: 0,
         },
         queues: 0,
+        cache_shift: 0,
+        heat_limit: 0,
     });
 
-    // The loader sets the number of entries of each of these but `decisions`.
+    // The loader sets the number of entries of each of these but `decisions`, `cache` and `codes`.
 
     /// The verdict of each tag.
     #[btf_map(name = "verdicts")]
@@ -71,6 +75,22 @@ mod classify {
     /// Which blocks may hold data.
     #[btf_map(name = "written")]
     static WRITTEN: Array<u64, 1, MMAPABLE> = Array::new();
+
+    /// Which blocks are in the cache, and where.
+    #[btf_map(name = "index")]
+    static INDEX: Array<IndexEntry, 1, MMAPABLE> = Array::new();
+
+    /// How often each block was read of late: a byte for each, eight to an entry.
+    #[btf_map(name = "heat")]
+    static HEAT: Array<u64, 1, MMAPABLE> = Array::new();
+
+    /// What the server counted of the cache. Not read here.
+    #[btf_map(name = "cache")]
+    static CACHE: Array<CacheCounters, 1, MMAPABLE> = Array::new();
+
+    /// How often the policy had each reason of its own.
+    #[btf_map(name = "codes")]
+    static CODES: PerCpuArray<u64, 256> = PerCpuArray::new();
 
     /// The licence that the kernel reads.
     #[unsafe(no_mangle)]
@@ -141,6 +161,14 @@ mod classify {
             op: Op::from_req_op(cmd_flags & req_op::MASK) as u32,
             qid: qid as u16,
             tag: tag as u16,
+            block: 0,
+            heat: 0,
+            ioprio: ioprio(rq),
+        };
+        let heat = if config!(cache_shift) == 0 {
+            None
+        } else {
+            look_up(&mut request)
         };
         if request.op == Op::Read as u32 && config!(written_shift) != 0 && never_written(&request) {
             request.flags |= request_flags::NEVER_WRITTEN;
@@ -148,6 +176,50 @@ mod classify {
         let answer = checked(policy(&request));
         leave_verdict(&request, qid * depth + tag, answer);
         count(&request, answer);
+        if let Some(heat) = heat {
+            warm(&request, heat, answer);
+        }
+    }
+
+    /// The priority of who asks. A request without data has no bio, of which a load gives zero.
+    #[inline(always)]
+    fn ioprio(rq: Kernel) -> u32 {
+        let bio = rq.pointer(config!(offsets.rq_bio));
+        bio.load::<u16>(config!(offsets.bio_ioprio)).into()
+    }
+
+    /// Says of a request whether the cache has it and how hot its block is. Returns where that is counted.
+    #[inline(always)]
+    fn look_up(request: &mut Request) -> Option<*mut u8> {
+        let shift = config!(cache_shift) - 9;
+        request.block = request.sector >> (shift & 63);
+        let block = request.block as u32;
+        let entry = INDEX.get_ptr(block)?;
+        // SAFETY: the server writes the word with atomic stores of its whole.
+        let entry = unsafe { entry.read_volatile() };
+        // Nearly always nobody writes to it.
+        if entry.is_present()
+            && (entry.writing() == 0
+                || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors)))
+        {
+            request.flags |= request_flags::CACHED;
+        }
+        let word = HEAT.get_ptr_mut(block >> 3)?.cast::<u8>();
+        // SAFETY: one of the word's eight bytes.
+        let heat = unsafe { word.add((block & 7) as usize) };
+        // SAFETY: as above. Others may write it at the same time: a count may get lost, which changes no answer much.
+        request.heat = unsafe { heat.read_volatile() }.into();
+        Some(heat)
+    }
+
+    /// Counts a read in its block's heat, unless the policy does not want that.
+    #[inline(always)]
+    fn warm(request: &Request, heat: *mut u8, answer: u32) {
+        let counts = answer & (hint::COLD as u32) << 16 == 0;
+        if request.op == Op::Read as u32 && counts && request.heat < config!(heat_limit) {
+            // SAFETY: `look_up` found it in its map.
+            unsafe { heat.write_volatile(request.heat as u8 + 1) };
+        }
     }
 
     /// What a policy answers is any number, to the verifier and so to us.
@@ -232,13 +304,19 @@ mod classify {
         let reason = (answer >> 8 & 7) as usize;
         // SAFETY: At most word 3.
         increment(unsafe { counters.add(verdict) }, 1);
-        // SAFETY: At most word 11, the last one.
+        // SAFETY: At most the last reason's word.
         increment(unsafe { counters.add(Decisions::FIRST_REASON + reason) }, 1);
-        // SAFETY: Word 10.
+        // SAFETY: One of its words.
         increment(
             unsafe { counters.add(Decisions::SECTORS) },
             u64::from(request.nr_sectors),
         );
+        // Only a reason of the policy's own has a code.
+        if answer >> 24 != 0
+            && let Some(counter) = CODES.get_ptr_mut(answer >> 24)
+        {
+            increment(counter, 1);
+        }
     }
 
     #[inline(always)]

@@ -19,14 +19,7 @@ mod tests {
     #[test]
     fn drops_discards_alone() {
         for op in Op::ALL {
-            let request = Request {
-                sector: 8,
-                nr_sectors: 8,
-                flags: 0,
-                op: op as u32,
-                qid: 0,
-                tag: 0,
-            };
+            let request = Request::new(op, 8, 8);
             let dropped = decide(&request) == Decision::new(Verdict::Drop, Reason::Advisory);
             assert_eq!(dropped, op == Op::Discard);
         }

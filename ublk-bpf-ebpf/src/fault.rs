@@ -55,14 +55,7 @@ mod tests {
             ops: 1 << Op::Write as u32,
         };
         let fails = |op: Op, sector| {
-            let request = Request {
-                sector,
-                nr_sectors: 8,
-                flags: 0,
-                op: op as u32,
-                qid: 0,
-                tag: 0,
-            };
+            let request = Request::new(op, sector, 8);
             decide(&request, &range).hints == hint::FAIL
         };
         assert!(fails(Op::Write, 93));

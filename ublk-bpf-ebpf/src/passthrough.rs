@@ -12,17 +12,14 @@ policy!(decide);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ublk_bpf_policy::Op;
 
     #[test]
     fn passes_everything() {
         for op in 0..6 {
             let request = Request {
-                sector: 8,
-                nr_sectors: 8,
-                flags: 0,
                 op,
-                qid: 0,
-                tag: 0,
+                ..Request::new(Op::Read, 8, 8)
             };
             assert_eq!(
                 decide(&request),

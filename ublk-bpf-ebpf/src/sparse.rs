@@ -21,12 +21,8 @@ mod tests {
     #[test]
     fn drops_reads_of_what_was_never_written() {
         let request = |op: Op, flags| Request {
-            sector: 0,
-            nr_sectors: 8,
             flags,
-            op: op as u32,
-            qid: 0,
-            tag: 0,
+            ..Request::new(op, 0, 8)
         };
         let flags = request_flags::NEVER_WRITTEN | request_flags::SYNC;
         assert_eq!(

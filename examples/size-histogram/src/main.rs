@@ -65,14 +65,7 @@ mod tests {
     use super::*;
 
     fn request(op: Op, nr_sectors: u32) -> Request {
-        Request {
-            sector: 0,
-            nr_sectors,
-            flags: 0,
-            op: op as u32,
-            qid: 0,
-            tag: 0,
-        }
+        Request::new(op, 0, nr_sectors)
     }
 
     #[test]

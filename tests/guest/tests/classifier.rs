@@ -69,6 +69,7 @@ impl Fixture {
             queues: QUEUES,
             depth: DEPTH,
             written,
+            cache: None,
         };
         Self {
             _alone: None,
@@ -314,7 +315,7 @@ fn fault_asks_for_errors_in_its_range() {
     let reads = fixture.decisions(Op::Read);
     assert_eq!(
         (reads.verdicts, reads.reasons),
-        ([3, 0, 1, 0], [3, 0, 0, 1, 0, 0])
+        ([3, 0, 1, 0], [3, 0, 0, 1, 0, 0, 0, 0])
     );
 }
 
@@ -322,7 +323,7 @@ fn fault_asks_for_errors_in_its_range() {
 fn answers_that_are_none_become_slow_and_are_counted() {
     let fixture = Fixture::new(5, None);
     let classifier = fixture.load();
-    let answers = [0, 5, 1 | 5 << 8, 1 | 6 << 8, 3 | 2 << 16, 1 | 1 << 24, u32::MAX];
+    let answers = [0, 5, 1 | 7 << 8, 1 | 8 << 8, 3 | 32 << 16, 1 | 1 << 24, u32::MAX];
     for answer in answers {
         let mut code = ANSWER;
         code[4..].copy_from_slice(&answer.to_le_bytes());

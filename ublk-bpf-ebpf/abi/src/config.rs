@@ -27,6 +27,10 @@ pub struct Config {
     pub offsets: Offsets,
     /// Hardware queues of the device.
     pub queues: u32,
+    /// Cache block size as a power of two, in bytes; 0: the device has no cache.
+    pub cache_shift: u32,
+    /// Where a block's count in [`map::HEAT`](crate::map::HEAT) stops: 1 to 255.
+    pub heat_limit: u32,
 }
 
 /// Byte offsets of structure members, resolved from the running kernel's BTF.
@@ -45,6 +49,10 @@ pub struct Offsets {
     pub rq_data_len: u32,
     /// `request.__sector`
     pub rq_sector: u32,
+    /// `request.bio`
+    pub rq_bio: u32,
+    /// `bio.bi_ioprio`
+    pub bio_ioprio: u32,
     /// `request_queue.disk`
     pub queue_disk: u32,
     /// `gendisk.disk_name`

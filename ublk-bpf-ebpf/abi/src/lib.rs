@@ -49,15 +49,17 @@ macro_rules! numbered {
 mod config;
 mod counters;
 mod decision;
+mod index;
 mod request;
 
 pub use config::{CONFIG_GLOBAL, Config, Offsets, req_op};
-pub use counters::{Decisions, ServerCounters};
-pub use decision::{Decision, Reason, Verdict, VerdictSlot, hint};
+pub use counters::{CacheCounters, Decisions, ServerCounters};
+pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
+pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 
 /// Version of this interface. Pinned maps and programs of another version are not taken over.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bytes in a sector, the unit of every address and length that the block layer and ublk speak of.
 pub const SECTOR_SIZE: u64 = 512;
@@ -74,6 +76,16 @@ pub mod map {
     /// Array of `u64`, mmapable: bit `b % 64` of word `b / 64` is set if block `b` may hold data, clear if
     /// the server knows that it reads as zeroes. Written by the server, read by the classifier.
     pub const WRITTEN: &str = "written";
+    /// `index[block]`: array of [`IndexEntry`](crate::IndexEntry), mmapable: which blocks of the backing device are
+    /// in the cache, and where. Written by the server, read by the classifier.
+    pub const INDEX: &str = "index";
+    /// Array of `u64`, mmapable, eight bytes of it for eight blocks: byte `block % 8` of word `block / 8` counts reads
+    /// of the block. Counted by the classifier, halved by the server.
+    pub const HEAT: &str = "heat";
+    /// Array of one [`CacheCounters`](crate::CacheCounters), mmapable, written by the server.
+    pub const CACHE: &str = "cache";
+    /// `codes[code]`: per-CPU array of `u64`: how often a policy decided for this reason of its own.
+    pub const CODES: &str = "codes";
     /// Array of one [`FaultRange`](crate::FaultRange), owned by the policy `fault`.
     pub const FAULT_RANGE: &str = "fault_range";
 }
@@ -83,12 +95,14 @@ pub const POLICY_FUNCTION: &str = "policy";
 
 const _: () = {
     // No byte of `Config` is padding: it is handed over as bytes.
-    assert!(size_of::<Config>() == 96);
-    assert!(size_of::<Offsets>() == 9 * 4);
-    assert!(size_of::<Request>() == 24);
+    assert!(size_of::<Config>() == 112);
+    assert!(size_of::<Offsets>() == 11 * 4);
+    assert!(size_of::<Request>() == 40);
     assert!(size_of::<VerdictSlot>() == 16);
     assert!(size_of::<Decisions>() == Decisions::WORDS * 8);
     assert!(size_of::<ServerCounters>().is_multiple_of(8));
+    assert!(size_of::<CacheCounters>().is_multiple_of(8));
+    assert!(size_of::<IndexEntry>() == 8);
     assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
     assert!(core::mem::offset_of!(Decisions, why_default) == 8 * Decisions::FIRST_REASON);
     assert!(core::mem::offset_of!(Decisions, sectors) == 8 * Decisions::SECTORS);
@@ -107,7 +121,7 @@ mod tests {
             assert_eq!(Reason::parse(reason as u8), Some(reason));
         }
         assert_eq!(Op::parse(6), None);
-        assert_eq!(Reason::parse(6), None);
+        assert_eq!(Reason::parse(8), None);
         assert_eq!(Verdict::parse(4), Some(Verdict::Slow));
         assert_eq!(Verdict::parse(5), None);
     }
@@ -117,7 +131,8 @@ mod tests {
         let drop = Decision::new(Verdict::Drop, Reason::Advisory);
         assert!(Decision::is_answer(drop.pack()));
         assert!(Decision::is_answer(drop.with_hints(hint::FAIL).pack()));
-        assert!(!Decision::is_answer(drop.with_hints(2).pack()));
+        assert!(!Decision::is_answer(drop.with_hints(1 << 5).pack()));
+        assert!(Decision::is_answer(Decision::coded(Verdict::Hit, 7).pack()));
         assert!(!Decision::is_answer(
             Decision::new(Verdict::None, Reason::Default).pack()
         ));
@@ -136,14 +151,7 @@ mod tests {
 
     #[test]
     fn overlap_counts_whole_sectors_and_does_not_overflow() {
-        let mut request = Request {
-            sector: 8,
-            nr_sectors: 8,
-            flags: 0,
-            op: 0,
-            qid: 0,
-            tag: 0,
-        };
+        let mut request = Request::new(Op::Read, 8, 8);
         assert!(request.overlaps(15, 15));
         assert!(!request.overlaps(16, 20));
         assert!(!request.overlaps(0, 7));

@@ -56,6 +56,8 @@ pub mod request_flags {
     /// Every block of the range is known by the server to read as zeroes ([`map::WRITTEN`](crate::map::WRITTEN)).
     /// Only ever set for reads.
     pub const NEVER_WRITTEN: u32 = 1 << 6;
+    /// All of the request is in the cache: [`Verdict::Hit`](crate::Verdict::Hit) would serve it from there.
+    pub const CACHED: u32 = 1 << 7;
 }
 
 /// A request as the policy sees it: the argument of [`POLICY_FUNCTION`](crate::POLICY_FUNCTION).
@@ -76,9 +78,34 @@ pub struct Request {
     pub qid: u16,
     /// Tag within the queue.
     pub tag: u16,
+    /// The cache block that the request is in (its first, if it is a discard or the like of several); 0 on a device
+    /// without a cache.
+    pub block: u64,
+    /// How often reads touched that block of late, before this request: 0 to 255, whether it is in the cache or not.
+    /// The server halves it from time to time. 0 on a device without a cache.
+    pub heat: u32,
+    /// The I/O priority of who asks, as `ioprio_get(2)` gives it: class in bits 13 and up, level in the low three.
+    /// 0: none was set.
+    pub ioprio: u32,
 }
 
 impl Request {
+    /// A request of queue 0 and tag 0 about which nothing else is known.
+    #[must_use]
+    pub const fn new(op: Op, sector: u64, nr_sectors: u32) -> Self {
+        Self {
+            sector,
+            nr_sectors,
+            flags: 0,
+            op: op as u32,
+            qid: 0,
+            tag: 0,
+            block: 0,
+            heat: 0,
+            ioprio: 0,
+        }
+    }
+
     /// The operation asked for.
     #[must_use]
     #[inline(always)]

@@ -26,7 +26,7 @@
 
 #[cfg(target_arch = "bpf")]
 pub use aya_ebpf as bpf;
-pub use ublk_bpf_abi::{Decision, FaultRange, Op, Reason, Request, Verdict, hint, request_flags};
+pub use ublk_bpf_abi::{Decision, FaultRange, Op, Priority, Reason, Request, Verdict, hint, request_flags};
 
 /// Makes a function `fn(&Request) -> Decision` the entry of this crate's BPF object.
 ///

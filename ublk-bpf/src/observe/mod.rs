@@ -101,7 +101,7 @@ pub(crate) mod tests {
                 requests,
                 sectors: requests * 8,
                 verdicts: [requests, 0, 0, 0],
-                reasons: [requests, 0, 0, 0, 0, 0],
+                reasons: [requests, 0, 0, 0, 0, 0, 0, 0],
             }
         });
         let program = ProgramStats {

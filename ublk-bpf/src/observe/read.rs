@@ -107,7 +107,7 @@ mod tests {
         let sum = sum(Op::Write, &[one, one]);
         assert_eq!(sum.verdicts, [0, 2, 4, 6]);
         assert_eq!(sum.requests, 12);
-        assert_eq!(sum.reasons, [8, 10, 12, 14, 16, 18]);
-        assert_eq!(sum.sectors, 20);
+        assert_eq!(sum.reasons, [8, 10, 12, 14, 16, 18, 20, 22]);
+        assert_eq!(sum.sectors, 24);
     }
 }

@@ -8,11 +8,14 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::BtfTracePoint;
 use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
-use ublk_bpf_abi::{ABI_VERSION, CONFIG_GLOBAL, Config, Decisions, Op, ServerCounters, VerdictSlot, map};
+use ublk_bpf_abi::{
+    ABI_VERSION, CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Op, ServerCounters,
+    VerdictSlot, map,
+};
 
 use super::builtin::CLASSIFIER;
 use super::error::{PolicyError, chain};
-use super::maps::{Counters, Verdicts, Written};
+use super::maps::{CacheMaps, Counters, Verdicts, Written};
 use super::offsets::KernelLayout;
 use super::pin::{Disk, PinDir, pin_error};
 use super::verifier::Refusal;
@@ -38,7 +41,39 @@ pub struct Spec {
     pub depth: u16,
     /// Which blocks hold data, if the server knows it of its backing device.
     pub written: Option<WrittenSpec>,
+    /// Which blocks are in the cache, if it has one.
+    pub cache: Option<CacheSpec>,
 }
+
+/// The shape of the maps of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// A block's size in bytes as a power of two, 12 to 20.
+    pub shift: u32,
+    /// Blocks of the device.
+    pub blocks: u32,
+}
+
+impl CacheSpec {
+    /// The maps of a device of `sectors` sectors in blocks of `1 << shift` bytes; none if it has 2^32 blocks or more.
+    #[must_use]
+    pub fn for_device(sectors: u64, shift: u32) -> Option<Self> {
+        debug_assert!((12..=20).contains(&shift));
+        let blocks = u32::try_from(sectors.div_ceil(1 << (shift - 9))).ok()?;
+        Some(Self { shift, blocks })
+    }
+
+    fn heat_words(self) -> u32 {
+        self.blocks.div_ceil(HEAT_BLOCKS)
+    }
+}
+
+/// Blocks whose heat is in one word.
+const HEAT_BLOCKS: u32 = 8;
+
+/// Where a block's heat stops: it tells blocks read now and then from those read all the time, and comes down again
+/// by a few halvings.
+const HEAT_LIMIT: u32 = 255;
 
 /// The shape of the map of blocks that may hold data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +109,8 @@ impl Spec {
             any_flag: layout.flag_masks.iter().fold(0, |all, mask| all | mask),
             offsets: layout.offsets,
             queues: self.queues.into(),
+            cache_shift: self.cache.map_or(0, |cache| cache.shift),
+            heat_limit: HEAT_LIMIT,
         }
     }
 
@@ -83,6 +120,14 @@ impl Spec {
 
     fn written_words(&self) -> u32 {
         self.written.map_or(1, |written| written.words)
+    }
+
+    fn index_entries(&self) -> u32 {
+        self.cache.map_or(1, |cache| cache.blocks)
+    }
+
+    fn heat_words(&self) -> u32 {
+        self.cache.map_or(1, CacheSpec::heat_words)
     }
 }
 
@@ -105,6 +150,7 @@ pub struct Classifier {
     verdicts: Verdicts,
     counters: Counters,
     written: Option<Written>,
+    cache: Option<CacheMaps>,
     leave_pinned: bool,
 }
 
@@ -120,6 +166,8 @@ impl Classifier {
             .map_max_entries(map::VERDICTS, spec.slots())
             .map_max_entries(map::SERVER, spec.queues.into())
             .map_max_entries(map::WRITTEN, spec.written_words())
+            .map_max_entries(map::INDEX, spec.index_entries())
+            .map_max_entries(map::HEAT, spec.heat_words())
             .load(CLASSIFIER)
             .map_err(|error| ebpf_error("the classifier", error))?;
         name_operations(&mut ebpf)?;
@@ -158,6 +206,13 @@ impl Classifier {
         let verdicts = open(map::VERDICTS, size_of::<VerdictSlot>(), spec.slots())?;
         let server = open(map::SERVER, size_of::<ServerCounters>(), spec.queues.into())?;
         let written = open(map::WRITTEN, size_of::<u64>(), spec.written_words())?;
+        let index = open(map::INDEX, size_of::<IndexEntry>(), spec.index_entries())?;
+        let heat = open(map::HEAT, size_of::<u64>(), spec.heat_words())?;
+        let cache = open(map::CACHE, size_of::<CacheCounters>(), 1)?;
+        let maps = |of: CacheSpec| {
+            let [index, heat, counters] = [&index, &heat, &cache].map(|map| map.fd().as_fd());
+            CacheMaps::map(of.blocks, (index, heat, of.heat_words()), counters)
+        };
         Ok(Self {
             pins: pins.clone(),
             verdicts: Verdicts::map(verdicts.fd().as_fd(), spec.queues, spec.depth)?,
@@ -166,6 +221,7 @@ impl Classifier {
                 .written
                 .map(|of| Written::map(written.fd().as_fd(), of.words, of.shift))
                 .transpose()?,
+            cache: spec.cache.map(maps).transpose()?,
             leave_pinned: false,
         })
     }
@@ -186,6 +242,12 @@ impl Classifier {
     #[must_use]
     pub fn written(&self) -> Option<&Written> {
         self.written.as_ref()
+    }
+
+    /// Which blocks are in the cache, if the device has one.
+    #[must_use]
+    pub fn cache(&self) -> Option<&CacheMaps> {
+        self.cache.as_ref()
     }
 
     /// Where it is pinned.
@@ -283,12 +345,15 @@ fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
     let halves = |word: u64| [word & u64::from(u32::MAX), word >> 32];
     let [abi_version, depth] = halves(words[2]);
     let [written_shift, _] = halves(words[3]);
+    let [cache_shift, _] = halves(words[CONFIG_WORDS - 1]);
     let wanted_shift = spec.written.map_or(0, |written| written.shift);
+    let wanted_cache_shift = spec.cache.map_or(0, |cache| cache.shift);
     let [name, name_end] = spec.disk.name_words();
     let properties = [
         ("its interface version", abi_version, ABI_VERSION.into()),
         ("its queue depth", depth, spec.depth.into()),
         ("its block shift", written_shift, wanted_shift.into()),
+        ("its cache block's shift", cache_shift, wanted_cache_shift.into()),
         ("its disk name", words[0], name),
         ("its disk name", words[1], name_end),
     ];

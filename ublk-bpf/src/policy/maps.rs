@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::{ServerCounters, VerdictSlot, map};
+use ublk_bpf_abi::{CacheCounters, ServerCounters, VerdictSlot, map};
 
 use super::error::PolicyError;
 use crate::queue::TakenVerdict;
@@ -182,5 +182,60 @@ impl Written {
     #[must_use]
     pub fn shift(&self) -> u32 {
         self.shift
+    }
+}
+
+/// What the classifier and the server share of a cache.
+#[derive(Clone, Debug)]
+pub struct CacheMaps {
+    index: Arc<MapWords>,
+    heat: Arc<MapWords>,
+    counters: Arc<MapWords>,
+}
+
+impl CacheMaps {
+    pub(super) fn map(
+        blocks: u32,
+        (index, heat, heat_words): (BorrowedFd<'_>, BorrowedFd<'_>, u32),
+        counters: BorrowedFd<'_>,
+    ) -> Result<Self, PolicyError> {
+        Ok(Self {
+            index: map_words(index, map::INDEX, blocks as usize)?,
+            heat: map_words(heat, map::HEAT, heat_words as usize)?,
+            counters: map_words(
+                counters,
+                map::CACHE,
+                size_of::<CacheCounters>() / size_of::<u64>(),
+            )?,
+        })
+    }
+
+    /// An [`IndexEntry`](ublk_bpf_abi::IndexEntry) for each block of the device.
+    #[must_use]
+    pub fn index(&self) -> &[AtomicU64] {
+        self.index.as_slice()
+    }
+
+    /// A byte for each block, eight to a word.
+    #[must_use]
+    pub fn heat(&self) -> &[AtomicU64] {
+        self.heat.as_slice()
+    }
+
+    /// Makes the counts visible to whoever reads the map.
+    pub fn publish(&self, counters: &CacheCounters) {
+        for (word, value) in self.counters.as_slice().iter().zip(counters.values()) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What is published: what a server before this one counted, for one that takes over.
+    #[must_use]
+    pub fn published(&self) -> CacheCounters {
+        let mut values = [0; CacheCounters::FIELDS.len()];
+        for (value, word) in values.iter_mut().zip(self.counters.as_slice()) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        CacheCounters::from_values(values)
     }
 }

@@ -19,7 +19,7 @@ pub use builtin::{Builtin, builtin};
 pub use error::PolicyError;
 pub(crate) use error::chain;
 pub use fault::set_fault_range;
-pub use load::{Classifier, Spec, WrittenSpec};
+pub use load::{CacheSpec, Classifier, Spec, WrittenSpec};
 pub use maps::{Counters, QueueCounters, QueueVerdicts, Verdicts, Written};
 pub use object::{ObjectError, POLICY_SECTION, PolicyObject};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};

@@ -95,6 +95,8 @@ fn offsets(btf: &Btf) -> Result<Offsets, BtfError> {
         rq_tag: rq.offset("tag")?,
         rq_data_len: rq.offset("__data_len")?,
         rq_sector: rq.offset("__sector")?,
+        rq_bio: rq.offset("bio")?,
+        bio_ioprio: Layout::find(btf, "bio")?.offset("bi_ioprio")?,
         queue_disk: Layout::find(btf, "request_queue")?.offset("disk")?,
         disk_name: Layout::find(btf, "gendisk")?.offset("disk_name")?,
         hctx_queue_num: Layout::find(btf, "blk_mq_hw_ctx")?.offset("queue_num")?,
@@ -303,10 +305,12 @@ mod tests {
             ("cmd_flags", 1, 128),
             ("", either, 256),
             ("__data_len", 1, 512),
+            ("bio", 1, 608),
         ];
         let mut members = members.to_vec();
         members.push((sector, 1, 576));
         btf.composite(STRUCT, "request", &members);
+        btf.composite(STRUCT, "bio", &[("bi_ioprio", 1, 160)]);
         btf.composite(STRUCT, "request_queue", &[("disk", 1, 96)]);
         btf.composite(STRUCT, "gendisk", &[("disk_name", 1, 160)]);
         btf.composite(STRUCT, "blk_mq_hw_ctx", &[("queue_num", 1, 320)]);
@@ -337,6 +341,7 @@ mod tests {
         let layout = KernelLayout::from_btf(&kernel(3, "__sector").parse()).unwrap();
         assert_eq!(layout.offsets.rq_tag, (256 + 64 + 32) / 8);
         assert_eq!(layout.offsets.rq_sector, 72);
+        assert_eq!((layout.offsets.rq_bio, layout.offsets.bio_ioprio), (76, 20));
         assert_eq!(layout.offsets.queue_disk, 12);
         assert_eq!(layout.offsets.disk_name, 20);
         assert_eq!(layout.offsets.hctx_queue_num, 40);

@@ -311,6 +311,7 @@ fn classifier_spec(info: &DeviceInfo, target: &Target, sectors: u64) -> policy::
         queues: info.queues,
         depth: info.depth,
         written: WrittenSpec::for_device(sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
+        cache: None,
     }
 }
 

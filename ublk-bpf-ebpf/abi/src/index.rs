@@ -1,0 +1,148 @@
+//! Where in the cache a block is.
+
+numbered! {
+    /// What the cache has of a block.
+    BlockState {
+        /// Nothing.
+        Absent = 0, "absent";
+        /// Its slot is being filled: nothing that may be read.
+        Filling = 1, "filling";
+        /// Its content.
+        Present = 2, "present";
+    }
+}
+
+/// Parts of a block that writes in flight are told apart by.
+pub const REGIONS: u32 = 16;
+
+/// One block of the backing device, in one word, so that every step of its life is one compare-and-swap:
+/// state in bits 0..2, slot in bits 2..32, writers in bits 32..48, regions that are being written in bits 48..64.
+///
+/// The server alone writes it. A block with writers is never begun to be filled; one that is present has the bits of
+/// the regions set that a write in flight puts on both devices, and is not read there.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IndexEntry(pub u64);
+
+impl IndexEntry {
+    /// Nothing in the cache, and nobody writes.
+    pub const ABSENT: Self = Self(0);
+    /// The most slots that an entry can tell apart: 2^30.
+    pub const MAX_SLOTS: u32 = 1 << 30;
+    /// The most writes in flight that it can count.
+    pub const MAX_WRITERS: u32 = 0xffff;
+
+    /// A block in `slot`, which is below [`Self::MAX_SLOTS`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(state: BlockState, slot: u32) -> Self {
+        Self(state as u64 | (slot as u64) << 2)
+    }
+
+    /// What the cache has of the block; `None` for a number that is no state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn state(self) -> Option<BlockState> {
+        match self.0 & 3 {
+            0 => Some(BlockState::Absent),
+            1 => Some(BlockState::Filling),
+            2 => Some(BlockState::Present),
+            _ => None,
+        }
+    }
+
+    /// Whether the block's content is in its slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_present(self) -> bool {
+        self.0 & 3 == BlockState::Present as u64
+    }
+
+    /// Where it is, if it is anywhere.
+    #[must_use]
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        (self.0 as u32) >> 2
+    }
+
+    /// Writes, discards and write-zeroes of the block that are in flight.
+    #[must_use]
+    #[inline(always)]
+    pub const fn writers(self) -> u32 {
+        (self.0 >> 32) as u32 & Self::MAX_WRITERS
+    }
+
+    /// The regions that writes in flight put on both devices, a bit each.
+    #[must_use]
+    #[inline(always)]
+    pub const fn writing(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// Whether a read of these regions may be served from the slot.
+    #[must_use]
+    #[inline(always)]
+    pub const fn serves(self, regions: u16) -> bool {
+        self.is_present() && self.writing() & regions == 0
+    }
+
+    /// The entry with so many writers and these regions being written.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_writers(self, writers: u32, writing: u16) -> Self {
+        let place = self.0 & 0xffff_ffff;
+        Self(place | ((writers & Self::MAX_WRITERS) as u64) << 32 | (writing as u64) << 48)
+    }
+
+    /// The same writers, and nothing in the cache.
+    #[must_use]
+    #[inline(always)]
+    pub const fn emptied(self) -> Self {
+        Self::ABSENT.with_writers(self.writers(), 0)
+    }
+}
+
+/// The regions of a cache block of `1 << shift` bytes that `sectors` (not 0) from `sector` on touch; `shift` is 12 to
+/// 20. What is beyond the block's end counts as its last region.
+#[must_use]
+#[inline(always)]
+pub const fn regions(shift: u32, sector: u64, sectors: u32) -> u16 {
+    let mask = (1u64 << shift) - 1;
+    let first = (sector << 9) & mask;
+    let last = first + ((sectors as u64) << 9) - 1;
+    let from = (first >> (shift - 4)) & 15;
+    let to = last >> (shift - 4);
+    let to = if to > 15 { 15 } else { to };
+    ((u16::MAX as u32) << from) as u16 & (u16::MAX >> (15 - to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_an_entry_do_not_touch() {
+        let entry =
+            IndexEntry::new(BlockState::Present, IndexEntry::MAX_SLOTS - 1).with_writers(0xffff, 0x8001);
+        assert_eq!(entry.state(), Some(BlockState::Present));
+        assert_eq!(entry.slot(), IndexEntry::MAX_SLOTS - 1);
+        assert_eq!((entry.writers(), entry.writing()), (0xffff, 0x8001));
+        assert_eq!(entry.emptied(), IndexEntry::ABSENT.with_writers(0xffff, 0));
+        assert_eq!(IndexEntry(3).state(), None);
+        assert!(entry.serves(2) && !entry.serves(1));
+    }
+
+    #[test]
+    fn regions_are_sixteenths_of_a_block() {
+        assert_eq!(regions(16, 0, 1), 1);
+        assert_eq!(regions(16, 0, 128), u16::MAX);
+        assert_eq!(regions(16, 128 + 7, 2), 3);
+        assert_eq!(regions(16, 127, 1), 1 << 15);
+        assert_eq!(
+            regions(12, 9, 1),
+            0b1100,
+            "a sector is two regions of a block of 4 KiB"
+        );
+        assert_eq!(regions(16, 120, 128), 1 << 15, "beyond its end");
+    }
+}
