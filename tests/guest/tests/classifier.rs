@@ -334,7 +334,7 @@ fn answers_that_are_none_become_slow_and_are_counted() {
         assert_eq!(take_all(&classifier), expected, "answer {answer:#x}");
     }
     let reads = fixture.decisions(Op::Read);
-    assert_eq!((reads.verdicts[3], reads.reasons[5]), (7, 7));
+    assert_eq!((reads.verdicts[3], reads.reasons[7]), (7, 7));
 }
 
 #[test]

@@ -14,11 +14,11 @@ mod answer {
         core::hint::black_box(request);
         // SAFETY: The helper takes nothing and gives a number.
         let random = unsafe { bpf_get_prandom_u32() };
-        // Every second answer looks like a decision: any verdict, any reason, the hint or not.
+        // Every second answer looks like a decision: any verdict, any reason, any hints.
         if random & 1 == 0 {
             random >> 1
         } else {
-            random >> 1 & 0x01_07_07
+            random >> 1 & 0x1f_07_07
         }
     }
 
