@@ -1,10 +1,12 @@
 //! ublk-bpf: a ublk device whose every request is classified by an eBPF program before the server sees it.
 //!
 //! Where a request goes: [`driver`] fetches its tag from the kernel and takes the classifier's verdict,
-//! [`queue`] decides what that means and drives the request to its commit, [`target`] is where bytes are.
+//! [`queue`] decides what that means and drives the request to its commit, [`target`] is where bytes are and
+//! [`cache`] where some of them are twice.
 //! [`control`] makes and unmakes devices, [`policy`] loads and replaces what classifies them, [`server`]
 //! ties these together for one device, [`cli`] is the command line.
 
+pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod driver;

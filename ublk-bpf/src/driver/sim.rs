@@ -362,6 +362,7 @@ impl<'w> Sim<'w> {
                 }
                 Effect::Io { tag, io } => self.issue(tag, io)?,
                 Effect::Commit { batch, from } => self.commit(batch, from)?,
+                Effect::Wake => {}
                 Effect::Failed(failure) => return Err(format!("the queue failed: {failure}")),
                 Effect::Finished => self.finished = true,
             }

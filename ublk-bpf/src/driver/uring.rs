@@ -5,8 +5,10 @@
 //! many requests, and many results go back in one commit.
 
 mod copy;
+mod doorbell;
 mod fetch;
 mod memory;
+mod promote;
 mod ring;
 mod sqe;
 mod stop;
@@ -23,6 +25,7 @@ use ublk_bpf_abi::ServerCounters;
 use self::memory::Memory;
 use self::ring::Ring;
 use self::sqe::{Tagged, Ways};
+use crate::cache::Cache;
 use crate::queue::{
     Arrival, Backing, BadConfig, Config, Effect, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
     Written,
@@ -30,6 +33,8 @@ use crate::queue::{
 use crate::sys::mmap::Descriptors;
 use crate::target::{Kind, NullReads, Target};
 
+pub use self::doorbell::Doorbell;
+pub use self::promote::{PromoterSpec, run_promoter};
 pub use self::stop::Stop;
 
 /// Staging buffers of a queue. The slow path alone uses them; what has none waits.
@@ -55,10 +60,23 @@ pub struct QueueSpec<'a> {
     pub target: &'a Target,
     /// What the server knows to read as zeroes.
     pub written: Written<'a>,
+    /// The cache, if there is one.
+    pub cache: Option<CacheWays<'a>>,
     /// The policy may lose data and fail requests (`--allow-lossy`).
     pub lossy: bool,
     /// Ends the queue before the kernel does.
     pub stop: &'a Stop,
+}
+
+/// What a queue has to do with a cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheWays<'a> {
+    /// Which blocks are in it.
+    pub cache: &'a Cache<'a>,
+    /// The device that they are on.
+    pub device: &'a File,
+    /// Wakes who promotes.
+    pub doorbell: &'a Doorbell,
 }
 
 /// Why a queue thread ended other than by the device's end.
@@ -112,6 +130,7 @@ pub fn run_queue(
     let memory = Memory::map(STAGING_BUFFERS, STAGING_BYTES).map_err(failed("get memory"))?;
     let machine =
         Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
+    let machine = machine.with_cache(spec.cache.map(|ways| ways.cache));
     // After an error or a panic operations may be under way still, and nobody waits for them any more: it is let go of
     // only after a good end.
     let mut kept = ManuallyDrop::new(Kept { memory, machine });
@@ -270,6 +289,8 @@ where
                     // SAFETY: as for COMMIT.
                     unsafe { self.ring.push(&sqe::prepare(self.spec.queue, elements)) };
                 }
+                // SAFETY: the entry names eight bytes that are always there.
+                Some(Effect::Wake) => unsafe { self.ring.push(&sqe::wake()) },
                 Some(Effect::Failed(failure)) => {
                     tracing::error!("queue {}: {failure}", self.spec.queue);
                     self.failure = Some(failure);
@@ -286,18 +307,18 @@ where
     fn carry_out(&mut self, tag: u16, io: Io) {
         let entry = match io {
             Io::Read {
-                from: _,
+                from,
                 offset,
                 at,
                 len,
-            } => sqe::read(tag, offset, at, len),
+            } => sqe::read(tag, from, offset, at, len),
             Io::Write {
-                to: _,
+                to,
                 offset,
                 at,
                 len,
                 durable,
-            } => sqe::write(tag, offset, at, len, durable),
+            } => sqe::write(tag, to, offset, at, len, durable),
             _ => return self.carry_out_aside(tag, io),
         };
         // SAFETY: the entry names the request's registered pages, which the kernel checks.
@@ -388,6 +409,7 @@ where
             Tagged::Commit(batch) => self.machine.committed(batch, result),
             Tagged::Prepare => self.prepared(result),
             Tagged::Stop => self.machine.abandon(),
+            Tagged::Wake => {}
             Tagged::Io(tag) => self.machine.io_done(tag, result),
         }
     }
@@ -451,11 +473,17 @@ where
 /// Registers the files that entries name by number, in the order of [`sqe::file`].
 fn register_files(ring: &Ring<'_>, spec: &QueueSpec<'_>) -> io::Result<()> {
     let zero = File::open("/dev/zero")?;
-    let mut files = [-1; 4];
+    let mut files = [-1; sqe::file::COUNT];
     files[sqe::file::UBLK as usize] = spec.device.as_raw_fd();
     files[sqe::file::BACKING as usize] = spec.target.file().unwrap_or(&zero).as_raw_fd();
     files[sqe::file::ZERO as usize] = zero.as_raw_fd();
     files[sqe::file::STOP as usize] = spec.stop.as_raw_fd();
+    let cache = spec.cache.map_or(&zero, |ways| ways.device);
+    files[sqe::file::CACHE as usize] = cache.as_raw_fd();
+    let doorbell = spec
+        .cache
+        .map_or(spec.stop.as_raw_fd(), |ways| ways.doorbell.as_raw_fd());
+    files[sqe::file::DOORBELL as usize] = doorbell;
     ring.submitter().register_files(&files)
 }
 

@@ -88,6 +88,8 @@ pub enum Effect {
         /// The first element to commit.
         from: u16,
     },
+    /// Wake the promoter: there is something to be promoted, or the cache device has failed.
+    Wake,
     /// The queue cannot go on. What is in flight is awaited as after [`Event::Abandon`]; [`Effect::Finished`]
     /// follows.
     Failed(Failure),
@@ -130,6 +132,8 @@ pub enum Failure {
 pub enum Device {
     /// The device that holds everything.
     Backing,
+    /// The device that holds copies of some of it.
+    Cache,
 }
 
 /// A staging buffer of the queue, by number.

@@ -13,8 +13,11 @@ use super::service::{Next, Noted, Service};
 use super::staging::StagingPool;
 use super::tag::{Owner, Tags};
 use super::todo::{Todo, Todos};
-use super::verdict::{self, Advice, NoAdvice};
+use super::verdict::{self, Advice, Advised, NoAdvice};
 use super::written::Written;
+use crate::cache::Cache;
+
+mod cached;
 
 /// How many FETCH commands may end one after another without a tag between them. The kernel ends one for want
 /// of room in its buffer or in the completion queue (`-ENOBUFS`), which passes; this bounds the work until then.
@@ -92,6 +95,13 @@ pub struct Machine<'w> {
     staging: StagingPool,
     batches: Batches,
     todos: Todos,
+    cache: Option<&'w Cache<'w>>,
+    /// Something was hinted or has failed since the promoter was last woken.
+    wake: bool,
+    /// That it is to be woken was decided and not yet polled.
+    is_waking: bool,
+    /// Requests that the cache was told of.
+    told: u64,
     counters: ServerCounters,
 }
 
@@ -131,11 +141,22 @@ impl<'w> Machine<'w> {
             staging: StagingPool::new(config.staging_buffers, config.depth),
             batches: Batches::new(config.depth),
             todos: Todos::new(config.depth),
+            cache: None,
+            wake: false,
+            is_waking: false,
+            told: 0,
             counters: ServerCounters::default(),
         };
         let batch = machine.batches.prepare();
         machine.todos.push(Todo::Prepare(batch));
         Ok(machine)
+    }
+
+    /// The same machine, with a cache before its backing device. To be called before anything else.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>) -> Self {
+        self.cache = cache;
+        self
     }
 
     /// Takes an event in. The methods that it calls may be called instead.
@@ -172,6 +193,10 @@ impl<'w> Machine<'w> {
                 Effect::Fetch { fetch }
             }
             Todo::Prepare(batch) => Effect::Prepare { batch },
+            Todo::Wake => {
+                self.is_waking = false;
+                Effect::Wake
+            }
             Todo::Failed => Effect::Failed(self.failure?),
             Todo::Finished => Effect::Finished,
         })
@@ -235,6 +260,13 @@ impl<'w> Machine<'w> {
                 let plan = plan(&request, Advice::Passthrough, &self.terms);
                 self.start(arrival.tag, &request, &plan)
             }
+            Some(request)
+                if self.cache.is_some()
+                    && request.action == Action::Read
+                    && verdict::is_plain_hit(arrival.verdict, arrival) =>
+            {
+                self.hit(arrival.tag, &request)
+            }
             _ => {
                 // By value: what is lent to a function has to be in memory, on the ordinary way too.
                 self.take_in_aside(*arrival);
@@ -259,6 +291,9 @@ impl<'w> Machine<'w> {
     #[inline]
     pub fn idle(&mut self) {
         self.commit();
+        if let Some(cache) = self.cache {
+            self.tell(cache);
+        }
         if self.phase >= Phase::Stopping {
             self.finish_queue();
         }
@@ -349,6 +384,7 @@ impl<'w> Machine<'w> {
         while let Some(tag) = self.staging.send_away() {
             self.tags.shift(tag, Owner::Waiting, Owner::Abandoned);
             self.in_service -= 1;
+            self.let_go(tag, false);
         }
     }
 
@@ -359,14 +395,22 @@ impl<'w> Machine<'w> {
             Ok(request) => request,
             Err(errno) => return self.refuse(arrival.tag, errno),
         };
-        let advice = match verdict::check(arrival.verdict, request.action.op(), &arrival) {
-            Ok(advice) => advice,
+        let op = request.action.op();
+        let advised = match verdict::check(arrival.verdict, op, &arrival, self.cache.is_some()) {
+            Ok(advised) => advised,
             Err(why) => self.without_advice(why),
         };
-        let plan = plan(&request, advice, &self.terms);
-        if self.start(arrival.tag, &request, &plan).is_some() {
+        let is_hit = advised.advice == Advice::Hit && request.action == Action::Read && request.registered;
+        let io = if is_hit {
+            self.hit(arrival.tag, &request)
+        } else {
+            let plan = plan(&request, advised.advice, &self.terms);
+            self.start(arrival.tag, &request, &plan)
+        };
+        if io.is_some() {
             self.todos.push(Todo::Io(arrival.tag));
         }
+        self.note_promotion(arrival.tag, advised.promote);
     }
 
     /// Begins to serve a request. If it is at an operation now, that is to be issued.
@@ -375,6 +419,7 @@ impl<'w> Machine<'w> {
         self.count(request, plan);
         match plan.route {
             Route::Nothing => {
+                self.forget_dropped(request);
                 // Of a request with data, all is served as far as this device serves any.
                 let data = if request.action.has_data() {
                     request.length
@@ -394,7 +439,10 @@ impl<'w> Machine<'w> {
         if request.action == Action::Write {
             self.terms.written.mark(request.offset, request.length);
         }
-        let service = Service::new(request, plan.route, self.volatile_cache, self.staging_bytes);
+        let mut service = Service::new(request, plan.route, self.volatile_cache, self.staging_bytes);
+        if let Some(cache) = self.cache {
+            self.mark(cache, request, &mut service);
+        }
         self.tags.slot(tag).service = service;
         if plan.route == Route::Copy {
             self.stage(tag);
@@ -405,13 +453,16 @@ impl<'w> Machine<'w> {
 
     /// What is done without advice, and counts why there is none.
     #[cold]
-    fn without_advice(&mut self, why: NoAdvice) -> Advice {
+    fn without_advice(&mut self, why: NoAdvice) -> Advised {
         match why {
             NoAdvice::Missing => self.counters.verdict_missing += 1,
             NoAdvice::Stale => self.counters.verdict_stale += 1,
             NoAdvice::Invalid => self.counters.verdict_invalid += 1,
         }
-        Advice::Slow
+        Advised {
+            advice: Advice::Slow,
+            promote: None,
+        }
     }
 
     #[inline]
@@ -455,9 +506,15 @@ impl<'w> Machine<'w> {
     fn advance(&mut self, tag: u16, result: i32) {
         let block_mask = self.block_mask;
         let service = &mut self.tags.in_flight(tag).service;
+        let is_on_cache = service.is_on_cache();
         let (next, noted) = service.advance(result, block_mask);
-        let (data, served) = (service.data(), service.served());
         self.note(noted);
+        let next = match next {
+            Next::Failed(errno) if is_on_cache => self.cache_failed(tag, errno),
+            next => next,
+        };
+        let service = &self.tags.in_flight(tag).service;
+        let (data, served) = (service.data(), service.served());
         match next {
             Next::Done => self.finish(tag, data, Outcome::Moved(served)),
             Next::Failed(errno) => self.finish(tag, data, Outcome::Failed(errno)),
@@ -486,6 +543,9 @@ impl<'w> Machine<'w> {
         let slot = self.tags.in_flight(tag);
         slot.owner = Owner::Answered(self.batches.filling());
         let staged = slot.service.staging.is_some();
+        if slot.service.concerns_cache() {
+            self.let_go(tag, result >= 0);
+        }
         if result < 0 {
             self.counters.failed += 1;
         } else {
@@ -518,6 +578,7 @@ impl<'w> Machine<'w> {
     fn leave(&mut self, tag: u16) {
         self.tags.shift(tag, Owner::InFlight, Owner::Abandoned);
         self.in_service -= 1;
+        self.let_go(tag, false);
         self.unstage(tag);
     }
 

@@ -54,7 +54,8 @@ pub(super) struct Terms<'w> {
 #[inline]
 pub(super) fn plan(request: &Request, advice: Advice, terms: &Terms<'_>) -> Plan {
     match advice {
-        Advice::Passthrough => serve(request, Class::Passthrough, terms),
+        // What is not in the cache passes through, and so does what is no read.
+        Advice::Passthrough | Advice::Hit => serve(request, Class::Passthrough, terms),
         Advice::Slow => serve(request, Class::Slow, terms),
         Advice::Drop { fail } => drop(request, fail, terms),
     }

@@ -1,9 +1,12 @@
 //! A request in service: which operation it is at, how much of it is done, what comes next.
 
+use ublk_bpf_abi::Priority;
+
 use super::errno::Errno;
 use super::event::{Device, Io, Staging};
 use super::plan::Route;
 use super::request::{Action, Request};
+use crate::cache::Lease;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
 const MAX_RETRIES: u8 = 16;
@@ -46,6 +49,16 @@ pub(super) struct Noted {
     pub(super) copied: u32,
 }
 
+/// What a request holds of the cache until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    Nothing,
+    /// The slot that it reads from.
+    Read(Lease),
+    /// The marks on the blocks that it changes, and the slot that its data goes to as well.
+    Change(Option<Lease>),
+}
+
 /// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Service {
@@ -59,9 +72,18 @@ pub(super) struct Service {
     chunk: u32,
     /// Bytes of the chunk that the present step has moved.
     moved: u32,
+    /// What has to be added to a position on the backing device to get that on the cache device.
+    displacement: u64,
     /// The request's staging buffer, if it goes through one.
     pub(super) staging: Option<Staging>,
     step: Step,
+    /// Which device the step is on.
+    device: Device,
+    /// What goes to the backing device goes to the cache device next.
+    then_cache: bool,
+    pub(super) hold: Hold,
+    /// The block is to be promoted once the request has succeeded.
+    pub(super) promote: Option<Priority>,
     /// Issues in a row without progress.
     retries: u8,
     durable: bool,
@@ -76,8 +98,13 @@ impl Service {
         done: 0,
         chunk: 0,
         moved: 0,
+        displacement: 0,
         staging: None,
         step: Step::Flush,
+        device: Device::Backing,
+        then_cache: false,
+        hold: Hold::Nothing,
+        promote: None,
         retries: 0,
         durable: false,
         keep_allocated: false,
@@ -104,12 +131,75 @@ impl Service {
             done: 0,
             chunk: u32::try_from(request.length).unwrap_or(u32::MAX).min(most),
             moved: 0,
-            staging: None,
             step,
-            retries: 0,
             durable: request.durable && volatile_cache,
             keep_allocated: request.keep_allocated,
+            ..Self::IDLE
         }
+    }
+
+    /// At the one operation of a read with registered pages whose block is in the leased slot.
+    #[inline(always)]
+    pub(super) fn hit(request: &Request, lease: Lease, displacement: u64) -> Self {
+        Self {
+            offset: request.offset,
+            length: request.length,
+            chunk: u32::try_from(request.length).unwrap_or(u32::MAX),
+            displacement,
+            step: Step::Read,
+            device: Device::Cache,
+            hold: Hold::Read(lease),
+            ..Self::IDLE
+        }
+    }
+
+    /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
+    pub(super) fn hold_change(&mut self, lease: Option<(Lease, u64)>) {
+        self.hold = Hold::Change(lease.map(|(lease, _)| lease));
+        if let Some((_, displacement)) = lease {
+            self.displacement = displacement;
+            self.then_cache = true;
+        }
+    }
+
+    /// Whether something is left to do for the cache when the request ends.
+    #[inline]
+    pub(super) fn concerns_cache(&self) -> bool {
+        self.hold != Hold::Nothing || self.promote.is_some()
+    }
+
+    /// First byte on the backing device, and bytes.
+    pub(super) const fn range(&self) -> (u64, u64) {
+        (self.offset, self.length)
+    }
+
+    /// Whether the operation that it is at is on the cache device.
+    pub(super) fn is_on_cache(&self) -> bool {
+        self.device == Device::Cache
+    }
+
+    /// Whether all that went to the backing device went to the slot as well.
+    pub(super) const fn is_in_cache(&self) -> bool {
+        self.then_cache
+    }
+
+    /// A read goes on from its beginning, on the backing device.
+    pub(super) fn fall_back(&mut self) {
+        *self = Self {
+            device: Device::Backing,
+            hold: Hold::Nothing,
+            done: 0,
+            moved: 0,
+            retries: 0,
+            ..*self
+        };
+    }
+
+    /// A write goes on without the slot, which it could not write. What is behind it is on the backing device.
+    pub(super) fn go_on_without_cache(&mut self) -> Next {
+        self.then_cache = false;
+        self.retries = 0;
+        self.next_with_data()
     }
 
     /// Bytes of data that the request has: what it succeeds with.
@@ -126,7 +216,8 @@ impl Service {
     #[inline]
     pub(super) fn is_whole(&self, result: i32) -> bool {
         let last = match self.step {
-            Step::Read | Step::Write | Step::Zero | Step::Flush | Step::Discard => true,
+            Step::Read | Step::Zero | Step::Flush | Step::Discard => true,
+            Step::Write => !self.then_cache || self.device == Device::Cache,
             Step::WriteZeroes => !self.durable,
             Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store => false,
         };
@@ -142,11 +233,16 @@ impl Service {
     /// The operation to issue.
     #[inline(always)]
     pub(super) fn io(&self) -> Io {
-        let device = Device::Backing;
+        let device = self.device;
         let at = self.done + self.moved;
         let len = self.chunk - self.moved;
         let skip = self.moved;
-        let offset = self.offset + u64::from(at);
+        let offset = match device {
+            Device::Backing => self.offset + u64::from(at),
+            Device::Cache => self.offset.wrapping_add(self.displacement) + u64::from(at),
+        };
+        // The cache is not what survives a power failure.
+        let durable = self.durable && device == Device::Backing;
         // A step that needs a buffer is not issued before the request has one.
         let staging = self.staging.unwrap_or(Staging(u16::MAX));
         match self.step {
@@ -161,7 +257,7 @@ impl Service {
                 offset,
                 at,
                 len,
-                durable: self.durable,
+                durable,
             },
             Step::Zero => Io::Zero { at, len },
             Step::CopyZero => Io::CopyZero { at, len },
@@ -190,7 +286,7 @@ impl Service {
                 staging,
                 skip,
                 len,
-                durable: self.durable,
+                durable,
             },
             Step::Flush => Io::Flush { device },
             Step::Discard => Io::Discard {
@@ -260,6 +356,13 @@ impl Service {
     /// The present step has moved the whole chunk.
     fn next_with_data(&mut self) -> Next {
         self.moved = 0;
+        if self.then_cache && matches!(self.step, Step::Write | Step::Store) {
+            if self.device == Device::Backing {
+                self.device = Device::Cache;
+                return Next::Issue;
+            }
+            self.device = Device::Backing;
+        }
         let next_chunk = match self.step {
             Step::Load => {
                 self.step = Step::CopyOut;

@@ -95,6 +95,15 @@ impl Tags {
         &self.slots[usize::from(tag)].service
     }
 
+    /// Whether a tag's request is in service.
+    #[inline]
+    pub(super) fn is_here(&self, tag: u16) -> bool {
+        matches!(
+            self.slots[usize::from(tag)].owner,
+            Owner::InFlight | Owner::Waiting
+        )
+    }
+
     /// The slot of a tag, wherever it is.
     #[inline]
     pub(super) fn slot(&mut self, tag: u16) -> &mut Slot {

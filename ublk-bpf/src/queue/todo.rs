@@ -9,6 +9,7 @@ pub(super) enum Todo {
     Fetch(u8),
     Io(u16),
     Commit(u8),
+    Wake,
     Failed,
     Finished,
 }
@@ -32,6 +33,7 @@ impl Todos {
             + u32::from(FETCHES) // each FETCH command is issued again only after it ended
             + u32::from(depth) // a tag has at most one operation
             + 1 // one COMMIT is out at a time
+            + 1 // the promoter is woken once a round
             + 1 // a queue fails once
             + 1; // and finishes once
         let slots = most.next_power_of_two();
@@ -90,7 +92,7 @@ mod tests {
     #[should_panic(expected = "more effects than the sum allows")]
     fn it_has_the_room_that_it_needs_and_a_limit() {
         let mut todos = Todos::new(2);
-        for _ in 0..9 {
+        for _ in 0..17 {
             todos.push(Todo::Finished);
         }
     }

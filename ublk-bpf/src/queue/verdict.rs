@@ -1,6 +1,6 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Decision, Op, Reason, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Op, Priority, Reason, Verdict, VerdictSlot, hint};
 
 use super::event::{Arrival, TakenVerdict};
 
@@ -8,11 +8,21 @@ use super::event::{Arrival, TakenVerdict};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Advice {
     Passthrough,
+    /// From the cache device, if the block is there.
+    Hit,
     /// Complete without I/O; with an error if `fail`.
     Drop {
         fail: bool,
     },
     Slow,
+}
+
+/// What a verdict comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Advised {
+    pub(super) advice: Advice,
+    /// Bring the block into the cache, to stay like this.
+    pub(super) promote: Option<Priority>,
 }
 
 /// Why a taken verdict is no advice.
@@ -30,20 +40,35 @@ pub(super) enum NoAdvice {
 /// particular reason. [`check`] says the same of it, after some more questions.
 #[inline(always)]
 pub(super) fn is_plain_passthrough(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
-    const PASSTHROUGH: u32 = Decision::new(Verdict::Passthrough, Reason::Default).pack();
-    taken.head == VerdictSlot::head(PASSTHROUGH, op as u32, arrival.nr_sectors)
+    is_plain::<{ Decision::new(Verdict::Passthrough, Reason::Default).pack() }>(taken, op, arrival)
+}
+
+/// The same of a read that the policy found in the cache.
+#[inline(always)]
+pub(super) fn is_plain_hit(taken: TakenVerdict, arrival: &Arrival) -> bool {
+    is_plain::<{ Decision::new(Verdict::Hit, Reason::Cached).pack() }>(taken, Op::Read, arrival)
+}
+
+#[inline(always)]
+fn is_plain<const DECISION: u32>(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
+    taken.head == VerdictSlot::head(DECISION, op as u32, arrival.nr_sectors)
         && taken.sector == arrival.start_sector
 }
 
-/// The advice in `taken` for the request of `arrival`, which is an `op`.
+/// The advice in `taken` for the request of `arrival`, which is an `op`. `has_cache`: the device has one.
 #[inline]
-pub(super) fn check(taken: TakenVerdict, op: Op, arrival: &Arrival) -> Result<Advice, NoAdvice> {
+pub(super) fn check(
+    taken: TakenVerdict,
+    op: Op,
+    arrival: &Arrival,
+    has_cache: bool,
+) -> Result<Advised, NoAdvice> {
     // All but the decision itself in one comparison.
     let about_this = VerdictSlot::head(0, op as u32, arrival.nr_sectors);
     if (taken.head ^ about_this) >> DECISION_BITS != 0 || taken.sector != arrival.start_sector {
         return Err(why_not(taken.head));
     }
-    decision(taken.head)
+    decision(taken.head, has_cache)
 }
 
 /// Bits of a slot's head that hold the decision: verdict, reason and hints. The rest says what it is about.
@@ -51,19 +76,26 @@ const DECISION_BITS: u32 = 24;
 
 /// The decision in a slot's head.
 #[inline]
-fn decision(head: u64) -> Result<Advice, NoAdvice> {
+fn decision(head: u64, has_cache: bool) -> Result<Advised, NoAdvice> {
     let [verdict, reason, hints, ..] = head.to_le_bytes();
     if Reason::parse(reason).is_none() || hints & !hint::ALL != 0 {
         return Err(why_not(head));
     }
-    match Verdict::parse(verdict) {
-        Some(Verdict::Passthrough) => Ok(Advice::Passthrough),
-        Some(Verdict::Drop) => Ok(Advice::Drop {
+    let advice = match Verdict::parse(verdict) {
+        Some(Verdict::Passthrough) => Advice::Passthrough,
+        Some(Verdict::Hit) if has_cache => Advice::Hit,
+        Some(Verdict::Drop) => Advice::Drop {
             fail: hints & hint::FAIL != 0,
-        }),
-        Some(Verdict::Slow) => Ok(Advice::Slow),
-        Some(Verdict::None | Verdict::Hit) | None => Err(why_not(head)),
-    }
+        },
+        Some(Verdict::Slow) => Advice::Slow,
+        Some(Verdict::None | Verdict::Hit) | None => return Err(why_not(head)),
+    };
+    let promote = if has_cache && hints & hint::PROMOTE != 0 {
+        Priority::parse((hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT)
+    } else {
+        None
+    };
+    Ok(Advised { advice, promote })
 }
 
 /// Why a head that is no advice for a request is none.
@@ -105,7 +137,7 @@ mod tests {
             start_sector: 64,
             verdict,
         };
-        check(verdict, Op::Read, &arrival)
+        check(verdict, Op::Read, &arrival, false).map(|advised| advised.advice)
     }
 
     #[test]
@@ -120,6 +152,29 @@ mod tests {
             Ok(Advice::Drop { fail: true })
         );
         assert_eq!(checked(taken(4, 0, 0, 0, 8, 64)), Ok(Advice::Slow));
+    }
+
+    #[test]
+    fn a_cache_makes_hits_and_promotions_advice() {
+        let arrival = Arrival {
+            tag: 3,
+            op_flags: 0,
+            nr_sectors: 8,
+            start_sector: 64,
+            verdict: taken(0, 0, 0, 0, 0, 0),
+        };
+        let advised = |verdict: u8, hints: u8, has_cache| {
+            check(taken(verdict, 0, 0, hints, 8, 64), Op::Read, &arrival, has_cache)
+        };
+        let high = Decision::new(Verdict::Passthrough, Reason::Default).promote(Priority::High);
+        let of = |advice, promote| Ok(Advised { advice, promote });
+        assert_eq!(advised(2, 0, true), of(Advice::Hit, None));
+        assert_eq!(
+            advised(1, high.hints, true),
+            of(Advice::Passthrough, Some(Priority::High))
+        );
+        assert_eq!(advised(1, high.hints, false), of(Advice::Passthrough, None));
+        assert_eq!(advised(2, 0, false), Err(NoAdvice::Invalid));
     }
 
     #[test]
@@ -144,9 +199,9 @@ mod tests {
             taken(0, 1, 0, 0, 8, 64), // no verdict, but not empty
             taken(2, 0, 0, 0, 8, 64), // a hit without a cache
             taken(5, 0, 0, 0, 8, 64),
-            taken(1, 6, 0, 0, 8, 64),
+            taken(1, 8, 0, 0, 8, 64),
             taken(1, 0, 6, 0, 8, 64),
-            taken(1, 0, 0, 2, 8, 64),
+            taken(1, 0, 0, 1 << 5, 8, 64),
         ];
         for verdict in bad {
             assert_eq!(checked(verdict), Err(NoAdvice::Invalid));

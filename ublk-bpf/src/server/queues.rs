@@ -12,7 +12,7 @@ use ublk_bpf_abi::ServerCounters;
 
 use super::isolation::protect_thread;
 use crate::control::DeviceInfo;
-use crate::driver::uring::{QueueSpec, Stop, run_queue};
+use crate::driver::uring::{CacheWays, QueueSpec, Stop, run_queue};
 use crate::policy::Classifier;
 use crate::queue::Written;
 use crate::target::Target;
@@ -28,6 +28,8 @@ pub(super) struct Shared<'a> {
     pub(super) target: &'a Target,
     /// What classifies the requests.
     pub(super) classifier: &'a Classifier,
+    /// The cache, if there is one.
+    pub(super) cache: Option<CacheWays<'a>>,
     /// `--allow-lossy`.
     pub(super) lossy: bool,
     /// Ends all of them.
@@ -126,6 +128,7 @@ fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Resul
         written: classifier
             .written()
             .map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
+        cache: shared.cache,
         lossy: shared.lossy,
         stop: shared.stop,
     };

@@ -356,6 +356,7 @@ impl Server<'_> {
             device: &device,
             target: self.target,
             classifier: self.classifier,
+            cache: None,
             lossy: self.record.allow_lossy,
             stop: &stop,
         };

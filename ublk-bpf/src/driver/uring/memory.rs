@@ -40,7 +40,7 @@ pub(super) struct StagingMemory {
 }
 
 impl StagingMemory {
-    fn map(count: u16, bytes: u32) -> io::Result<Self> {
+    pub(super) fn map(count: u16, bytes: u32) -> io::Result<Self> {
         Ok(Self {
             map: Mmap::anonymous(usize::from(count) * bytes as usize)?,
             bytes,

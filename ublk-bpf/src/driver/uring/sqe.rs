@@ -5,7 +5,7 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
 use zerocopy::IntoBytes;
 
-use crate::queue::Io;
+use crate::queue::{Device, Io};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
@@ -22,6 +22,21 @@ pub(super) mod file {
     pub(in super::super) const ZERO: u32 = 2;
     /// The eventfd that ends the queue.
     pub(in super::super) const STOP: u32 = 3;
+    /// The cache device; the source of zeroes again where there is none.
+    pub(in super::super) const CACHE: u32 = 4;
+    /// The eventfd that wakes the promoter; the one that ends the queue where there is none.
+    pub(in super::super) const DOORBELL: u32 = 5;
+    /// How many there are.
+    pub(in super::super) const COUNT: usize = 6;
+}
+
+/// Where a device's bytes are.
+#[inline]
+const fn of(device: Device) -> Fixed {
+    match device {
+        Device::Backing => Fixed(file::BACKING),
+        Device::Cache => Fixed(file::CACHE),
+    }
 }
 
 /// `BLOCK_URING_CMD_DISCARD` of `include/uapi/linux/blkdev.h`: `_IO(0x12, 0)`.
@@ -48,6 +63,8 @@ pub(super) enum Tagged {
     Prepare,
     /// Somebody wants the queue to end.
     Stop,
+    /// The promoter was woken.
+    Wake,
 }
 
 impl Tagged {
@@ -58,6 +75,7 @@ impl Tagged {
             Self::Commit(batch) => (2, batch as u64),
             Self::Prepare => (3, 0),
             Self::Stop => (4, 0),
+            Self::Wake => (5, 0),
         };
         kind << 32 | number
     }
@@ -75,6 +93,7 @@ impl Tagged {
             2 => Self::Commit(user_data as u8),
             3 => Self::Prepare,
             4 => Self::Stop,
+            5 => Self::Wake,
             _ => return None,
         })
     }
@@ -158,6 +177,14 @@ pub(super) fn stop() -> Entry {
         .user_data(Tagged::Stop.pack())
 }
 
+/// Wakes the promoter.
+pub(super) fn wake() -> Entry {
+    static ONE: u64 = 1;
+    opcode::Write::new(Fixed(file::DOORBELL), (&raw const ONE).cast(), 8)
+        .build()
+        .user_data(Tagged::Wake.pack())
+}
+
 /// How this target wants what not every target can do the same way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ways {
@@ -178,10 +205,10 @@ impl Ways {
     }
 }
 
-/// `len` bytes of the target from `offset` to the registered pages of the request, from its byte `at` on.
+/// `len` bytes of a device from `offset` to the registered pages of the request, from its byte `at` on.
 #[inline]
-pub(super) fn read(tag: u16, offset: u64, at: u32, len: u32) -> Entry {
-    opcode::ReadFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
+pub(super) fn read(tag: u16, from: Device, offset: u64, at: u32, len: u32) -> Entry {
+    opcode::ReadFixed::new(of(from), in_request(at), len, tag)
         .offset(offset)
         .build()
         .user_data(Tagged::Io(tag).pack())
@@ -189,8 +216,8 @@ pub(super) fn read(tag: u16, offset: u64, at: u32, len: u32) -> Entry {
 
 /// The other way.
 #[inline]
-pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
-    opcode::WriteFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
+pub(super) fn write(tag: u16, to: Device, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
+    opcode::WriteFixed::new(of(to), in_request(at), len, tag)
         .offset(offset)
         .rw_flags(durably(durable))
         .build()
@@ -210,36 +237,36 @@ pub(super) fn operation(
     let backing = Fixed(file::BACKING);
     let entry = match io {
         Io::Read {
-            from: _,
+            from,
             offset,
             at,
             len,
-        } => return Some(read(tag, offset, at, len)),
+        } => return Some(read(tag, from, offset, at, len)),
         Io::Write {
-            to: _,
+            to,
             offset,
             at,
             len,
             durable,
-        } => return Some(write(tag, offset, at, len, durable)),
+        } => return Some(write(tag, to, offset, at, len, durable)),
         Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
         Io::Load {
-            from: _,
+            from,
             offset,
             staging: buffer,
             skip,
             len,
-        } => opcode::Read::new(backing, staging(buffer.0, skip), len)
+        } => opcode::Read::new(of(from), staging(buffer.0, skip), len)
             .offset(offset)
             .build(),
         Io::Store {
-            to: _,
+            to,
             offset,
             staging: buffer,
             skip,
             len,
             durable,
-        } => opcode::Write::new(backing, staging(buffer.0, skip), len)
+        } => opcode::Write::new(of(to), staging(buffer.0, skip), len)
             .offset(offset)
             .rw_flags(durably(durable))
             .build(),
@@ -585,7 +612,7 @@ mod tests {
         ] {
             assert_eq!(Tagged::parse(tagged.pack()), Some(tagged));
         }
-        assert_eq!(Tagged::parse(5 << 32), None);
+        assert_eq!(Tagged::parse(6 << 32), None);
         assert_eq!(Tagged::parse(u64::MAX), None);
     }
 }

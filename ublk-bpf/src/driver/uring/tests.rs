@@ -232,6 +232,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         device: std::os::fd::AsFd::as_fd(&device),
         target: &target,
         written: Written::untracked(),
+        cache: None,
         lossy: false,
         stop: &stop,
     };

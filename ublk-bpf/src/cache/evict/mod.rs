@@ -1,0 +1,217 @@
+//! Which slot is to be given up: one algorithm a file.
+//!
+//! An algorithm knows the slots that hold a block, in an order of its own, and looks at each block's heat when it comes
+//! to it. Heat is what a cache usually calls a reference bit or a counter: the classifier counts reads there, so a hit
+//! costs an algorithm nothing.
+
+mod clock;
+mod s3fifo;
+
+use ublk_bpf_abi::Priority;
+
+pub use clock::Clock;
+pub use s3fifo::S3Fifo;
+
+/// What is in a slot, when an algorithm looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing any more: a write or a discard emptied it.
+    Empty,
+    /// A block that is being read or written at this moment, or an emptied one whose reads have not completed.
+    Busy,
+    /// A block that could go.
+    Resident {
+        /// Reads of it since it came or since it was last cooled.
+        heat: u8,
+        /// How long the policy wants it to stay.
+        priority: Priority,
+    },
+}
+
+/// The slots, as an algorithm sees them.
+pub trait Slots {
+    /// What is in a slot.
+    fn standing(&self, slot: u32) -> Standing;
+    /// Sets the heat of the block in a slot.
+    fn set_heat(&mut self, slot: u32, heat: u8);
+}
+
+/// An eviction algorithm. It is told of each slot that gets a block, and forgets it when it names it.
+pub trait Evict: std::fmt::Debug + Send {
+    /// A slot that it does not know has a block now, with no reads counted yet.
+    fn inserted(&mut self, slot: u32, priority: Priority);
+
+    /// The slot to be given up, which is forgotten; `None` if all that it looked at are in use. The work of a call is
+    /// bounded by [`MOST_LOOKS`].
+    fn victim(&mut self, slots: &mut dyn Slots) -> Option<u32>;
+
+    /// The slot that was named stays after all.
+    fn put_back(&mut self, slot: u32);
+}
+
+/// Slots that one search looks at, at most: the coldest of so many is cold enough.
+pub const MOST_LOOKS: u32 = 1024;
+
+/// The algorithms, by the names of `--cache-eviction`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// A hand goes round; what was read since it last came by stays.
+    Clock,
+    /// Two queues: what is not read again while it is in the small one goes soon, so that a scan passes by the rest.
+    #[default]
+    #[value(name = "s3fifo")]
+    S3Fifo,
+}
+
+impl Algorithm {
+    /// One of this kind for so many slots.
+    #[must_use]
+    pub fn build(self, slots: u32) -> Box<dyn Evict> {
+        match self {
+            Self::Clock => Box::new(Clock::new(slots)),
+            Self::S3Fifo => Box::new(S3Fifo::new(slots)),
+        }
+    }
+}
+
+/// The best of the slots that a search passed over, should none be free to go.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fallback(Option<(Rank, u32)>);
+
+/// What goes first: blocks without a priority, and of these the colder.
+type Rank = (Priority, u8);
+
+impl Fallback {
+    fn consider(&mut self, slot: u32, heat: u8, priority: Priority) {
+        let rank = (priority, heat);
+        if self.0.is_none_or(|(best, _)| rank < best) {
+            self.0 = Some((rank, slot));
+        }
+    }
+
+    fn slot(self) -> Option<u32> {
+        self.0.map(|(_, slot)| slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Slots whose blocks are what a test says.
+    pub(super) struct Fake(pub(super) Vec<Standing>);
+
+    impl Slots for Fake {
+        fn standing(&self, slot: u32) -> Standing {
+            self.0[slot as usize]
+        }
+
+        fn set_heat(&mut self, slot: u32, to: u8) {
+            if let Standing::Resident { heat, .. } = &mut self.0[slot as usize] {
+                *heat = to;
+            }
+        }
+    }
+
+    pub(super) const fn resident(heat: u8) -> Standing {
+        Standing::Resident {
+            heat,
+            priority: Priority::Normal,
+        }
+    }
+
+    const fn with(priority: Priority, heat: u8) -> Standing {
+        Standing::Resident { heat, priority }
+    }
+
+    fn full(algorithm: Algorithm, slots: &Fake) -> Box<dyn Evict> {
+        let count = u32::try_from(slots.0.len()).unwrap();
+        let mut evict = algorithm.build(count);
+        for slot in 0..count {
+            let priority = match slots.standing(slot) {
+                Standing::Resident { priority, .. } => priority,
+                _ => Priority::Normal,
+            };
+            evict.inserted(slot, priority);
+        }
+        evict
+    }
+
+    const BOTH: [Algorithm; 2] = [Algorithm::Clock, Algorithm::S3Fifo];
+
+    #[test]
+    fn each_slot_is_named_once_and_none_in_use() {
+        for algorithm in BOTH {
+            let mut slots = Fake(vec![resident(0); 20]);
+            slots.0[3] = Standing::Busy;
+            let mut evict = full(algorithm, &slots);
+            let mut named: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).collect();
+            named.sort_unstable();
+            assert_eq!(
+                named,
+                (0..20).filter(|&slot| slot != 3).collect::<Vec<_>>(),
+                "{algorithm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_block_that_left_is_found_wherever_it_is() {
+        for algorithm in BOTH {
+            let mut slots = Fake(vec![resident(200); 50]);
+            slots.0[33] = Standing::Empty;
+            assert_eq!(
+                full(algorithm, &slots).victim(&mut slots),
+                Some(33),
+                "{algorithm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn low_goes_first_and_high_and_pinned_last() {
+        for algorithm in BOTH {
+            let mut slots = Fake(vec![
+                with(Priority::High, 0),
+                with(Priority::Pinned, 0),
+                with(Priority::Normal, 1),
+                with(Priority::Low, 9),
+            ]);
+            let mut evict = full(algorithm, &slots);
+            let order: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).collect();
+            assert_eq!(order, [3, 2, 0, 1], "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_search_ends_however_hot_all_are() {
+        for algorithm in BOTH {
+            let mut slots = Fake(vec![resident(255); 5000]);
+            assert!(
+                full(algorithm, &slots).victim(&mut slots).is_some(),
+                "{algorithm:?}"
+            );
+            let mut slots = Fake(vec![Standing::Busy; 5000]);
+            assert_eq!(full(algorithm, &slots).victim(&mut slots), None, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_again_outlives_a_scan() {
+        // 100 slots, 60 of them read all the time; 1000 blocks come by once.
+        let mut slots = Fake(vec![resident(1); 100]);
+        let mut evict = full(Algorithm::S3Fifo, &slots);
+        for _ in 0..1000 {
+            for slot in 0..60 {
+                slots.set_heat(slot, 3);
+            }
+            let slot = evict.victim(&mut slots).unwrap();
+            assert!(slot >= 60, "slot {slot} is read all the time");
+            slots.0[slot as usize] = resident(0);
+            evict.inserted(slot, Priority::Normal);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The cache: copies of the backing device's blocks on a faster one.
+//!
+//! A block of the backing device is [`1 << shift`](Cache::shift) bytes, and in the cache has a *slot* of that size.
+//! Which block is where stands in the index, a word for each block ([`IndexEntry`](ublk_bpf_abi::IndexEntry)) that the
+//! classifier reads and the server alone writes.
+//!
+//! | who | does | file |
+//! |---|---|---|
+//! | a queue | reads from a slot, marks what it writes | `shared.rs` |
+//! | the promoter, one for each device | fills slots behind the misses, and makes room | `promote.rs` |
+//! | an eviction algorithm | says which slot is to be given up | `evict/`, one file each |
+//! | the server | keeps the index over a clean stop | `disk/` |
+//!
+//! # What a block goes through
+//!
+//! ```text
+//!            promoter: nobody writes it             promoter: filled, and nobody wrote it meanwhile
+//!   absent ─────────────────────────────► filling ─────────────────────────────────────► present
+//!     ▲                                      │                                             │ ▲
+//!     │    a write, discard or write-zeroes  │    one that is not put into the slot too,   │ │ a write-through
+//!     └──────────────────────────────────────┴─────────────────────────────────────────────┘ └─ begins and ends
+//! ```
+//!
+//! Every step is one compare-and-swap of the block's word, which also counts the writes in flight. Three rules keep a
+//! slot from ever holding what the backing device does not:
+//!
+//! - **A write is counted before it is issued**, and a block is begun to be filled only while none is. A write that
+//!   finds a block being filled empties it, so the promoter cannot publish what it read before.
+//! - **A write-through goes to the backing device first and then to the slot.** Until both have it, the regions that it
+//!   writes are read from the backing device. One that would overlap another in flight empties the block instead:
+//!   the two devices might see the two in different orders.
+//! - **A slot in use is pinned**, by a read until its completion and by a write-through until its end. A pinned slot is
+//!   given to no other block, whatever becomes of its own.
+//!
+//! Like `queue/`, nothing here knows io_uring, libc or the clock: time and results are passed in.
+
+pub mod evict;
+mod promote;
+mod shared;
+mod slots;
+
+pub use promote::{Effect, Limits, Promoter, Rest};
+pub use shared::{Cache, Change, Failure, Lease, Mode, Shape};

@@ -1,0 +1,618 @@
+//! What the queues and the promoter share.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE, regions};
+
+use super::slots::Slots;
+use crate::queue::Errno;
+
+/// Promotions that may wait. More are forgotten: what is hot is asked for again.
+const MOST_HINTS: usize = 4096;
+
+/// What becomes of the cached block that a write touches.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It is written too, so that it stays.
+    #[default]
+    WriteThrough,
+    /// It leaves the cache.
+    WriteAround,
+}
+
+/// How a cache is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// A block's bytes as a power of two: 12 to 20.
+    pub shift: u32,
+    /// Sectors of the device; its last block may be a part of one.
+    pub capacity: u64,
+    /// Slots: 1 to [`IndexEntry::MAX_SLOTS`].
+    pub slots: u32,
+    /// Byte of the cache device where the first slot is.
+    pub data_offset: u64,
+    /// What writes do to cached blocks.
+    pub mode: Mode,
+}
+
+/// A slot that is pinned: held until it is given back to [`Cache::end_read`] or [`Cache::end_change`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the slot stays pinned until it is given back"]
+pub struct Lease(u32);
+
+/// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked, to be undone by [`Cache::end_change`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the blocks are not filled until it is given back"]
+pub struct Change {
+    /// The slot that the data has to go to as well, behind the backing device.
+    pub lease: Option<Lease>,
+    /// Blocks that left the cache.
+    pub emptied: u32,
+}
+
+/// Why the cache device is not used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{during} the cache device failed with {errno}")]
+pub struct Failure {
+    /// What was tried: `reading`, `writing`.
+    pub during: &'static str,
+    /// Its answer.
+    pub errno: Errno,
+}
+
+/// A device's cache. `index` and `heat` are the maps that the classifier reads.
+#[derive(Debug)]
+pub struct Cache<'m> {
+    shape: Shape,
+    index: &'m [AtomicU64],
+    heat: &'m [AtomicU64],
+    pub(super) slots: Slots,
+    hints: ArrayQueue<u64>,
+    promoter_sleeps: AtomicBool,
+    /// Reads that were served, for the promoter to know when to halve the heat.
+    reads: AtomicU64,
+    failure: OnceLock<Failure>,
+    /// The same as whether there is a failure, where it costs a load.
+    is_attached: AtomicBool,
+}
+
+impl<'m> Cache<'m> {
+    /// A cache without a block in it, whatever `index` says until [`clear`](Self::clear) or
+    /// [`restore`](Self::restore).
+    ///
+    /// # Panics
+    /// If the maps are too small for the shape, or it has too many slots: the caller made them to fit.
+    #[must_use]
+    pub fn new(shape: Shape, index: &'m [AtomicU64], heat: &'m [AtomicU64]) -> Self {
+        let blocks = shape.capacity.div_ceil(1 << (shape.shift - 9));
+        assert!(index.len() as u64 >= blocks && heat.len() as u64 * 8 >= blocks);
+        assert!((1..=IndexEntry::MAX_SLOTS).contains(&shape.slots));
+        Self {
+            shape,
+            index,
+            heat,
+            slots: Slots::new(shape.slots),
+            hints: ArrayQueue::new(MOST_HINTS),
+            promoter_sleeps: AtomicBool::new(false),
+            reads: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            is_attached: AtomicBool::new(true),
+        }
+    }
+
+    /// Its layout.
+    #[must_use]
+    pub const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Empties the index: no block is in the cache, and nobody writes.
+    pub fn clear(&self) {
+        self.index.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+    }
+
+    // What a queue does.
+
+    /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.
+    #[inline]
+    #[must_use]
+    pub fn begin_read(&self, offset: u64, length: u64) -> Option<Lease> {
+        let (block, regions) = self.place(offset, length)?;
+        if !self.is_attached.load(Ordering::Relaxed) {
+            return None;
+        }
+        let word = self.index.get(block as usize)?;
+        let slot = serving(word, regions)?;
+        if !self.slots.pin(slot, block) {
+            return None;
+        }
+        // What happened before the pin is seen now; what comes later finds it.
+        if serving(word, regions) == Some(slot) {
+            return Some(Lease(slot));
+        }
+        self.slots.unpin(slot);
+        None
+    }
+
+    /// The read has completed.
+    #[inline]
+    pub fn end_read(&self, lease: Lease) {
+        self.slots.unpin(lease.0);
+    }
+
+    /// To be called before a write of `length` bytes (not 0) from `offset` is issued anywhere.
+    pub fn begin_write(&self, offset: u64, length: u64) -> Change {
+        let through = self.shape.mode == Mode::WriteThrough && self.is_attached.load(Ordering::Relaxed);
+        let lease = through
+            .then(|| self.begin_write_through(offset, length))
+            .flatten();
+        match lease {
+            Some(_) => Change { lease, emptied: 0 },
+            None => self.begin_discard(offset, length),
+        }
+    }
+
+    /// To be called before a discard or write-zeroes of this range is issued. `length` is not 0.
+    pub fn begin_discard(&self, offset: u64, length: u64) -> Change {
+        let mut emptied = 0;
+        for word in self.words(offset, length) {
+            let before = update(word, |entry| {
+                debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
+                entry.emptied().with_writers(entry.writers() + 1, 0)
+            });
+            emptied += u32::from(before.is_present());
+        }
+        Change { lease: None, emptied }
+    }
+
+    /// The change of this range that began with `change` has ended. `is_good`: if its data has gone to the leased slot,
+    /// too, then whole.
+    pub fn end_change(&self, offset: u64, length: u64, lease: Option<Lease>, is_good: bool) {
+        let regions = self
+            .place(offset, length)
+            .map_or(u16::MAX, |(_, regions)| regions);
+        for word in self.words(offset, length) {
+            update(word, |entry| {
+                let writers = entry.writers().saturating_sub(1);
+                match lease {
+                    // As long as somebody writes, a block that has left is not filled again: it is in its old slot.
+                    Some(Lease(slot)) if entry.is_present() && entry.slot() == slot => {
+                        if is_good {
+                            entry.with_writers(writers, entry.writing() & !regions)
+                        } else {
+                            entry.emptied().with_writers(writers, 0)
+                        }
+                    }
+                    _ => entry.with_writers(writers, entry.writing()),
+                }
+            });
+        }
+        if let Some(Lease(slot)) = lease {
+            self.slots.unpin(slot);
+        }
+    }
+
+    /// How far the slot is ahead of the block: to be added, wrapping, to a position on the backing device.
+    #[inline]
+    #[must_use]
+    pub fn displacement(&self, lease: Lease, offset: u64) -> u64 {
+        let block_start = offset & !(self.block_bytes() - 1);
+        self.slot_offset(lease.0).wrapping_sub(block_start)
+    }
+
+    /// Asks for the block at `offset` to be promoted. Says whether that was noted.
+    pub fn hint(&self, offset: u64, priority: Priority) -> bool {
+        let hint = (offset >> self.shape.shift) << 2 | priority as u64;
+        self.is_attached.load(Ordering::Relaxed) && self.hints.push(hint).is_ok()
+    }
+
+    /// Whether the promoter has to be woken for what was hinted. Says so once.
+    #[must_use]
+    pub fn must_wake(&self) -> bool {
+        self.promoter_sleeps.load(Ordering::SeqCst) && self.promoter_sleeps.swap(false, Ordering::SeqCst)
+    }
+
+    /// So many more reads were served.
+    pub fn count_reads(&self, reads: u64) {
+        self.reads.fetch_add(reads, Ordering::Relaxed);
+    }
+
+    /// The cache device has failed: nothing is read from it or put on it any more. Only the first cause counts.
+    #[cold]
+    pub fn detach(&self, failure: Failure) {
+        self.is_attached.store(false, Ordering::SeqCst);
+        let _ = self.failure.set(failure);
+        // The promoter empties the index.
+        self.promoter_sleeps.store(true, Ordering::SeqCst);
+    }
+
+    /// Why the cache device is not used any more, if it is not.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.get()
+    }
+
+    // What the promoter does.
+
+    /// Takes the oldest hint: a block, and how it shall stay.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`hint` put them together from a block and a priority"
+    )]
+    pub(super) fn next_hint(&self) -> Option<(u32, Priority)> {
+        let hint = self.hints.pop()?;
+        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
+        Some(((hint >> 2) as u32, priority))
+    }
+
+    /// The promoter goes to sleep; `false`: there is something to do first.
+    pub(super) fn sleep(&self) -> bool {
+        self.promoter_sleeps.store(true, Ordering::SeqCst);
+        self.hints.is_empty()
+    }
+
+    /// Reads since this was last asked.
+    pub(super) fn take_reads(&self) -> u64 {
+        self.reads.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn entry(&self, block: u32) -> IndexEntry {
+        let word = self.index.get(block as usize);
+        IndexEntry(word.map_or(0, |word| word.load(Ordering::SeqCst)))
+    }
+
+    /// Begins to fill `slot`, which belongs to `block`, if nothing is there and nobody writes it.
+    pub(super) fn begin_fill(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::ABSENT,
+            IndexEntry::new(BlockState::Filling, slot),
+        )
+    }
+
+    /// Publishes the slot, unless something was written since [`begin_fill`](Self::begin_fill).
+    pub(super) fn end_fill(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Filling, slot),
+            IndexEntry::new(BlockState::Present, slot),
+        )
+    }
+
+    /// Gives up a fill.
+    pub(super) fn give_up_fill(&self, block: u32, slot: u32) {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Filling, slot),
+            IndexEntry::ABSENT,
+        );
+    }
+
+    /// Takes a block out of `slot`, unless somebody writes it or it is not there.
+    pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Present, slot),
+            IndexEntry::ABSENT,
+        )
+    }
+
+    /// Puts a block of an earlier server back into `slot`.
+    pub(super) fn restore(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::ABSENT,
+            IndexEntry::new(BlockState::Present, slot),
+        )
+    }
+
+    /// Takes every block out of the cache.
+    pub(super) fn empty(&self) {
+        for word in self.index {
+            update(word, IndexEntry::emptied);
+        }
+    }
+
+    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
+        let word = self.index.get(block as usize);
+        word.is_some_and(|word| {
+            word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        })
+    }
+
+    /// How often a block was read of late.
+    pub(super) fn heat(&self, block: u32) -> u8 {
+        let word = self.heat.get(block as usize / 8);
+        word.map_or(0, |word| {
+            word.load(Ordering::Relaxed).to_le_bytes()[block as usize % 8]
+        })
+    }
+
+    /// The classifier may count a read of one of the word's blocks meanwhile: that count is lost, which matters little.
+    pub(super) fn set_heat(&self, block: u32, heat: u8) {
+        if let Some(word) = self.heat.get(block as usize / 8) {
+            let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            bytes[block as usize % 8] = heat;
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// Halves the heat of the blocks in words `from..to`. Says whether that was the end.
+    pub(super) fn halve_heat(&self, from: usize, to: usize) -> bool {
+        const LOW_SEVEN_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+        let end = to.min(self.heat.len());
+        for word in &self.heat[from.min(end)..end] {
+            let heat = word.load(Ordering::Relaxed);
+            if heat != 0 {
+                word.store(heat >> 1 & LOW_SEVEN_BITS, Ordering::Relaxed);
+            }
+        }
+        end == self.heat.len()
+    }
+
+    /// Bytes of a block that are on the device: the last one may be cut short. 0 for one that is not.
+    pub(super) fn length_of(&self, block: u32) -> u32 {
+        let bytes = self.shape.capacity * SECTOR_SIZE;
+        let left = bytes
+            .saturating_sub(self.block_offset(block))
+            .min(self.block_bytes());
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    pub(super) const fn block_offset(&self, block: u32) -> u64 {
+        (block as u64) << self.shape.shift
+    }
+
+    pub(super) const fn slot_offset(&self, slot: u32) -> u64 {
+        self.shape.data_offset + ((slot as u64) << self.shape.shift)
+    }
+
+    const fn block_bytes(&self) -> u64 {
+        1 << self.shape.shift
+    }
+
+    fn begin_write_through(&self, offset: u64, length: u64) -> Option<Lease> {
+        let (block, regions) = self.place(offset, length)?;
+        let word = self.index.get(block as usize)?;
+        loop {
+            let entry = IndexEntry(word.load(Ordering::SeqCst));
+            if !entry.serves(regions) || entry.writers() >= IndexEntry::MAX_WRITERS {
+                return None;
+            }
+            // Before the mark: once that stands, the slot is written whatever becomes of the block.
+            if !self.slots.pin(entry.slot(), block) {
+                return None;
+            }
+            let marked = entry.with_writers(entry.writers() + 1, entry.writing() | regions);
+            let swapped = word.compare_exchange(entry.0, marked.0, Ordering::SeqCst, Ordering::SeqCst);
+            if swapped.is_ok() {
+                return Some(Lease(entry.slot()));
+            }
+            self.slots.unpin(entry.slot());
+        }
+    }
+
+    /// The block of a range that is in one, and which regions of it the range touches.
+    #[inline]
+    fn place(&self, offset: u64, length: u64) -> Option<(u32, u16)> {
+        let block = offset >> self.shape.shift;
+        let last = (offset + (length - 1)) >> self.shape.shift;
+        let sectors = u32::try_from(length / SECTOR_SIZE).ok()?;
+        let regions = regions(self.shape.shift, offset / SECTOR_SIZE, sectors);
+        Some((u32::try_from(block).ok().filter(|_| block == last)?, regions))
+    }
+
+    /// The words of every block that a range touches.
+    fn words(&self, offset: u64, length: u64) -> &[AtomicU64] {
+        let index = |offset: u64| usize::try_from(offset >> self.shape.shift).unwrap_or(usize::MAX);
+        let (first, last) = (index(offset), index(offset + (length - 1)));
+        self.index.get(first..=last).unwrap_or_default()
+    }
+}
+
+/// The slot that a read of these regions may be served from.
+#[inline]
+fn serving(word: &AtomicU64, regions: u16) -> Option<u32> {
+    let entry = IndexEntry(word.load(Ordering::SeqCst));
+    entry.serves(regions).then(|| entry.slot())
+}
+
+/// Changes a word, and returns what it was.
+fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
+    let mut found = word.load(Ordering::SeqCst);
+    loop {
+        let changed = change(IndexEntry(found)).0;
+        match word.compare_exchange_weak(found, changed, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(before) => return IndexEntry(before),
+            Err(now) => found = now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIFT: u32 = 16;
+    const BLOCK: u64 = 1 << SHIFT;
+
+    struct Maps {
+        index: Vec<AtomicU64>,
+        heat: Vec<AtomicU64>,
+    }
+
+    impl Maps {
+        fn new() -> Self {
+            let words = |n: u64| (0..n).map(|_| AtomicU64::new(0)).collect();
+            Self {
+                index: words(16),
+                heat: words(2),
+            }
+        }
+
+        /// A cache of four slots that has block 3 in slot 2.
+        fn cache(&self, mode: Mode) -> Cache<'_> {
+            let shape = Shape {
+                shift: SHIFT,
+                capacity: 16 * BLOCK / SECTOR_SIZE,
+                slots: 4,
+                data_offset: 0,
+                mode,
+            };
+            let cache = Cache::new(shape, &self.index, &self.heat);
+            cache.slots.give(2, 3);
+            assert!(
+                cache.begin_fill(3, 2) && cache.begin_read(3 * BLOCK, 512).is_none() && cache.end_fill(3, 2)
+            );
+            cache
+        }
+    }
+
+    #[test]
+    fn a_read_of_a_present_block_pins_its_slot() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        let lease = cache.begin_read(3 * BLOCK + 4096, 4096).unwrap();
+        assert_eq!(
+            cache
+                .displacement(lease, 3 * BLOCK + 4096)
+                .wrapping_add(3 * BLOCK),
+            2 * BLOCK
+        );
+        assert!(
+            cache.evict(3, 2) && !cache.slots.take(2),
+            "gone, but still in use"
+        );
+        assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
+        cache.end_read(lease);
+        assert!(cache.slots.take(2));
+        assert_eq!(cache.begin_read(4 * BLOCK, 512), None);
+    }
+
+    #[test]
+    fn a_read_beyond_one_block_is_no_hit() {
+        let maps = Maps::new();
+        assert_eq!(
+            maps.cache(Mode::WriteThrough).begin_read(4 * BLOCK - 512, 1024),
+            None
+        );
+    }
+
+    #[test]
+    fn a_scribbled_index_finds_no_other_blocks_slot() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        for slot in [2, 3, 4, IndexEntry::MAX_SLOTS - 1] {
+            maps.index[5].store(IndexEntry::new(BlockState::Present, slot).0, Ordering::SeqCst);
+            assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
+            assert_eq!(cache.begin_write(5 * BLOCK, 512).lease, None);
+            assert!(!cache.slots.is_pinned(2));
+        }
+    }
+
+    #[test]
+    fn a_write_through_hides_its_regions_until_its_end() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        let change = cache.begin_write(3 * BLOCK, 4096);
+        assert!(change.lease.is_some());
+        assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
+        cache.end_read(cache.begin_read(3 * BLOCK + 8192, 512).expect("elsewhere"));
+        assert!(!cache.evict(3, 2), "in use");
+        cache.end_change(3 * BLOCK, 4096, change.lease, true);
+        assert!(cache.begin_read(3 * BLOCK + 512, 512).is_some());
+    }
+
+    #[test]
+    fn overlapping_writes_empty_the_block_and_others_do_not() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        let first = cache.begin_write(3 * BLOCK, 4096);
+        let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
+        assert!(beside.lease.is_some());
+        let over = cache.begin_write(3 * BLOCK + 2048, 4096);
+        assert_eq!((over.lease, over.emptied), (None, 1));
+        assert!(!cache.begin_fill(3, 1) && !cache.slots.take(2), "somebody writes");
+        cache.end_change(3 * BLOCK, 4096, first.lease, true);
+        cache.end_change(3 * BLOCK + 2048, 4096, over.lease, true);
+        cache.end_change(3 * BLOCK + 4096, 4096, beside.lease, true);
+        assert_eq!(cache.entry(3), IndexEntry::ABSENT);
+        assert!(cache.slots.take(2));
+    }
+
+    #[test]
+    fn a_write_that_failed_empties_its_block() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        let change = cache.begin_write(3 * BLOCK, 4096);
+        cache.end_change(3 * BLOCK, 4096, change.lease, false);
+        assert_eq!(cache.entry(3), IndexEntry::ABSENT);
+    }
+
+    #[test]
+    fn a_write_overtakes_a_fill() {
+        let maps = Maps::new();
+        for mode in [Mode::WriteThrough, Mode::WriteAround] {
+            let cache = maps.cache(mode);
+            cache.slots.give(0, 9);
+            assert!(cache.begin_fill(9, 0));
+            let change = cache.begin_write(9 * BLOCK, 512);
+            assert_eq!((change.lease, change.emptied), (None, 0));
+            assert!(!cache.end_fill(9, 0), "what was read may be old");
+            cache.end_change(9 * BLOCK, 512, None, true);
+            assert!(!cache.end_fill(9, 0));
+            assert!(cache.evict(3, 2));
+        }
+    }
+
+    #[test]
+    fn a_write_around_and_a_discard_empty_what_they_touch() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteAround);
+        let change = cache.begin_write(3 * BLOCK, 512);
+        assert_eq!((change.lease, change.emptied), (None, 1));
+        cache.end_change(3 * BLOCK, 512, None, true);
+        assert!(cache.slots.take(2));
+        cache.slots.give(2, 3);
+        assert!(cache.restore(3, 2));
+        let change = cache.begin_discard(BLOCK, 4 * BLOCK);
+        assert_eq!(change.emptied, 1);
+        for block in 1..5 {
+            assert!(!cache.begin_fill(block, 0), "block {block} is being discarded");
+        }
+        cache.end_change(BLOCK, 4 * BLOCK, None, true);
+        assert!(cache.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    }
+
+    #[test]
+    fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        let failure = Failure {
+            during: "reading",
+            errno: Errno::EIO,
+        };
+        cache.detach(failure);
+        assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
+        let change = cache.begin_write(3 * BLOCK, 512);
+        assert_eq!((change.lease, change.emptied), (None, 1));
+        assert!(!cache.hint(0, Priority::Normal));
+        assert_eq!(cache.failure(), Some(&failure));
+    }
+
+    #[test]
+    fn heat_is_a_byte_for_each_block_and_is_halved() {
+        let maps = Maps::new();
+        let cache = maps.cache(Mode::WriteThrough);
+        cache.set_heat(9, 255);
+        cache.set_heat(10, 3);
+        assert!(cache.halve_heat(0, 9));
+        assert_eq!([8, 9, 10, 11].map(|block| cache.heat(block)), [0, 127, 1, 0]);
+    }
+}

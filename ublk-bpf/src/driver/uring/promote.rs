@@ -1,0 +1,194 @@
+//! The promoter's thread: blocks go from the backing device to the cache device, beside the queues.
+
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use ublk_bpf_abi::CacheCounters;
+
+use super::doorbell::Doorbell;
+use super::memory::StagingMemory;
+use crate::cache::{Effect, Promoter, Rest};
+
+/// What is known by `user_data`: a promotion by its number, the doorbell by this.
+const DOORBELL: u64 = u64::MAX;
+
+/// How long the thread sleeps at most: heat is to be halved even if nothing is promoted.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What the promoter works with.
+#[derive(Clone, Copy, Debug)]
+pub struct PromoterSpec<'a> {
+    /// What is copied from.
+    pub backing: &'a File,
+    /// What is copied to.
+    pub cache: &'a File,
+    /// Bytes of a cache block.
+    pub block_bytes: u32,
+    /// Wakes and ends it.
+    pub doorbell: &'a Doorbell,
+}
+
+/// Promotes until the doorbell says that it is over and nothing is under way. `publish` is called with the counters
+/// each time before the thread may sleep, and at the end.
+///
+/// # Errors
+/// If there is no ring or memory to be had, or the ring stops working.
+pub fn run_promoter(
+    spec: &PromoterSpec<'_>,
+    promoter: &mut Promoter<'_, '_>,
+    mut publish: impl FnMut(&CacheCounters),
+) -> io::Result<()> {
+    let jobs = promoter.jobs();
+    let staging = StagingMemory::map(jobs, spec.block_bytes)?;
+    let ring = IoUring::builder().dontfork().build(u32::from(jobs) + 1)?;
+    // As long as the ring is there, the kernel may access it.
+    let kept = ManuallyDrop::new(Box::new((staging, AtomicU64::new(0))));
+    let mut thread = Thread {
+        spec,
+        promoter,
+        ring,
+        staging: &kept.0,
+        rung: kept.1.as_ptr().cast(),
+        is_armed: false,
+    };
+    let end = thread.serve(&mut publish);
+    drop(thread);
+    if end.is_ok() {
+        drop(ManuallyDrop::into_inner(kept));
+    }
+    end
+}
+
+struct Thread<'t, 'c, 'm> {
+    spec: &'t PromoterSpec<'t>,
+    promoter: &'t mut Promoter<'c, 'm>,
+    ring: IoUring,
+    staging: &'t StagingMemory,
+    /// Where the doorbell's count goes.
+    rung: *mut u8,
+    is_armed: bool,
+}
+
+impl Thread<'_, '_, '_> {
+    fn serve(&mut self, publish: &mut impl FnMut(&CacheCounters)) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            if self.spec.doorbell.is_stopped() {
+                self.promoter.stop();
+            }
+            self.arm()?;
+            let rest = self.begin(start)?;
+            publish(self.promoter.counters());
+            if self.spec.doorbell.is_stopped() && self.promoter.is_idle() {
+                return Ok(());
+            }
+            self.wait(rest, start.elapsed())?;
+            self.take_completions()?;
+        }
+    }
+
+    /// Sees to it that the doorbell is heard.
+    fn arm(&mut self) -> io::Result<()> {
+        if self.is_armed {
+            return Ok(());
+        }
+        let doorbell = Fd(self.spec.doorbell.as_raw_fd());
+        self.is_armed = true;
+        self.push(
+            &opcode::Read::new(doorbell, self.rung, 8)
+                .build()
+                .user_data(DOORBELL),
+        )
+    }
+
+    /// Begins every promotion that may begin.
+    fn begin(&mut self, start: Instant) -> io::Result<Rest> {
+        loop {
+            match self.promoter.poll(start.elapsed()) {
+                Ok(effect) => self.carry_out(effect)?,
+                Err(rest) => return Ok(rest),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> io::Result<()> {
+        let entry = match effect {
+            Effect::Load {
+                job,
+                offset,
+                skip,
+                len,
+            } => opcode::Read::new(
+                Fd(self.spec.backing.as_raw_fd()),
+                self.staging.address(job, skip),
+                len,
+            )
+            .offset(offset)
+            .build()
+            .user_data(job.into()),
+            Effect::Store {
+                job,
+                offset,
+                skip,
+                len,
+            } => opcode::Write::new(
+                Fd(self.spec.cache.as_raw_fd()),
+                self.staging.address(job, skip),
+                len,
+            )
+            .offset(offset)
+            .build()
+            .user_data(job.into()),
+        };
+        self.push(&entry)
+    }
+
+    /// There is room for an operation of each promotion and the doorbell.
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the memory that an entry names is a staging buffer, which is its promotion's until it completes, or
+        // where the doorbell's count goes; both outlive the ring.
+        unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// Submits, and sleeps until something completes or it is time.
+    fn wait(&mut self, rest: Rest, now: Duration) -> io::Result<()> {
+        let most = match rest {
+            Rest::UntilWoken => TICK,
+            Rest::Until(then) => then.saturating_sub(now).min(TICK),
+        };
+        let most = Timespec::from(most);
+        let args = SubmitArgs::new().timespec(&most);
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn take_completions(&mut self) -> io::Result<()> {
+        loop {
+            let completion = self.ring.completion().next();
+            let Some(completion) = completion else {
+                return Ok(());
+            };
+            if completion.user_data() == DOORBELL {
+                self.is_armed = false;
+                continue;
+            }
+            let next = u16::try_from(completion.user_data())
+                .ok()
+                .and_then(|job| self.promoter.done(job, completion.result()));
+            if let Some(effect) = next {
+                self.carry_out(effect)?;
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What the machine does with a cache.
+
+use ublk_bpf_abi::Priority;
+
+use super::{Action, Advice, Errno, Io, Machine, Next, Request, Service, Todo, plan};
+use crate::cache::{Cache, Failure};
+use crate::queue::service::Hold;
+
+impl<'w> Machine<'w> {
+    /// Begins to serve a read that the policy found in the cache. The server looks itself: the block may have gone.
+    #[inline]
+    pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Io> {
+        let leased = self.cache.and_then(|cache| {
+            let lease = cache.begin_read(request.offset, request.length)?;
+            Some((lease, cache.displacement(lease, request.offset)))
+        });
+        let Some((lease, displacement)) = leased else {
+            return self.lost_hit(tag, request);
+        };
+        self.counters.hits += 1;
+        let service = Service::hit(request, lease, displacement);
+        self.tags.slot(tag).service = service;
+        Some(service.io())
+    }
+
+    #[cold]
+    fn lost_hit(&mut self, tag: u16, request: &Request) -> Option<Io> {
+        self.counters.hits_lost += 1;
+        let plan = plan(request, Advice::Passthrough, &self.terms);
+        self.start(tag, request, &plan)
+    }
+
+    /// Marks the blocks that a request is about to change.
+    #[inline]
+    pub(super) fn mark(&mut self, cache: &Cache<'_>, request: &Request, service: &mut Service) {
+        let (offset, length) = (request.offset, request.length);
+        let change = match request.action {
+            Action::Read | Action::Flush => return,
+            Action::Write => cache.begin_write(offset, length),
+            Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
+        };
+        self.counters.invalidated += u64::from(change.emptied);
+        self.counters.cache_writes += u64::from(change.lease.is_some());
+        let leased = change
+            .lease
+            .map(|lease| (lease, cache.displacement(lease, offset)));
+        service.hold_change(leased);
+    }
+
+    /// A discard that is dropped may leave its range as it is, on both devices alike; but nobody wants it cached.
+    pub(super) fn forget_dropped(&mut self, request: &Request) {
+        if let Some(cache) = self.cache
+            && request.action == Action::Discard
+        {
+            let change = cache.begin_discard(request.offset, request.length);
+            self.counters.invalidated += u64::from(change.emptied);
+            cache.end_change(request.offset, request.length, None, true);
+        }
+    }
+
+    /// The policy wants the request's block in the cache.
+    #[inline]
+    pub(super) fn note_promotion(&mut self, tag: u16, promote: Option<Priority>) {
+        if promote.is_some() && self.tags.is_here(tag) {
+            self.tags.slot(tag).service.promote = promote;
+        }
+    }
+
+    /// A request ends: what it holds of the cache is given back, and its block promoted if it is to be.
+    #[inline(never)]
+    pub(super) fn let_go(&mut self, tag: u16, is_good: bool) {
+        let Some(cache) = self.cache else {
+            return;
+        };
+        let service = &mut self.tags.slot(tag).service;
+        let (offset, length) = service.range();
+        match std::mem::replace(&mut service.hold, Hold::Nothing) {
+            Hold::Nothing => {}
+            Hold::Read(lease) => cache.end_read(lease),
+            Hold::Change(lease) => {
+                let is_good = is_good && (lease.is_none() || service.is_in_cache());
+                cache.end_change(offset, length, lease, is_good);
+            }
+        }
+        if let Some(priority) = service.promote.take()
+            && is_good
+        {
+            self.promote(cache, offset, priority);
+        }
+    }
+
+    fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority) {
+        if cache.hint(offset, priority) {
+            self.counters.hinted += 1;
+            self.wake = true;
+        } else {
+            self.counters.hints_dropped += 1;
+        }
+    }
+
+    /// An operation on the cache device failed: it is not used any more, and the request does without.
+    #[cold]
+    pub(super) fn cache_failed(&mut self, tag: u16, errno: Errno) -> Next {
+        let Some(cache) = self.cache else {
+            return Next::Failed(errno);
+        };
+        let service = self.tags.in_flight(tag).service;
+        let is_read = matches!(service.hold, Hold::Read(_));
+        let during = if is_read { "reading" } else { "writing" };
+        cache.detach(Failure { during, errno });
+        self.wake = true;
+        if is_read {
+            self.counters.hits_failed += 1;
+            self.let_go(tag, false);
+            self.tags.slot(tag).service.fall_back();
+            return Next::Issue;
+        }
+        self.tags.slot(tag).service.go_on_without_cache()
+    }
+
+    /// Tells the cache how much was read, and wakes the promoter if it has something to do.
+    #[inline]
+    pub(super) fn tell(&mut self, cache: &Cache<'_>) {
+        let arrived = self.counters.arrived;
+        if arrived != self.told {
+            cache.count_reads(arrived - self.told);
+            self.told = arrived;
+        }
+        if self.wake && !self.is_waking {
+            self.wake = false;
+            if cache.must_wake() {
+                self.is_waking = true;
+                self.todos.push(Todo::Wake);
+            }
+        }
+    }
+}
