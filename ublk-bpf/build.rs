@@ -7,7 +7,15 @@ use std::fs;
 use std::path::Path;
 
 /// What `cargo xtask build-ebpf` makes.
-const OBJECTS: [&str; 5] = ["classifier", "passthrough", "drop-discard", "sparse", "fault"];
+const OBJECTS: [&str; 7] = [
+    "classifier",
+    "passthrough",
+    "drop-discard",
+    "sparse",
+    "fault",
+    "lru",
+    "scan-resistant",
+];
 
 fn main() {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -211,9 +211,9 @@ fn a_policy_that_cannot_be_one_is_named() {
     let path = |name: &str| at.join(name).display().to_string();
     refused(
         at,
-        &["run", "--policy", "lru"],
+        &["run", "--policy", "lfu"],
         1,
-        "no policy `lru`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault)",
+        "no policy `lfu`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault, lru, scan-resistant)",
     );
     for (name, why) in [
         ("missing.o", "No such file or directory (os error 2)"),

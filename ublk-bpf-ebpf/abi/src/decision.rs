@@ -98,6 +98,18 @@ impl Decision {
         }
     }
 
+    /// To the backing device, for no particular reason.
+    #[must_use]
+    pub const fn pass() -> Self {
+        Self::new(Verdict::Passthrough, Reason::Default)
+    }
+
+    /// From the cache, because the block is there.
+    #[must_use]
+    pub const fn hit() -> Self {
+        Self::new(Verdict::Hit, Reason::Cached)
+    }
+
     /// A decision for a reason of the policy's own, which is counted under this number.
     #[must_use]
     pub const fn coded(verdict: Verdict, code: u8) -> Self {
@@ -124,6 +136,12 @@ impl Decision {
             hints: others | hint::PROMOTE | (priority as u8) << hint::PRIORITY_SHIFT,
             ..self
         }
+    }
+
+    /// The decision, and this read is not to count in its block's heat.
+    #[must_use]
+    pub const fn cold(self) -> Self {
+        self.with_hints(hint::COLD)
     }
 
     /// The number that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns.

@@ -127,6 +127,69 @@ impl Request {
         self.flags & flags == flags
     }
 
+    /// Whether it fills pages from the device.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_read(&self) -> bool {
+        self.op == Op::Read as u32
+    }
+
+    /// Whether it puts pages on the device.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_write(&self) -> bool {
+        self.op == Op::Write as u32
+    }
+
+    /// Whether all of it is in the cache ([`request_flags::CACHED`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_cached(&self) -> bool {
+        self.has(request_flags::CACHED)
+    }
+
+    /// Whether a file system marked it as its metadata ([`request_flags::META`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_metadata(&self) -> bool {
+        self.has(request_flags::META)
+    }
+
+    /// Whether someone waits for it ([`request_flags::SYNC`]). The block layer says so of every read, read-ahead too.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_sync(&self) -> bool {
+        self.has(request_flags::SYNC)
+    }
+
+    /// Whether it is read-ahead, for which nobody waits yet ([`request_flags::RAHEAD`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_readahead(&self) -> bool {
+        self.has(request_flags::RAHEAD)
+    }
+
+    /// The sector behind its last one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn end(&self) -> u64 {
+        self.sector.saturating_add(self.nr_sectors as u64)
+    }
+
+    /// The class of who asks: 0 none was set, 1 real time, 2 best effort, 3 idle.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ioprio_class(&self) -> u32 {
+        self.ioprio >> 13
+    }
+
+    /// The level in the class, 0 (first) to 7.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ioprio_level(&self) -> u32 {
+        self.ioprio & 7
+    }
+
     /// Whether the request touches a sector of `first..=last`. A request without sectors touches none.
     #[must_use]
     #[inline(always)]

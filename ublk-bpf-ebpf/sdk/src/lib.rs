@@ -24,8 +24,15 @@
 //! with `--allow-lossy`.
 #![no_std]
 
+#[cfg(not(target_arch = "bpf"))]
+extern crate std;
+
+pub mod current;
+pub mod maps;
+
 #[cfg(target_arch = "bpf")]
 pub use aya_ebpf as bpf;
+pub use maps::{Array, LruTable, Table};
 pub use ublk_bpf_abi::{Decision, FaultRange, Op, Priority, Reason, Request, Verdict, hint, request_flags};
 
 /// Makes a function `fn(&Request) -> Decision` the entry of this crate's BPF object.

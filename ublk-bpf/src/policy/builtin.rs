@@ -30,7 +30,7 @@ impl Builtin {
     }
 }
 
-static ALL: [Builtin; 4] = [
+static ALL: [Builtin; 6] = [
     Builtin {
         name: "passthrough",
         description: "every request goes to the backing device",
@@ -50,6 +50,16 @@ static ALL: [Builtin; 4] = [
         name: "fault",
         description: "requests that touch the sectors in its map fault_range fail (needs --allow-lossy)",
         object: object!("fault"),
+    },
+    Builtin {
+        name: "lru",
+        description: "what is read comes into the cache, and what is there is read from there",
+        object: object!("lru"),
+    },
+    Builtin {
+        name: "scan-resistant",
+        description: "what is read twice comes into the cache, which long sequential runs go past",
+        object: object!("scan-resistant"),
     },
 ];
 
