@@ -5,6 +5,7 @@
 //! [`control`] makes and unmakes devices, [`policy`] loads and replaces what classifies them, [`server`]
 //! ties these together for one device, [`cli`] is the command line.
 
+pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod driver;

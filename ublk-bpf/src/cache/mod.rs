@@ -1,0 +1,3 @@
+//! The read cache on a second, fast device.
+
+pub mod disk;
