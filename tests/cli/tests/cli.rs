@@ -26,7 +26,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 11] = [
+    let commands: [&[&str]; 13] = [
         &[],
         &["run"],
         &["list"],
@@ -37,6 +37,8 @@ fn every_command_explains_itself() {
         &["policy", "list"],
         &["policy", "swap"],
         &["policy", "reset"],
+        &["cache"],
+        &["cache", "inspect"],
         &["stop"],
     ];
     for command in commands {

@@ -34,6 +34,7 @@
 //!
 //! Like `queue/`, nothing here knows io_uring, libc or the clock: time and results are passed in.
 
+pub mod disk;
 pub mod evict;
 mod promote;
 mod shared;

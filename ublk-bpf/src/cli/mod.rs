@@ -4,6 +4,7 @@
 //! the command line itself is wrong and 1 for everything else.
 
 mod args;
+mod cache;
 mod config;
 mod error;
 mod features;
@@ -52,6 +53,7 @@ enum Command {
     Stats(stats::Args),
     Features(features::Args),
     Policy(policy::Args),
+    Cache(cache::Args),
     Stop(stop::Args),
 }
 
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Stop(args) => stop::run(&args),
     };
     match result {

@@ -52,6 +52,26 @@ pub(crate) fn file_system_magic(file: &File) -> io::Result<i64> {
     Ok(unsafe { found.assume_init() }.f_type)
 }
 
+/// The UUID of the file system that holds the file (`FS_IOC_GETFSUUID`, Linux 6.9); `None` where it has none or
+/// does not say.
+pub(crate) fn file_system_uuid(file: &File) -> Option<[u8; 16]> {
+    /// `struct fsuuid2` of `include/uapi/linux/fs.h`.
+    #[repr(C)]
+    struct Uuid {
+        len: u8,
+        uuid: [u8; 16],
+    }
+    /// `_IOR(0x15, 0, struct fsuuid2)`.
+    const FS_IOC_GETFSUUID: libc::c_ulong = 0x8011_1500;
+    let mut found = Uuid {
+        len: 0,
+        uuid: [0; 16],
+    };
+    // SAFETY: `found` is writable memory of the size that the number of the call carries.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETFSUUID, &raw mut found) };
+    (result == 0 && found.len == 16).then_some(found.uuid)
+}
+
 /// `fallocate(2)` with these `FALLOC_FL_*` flags. Offsets are in bytes.
 pub(crate) fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: no memory is passed, and the descriptor is borrowed for the call.

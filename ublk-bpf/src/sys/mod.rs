@@ -2,6 +2,7 @@
 //!
 //! Each module turns one interface into a safe one with owned values; what is decided with it is elsewhere.
 
+pub(crate) mod aligned;
 pub mod bpf;
 pub mod command;
 pub(crate) mod file;

@@ -73,6 +73,19 @@ pub fn page_size() -> usize {
     usize::try_from(size).expect("POSIX requires _SC_PAGESIZE, and it is positive")
 }
 
+/// 128 random bits that nobody can foresee (`getrandom(2)`).
+pub(crate) fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    // SAFETY: the buffer is writable memory of the length passed.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(got) {
+        // Up to 256 bytes come whole (getrandom(2)).
+        Ok(got) if got == bytes.len() => Ok(bytes),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
 /// One of the `prctl` calls whose arguments are numbers.
 fn prctl(option: c_int, value: libc::c_ulong) -> io::Result<c_int> {
     const UNUSED: libc::c_ulong = 0;
@@ -95,5 +108,10 @@ mod tests {
     #[test]
     fn a_page_is_a_power_of_two_of_at_least_4_kib() {
         assert!(page_size() >= 4096 && page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn random_bits_do_not_repeat() {
+        assert_ne!(random().unwrap(), random().unwrap());
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
         });
     }
     let file_system_block = u32::try_from(found.blksize()).unwrap_or(MAX_BLOCK).min(MAX_BLOCK);
-    let holes = !read_only && punches_holes(path, &file, found.len())?;
+    let holes = !read_only && punches_holes(path, &file, &found)?;
     let zero_range = !read_only && zeroes_ranges(path, found.dev());
     let max_bytes = MAX_RANGE_BYTES - MAX_RANGE_BYTES % u64::from(logical_block);
     let facts = Facts {
@@ -240,23 +240,37 @@ fn probe_block(file: &File) -> Option<u32> {
     found
 }
 
-/// Tries the operation behind the end of the file, where it changes nothing.
-fn punches_holes(path: &Path, file: &File, bytes: u64) -> Result<bool, Error> {
-    let behind = i64::try_from(bytes.next_multiple_of(1 << 20)).unwrap_or(i64::MAX - (1 << 20));
+/// Tries the operation in a scratch file, or where there can be none behind the end of the file itself, where it
+/// changes no data; but it changes the file's time stamps, by which a cache knows that its backing is as it was.
+fn punches_holes(path: &Path, file: &File, found: &fs::Metadata) -> Result<bool, Error> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    match sys::file::fallocate(file.as_fd(), mode, behind, 4096) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Err(Error::InUse {
-            path: path.to_owned(),
-            by: "(as swap space)".to_owned(),
-        }),
-        Err(_) => Ok(false),
+    // Beyond what any file can have: refused before the file system is asked, and first of all if it is swap space.
+    match sys::file::fallocate(file.as_fd(), mode, i64::MAX, 4096) {
+        Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => {
+            return Err(Error::InUse {
+                path: path.to_owned(),
+                by: "(as swap space)".to_owned(),
+            });
+        }
+        _ => {}
     }
+    if let Some(scratch) = scratch_beside(path, found.dev()) {
+        return Ok(sys::file::fallocate(scratch.as_fd(), mode, 0, 4096).is_ok());
+    }
+    let behind = i64::try_from(found.len().next_multiple_of(1 << 20)).unwrap_or(i64::MAX - (1 << 20));
+    Ok(sys::file::fallocate(file.as_fd(), mode, behind, 4096).is_ok())
 }
 
-/// Tries the operation on a file without a name in the same folder, because it would allocate space behind
-/// the end of the file itself. What cannot be tried is taken for impossible.
+/// Tries the operation in a scratch file, because it would allocate space behind the end of the file itself. What
+/// cannot be tried is taken for impossible.
 fn zeroes_ranges(path: &Path, dev: u64) -> bool {
+    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    scratch_beside(path, dev)
+        .is_some_and(|scratch| sys::file::fallocate(scratch.as_fd(), mode, 0, 4096).is_ok())
+}
+
+/// A file without a name in the same folder, if that is on the file system `dev` and can have one.
+fn scratch_beside(path: &Path, dev: u64) -> Option<File> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -265,11 +279,7 @@ fn zeroes_ranges(path: &Path, dev: u64) -> bool {
         .read(true)
         .write(true)
         .custom_flags(libc::O_TMPFILE)
-        .open(folder);
-    let Ok(scratch) = scratch else {
-        return false;
-    };
-    let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-    scratch.metadata().is_ok_and(|found| found.dev() == dev)
-        && sys::file::fallocate(scratch.as_fd(), mode, 0, 4096).is_ok()
+        .open(folder)
+        .ok()?;
+    (scratch.metadata().ok()?.dev() == dev).then_some(scratch)
 }

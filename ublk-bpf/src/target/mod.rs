@@ -7,6 +7,7 @@
 mod block;
 mod error;
 mod file;
+pub mod fingerprint;
 mod memory;
 mod null;
 mod params;

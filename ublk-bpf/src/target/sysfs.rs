@@ -1,7 +1,7 @@
 //! What `/sys` says about a block device.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The folder of one block device in `/sys`.
 pub(super) struct BlockSysfs {
@@ -35,6 +35,16 @@ impl BlockSysfs {
             .ok()
     }
 
+    /// A text of the device, trimmed; `None` if there is none or it is empty.
+    pub(super) fn device_text(&self, name: &str) -> Option<String> {
+        text(&self.device.join(name))
+    }
+
+    /// The same of the whole disk, which a partition is a part of.
+    pub(super) fn disk_text(&self, name: &str) -> Option<String> {
+        text(&self.queue.parent()?.join(name))
+    }
+
     /// A number of its queue.
     pub(super) fn queue(&self, name: &str) -> Option<u64> {
         self.queue_text(name)?.parse().ok()
@@ -51,11 +61,16 @@ impl BlockSysfs {
     }
 }
 
+fn text(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?.trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
 /// The loop device that a file already backs, by name.
-pub(super) fn loop_device_on(file: &std::path::Path) -> Option<String> {
+pub(super) fn loop_device_on(file: &Path) -> Option<String> {
     fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
         let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        (std::path::Path::new(backing.trim_end_matches('\n')) == file)
+        (Path::new(backing.trim_end_matches('\n')) == file)
             .then(|| entry.file_name().to_string_lossy().into_owned())
     })
 }

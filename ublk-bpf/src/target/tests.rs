@@ -53,8 +53,20 @@ fn probing_leaves_a_file_as_it_was() {
         .write_all_at(&[7; 4096], 8192)
         .unwrap();
     let before = fs::read(&path).unwrap();
+    let stamps = |found: fs::Metadata| {
+        [
+            found.mtime(),
+            found.mtime_nsec(),
+            found.ctime(),
+            found.ctime_nsec(),
+        ]
+    };
+    let stamped = stamps(fs::metadata(&path).unwrap());
+    // Longer than the coarsest clock that a file system stamps with.
+    std::thread::sleep(std::time::Duration::from_millis(20));
     drop(open(&path, false).unwrap());
     assert_eq!(fs::read(&path).unwrap(), before);
+    assert_eq!(stamps(fs::metadata(&path).unwrap()), stamped);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 

@@ -1,0 +1,176 @@
+//! What `ublk-bpf cache` tells of a cache device.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use cli_tests::{Outcome, run_in};
+use ublk_bpf::cache::disk::{self, Layout, SavedEntry};
+use ublk_bpf::target::fingerprint::Identity;
+use ublk_bpf::target::{Spec, Target};
+
+/// Makes a cache of 1 MiB for a backing of 4 MiB, stopped in good order with two blocks in it.
+fn saved(folder: &Path) -> (File, Layout, Identity) {
+    let backing = folder.join("backing");
+    File::create(&backing).unwrap().set_len(4 << 20).unwrap();
+    let identity = Identity::of(&Target::open(&Spec::Path(backing), false).unwrap()).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(folder.join("cache"))
+        .unwrap();
+    file.set_len(1 << 20).unwrap();
+    let layout = Layout::plan(1 << 20, 64 << 10).unwrap();
+    disk::open(&file, &layout, &identity).unwrap();
+    let entry = |slot| SavedEntry {
+        slot,
+        block: u64::from(slot) + 7,
+        priority: 0,
+        heat: 1,
+    };
+    disk::save(&file, &layout, &identity, [2, 5].into_iter().map(entry)).unwrap();
+    (file, layout, identity)
+}
+
+fn inspect(folder: &Path, args: &[&str]) -> Outcome {
+    run_in(folder, &[&["cache", "inspect"], args].concat())
+}
+
+fn json(folder: &Path) -> serde_json::Value {
+    serde_json::from_str(&inspect(folder, &["cache", "--json"]).stdout).unwrap()
+}
+
+/// Checks that the table is printed with this line in it, and this complaint.
+fn damaged(folder: &Path, fact: &str, complaint: &str) {
+    let outcome = inspect(folder, &["cache"]);
+    assert!(
+        outcome.stdout.lines().any(|line| line == fact),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(
+        (outcome.status, outcome.stderr),
+        (1, format!("ublk-bpf: cache cache: {complaint}\n"))
+    );
+}
+
+#[test]
+fn a_clean_cache_is_told_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (_, layout, identity) = saved(at);
+    let before = fs::read(at.join("cache")).unwrap();
+    let outcome = inspect(at, &["cache"]);
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
+    let id = json(at)["cache_id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        outcome.stdout,
+        format!(
+            "format       version 1\n\
+             state        clean: the next start finds it warm if the backing is as it was\n\
+             block size   64K\n\
+             slots        15\n\
+             in use       2\n\
+             data offset  64K (65536 bytes)\n\
+             cache id     {id}\n\
+             backing      {identity}\n\
+             generation   2\n\
+             copy A       good\n\
+             copy B       good\n"
+        )
+    );
+    assert_eq!(layout.slots, 15);
+    let json = json(at);
+    for (name, value) in [
+        ("version", 1.into()),
+        ("clean", true.into()),
+        ("block_bytes", 65536.into()),
+        ("slots", 15.into()),
+        ("in_use", 2.into()),
+        ("data_offset", 65536.into()),
+        ("backing_bytes", (4 << 20).into()),
+        ("generation", 2.into()),
+        ("copies", serde_json::json!(["good", "good"])),
+        ("damage", serde_json::Value::Null),
+    ] {
+        assert_eq!(json[name], value, "{name}");
+    }
+    assert_eq!(fs::read(at.join("cache")).unwrap(), before);
+}
+
+#[test]
+fn a_cache_in_use_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (file, layout, identity) = saved(at);
+    disk::open(&file, &layout, &identity).unwrap();
+    let outcome = inspect(at, &["cache"]);
+    assert_eq!(outcome.status, 0);
+    assert!(
+        outcome
+            .stdout
+            .contains("\nstate        in use, or its server did not stop it")
+            && outcome.stdout.contains("\nin use       unknown\n"),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(json(at)["in_use"], serde_json::Value::Null);
+}
+
+#[test]
+fn damage_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (file, ..) = saved(at);
+    file.write_all_at(&[1], 4096 + 500).unwrap();
+    damaged(
+        at,
+        "copy B       wrong checksum",
+        "copy B of its superblock is damaged (wrong checksum); the other one serves, and the next start mends it",
+    );
+    file.write_all_at(&[1], 8192 + 3 * 16).unwrap();
+    damaged(
+        at,
+        "in use       unknown",
+        "its list of blocks is damaged at slot 3 (wrong checksum): empty it with --cache-reset",
+    );
+    assert!(json(at)["damage"].as_str().unwrap().contains("slot 3"));
+    file.set_len(1 << 19).unwrap();
+    damaged(
+        at,
+        "in use       unknown",
+        "its device has 524288 bytes, and its slots end at 1048576",
+    );
+}
+
+#[test]
+fn what_is_no_cache_is_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let foreign = "holds something that is not a cache of ublk-bpf: give another device, or overwrite it with --cache-reset";
+    fs::write(at.join("text"), "text").unwrap();
+    fs::write(at.join("data"), [7; 20000]).unwrap();
+    File::create(at.join("blank")).unwrap().set_len(1 << 20).unwrap();
+    let (file, ..) = saved(at);
+    for copy in [0, 4096] {
+        file.write_all_at(&[1], copy + 500).unwrap();
+    }
+    for (name, why) in [
+        ("text", foreign),
+        ("data", foreign),
+        ("blank", "is blank: `ublk-bpf run --cache` makes it a cache"),
+        (
+            "cache",
+            "both copies of its superblock are damaged (A wrong checksum, B wrong checksum): empty it with --cache-reset",
+        ),
+        (".", "is neither a regular file nor a block device"),
+        ("none", "cannot open it: No such file or directory (os error 2)"),
+    ] {
+        for args in [&[name][..], &[name, "--json"]] {
+            let outcome = inspect(at, args);
+            assert_eq!(outcome.stderr, format!("ublk-bpf: cache {name}: {why}\n"));
+            assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+        }
+    }
+}

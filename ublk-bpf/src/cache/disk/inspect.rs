@@ -1,0 +1,101 @@
+//! Reads what a cache device holds, and changes nothing.
+
+use std::fs::File;
+
+use serde::Serialize;
+
+use super::storage::{Storage, failed};
+use super::superblock::{Copies, Found, Superblock, VERSION};
+use super::{DiskError, entries};
+use crate::target::fingerprint::Uuid;
+
+/// What is on a cache device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    /// The version of the format.
+    pub version: u32,
+    /// Whether it was stopped in good order. If not, it is in use now, or its server died.
+    pub clean: bool,
+    /// Bytes of a cache block.
+    pub block_bytes: u32,
+    /// How many slots there are.
+    pub slots: u32,
+    /// How many of them are in use; unknown while it is not clean, or if the entries are damaged.
+    pub in_use: Option<u32>,
+    /// Where the slots' data starts, in bytes.
+    pub data_offset: u64,
+    /// The cache's random id, written as a UUID.
+    pub cache_id: String,
+    /// The backing, in words.
+    pub backing: String,
+    /// The backing's capacity in bytes.
+    pub backing_bytes: u64,
+    /// How often the superblock was changed.
+    pub generation: u64,
+    /// The health of the superblock's copies, A and B: "good", or what is wrong.
+    pub copies: [String; 2],
+    /// What is damaged, in words, or missing; `None` if nothing is.
+    pub damage: Option<String>,
+}
+
+/// Reads the superblock's copies and, if they say clean, the entries.
+///
+/// # Errors
+/// If there is no superblock to tell of: the device is somebody else's, of another version, damaged beyond use, or fails.
+/// A blank device is `Ok(None)`.
+pub fn inspect(file: &File) -> Result<Option<Inspection>, DiskError> {
+    let copies = Copies::read(file)?;
+    let Some(superblock) = copies.best()? else {
+        super::require_blank(file)?;
+        return Ok(None);
+    };
+    let damage = shortage(file, superblock)?;
+    let (in_use, damage) = match damage {
+        Some(_) => (None, damage),
+        None => slots_in_use(file, superblock)?,
+    };
+    let damage = damage.or_else(|| damaged_copy(&copies));
+    Ok(Some(Inspection {
+        version: VERSION,
+        clean: superblock.clean,
+        block_bytes: superblock.layout.block_bytes,
+        slots: superblock.layout.slots,
+        in_use,
+        data_offset: superblock.layout.data_offset,
+        cache_id: Uuid(superblock.seal.id).to_string(),
+        backing: superblock.identity.to_string(),
+        backing_bytes: superblock.identity.bytes(),
+        generation: superblock.seal.generation,
+        copies: copies.found().each_ref().map(ToString::to_string),
+        damage,
+    }))
+}
+
+/// A device that lost its end.
+fn shortage(file: &File, superblock: &Superblock) -> Result<Option<String>, DiskError> {
+    let bytes = file.bytes().map_err(failed("ask for its size"))?;
+    let end = superblock.layout.end();
+    Ok((bytes < end).then(|| format!("its device has {bytes} bytes, and its slots end at {end}")))
+}
+
+fn slots_in_use(file: &File, superblock: &Superblock) -> Result<(Option<u32>, Option<String>), DiskError> {
+    if !superblock.clean {
+        return Ok((None, None));
+    }
+    match entries::read(file, superblock) {
+        Ok(_) => Ok((Some(superblock.in_use), None)),
+        Err(error @ DiskError::Entry { .. }) => Ok((None, Some(error.to_string()))),
+        Err(error) => Err(error),
+    }
+}
+
+fn damaged_copy(copies: &Copies) -> Option<String> {
+    let names = ["A", "B"];
+    let (name, found) = names
+        .into_iter()
+        .zip(copies.found())
+        .find(|(_, found)| !matches!(found, Found::Good(_)))?;
+    Some(format!(
+        "copy {name} of its superblock is damaged ({found}); the other one serves, and the next start mends it"
+    ))
+}

@@ -1,0 +1,614 @@
+//! The format on a model of a device that loses power, and on files.
+
+use std::cell::RefCell;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::target::{Spec, Target};
+
+/// A device in memory that writes down what is done to it.
+struct Disk {
+    content: RefCell<Vec<u8>>,
+    log: RefCell<Vec<Op>>,
+}
+
+#[derive(Clone)]
+enum Op {
+    Write(usize, Vec<u8>),
+    Sync,
+}
+
+impl Disk {
+    fn new(content: Vec<u8>) -> Self {
+        Self {
+            content: RefCell::new(content),
+            log: RefCell::default(),
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        self.content.borrow().clone()
+    }
+}
+
+impl Storage for Disk {
+    fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
+        let at = usize::try_from(at).unwrap();
+        into.copy_from_slice(&self.content.borrow()[at..][..into.len()]);
+        Ok(())
+    }
+
+    fn write(&self, from: &[u8], at: u64) -> io::Result<()> {
+        assert!(at.is_multiple_of(4096) && from.len().is_multiple_of(4096));
+        assert!(from.as_ptr().addr().is_multiple_of(4096));
+        let write = Op::Write(usize::try_from(at).unwrap(), from.to_vec());
+        apply(&mut self.content.borrow_mut(), &write, 0..from.len());
+        self.log.borrow_mut().push(write);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.log.borrow_mut().push(Op::Sync);
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.content.borrow().len() as u64)
+    }
+}
+
+/// Puts a part of what was written in its place.
+fn apply(content: &mut [u8], op: &Op, part: std::ops::Range<usize>) {
+    if let Op::Write(at, bytes) = op {
+        content[at + part.start..at + part.end].copy_from_slice(&bytes[part]);
+    }
+}
+
+/// Every content that a crash can leave of a device that had `before` and got `log`: cut anywhere; of the writes since
+/// the last sync any are done and any not, and one of them is done in part.
+fn crashes(before: &[u8], log: &[Op]) -> Vec<Vec<u8>> {
+    let mut left = Vec::new();
+    for cut in 0..=log.len() {
+        let synced = log[..cut]
+            .iter()
+            .rposition(|op| matches!(op, Op::Sync))
+            .unwrap_or(0);
+        let mut durable = before.to_vec();
+        for op in &log[..synced] {
+            apply(&mut durable, op, 0..len(op));
+        }
+        let pending = &log[synced..cut];
+        for done in 0..1_u32 << pending.len() {
+            let mut content = durable.clone();
+            for (_, op) in pending.iter().enumerate().filter(|(at, _)| done >> at & 1 == 1) {
+                apply(&mut content, op, 0..len(op));
+            }
+            for op in pending {
+                for at in [1, 13, 44, 100, 512, 1024, 4000, 4095]
+                    .into_iter()
+                    .filter(|&at| at < len(op))
+                {
+                    let mut torn = content.clone();
+                    apply(&mut torn, op, 0..at);
+                    left.push(torn);
+                    let mut torn = content.clone();
+                    apply(&mut torn, op, at..len(op));
+                    left.push(torn);
+                }
+            }
+            left.push(content);
+        }
+    }
+    left
+}
+
+fn len(op: &Op) -> usize {
+    match op {
+        Op::Write(_, bytes) => bytes.len(),
+        Op::Sync => 0,
+    }
+}
+
+const BLOCK: u32 = 4096;
+const DEVICE: u64 = 256 << 10;
+const CAPACITY: u64 = (1 << 20) + 512;
+
+fn layout() -> Layout {
+    Layout::plan(DEVICE, BLOCK).unwrap()
+}
+
+/// A backing's folder, its path, and its identity.
+fn backing() -> (TempDir, PathBuf, Identity) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("backing");
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let identity = identity(&path);
+    (folder, path, identity)
+}
+
+fn identity(path: &std::path::Path) -> Identity {
+    Identity::of(&Target::open(&Spec::Path(path.to_owned()), false).unwrap()).unwrap()
+}
+
+/// Some slots in use.
+fn entries(from: u64) -> Vec<SavedEntry> {
+    (0..layout().slots)
+        .step_by(3)
+        .zip(from..)
+        .map(|(slot, block)| SavedEntry {
+            slot,
+            block,
+            priority: 3,
+            heat: slot.to_le_bytes()[0],
+        })
+        .collect()
+}
+
+fn blank() -> Disk {
+    Disk::new(vec![0; usize::try_from(DEVICE).unwrap()])
+}
+
+/// A cache that was saved with these entries.
+fn saved(identity: &Identity, entries: &[SavedEntry]) -> Vec<u8> {
+    let disk = blank();
+    assert_eq!(open_on(&disk, &layout(), identity).unwrap(), Opened::New);
+    save_on(&disk, &layout(), identity, entries.iter().copied()).unwrap();
+    disk.content()
+}
+
+fn refusal(result: Result<Opened, DiskError>) -> String {
+    let message = result.unwrap_err().to_string();
+    assert!(
+        !message.contains('\n') && message.contains("--cache-reset"),
+        "{message}"
+    );
+    message
+}
+
+fn is_cold(opened: &Opened) -> bool {
+    matches!(opened, Opened::Cold { .. })
+}
+
+#[test]
+fn what_is_saved_is_found_once() {
+    let (_folder, _, identity) = backing();
+    let disk = Disk::new(saved(&identity, &entries(7)));
+    assert_eq!(
+        open_on(&disk, &layout(), &identity).unwrap(),
+        Opened::Warm(entries(7))
+    );
+    assert!(is_cold(&open_on(&disk, &layout(), &identity).unwrap()));
+    save_on(&disk, &layout(), &identity, entries(9).into_iter()).unwrap();
+    // Again without a start in between: still the last one counts.
+    save_on(&disk, &layout(), &identity, entries(8).into_iter()).unwrap();
+    assert_eq!(
+        open_on(&disk, &layout(), &identity).unwrap(),
+        Opened::Warm(entries(8))
+    );
+}
+
+#[test]
+fn an_empty_and_a_full_cache_are_saved() {
+    let (_folder, _, identity) = backing();
+    let full: Vec<SavedEntry> = (0..layout().slots)
+        .map(|slot| SavedEntry {
+            slot,
+            block: 255 - u64::from(slot),
+            priority: 255,
+            heat: 255,
+        })
+        .collect();
+    for entries in [vec![], full] {
+        let disk = Disk::new(saved(&identity, &entries));
+        assert_eq!(
+            open_on(&disk, &layout(), &identity).unwrap(),
+            Opened::Warm(entries)
+        );
+    }
+}
+
+#[test]
+fn a_crash_while_it_is_opened_leaves_it_as_warm_or_cold() {
+    let (_folder, _, identity) = backing();
+    let before = saved(&identity, &entries(7));
+    let disk = Disk::new(before.clone());
+    open_on(&disk, &layout(), &identity).unwrap();
+    let log = disk.log.take();
+    for content in crashes(&before, &log) {
+        let opened = open_on(&Disk::new(content), &layout(), &identity).unwrap();
+        assert!(
+            is_cold(&opened) || opened == Opened::Warm(entries(7)),
+            "{opened:?}"
+        );
+    }
+    // Once it was opened no crash brings back what was saved before.
+    assert!(is_cold(
+        &open_on(&Disk::new(disk.content()), &layout(), &identity).unwrap()
+    ));
+}
+
+#[test]
+fn a_crash_while_it_is_saved_leaves_it_cold_or_warm_with_what_is_saved() {
+    let (_folder, _, identity) = backing();
+    // Opened warm, and opened cold.
+    let warm = Disk::new(saved(&identity, &entries(7)));
+    open_on(&warm, &layout(), &identity).unwrap();
+    let cold = Disk::new(warm.content());
+    open_on(&cold, &layout(), &identity).unwrap();
+    for before in [warm.content(), cold.content()] {
+        let disk = Disk::new(before.clone());
+        save_on(&disk, &layout(), &identity, entries(9).into_iter()).unwrap();
+        let log = disk.log.take();
+        let (mut colds, mut warms) = (0, 0);
+        for content in crashes(&before, &log) {
+            match open_on(&Disk::new(content), &layout(), &identity).unwrap() {
+                Opened::Cold { .. } => colds += 1,
+                Opened::Warm(found) => {
+                    assert_eq!(found, entries(9));
+                    warms += 1;
+                }
+                Opened::New => panic!("a cache is not new"),
+            }
+        }
+        assert!(colds > 10 && warms > 10, "{colds} {warms}");
+    }
+}
+
+#[test]
+fn a_crash_while_a_clean_cache_is_saved_again_never_mixes_the_two() {
+    let (_folder, _, identity) = backing();
+    let before = saved(&identity, &entries(7));
+    let disk = Disk::new(before.clone());
+    save_on(&disk, &layout(), &identity, entries(9).into_iter()).unwrap();
+    let log = disk.log.take();
+    for content in crashes(&before, &log) {
+        match open_on(&Disk::new(content), &layout(), &identity).unwrap() {
+            Opened::Cold { .. } => {}
+            Opened::Warm(found) => assert!(found == entries(7) || found == entries(9)),
+            Opened::New => panic!("a cache is not new"),
+        }
+    }
+}
+
+#[test]
+fn a_crash_while_a_cache_is_made_never_makes_a_warm_one() {
+    let (_folder, _, identity) = backing();
+    let disk = blank();
+    let before = disk.content();
+    open_on(&disk, &layout(), &identity).unwrap();
+    for content in crashes(&before, &disk.log.take()) {
+        match open_on(&Disk::new(content), &layout(), &identity) {
+            Ok(opened) => assert!(opened == Opened::New || is_cold(&opened)),
+            // A torn copy of what was never there: nothing says that it is ours.
+            Err(error) => assert!(matches!(error, DiskError::Superblock { .. } | DiskError::Foreign)),
+        }
+    }
+}
+
+#[test]
+fn a_lost_write_of_entries_is_noticed() {
+    let (_folder, _, identity) = backing();
+    let disk = Disk::new(saved(&identity, &entries(7)));
+    open_on(&disk, &layout(), &identity).unwrap();
+    let old = disk.content();
+    save_on(&disk, &layout(), &identity, entries(7).into_iter()).unwrap();
+    let mut content = disk.content();
+    content[8192..12288].copy_from_slice(&old[8192..12288]);
+    let message = refusal(open_on(&Disk::new(content), &layout(), &identity));
+    assert!(message.contains("damaged at slot 0"), "{message}");
+}
+
+#[test]
+fn every_flipped_byte_of_the_metadata_is_harmless_or_noticed() {
+    let (_folder, _, identity) = backing();
+    let good = saved(&identity, &entries(7));
+    let metadata = usize::try_from(layout().data_offset).unwrap();
+    assert_eq!(metadata, 12288);
+    let (mut harmless, mut refused) = (0, 0);
+    for at in 0..metadata {
+        for mask in [0x01, 0x80, 0xff] {
+            let mut content = good.clone();
+            content[at] ^= mask;
+            let disk = Disk::new(content);
+            match open_on(&disk, &layout(), &identity) {
+                Ok(Opened::Warm(found)) => {
+                    assert_eq!(found, entries(7), "byte {at}");
+                    assert!(Copies::read(&disk).unwrap().both(|copy| !copy.clean), "byte {at}");
+                    harmless += 1;
+                }
+                Ok(opened) => assert!(is_cold(&opened), "byte {at}"),
+                Err(error) => {
+                    assert!(matches!(error, DiskError::Entry { .. }), "byte {at}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    // Either copy is harmless, and so is what follows the last slot's entry.
+    let entries = usize::try_from(layout().slots).unwrap() * 16;
+    assert_eq!((harmless, refused), ((metadata - entries) * 3, entries * 3));
+}
+
+#[test]
+fn both_copies_damaged_are_refused() {
+    let (_folder, _, identity) = backing();
+    let mut content = saved(&identity, &entries(7));
+    content[100] ^= 1;
+    content[4096] ^= 1;
+    assert_eq!(
+        refusal(open_on(&Disk::new(content), &layout(), &identity)),
+        "both copies of its superblock are damaged (A wrong checksum, B not a superblock of a cache): empty it with \
+         --cache-reset"
+    );
+}
+
+#[test]
+fn what_is_not_ours_is_never_overwritten() {
+    let (_folder, _, identity) = backing();
+    // An ext4 superblock, a btrfs one, a GPT at the end.
+    for at in [
+        1024 + 56,
+        4096,
+        (64 << 10) + 64,
+        usize::try_from(DEVICE).unwrap() - 512,
+    ] {
+        let mut content = blank().content();
+        content[at] = 1;
+        let disk = Disk::new(content.clone());
+        assert!(refusal(open_on(&disk, &layout(), &identity)).contains("not a cache of ublk-bpf"));
+        assert_eq!(disk.content(), content);
+    }
+}
+
+#[test]
+fn another_version_is_refused_even_if_one_copy_is_ours() {
+    let (_folder, _, identity) = backing();
+    for copies in [&[0][..], &[4096], &[0, 4096]] {
+        let mut content = saved(&identity, &entries(7));
+        for &at in copies {
+            content[at + 8] = 2;
+            let crc = crc32c::crc32c(&content[at..at + 4092]);
+            content[at + 4092..at + 4096].copy_from_slice(&crc.to_le_bytes());
+        }
+        let disk = Disk::new(content.clone());
+        assert!(refusal(open_on(&disk, &layout(), &identity)).contains("format version 2"));
+        assert_eq!(disk.content(), content);
+    }
+}
+
+/// A saved cache with bytes of its superblock changed and the checksums made right again.
+fn forged(identity: &Identity, at: usize, bytes: &[u8]) -> Disk {
+    let mut content = saved(identity, &entries(7));
+    for copy in [0, 4096] {
+        content[copy + at..copy + at + bytes.len()].copy_from_slice(bytes);
+        let crc = crc32c::crc32c(&content[copy..copy + 4092]);
+        content[copy + 4092..copy + 4096].copy_from_slice(&crc.to_le_bytes());
+    }
+    Disk::new(content)
+}
+
+#[test]
+fn values_that_cannot_be_are_refused_whatever_the_checksum_says() {
+    let (_folder, _, identity) = backing();
+    for (at, bytes, words) in [
+        (12, &0_u32.to_le_bytes()[..], "impossible slots or block size"),
+        (12, &5000_u32.to_le_bytes(), "impossible slots or block size"),
+        (16, &0_u32.to_le_bytes(), "impossible slots or block size"),
+        (16, &u32::MAX.to_le_bytes(), "impossible slots or block size"),
+        (20, &u32::MAX.to_le_bytes(), "impossible state"),
+        (20, &1_u32.to_le_bytes(), "another number of blocks"),
+        (24, &0_u64.to_le_bytes(), "impossible offsets"),
+        (32, &u64::MAX.to_le_bytes(), "impossible offsets"),
+        (40, &u64::MAX.to_le_bytes(), "impossible generation"),
+        (64, &[2], "impossible state"),
+        (65, &[1], "unknown values"),
+        (72, &[9], "impossible backing"),
+        (2000, &[1], "unknown values"),
+    ] {
+        let message = refusal(open_on(&forged(&identity, at, bytes), &layout(), &identity));
+        assert!(message.contains(words), "{at}: {message}");
+    }
+}
+
+#[test]
+fn entries_that_cannot_be_are_refused() {
+    let (_folder, _, identity) = backing();
+    let mut twice = entries(7);
+    twice[4].block = twice[1].block;
+    let message = refusal(open_on(
+        &Disk::new(saved(&identity, &twice)),
+        &layout(),
+        &identity,
+    ));
+    assert!(message.contains("slot 12 (a block in two slots)"), "{message}");
+    let mut beyond = entries(7);
+    beyond[2].block = 256;
+    let message = refusal(open_on(
+        &Disk::new(saved(&identity, &beyond)),
+        &layout(),
+        &identity,
+    ));
+    assert!(message.contains("slot 6 (a block beyond"), "{message}");
+}
+
+#[test]
+fn entries_out_of_order_are_not_saved() {
+    let (_folder, _, identity) = backing();
+    let disk = blank();
+    open_on(&disk, &layout(), &identity).unwrap();
+    let mut wrong = entries(7);
+    wrong.swap(0, 1);
+    let beyond = SavedEntry {
+        slot: layout().slots,
+        block: 0,
+        priority: 0,
+        heat: 0,
+    };
+    for entries in [wrong, vec![beyond]] {
+        save_on(&disk, &layout(), &identity, entries.into_iter()).unwrap_err();
+        assert!(is_cold(&open_on(&disk, &layout(), &identity).unwrap()));
+    }
+}
+
+#[test]
+fn another_layout_is_refused() {
+    let (_folder, _, identity) = backing();
+    let disk = Disk::new(saved(&identity, &entries(7)));
+    let blocks = Layout::plan(DEVICE, 8192).unwrap();
+    let message = refusal(open_on(&disk, &blocks, &identity));
+    assert!(
+        message.contains("have 4K, not 8K: run with --cache-block 4K"),
+        "{message}"
+    );
+    let device = Layout::plan(2 * DEVICE, BLOCK).unwrap();
+    let message = refusal(open_on(&disk, &device, &identity));
+    assert!(
+        message.contains("with 61 slots, and has room for 125"),
+        "{message}"
+    );
+}
+
+#[test]
+fn another_or_a_changed_backing_is_refused_and_nothing_written() {
+    let (folder, path, identity) = backing();
+    let other = folder.path().join("other");
+    File::create(&other).unwrap().set_len(1 << 20).unwrap();
+    let content = saved(&identity, &entries(7));
+    let refused = |now: &Identity| {
+        let disk = Disk::new(content.clone());
+        let message = refusal(open_on(&disk, &layout(), now));
+        assert_eq!(disk.content(), content);
+        message
+    };
+    assert!(refused(&self::identity(&other)).contains("made for another backing, a file of 1M"));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[1], 0).unwrap();
+    assert!(refused(&self::identity(&path)).contains("changed since the cache was saved"));
+    file.set_len(2 << 20).unwrap();
+    assert!(refused(&self::identity(&path)).contains("had 1048576 bytes"));
+}
+
+#[test]
+fn a_crashed_cache_of_another_backing_is_not_taken() {
+    let (folder, path, identity) = backing();
+    let disk = Disk::new(saved(&identity, &entries(7)));
+    open_on(&disk, &layout(), &identity).unwrap();
+    let other = folder.path().join("other");
+    File::create(&other).unwrap().set_len(1 << 20).unwrap();
+    assert!(refusal(open_on(&disk, &layout(), &self::identity(&other))).contains("another backing"));
+    // Changed content is what a crashed device's backing has.
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&[1], 0)
+        .unwrap();
+    assert!(is_cold(
+        &open_on(&disk, &layout(), &self::identity(&path)).unwrap()
+    ));
+}
+
+#[test]
+fn a_cache_of_memory_is_never_warm_and_never_in_the_way() {
+    let (_folder, _, file) = backing();
+    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
+    let memory = Identity::of(&target).unwrap();
+    let content = saved(&memory, &entries(7));
+    for identity in [&memory, &Identity::of(&target).unwrap(), &file] {
+        assert_eq!(
+            open_on(&Disk::new(content.clone()), &layout(), identity).unwrap(),
+            Opened::Cold {
+                reason: "cached memory, which is gone"
+            }
+        );
+    }
+    let message = refusal(open_on(&Disk::new(saved(&file, &entries(7))), &layout(), &memory));
+    assert!(message.contains("this one is memory of 1M"), "{message}");
+}
+
+/// The cache's file, opened for direct I/O.
+fn direct(path: &std::path::Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap()
+}
+
+#[test]
+fn files_with_direct_io_and_memory_keep_a_cache() {
+    let (folder, _, identity) = backing();
+    let path = folder.path().join("cache");
+    // Not whole pages.
+    File::create(&path).unwrap().set_len(DEVICE + 512).unwrap();
+    let memory = Target::open(&Spec::Memory(DEVICE), false).unwrap();
+    for file in [&direct(&path), memory.file().unwrap()] {
+        assert_eq!(open(file, &layout(), &identity).unwrap(), Opened::New);
+        assert_eq!(inspect::inspect(file).unwrap().unwrap().in_use, None);
+        save(file, &layout(), &identity, entries(7).into_iter()).unwrap();
+        let found = inspect::inspect(file).unwrap().unwrap();
+        assert_eq!((found.clean, found.in_use, found.damage), (true, Some(21), None));
+        assert_eq!(
+            open(file, &layout(), &identity).unwrap(),
+            Opened::Warm(entries(7))
+        );
+    }
+}
+
+#[test]
+fn a_reset_empties_whatever_was_there() {
+    let (folder, path, identity) = backing();
+    let cache = folder.path().join("cache");
+    for content in [
+        vec![0x5a; usize::try_from(DEVICE).unwrap()],
+        saved(&identity, &entries(7)),
+    ] {
+        std::fs::write(&cache, content).unwrap();
+        let file = direct(&cache);
+        reset(&file, &layout(), &identity).unwrap();
+        assert!(is_cold(&open(&file, &layout(), &self::identity(&path)).unwrap()));
+    }
+}
+
+#[test]
+fn samples_find_a_slot_that_is_not_what_the_backing_has() {
+    let (folder, path, _) = backing();
+    let cache = folder.path().join("cache");
+    File::create(&cache).unwrap().set_len(DEVICE).unwrap();
+    // The last block of the backing has 512 bytes.
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(CAPACITY)
+        .unwrap();
+    let buffered = File::options().write(true).open(&cache).unwrap();
+    let backing = File::options().read(true).write(true).open(&path).unwrap();
+    let mut entries = entries(7);
+    entries.last_mut().unwrap().block = CAPACITY / u64::from(BLOCK);
+    for entry in &entries {
+        let mut data = vec![entry.heat; BLOCK as usize];
+        buffered
+            .write_all_at(&data, layout().data_of(entry.slot))
+            .unwrap();
+        let at = entry.block * u64::from(BLOCK);
+        data.truncate(usize::try_from((CAPACITY - at).min(BLOCK.into())).unwrap());
+        backing.write_all_at(&data, at).unwrap();
+    }
+    buffered.sync_data().unwrap();
+    let cache = direct(&cache);
+    let check = |n| sample_matches(&cache, &backing, &layout(), &entries, CAPACITY, n);
+    for n in [0, 1, 5, 64] {
+        check(n).unwrap();
+    }
+    backing.write_all_at(&[0xee], CAPACITY - 1).unwrap();
+    let message = check(64).unwrap_err().to_string();
+    assert!(message.contains("block 256 in slot 60"), "{message}");
+}

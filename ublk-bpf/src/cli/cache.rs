@@ -1,0 +1,95 @@
+//! `ublk-bpf cache`.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+
+use super::args::Format;
+use super::table;
+use crate::cache::disk::inspect::{Inspection, inspect};
+use crate::target::Size;
+
+/// Look at a cache device
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show what a cache device holds and whether it is damaged; nothing is changed
+    ///
+    /// The exit status is 1 if anything is damaged, or the device is not a cache.
+    Inspect {
+        /// The file or block device that is or was given with --cache
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+/// Prints what is on a cache device.
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let Action::Inspect { path, format } = &args.action;
+    let name = || format!("cache {}", path.display());
+    let file = open(path).with_context(name)?;
+    let Some(found) = inspect(&file).with_context(name)? else {
+        bail!("{}: is blank: `ublk-bpf run --cache` makes it a cache", name());
+    };
+    if format.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+    } else {
+        table::print_facts(&facts(&found));
+    }
+    match found.damage {
+        Some(damage) => bail!("{}: {damage}", name()),
+        None => Ok(()),
+    }
+}
+
+/// Opens the file or block device for reading, whoever uses it.
+fn open(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        // Opening a pipe would wait for somebody to write to it.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .context("cannot open it")?;
+    let kind = file.metadata().context("cannot look at it")?.file_type();
+    if !(kind.is_file() || kind.is_block_device()) {
+        bail!("is neither a regular file nor a block device");
+    }
+    Ok(file)
+}
+
+fn facts(found: &Inspection) -> Vec<(&'static str, String)> {
+    let state = match found.clean {
+        true => "clean: the next start finds it warm if the backing is as it was",
+        false => "in use, or its server did not stop it: a start now would find it cold",
+    };
+    let in_use = found
+        .in_use
+        .map_or_else(|| "unknown".to_owned(), |slots| slots.to_string());
+    let [a, b] = &found.copies;
+    vec![
+        ("format", format!("version {}", found.version)),
+        ("state", state.to_owned()),
+        ("block size", Size(found.block_bytes.into()).to_string()),
+        ("slots", found.slots.to_string()),
+        ("in use", in_use),
+        (
+            "data offset",
+            format!("{} ({} bytes)", Size(found.data_offset), found.data_offset),
+        ),
+        ("cache id", found.cache_id.clone()),
+        ("backing", found.backing.clone()),
+        ("generation", found.generation.to_string()),
+        ("copy A", a.clone()),
+        ("copy B", b.clone()),
+    ]
+}

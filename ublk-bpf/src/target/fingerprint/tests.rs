@@ -1,0 +1,209 @@
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::target::Spec;
+
+fn identity(path: &Path) -> Identity {
+    let target = Target::open(&Spec::Path(path.to_owned()), false).unwrap();
+    Identity::of(&target).unwrap()
+}
+
+fn file_in(folder: &TempDir, name: &str) -> std::path::PathBuf {
+    let path = folder.path().join(name);
+    File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    path
+}
+
+/// Longer than the coarsest clock that a file system stamps with.
+fn tick() {
+    std::thread::sleep(Duration::from_millis(20));
+}
+
+fn block() -> BlockIdentity {
+    BlockIdentity {
+        bytes: 1 << 30,
+        name: Name::new("serial number 7"),
+        boot: [1; 16],
+        sectors_written: 100,
+        sectors_discarded: 0,
+        samples: 9,
+    }
+}
+
+fn differs(saved: &BlockIdentity, now: BlockIdentity, words: &str) {
+    let difference = Identity::Block(saved.clone())
+        .compare(&Identity::Block(now))
+        .unwrap_err()
+        .to_string();
+    assert!(difference.contains(words), "{difference}");
+}
+
+#[test]
+fn an_untouched_file_is_the_same_however_often_it_is_opened_and_read() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "backing");
+    let saved = identity(&path);
+    tick();
+    fs::read(&path).unwrap();
+    assert_eq!(saved.compare(&identity(&path)), Ok(()));
+}
+
+#[test]
+fn a_changed_file_is_noticed_even_with_its_modification_time_set_back() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "backing");
+    let saved = identity(&path);
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    tick();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[1], 5000).unwrap();
+    assert!(matches!(
+        saved.compare(&identity(&path)),
+        Err(Difference::Changed(_))
+    ));
+    file.set_modified(modified).unwrap();
+    assert_eq!(
+        saved.compare(&identity(&path)),
+        Err(Difference::Changed("its status-change time is another"))
+    );
+    assert_eq!(saved.same_backing(&identity(&path)), Ok(()));
+    file.set_len(2 << 20).unwrap();
+    let resized = Difference::Resized {
+        saved: 1 << 20,
+        now: 2 << 20,
+    };
+    assert_eq!(saved.compare(&identity(&path)), Err(resized));
+}
+
+#[test]
+fn another_file_of_the_same_name_is_noticed() {
+    let folder = TempDir::new().unwrap();
+    let path = file_in(&folder, "backing");
+    let saved = identity(&path);
+    fs::rename(file_in(&folder, "other"), &path).unwrap();
+    let difference = saved.compare(&identity(&path)).unwrap_err().to_string();
+    assert!(
+        difference.contains("another backing, a file of 1M"),
+        "{difference}"
+    );
+}
+
+#[test]
+fn memory_never_matches() {
+    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
+    let [one, two] = [(); 2].map(|()| Identity::of(&target).unwrap());
+    assert_ne!(one, two);
+    assert_eq!(one.compare(&one), Err(Difference::Gone));
+    let folder = TempDir::new().unwrap();
+    let file = identity(&file_in(&folder, "backing"));
+    assert!(matches!(file.compare(&one), Err(Difference::Another { .. })));
+}
+
+#[test]
+fn a_block_device_is_compared_by_name_size_counters_and_content() {
+    let saved = block();
+    let now = |change: fn(&mut BlockIdentity)| {
+        let mut now = block();
+        change(&mut now);
+        now
+    };
+    let same = |now| Identity::Block(block()).compare(&Identity::Block(now));
+    assert_eq!(same(block()), Ok(()));
+    differs(
+        &saved,
+        now(|d| d.name = Name::new("serial number 8")),
+        "serial number 8",
+    );
+    differs(&saved, now(|d| d.bytes *= 2), "2147483648");
+    differs(&saved, now(|d| d.sectors_written = 108), "written to");
+    differs(&saved, now(|d| d.sectors_discarded = 8), "written to");
+    differs(&saved, now(|d| d.samples = 8), "samples");
+    // Counters start again with every boot, and mean nothing then.
+    let rebooted = now(|d| (d.boot, d.sectors_written) = ([2; 16], 0));
+    assert_eq!(same(rebooted), Ok(()));
+    let unknown = |mut of: BlockIdentity, written| {
+        (of.boot, of.sectors_written) = ([0; 16], written);
+        Identity::Block(of)
+    };
+    assert_eq!(unknown(block(), 1).compare(&unknown(block(), 2)), Ok(()));
+}
+
+#[test]
+fn samples_cover_both_ends_and_stay_within() {
+    for bytes in [
+        512,
+        4096,
+        64 << 10,
+        (64 << 10) + 512,
+        128 << 10,
+        (128 << 10) + 512,
+        1 << 20,
+        1 << 30,
+        (1 << 40) + 1536,
+        1 << 60,
+    ] {
+        let ranges = sampled_ranges(bytes);
+        let end = |&(at, len): &(u64, usize)| at + len as u64;
+        assert_eq!(ranges[0].0, 0);
+        assert_eq!(ranges.iter().map(end).max(), Some(bytes));
+        assert!(ranges.iter().all(|range| range.0.is_multiple_of(512)));
+        if bytes >= 1 << 30 {
+            assert_eq!(ranges.len(), 66);
+            // None is read twice: between the ends they ascend.
+            assert!(ranges[2..].windows(2).all(|two| end(&two[0]) <= two[1].0));
+            assert!(ranges[2].0 >= END && end(&ranges[65]) <= bytes - END);
+        }
+    }
+}
+
+#[test]
+fn a_changed_sample_changes_the_checksum() {
+    let file = tempfile::tempfile().unwrap();
+    let bytes = 1 << 30;
+    file.set_len(bytes).unwrap();
+    let mut sums = vec![samples(&file, bytes).unwrap()];
+    for (at, len) in sampled_ranges(bytes).into_iter().step_by(13) {
+        file.write_all_at(&[1], at + len as u64 - 1).unwrap();
+        sums.push(samples(&file, bytes).unwrap());
+    }
+    assert!(sums.windows(2).all(|two| two[0] != two[1]), "{sums:?}");
+}
+
+#[test]
+fn identities_are_read_as_they_were_saved_and_nothing_else_is() {
+    let folder = TempDir::new().unwrap();
+    let memory = Target::open(&Spec::Memory(1 << 20), false).unwrap();
+    for identity in [
+        identity(&file_in(&folder, "backing")),
+        Identity::Block(block()),
+        Identity::of(&memory).unwrap(),
+    ] {
+        let saved = SavedIdentity::new(&identity);
+        assert_eq!(saved.as_bytes().len(), 256);
+        assert_eq!(saved.parse(), Some(identity.clone()));
+        for at in 0..256 {
+            let mut bytes = saved;
+            bytes.as_mut_bytes()[at] ^= 0xff;
+            assert_ne!(bytes.parse(), Some(identity.clone()), "byte {at}");
+        }
+        let mut odd = saved;
+        odd.kind = 9;
+        assert_eq!(odd.parse(), None);
+        odd = saved;
+        odd.bytes = 513.into();
+        assert_eq!(odd.parse(), None);
+    }
+}
+
+#[test]
+fn names_fit_and_are_printable() {
+    assert_eq!(Name::new("a\nb").0, "a?b");
+    let [one, two] = ["x", "y"].map(|end| Name::new(&format!("{}{end}", "ü".repeat(100))));
+    assert!(one != two && one.0.len() <= Name::LEN);
+    assert_eq!(Name::parse(one.0.as_bytes()), Some(one));
+    assert_eq!(Name::parse(b"a\x1b"), None);
+    assert_eq!(Name::parse(b"\xff"), None);
+}
