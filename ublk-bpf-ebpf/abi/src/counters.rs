@@ -157,12 +157,8 @@ counters! {
         evicted,
         /// Promotions that a write overtook, so that what was read is not used.
         overtaken,
-        /// Promotions that were not worth the block that would have had to go.
-        not_worth_it,
         /// Promotions given up because every block was in use.
         no_room,
-        /// Promotions that the limit on their rate put off for good: too many others waited.
-        over_limit,
         /// Operations for promotions that failed.
         errors,
         /// Bytes that went through a staging buffer on their way into the cache.

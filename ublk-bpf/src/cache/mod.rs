@@ -37,8 +37,10 @@
 pub mod disk;
 pub mod evict;
 mod promote;
+mod recover;
 mod shared;
 mod slots;
 
 pub use promote::{Effect, Limits, Promoter, Rest};
+pub use recover::surviving;
 pub use shared::{Cache, Change, Failure, Lease, Mode, Shape};

@@ -255,9 +255,9 @@ impl<'c, 'm> Promoter<'c, 'm> {
         }
         let of = &mut self.jobs[index];
         if of.moved == of.len {
-            self.counters.staged_bytes += u64::from(of.len);
             (of.moved, of.retries) = (0, 0);
             if of.step == Step::Store {
+                self.counters.staged_bytes += u64::from(of.len);
                 self.publish(index);
                 return None;
             }

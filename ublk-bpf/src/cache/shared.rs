@@ -116,6 +116,13 @@ impl<'m> Cache<'m> {
         self.index.iter().for_each(|word| word.store(0, Ordering::SeqCst));
     }
 
+    /// Sets how often a block was read of late, as an earlier server knew it.
+    pub fn remember_heat(&self, block: u64, heat: u8) {
+        if let Ok(block) = u32::try_from(block) {
+            self.set_heat(block, heat);
+        }
+    }
+
     // What a queue does.
 
     /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.

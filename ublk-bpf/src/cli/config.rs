@@ -6,8 +6,10 @@ use anyhow::{Context, anyhow};
 use serde::{Deserialize, Deserializer, de::Error};
 
 use super::error::Usage;
+use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::control::Recovery;
-use crate::target::Spec;
+use crate::target::{Spec, parse_size};
 
 /// The keys. What is not there is left to the command line and the defaults.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -23,6 +25,14 @@ pub(super) struct Config {
     pub(super) daemon: Option<bool>,
     pub(super) recovery: Option<Recovery>,
     pub(super) allow_lossy: Option<bool>,
+    #[serde(default, deserialize_with = "spec")]
+    pub(super) cache: Option<Spec>,
+    #[serde(default, deserialize_with = "cache_block")]
+    pub(super) cache_block: Option<u32>,
+    pub(super) cache_mode: Option<Mode>,
+    pub(super) cache_eviction: Option<Algorithm>,
+    #[serde(default, deserialize_with = "size")]
+    pub(super) promote_limit: Option<u64>,
 }
 
 impl Config {
@@ -50,6 +60,18 @@ fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::E
         .map_err(Error::custom)
 }
 
+fn cache_block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    super::run::parse_cache_block(&text)
+        .map(Some)
+        .map_err(Error::custom)
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_size(&text).map(Some).map_err(Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,7 +89,12 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_with_its_line() {
         for (text, words) in [
-            ("queues = 1\ncache = \"x\"\n", "line 2: unknown field `cache`"),
+            ("queues = 1\ncaches = \"x\"\n", "line 2: unknown field `caches`"),
+            (
+                "cache-block = \"5K\"",
+                "line 1: 5K is not the size of a cache block",
+            ),
+            ("cache-mode = \"write-back\"", "line 1: unknown variant"),
             ("backing = \"mem:1X\"", "line 1: not a size"),
             ("depth = 70000", "line 1: invalid value"),
             ("queues = ", "line 1: "),

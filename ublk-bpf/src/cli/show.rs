@@ -2,6 +2,7 @@
 
 use super::args::{Device, Format};
 use super::table;
+use crate::cache::Mode;
 use crate::control::Control;
 use crate::server::status::{self, Status};
 use crate::server::users;
@@ -47,6 +48,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         ("size", format!("{} ({} bytes)", Size(status.size), status.size)),
         ("backing", backing),
         ("policy", status.policy.clone()),
+        ("cache", cache(status)),
         ("queues", format!("{} of depth {}", status.queues, status.depth)),
         ("read-only", yes(status.read_only, "yes")),
         (
@@ -72,4 +74,32 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         ("pins", status.pins.clone()),
         ("log", status.log.clone().unwrap_or_else(none)),
     ]
+}
+
+/// What is to be known of the cache, in a line.
+fn cache(status: &Status) -> String {
+    let Some(cache) = &status.cache else {
+        return "none".to_owned();
+    };
+    let size = Size(u64::from(cache.slots) * u64::from(cache.block));
+    let mode = match cache.mode {
+        Mode::WriteThrough => "write-through",
+        Mode::WriteAround => "write-around",
+    };
+    let mut line = format!(
+        "{}: {size} in {} blocks of {}, {mode}",
+        cache.device,
+        cache.slots,
+        Size(cache.block.into())
+    );
+    if let Some(limit) = cache.promote_limit {
+        line.push_str(&format!(", filled by at most {} a second", Size(limit)));
+    }
+    if let Some(detached) = &cache.detached {
+        line.push_str(&format!(
+            "; NOT USED since {} (seconds since 1970): {}",
+            detached.since, detached.why
+        ));
+    }
+    line
 }

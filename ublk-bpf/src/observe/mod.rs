@@ -5,8 +5,10 @@
 mod read;
 mod table;
 
+use std::collections::BTreeMap;
+
 use serde::{Serialize, Serializer};
-use ublk_bpf_abi::{Op, Reason, ServerCounters, Verdict};
+use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
 pub use read::{program, stats};
 pub use table::Table;
@@ -26,6 +28,11 @@ pub struct Stats {
     pub server: ServerStats,
     /// The same for each queue.
     pub queues: Vec<ServerStats>,
+    /// What was done to keep the cache filled; none if the device has none.
+    pub cache: Option<CacheStats>,
+    /// How often the policy decided for each reason of its own, by the reason's number; those that never happened are
+    /// left out.
+    pub codes: BTreeMap<u8, u64>,
 }
 
 /// What the kernel counts about a program.
@@ -77,6 +84,17 @@ impl Serialize for ServerStats {
     }
 }
 
+/// [`CacheCounters`] as an object of names and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStats(pub CacheCounters);
+
+impl Serialize for CacheStats {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let names = CacheCounters::FIELDS.iter().map(|(name, _)| *name);
+        serializer.collect_map(names.zip(self.0.values()))
+    }
+}
+
 fn op_name<S: Serializer>(op: &Op, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(op.name())
 }
@@ -124,6 +142,8 @@ pub(crate) mod tests {
             decisions: decisions.to_vec(),
             server,
             queues: vec![server],
+            cache: None,
+            codes: BTreeMap::new(),
         }
     }
 

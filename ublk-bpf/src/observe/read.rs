@@ -1,17 +1,19 @@
 //! Reading the pinned maps and programs.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
-use ublk_bpf_abi::{Decisions, Op, Reason, ServerCounters, map};
+use ublk_bpf_abi::{CacheCounters, Decisions, Op, Reason, ServerCounters, map};
 
-use super::{OpDecisions, ProgramStats, ServerStats, Stats, VERDICTS};
-use crate::policy::{Disk, PinDir, PolicyError, chain, pin_error};
+use super::{CacheStats, OpDecisions, ProgramStats, ServerStats, Stats, VERDICTS};
+use crate::policy::{self, Disk, PinDir, PolicyError, chain, pin_error};
 use crate::sys::bpf::{open_pinned, program_facts};
 
 const COUNTER_WORDS: usize = ServerCounters::FIELDS.len();
+const CACHE_WORDS: usize = CacheCounters::FIELDS.len();
 
 /// Reads everything that is counted for a disk. Counters go on while they are read: a sum may be some requests
 /// ahead of another.
@@ -33,6 +35,8 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
         decisions: decisions(&pins)?,
         server: ServerStats(total),
         queues,
+        cache: cache(&pins)?,
+        codes: codes(&pins)?,
     })
 }
 
@@ -95,6 +99,40 @@ fn server(pins: &PinDir) -> Result<Vec<ServerStats>, PolicyError> {
         queues.push(ServerStats(ServerCounters::from_values(values)));
     }
     Ok(queues)
+}
+
+/// What was done for the cache, if the classifier was told of one.
+fn cache(pins: &PinDir) -> Result<Option<CacheStats>, PolicyError> {
+    let failed = |e: MapError| PolicyError::Access {
+        map: map::CACHE,
+        detail: chain(&e),
+    };
+    if !policy::has_cache(pins)? {
+        return Ok(None);
+    }
+    let map = MapData::from_pin(pins.map(map::CACHE)).map_err(failed)?;
+    let map: Array<_, [u64; CACHE_WORDS]> = Array::try_from(Map::Array(map)).map_err(failed)?;
+    let values = map.get(&0, 0).map_err(failed)?;
+    Ok(Some(CacheStats(CacheCounters::from_values(values))))
+}
+
+/// Adds up what each CPU counted of the policy's own reasons.
+fn codes(pins: &PinDir) -> Result<BTreeMap<u8, u64>, PolicyError> {
+    let failed = |e: MapError| PolicyError::Access {
+        map: map::CODES,
+        detail: chain(&e),
+    };
+    let map = MapData::from_pin(pins.map(map::CODES)).map_err(failed)?;
+    let entries: PerCpuArray<_, u64> = PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(failed)?;
+    let mut codes = BTreeMap::new();
+    for code in 0..=u8::MAX {
+        let cpus = entries.get(&code.into(), 0).map_err(failed)?;
+        let count = cpus.iter().fold(0_u64, |sum, count| sum.wrapping_add(*count));
+        if count != 0 {
+            codes.insert(code, count);
+        }
+    }
+    Ok(codes)
 }
 
 #[cfg(test)]

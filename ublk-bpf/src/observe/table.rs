@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ublk_bpf_abi::{Reason, ServerCounters};
+use ublk_bpf_abi::{CacheCounters, Reason, ServerCounters};
 
 use super::{OpDecisions, Stats, VERDICTS};
 
@@ -66,19 +66,34 @@ impl Table<'_> {
         for (at, reason) in Reason::ALL.iter().enumerate() {
             row(f, &format!("  {}", reason.name()), &|of| of.reasons[at])?;
         }
+        if !self.0.codes.is_empty() {
+            writeln!(f, "by the policy's own reasons")?;
+            for (code, count) in &self.0.codes {
+                writeln!(f, "  {code:<15}{count:>COUNT$}")?;
+            }
+        }
         Ok(())
     }
 
     fn server(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "server")?;
-        let values = self.0.server.0.values();
-        for ((name, description), value) in ServerCounters::FIELDS.iter().zip(values) {
-            if value != 0 {
-                writeln!(f, "  {name:<18}{value:>COUNT$}  {}", description.trim())?;
-            }
+        counters(f, ServerCounters::FIELDS, &self.0.server.0.values())?;
+        if let Some(cache) = self.0.cache {
+            writeln!(f, "\ncache")?;
+            counters(f, CacheCounters::FIELDS, &cache.0.values())?;
         }
         Ok(())
     }
+}
+
+/// Counters with their descriptions, each in a line.
+fn counters(f: &mut fmt::Formatter<'_>, fields: &[(&str, &str)], values: &[u64]) -> fmt::Result {
+    for ((name, description), value) in fields.iter().zip(values) {
+        if *value != 0 {
+            writeln!(f, "  {name:<18}{value:>COUNT$}  {}", description.trim())?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -332,16 +332,27 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// The pinned configuration must be one that this program would have written for the same device.
-fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
-    let path = pins.map(CONFIG_PIN);
-    let map = open_map(&path, size_of::<Config>(), 1)?;
+/// Whether the classifier that is pinned there was told of a cache.
+pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
+    let words = config_words(pins)?;
+    Ok(words[CONFIG_WORDS - 1] & u64::from(u32::MAX) != 0)
+}
+
+/// The pinned configuration, as words of two numbers.
+fn config_words(pins: &PinDir) -> Result<[u64; CONFIG_WORDS], PolicyError> {
+    let map = open_map(&pins.map(CONFIG_PIN), size_of::<Config>(), 1)?;
     let failed = |e: aya::maps::MapError| PolicyError::Access {
         map: CONFIG_PIN,
         detail: chain(&e),
     };
     let map: Array<_, [u64; CONFIG_WORDS]> = Array::try_from(Map::Array(map)).map_err(failed)?;
-    let words = map.get(&0, 0).map_err(failed)?;
+    map.get(&0, 0).map_err(failed)
+}
+
+/// The pinned configuration must be one that this program would have written for the same device.
+fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
+    let path = pins.map(CONFIG_PIN);
+    let words = config_words(pins)?;
     let halves = |word: u64| [word & u64::from(u32::MAX), word >> 32];
     let [abi_version, depth] = halves(words[2]);
     let [written_shift, _] = halves(words[3]);

@@ -4,6 +4,7 @@
 //! what a server that died left behind is recognised and removed by [`leftover`].
 
 mod background;
+mod cache;
 mod claim;
 mod isolation;
 pub mod leftover;
@@ -18,7 +19,8 @@ mod stop;
 pub mod users;
 
 pub use background::run_in_background;
-pub use options::Options;
+pub use cache::CacheError;
+pub use options::{CacheOptions, Options};
 pub use record::Record;
 pub use serve::{Ready, ServeError, Start, serve};
 pub use stop::{StopError, stop};

@@ -1,5 +1,9 @@
 //! What a device is asked to be.
 
+use serde::{Deserialize, Serialize};
+
+use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
 use crate::target::Spec;
 
@@ -22,4 +26,48 @@ pub struct Options {
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
+    /// The cache before the backing, if there is to be one.
+    pub cache: Option<CacheOptions>,
+}
+
+/// What a device's cache is asked to be: the options of `ublk-bpf run` that begin with `--cache`, and
+/// `--promote-limit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheOptions {
+    /// Where the copies are.
+    #[serde(with = "crate::target::spec_text")]
+    pub device: Spec,
+    /// Bytes of a cache block: a power of two from 4 KiB to 1 MiB.
+    pub block: u32,
+    /// What writes do to cached blocks.
+    pub mode: Mode,
+    /// Which block goes where there is no room.
+    pub eviction: Algorithm,
+    /// Bytes that may be promoted in a second; `None`: as fast as they come.
+    pub promote_limit: Option<u64>,
+    /// Begin empty, whatever is on the device. Not a property of the device that is made.
+    #[serde(skip)]
+    pub reset: bool,
+}
+
+impl CacheOptions {
+    /// A cache on `device` as it is where nothing else is said.
+    #[must_use]
+    pub fn on(device: Spec) -> Self {
+        Self {
+            device,
+            block: 64 << 10,
+            mode: Mode::default(),
+            eviction: Algorithm::default(),
+            promote_limit: None,
+            reset: false,
+        }
+    }
+
+    /// A cache block's bytes as a power of two.
+    #[must_use]
+    pub const fn shift(&self) -> u32 {
+        self.block.trailing_zeros()
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Options;
+use super::{CacheOptions, Options};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::target::Spec;
 
@@ -20,7 +20,7 @@ use crate::target::Spec;
 pub const DIRECTORY: &str = "/run/ublk-bpf";
 
 /// Version of the record's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Who asks for a lock has it for less than this, unless it is made to wait for a processor.
 const ASKING: Duration = Duration::from_millis(1);
@@ -43,7 +43,7 @@ pub struct Record {
     /// Which boot of the machine it was.
     pub boot_id: String,
     /// Where its bytes are, as `--backing` takes it; a path is absolute.
-    #[serde(with = "spec_text")]
+    #[serde(with = "crate::target::spec_text")]
     pub backing: Spec,
     /// Which file or device that path led to.
     pub identity: String,
@@ -61,6 +61,32 @@ pub struct Record {
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
+    /// Its cache, if it has one.
+    pub cache: Option<CacheRecord>,
+}
+
+/// A device's cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheRecord {
+    /// What it was asked to be.
+    pub options: CacheOptions,
+    /// Which file or device its path led to.
+    pub identity: String,
+    /// Slots that it has.
+    pub slots: u32,
+    /// It failed, and is not used any more.
+    pub detached: Option<Detached>,
+}
+
+/// That a cache is not used any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detached {
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Why.
+    pub why: String,
 }
 
 /// Why a record or a lock could not be used. One line: what was wanted, what was found, what to do.
@@ -101,13 +127,18 @@ impl Record {
     /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute;
     /// `identity` is the [target's](crate::target::Target::identity).
     #[must_use]
-    pub fn new(info: &DeviceInfo, options: &Options, sectors: u64, identity: String) -> Self {
-        let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    pub fn new(
+        info: &DeviceInfo,
+        options: &Options,
+        sectors: u64,
+        identity: String,
+        cache: Option<CacheRecord>,
+    ) -> Self {
         Self {
             version: VERSION,
             id: info.id.number(),
             pid: std::process::id(),
-            started: started.map_or(0, |since| since.as_secs()),
+            started: now(),
             boot_id: boot_id(),
             backing: options.backing.clone(),
             identity,
@@ -118,6 +149,7 @@ impl Record {
             read_only: options.read_only,
             recovery: options.recovery,
             allow_lossy: options.allow_lossy,
+            cache,
         }
     }
 
@@ -139,7 +171,14 @@ impl Record {
             read_only: self.read_only,
             recovery: self.recovery,
             allow_lossy: self.allow_lossy,
+            cache: self.cache.as_ref().map(|cache| cache.options.clone()),
         }
+    }
+
+    /// Whether its cache has failed.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.detached.is_some())
     }
 
     /// Whether the machine has been booted again since: nothing but the record can be left of the device then.
@@ -206,6 +245,12 @@ impl Record {
             source,
         })
     }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// Removes what is said of device `id`, which is gone. Waits for a change of its policy that is under way: it would
@@ -457,21 +502,6 @@ fn is_same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-/// A backing as the command line writes it.
-mod spec_text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::target::Spec;
-
-    pub(super) fn serialize<S: Serializer>(spec: &Spec, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(spec)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spec, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -489,6 +519,7 @@ mod tests {
             read_only: false,
             recovery: Recovery::Reissue,
             allow_lossy: false,
+            cache: Some(CacheOptions::on(Spec::Path("/dev/fast".into()))),
         };
         let info = DeviceInfo {
             id: ID,
@@ -502,7 +533,16 @@ mod tests {
             owner_uid: 0,
             owner_gid: 0,
         };
-        Record::new(&info, &options, 1 << 21, "memory".into())
+        let cache = options.cache.clone().map(|options| CacheRecord {
+            options,
+            identity: "block device 1:2".into(),
+            slots: 100,
+            detached: Some(Detached {
+                since: 1,
+                why: "reading failed".into(),
+            }),
+        });
+        Record::new(&info, &options, 1 << 21, "memory".into(), cache)
     }
 
     #[test]
@@ -521,8 +561,8 @@ mod tests {
             ("", "EOF"),
             ("{}", "version"),
             (
-                &good.replace("\"version\":1", "\"version\":2"),
-                "version 2, this program knows 1",
+                &good.replace("\"version\":2", "\"version\":1"),
+                "version 1, this program knows 2",
             ),
             (&good.replace("\"id\":3", "\"id\":4"), "about ublkb4"),
             (&good.replace("mem:1G", "mem:1X"), "not a size"),

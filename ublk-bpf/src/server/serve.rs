@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use super::cache::{self, CacheDevice, CacheError, CacheService};
 use super::claim::Claim;
 use super::isolation::isolate;
 use super::leftover;
 use super::queues::{Queues, Shared};
-use super::record::{Lock, RecordError};
+use super::record::{CacheRecord, Lock, RecordError};
 use super::signals::StopSignals;
 use super::{Options, Record, users};
 use crate::control::{
@@ -32,6 +33,8 @@ const NODE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the kernel may take to let go of a server that is gone.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
+/// How often it is looked whether the cache device has failed, so that others can be told.
+const CACHE_WATCH: Duration = Duration::from_millis(200);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -68,6 +71,9 @@ pub enum ServeError {
     /// The classifier's or the policy's.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The cache's.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The run record's or the lock's.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -149,26 +155,35 @@ fn kernel() -> Result<Control, ServeError> {
 /// Makes a device, serves it, and deletes it.
 fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeError> {
     let policy = Policy::parse(&options.policy)?;
-    let target = open_target(options)?;
+    let (target, cache) = open_devices(options)?;
     let control = &kernel()?;
     isolate();
     let mut claim = Claim::make(control, options)?;
     let facts = target.facts();
-    control.set_params(&claim.info, &facts.params(claim.info.max_io_bytes))?;
-    let spec = classifier_spec(&claim.info, &target, facts.sectors);
+    let params = facts.params(claim.info.max_io_bytes);
+    let params = cache.as_ref().map_or(params, |cache| cache.adapt(params));
+    control.set_params(&claim.info, &params)?;
+    let spec = classifier_spec(&claim.info, &target, facts.sectors, cache.as_ref())?;
     let mut classifier = Classifier::load(&spec)?;
     mark_data(&target, &classifier)?;
     policy::swap(&spec.disk, &policy)?;
-    let record = Record::new(&claim.info, options, facts.sectors, target.identity());
+    let cached = cache.as_ref().zip(classifier.cache());
+    let service =
+        cached.map(|(cache, maps)| CacheService::new(cache, &target, maps, cache.warm(&target)?, false));
+    let service = service.transpose()?;
+    let cache = cache.as_ref().map(CacheDevice::record);
+    let record = Record::new(&claim.info, options, facts.sectors, target.identity(), cache);
     record.write()?;
     let server = Server {
         control,
         info: &claim.info,
         target: &target,
         classifier: &classifier,
+        cache: service.as_ref(),
         record,
     };
     let end = server.run(Control::start, ready);
+    drop(service);
     if let Err(ServeError::Left { .. }) = end {
         claim.leave();
         classifier.leave_pinned();
@@ -188,11 +203,14 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
     let mut options = before.options();
     let info = waiting(control, id)?;
     let policy = Policy::parse(&options.policy);
-    let target = open_target(&options)?;
+    let (target, cache) = open_devices(&options)?;
     check_unchanged(control, &before, &target)?;
+    if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {
+        cache.check_unchanged(before)?;
+    }
     isolate();
     start_recovery(control, id)?;
-    let spec = classifier_spec(&info, &target, before.sectors);
+    let spec = classifier_spec(&info, &target, before.sectors, cache.as_ref())?;
     let mut classifier = match Classifier::reopen(&spec) {
         Ok(classifier) => classifier,
         Err(error) => {
@@ -212,7 +230,18 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
         }
     }
     let mut claim = Claim::take_over(control, info, lock);
-    let record = Record::new(&claim.info, &options, before.sectors, target.identity());
+    let detached = before.cache.as_ref().and_then(|cache| cache.detached.clone());
+    let cached = cache.as_ref().zip(classifier.cache());
+    let service = cached.map(|(cache, maps)| {
+        let entries = cache.survivors(&target, maps);
+        CacheService::new(cache, &target, maps, entries, detached.is_some())
+    });
+    let service = service.transpose()?;
+    let cache = cache.as_ref().map(|cache| CacheRecord {
+        detached,
+        ..cache.record()
+    });
+    let record = Record::new(&claim.info, &options, before.sectors, target.identity(), cache);
     record.write()?;
     drop(policy_lock);
     let server = Server {
@@ -220,9 +249,11 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
         info: &claim.info,
         target: &target,
         classifier: &classifier,
+        cache: service.as_ref(),
         record,
     };
     let end = server.run(Control::end_recovery, ready);
+    drop(service);
     if end.is_ok() {
         claim.delete_when_dropped();
         classifier.remove_when_dropped();
@@ -291,28 +322,39 @@ fn waiting(control: &Control, id: DeviceId) -> Result<DeviceInfo, ServeError> {
     }
 }
 
-/// Opens what the bytes are on. By its path, so before the process leaves its mounts.
-fn open_target(options: &Options) -> Result<Target, ServeError> {
-    let target = Target::open(&options.backing, options.read_only)?;
+/// Opens what the bytes are on, and where some of them are twice. By their paths, so before the process leaves its
+/// mounts.
+fn open_devices(options: &Options) -> Result<(Target, Option<CacheDevice>), ServeError> {
+    let mut target = Target::open(&options.backing, options.read_only)?;
     if target.kind() == Kind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);
     }
-    Ok(target)
+    let cache = options.cache.as_ref();
+    let cache = cache.map(|of| CacheDevice::open(of, &mut target)).transpose()?;
+    Ok((target, cache))
 }
 
 /// `sectors` is the device's size.
-fn classifier_spec(info: &DeviceInfo, target: &Target, sectors: u64) -> policy::Spec {
+fn classifier_spec(
+    info: &DeviceInfo,
+    target: &Target,
+    sectors: u64,
+    cache: Option<&CacheDevice>,
+) -> Result<policy::Spec, CacheError> {
     let is_tracked = matches!(
         target.kind(),
         Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
     );
-    policy::Spec {
+    if cache.is_some() {
+        cache::check_tags(info)?;
+    }
+    Ok(policy::Spec {
         disk: Disk::ublk(info.id.number()),
         queues: info.queues,
         depth: info.depth,
         written: WrittenSpec::for_device(sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
-        cache: None,
-    }
+        cache: cache.map(|cache| cache.maps(sectors)).transpose()?,
+    })
 }
 
 /// Marks what already holds data.
@@ -339,6 +381,7 @@ struct Server<'a> {
     info: &'a DeviceInfo,
     target: &'a Target,
     classifier: &'a Classifier,
+    cache: Option<&'a CacheService<'a>>,
     record: Record,
 }
 
@@ -356,7 +399,7 @@ impl Server<'_> {
             device: &device,
             target: self.target,
             classifier: self.classifier,
-            cache: None,
+            cache: self.cache.map(CacheService::ways),
             lossy: self.record.allow_lossy,
             stop: &stop,
         };
@@ -365,12 +408,26 @@ impl Server<'_> {
             .enable_all()
             .build()
             .map_err(system("start the main thread's runtime"))?;
-        thread::scope(|scope| {
+        let mut promoter = None;
+        let end = thread::scope(|scope| {
             // Whatever happens here, the threads end: the scope waits for them.
             let _end = PullOnDrop(&stop);
+            let _promoter = self.cache.map(StopOnDrop);
+            let promoting = self.cache.map(|cache| cache.spawn(scope, cache.promoter()));
+            let promoting = promoting.transpose().map_err(system("start the promoter"))?;
             let queues = Queues::spawn(scope, &shared).map_err(system("start a queue thread"))?;
-            runtime.block_on(self.live(queues, begin, ready))
-        })
+            let end = runtime.block_on(self.live(queues, begin, ready));
+            if let Some((cache, thread)) = self.cache.zip(promoting) {
+                cache.stop();
+                promoter = thread.join().ok();
+            }
+            end
+        });
+        // Every thread has ended: what is in the slots stays as it is.
+        if let (Ok(()), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
+            cache.save(&promoter);
+        }
+        end
     }
 
     /// The main thread, from the first queue to the last.
@@ -393,8 +450,16 @@ impl Server<'_> {
             kind: self.target.kind(),
         });
         let mut was_asked = false;
+        let mut watch = tokio::time::interval(CACHE_WATCH);
+        let mut cache = self.cache.filter(|_| !self.record.is_detached());
         loop {
             tokio::select! {
+                _ = watch.tick(), if cache.is_some() => {
+                    if let Some(failure) = cache.and_then(CacheService::failure) {
+                        cache::note_detached(&self.record, failure);
+                        cache = None;
+                    }
+                }
                 end = queues.ended() => return self.ended(end),
                 () = signals.next() => match self.stop(was_asked)? {
                     Stopped::Yes => return Ok(()),
@@ -451,6 +516,15 @@ impl Server<'_> {
 enum Stopped {
     Yes,
     InUse,
+}
+
+/// Ends the promoter, however the main thread leaves.
+struct StopOnDrop<'a>(&'a CacheService<'a>);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// Ends the queue threads, however the main thread leaves.

@@ -4,7 +4,9 @@ use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::leftover;
-use super::record::{self, Lock, Record, RecordError};
+use super::record::{self, CacheRecord, Detached, Lock, Record, RecordError};
+use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
 
 /// A device of this program. The names of its fields, as JSON has them, are stable.
@@ -36,10 +38,46 @@ pub struct Status {
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
+    /// Its cache, if it has one.
+    pub cache: Option<CacheStatus>,
     /// Where its pins are.
     pub pins: String,
     /// Its server's log, if it runs in the background.
     pub log: Option<String>,
+}
+
+/// A device's cache. The names of its fields, as JSON has them, are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CacheStatus {
+    /// Where the copies are.
+    pub device: String,
+    /// Bytes of a cache block.
+    pub block: u32,
+    /// Slots of that size.
+    pub slots: u32,
+    /// What writes do to cached blocks.
+    pub mode: Mode,
+    /// Which block goes where there is no room.
+    pub eviction: Algorithm,
+    /// Bytes that may be promoted in a second; none: as many as come.
+    pub promote_limit: Option<u64>,
+    /// Since when it is not used any more, and why; none: it is used.
+    pub detached: Option<Detached>,
+}
+
+impl From<CacheRecord> for CacheStatus {
+    fn from(record: CacheRecord) -> Self {
+        let options = record.options;
+        Self {
+            device: options.device.to_string(),
+            block: options.block,
+            slots: record.slots,
+            mode: options.mode,
+            eviction: options.eviction,
+            promote_limit: options.promote_limit,
+            detached: record.detached,
+        }
+    }
 }
 
 /// What a device does.
@@ -91,6 +129,7 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
         read_only: record.read_only,
         recovery: record.recovery,
         allow_lossy: record.allow_lossy,
+        cache: record.cache.map(CacheStatus::from),
         pins: crate::policy::PinDir::of(&crate::policy::Disk::ublk(id.number()))
             .path()
             .display()

@@ -12,6 +12,7 @@ mod memory;
 mod null;
 mod params;
 mod spec;
+pub(crate) mod spec_text;
 mod sysfs;
 #[cfg(test)]
 mod tests;
@@ -185,6 +186,26 @@ impl Target {
             (Kind::Block, Some(file)) => format!("block device {}", number(file.rdev())),
             (kind, _) => kind.name().to_owned(),
         }
+    }
+
+    /// Lowers what a device on it promises to what `other`, which serves some of its requests, can keep.
+    ///
+    /// # Errors
+    /// If its size is not whole blocks of the other's.
+    pub fn suit(&mut self, other: &Facts) -> Result<(), Error> {
+        let block = self.facts.logical_block.max(other.logical_block);
+        let bytes = self.facts.sectors * SECTOR_SIZE;
+        if !bytes.is_multiple_of(block.into()) {
+            return Err(Error::Unaligned {
+                path: self.spec.to_string().into(),
+                bytes,
+                block,
+            });
+        }
+        self.facts.logical_block = block;
+        self.facts.physical_block = self.facts.physical_block.max(block);
+        self.facts.memory_align = self.facts.memory_align.max(other.memory_align);
+        Ok(())
     }
 
     /// What a device on it may promise.

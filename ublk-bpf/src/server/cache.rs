@@ -1,0 +1,412 @@
+//! A device's cache: opened, taken into use, and left so that the next server finds it warm.
+
+use std::fs::File;
+use std::thread::{Scope, ScopedJoinHandle};
+
+use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
+
+use super::isolation::protect_thread;
+use super::record::{CacheRecord, Detached, Lock, Record, now};
+use super::{CacheOptions, ServeError};
+use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
+use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape};
+use crate::control::{DeviceInfo, Params};
+use crate::driver::uring::{CacheWays, Doorbell, PromoterSpec, run_promoter};
+use crate::policy::{CacheMaps, CacheSpec};
+use crate::queue::Errno;
+use crate::target::fingerprint::Identity;
+use crate::target::{Kind, Size, Target};
+
+/// Most blocks that one discard or write-zeroes may cover: a queue marks each of them before it goes on.
+const MOST_BLOCKS_A_DISCARD: u32 = 16 << 10;
+
+/// Slots that are compared with the backing before any is believed.
+const SAMPLES: usize = 64;
+
+/// Why a device cannot have that cache. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// What is on the cache device cannot be used.
+    #[error("the cache {device} {source}")]
+    Disk {
+        /// The cache device.
+        device: String,
+        /// What is wrong.
+        source: DiskError,
+    },
+    /// There is nothing to copy.
+    #[error(
+        "null: keeps nothing that could be cached: give a file, a block device or mem:SIZE as backing, or no cache"
+    )]
+    Null,
+    /// A null device as cache.
+    #[error("null: keeps nothing and cannot be a cache: give a file, a block device or mem:SIZE")]
+    NullCache,
+    /// It cannot be written.
+    #[error("the cache {0} can only be read: give one that can be written")]
+    ReadOnly(String),
+    /// The index would be too large.
+    #[error(
+        "a device of {size} has too many blocks of {block} for a cache, which indexes less than 2^32: take larger ones by --cache-block"
+    )]
+    TooManyBlocks {
+        /// The device's size.
+        size: Size,
+        /// The cache block's.
+        block: Size,
+    },
+    /// More writes could be in flight than a block can count.
+    #[error(
+        "{queues} queues of depth {depth} are more than the {most} tags that a device with a cache can have"
+    )]
+    TooManyTags {
+        /// Queues.
+        queues: u16,
+        /// Tags in each.
+        depth: u16,
+        /// The most of them in all.
+        most: u32,
+    },
+    /// The cache that is to be recovered is another one.
+    #[error("the cache is {found} and was {wanted}: bring that back, or stop the device")]
+    Changed {
+        /// What it was.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+    /// The backing cannot be told from others.
+    #[error("cannot find out which backing the cache is for: {0}")]
+    Identity(std::io::Error),
+}
+
+/// The cache device, open and divided into slots.
+#[derive(Debug)]
+pub(super) struct CacheDevice {
+    options: CacheOptions,
+    target: Target,
+    file: File,
+    layout: Layout,
+}
+
+impl CacheDevice {
+    /// Opens what the options name, for a device on `backing`, which will promise no more than both can keep.
+    pub(super) fn open(options: &CacheOptions, backing: &mut Target) -> Result<Self, ServeError> {
+        if matches!(backing.kind(), Kind::Null(_)) {
+            return Err(CacheError::Null.into());
+        }
+        let target = Target::open(&options.device, false)?;
+        let Some(file) = target.file() else {
+            return Err(CacheError::NullCache.into());
+        };
+        let file = file.try_clone().map_err(|source| ServeError::System {
+            what: "use the cache device's descriptor twice",
+            source,
+        })?;
+        let name = options.device.to_string();
+        if target.facts().read_only {
+            return Err(CacheError::ReadOnly(name).into());
+        }
+        let layout = Layout::plan(target.facts().sectors * SECTOR_SIZE, options.block);
+        let layout = layout.map_err(|source| CacheError::Disk { device: name, source })?;
+        backing.suit(target.facts())?;
+        Ok(Self {
+            options: options.clone(),
+            target,
+            file,
+            layout,
+        })
+    }
+
+    /// The maps that the classifier needs.
+    pub(super) fn maps(&self, sectors: u64) -> Result<CacheSpec, CacheError> {
+        CacheSpec::for_device(sectors, self.options.shift()).ok_or(CacheError::TooManyBlocks {
+            size: Size(sectors * SECTOR_SIZE),
+            block: Size(self.options.block.into()),
+        })
+    }
+
+    /// The device's parameters with this cache: no read or write touches two blocks, and no discard too many.
+    pub(super) fn adapt(&self, params: Params) -> Params {
+        let block_sectors = self.options.block / 512;
+        let most = block_sectors.saturating_mul(MOST_BLOCKS_A_DISCARD);
+        Params {
+            chunk_sectors: block_sectors,
+            discard: params.discard.map(|discard| crate::control::Discard {
+                max_sectors: discard.max_sectors.min(most),
+                ..discard
+            }),
+            max_write_zeroes_sectors: params.max_write_zeroes_sectors.min(most),
+            ..params
+        }
+    }
+
+    /// What others find about it.
+    pub(super) fn record(&self) -> CacheRecord {
+        CacheRecord {
+            options: CacheOptions {
+                reset: false,
+                ..self.options.clone()
+            },
+            identity: self.target.identity(),
+            slots: self.layout.slots,
+            detached: None,
+        }
+    }
+
+    /// Whether it is the device that `before` tells of.
+    pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
+        let found = self.target.identity();
+        if found == before.identity && self.layout.slots == before.slots {
+            return Ok(());
+        }
+        Err(CacheError::Changed {
+            wanted: before.identity.clone(),
+            found,
+        })
+    }
+
+    /// Takes what is on it for a new device on `backing`.
+    pub(super) fn warm(&self, backing: &Target) -> Result<Vec<SavedEntry>, CacheError> {
+        let identity = Identity::of(backing).map_err(CacheError::Identity)?;
+        let failed = |source| self.failed(source);
+        if self.options.reset {
+            disk::reset(&self.file, &self.layout, &identity).map_err(failed)?;
+            return Ok(Vec::new());
+        }
+        match disk::open(&self.file, &self.layout, &identity).map_err(failed)? {
+            Opened::New => Ok(Vec::new()),
+            Opened::Cold { reason } => {
+                tracing::warn!("the cache {} {reason}: it begins empty", self.options.device);
+                Ok(Vec::new())
+            }
+            Opened::Warm(entries) => {
+                self.compare(backing, &entries).map_err(failed)?;
+                Ok(entries)
+            }
+        }
+    }
+
+    /// Takes what a server that died had in it, by the index that it left. What cannot be believed is left out.
+    pub(super) fn survivors(&self, backing: &Target, maps: &CacheMaps) -> Vec<SavedEntry> {
+        if self.target.kind() == Kind::Memory {
+            return Vec::new();
+        }
+        let survivors = cache::surviving(maps.index(), self.layout.slots).into_iter();
+        let mut entries: Vec<SavedEntry> = survivors
+            .map(|(slot, block)| SavedEntry {
+                slot,
+                block: block.into(),
+                priority: Priority::Normal as u8,
+                heat: 0,
+            })
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.slot);
+        if let Err(error) = self.compare(backing, &entries) {
+            tracing::warn!("{}: it begins empty", self.failed(error));
+            entries.clear();
+        }
+        entries
+    }
+
+    fn compare(&self, backing: &Target, entries: &[SavedEntry]) -> Result<(), DiskError> {
+        let bytes = backing.facts().sectors * SECTOR_SIZE;
+        match backing.file() {
+            Some(file) => disk::sample_matches(&self.file, file, &self.layout, entries, bytes, SAMPLES),
+            None => Ok(()),
+        }
+    }
+
+    /// Saves what is in the slots, for the next server.
+    fn save(&self, backing: &Target, entries: impl Iterator<Item = SavedEntry>) -> Result<(), CacheError> {
+        if let Some(file) = backing.file() {
+            file.sync_all().map_err(CacheError::Identity)?;
+        }
+        let identity = Identity::of(backing).map_err(CacheError::Identity)?;
+        disk::save(&self.file, &self.layout, &identity, entries).map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: DiskError) -> CacheError {
+        CacheError::Disk {
+            device: self.options.device.to_string(),
+            source,
+        }
+    }
+}
+
+/// Whether a device can count its writes in flight in the index.
+pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
+    let most = IndexEntry::MAX_WRITERS;
+    if u32::from(info.queues) * u32::from(info.depth) <= most {
+        return Ok(());
+    }
+    Err(CacheError::TooManyTags {
+        queues: info.queues,
+        depth: info.depth,
+        most,
+    })
+}
+
+/// A cache in service.
+#[derive(Debug)]
+pub(super) struct CacheService<'a> {
+    device: &'a CacheDevice,
+    backing: &'a Target,
+    maps: &'a CacheMaps,
+    cache: Cache<'a>,
+    doorbell: Doorbell,
+    /// What is in it at the start.
+    entries: Vec<SavedEntry>,
+}
+
+impl<'a> CacheService<'a> {
+    /// A cache with these entries. `was_detached`: it failed under an earlier server, and is not used any more.
+    pub(super) fn new(
+        device: &'a CacheDevice,
+        backing: &'a Target,
+        maps: &'a CacheMaps,
+        entries: Vec<SavedEntry>,
+        was_detached: bool,
+    ) -> Result<Self, ServeError> {
+        let shape = Shape {
+            shift: device.options.shift(),
+            capacity: backing.facts().sectors,
+            slots: device.layout.slots,
+            data_offset: device.layout.data_offset,
+            mode: device.options.mode,
+        };
+        let cache = Cache::new(shape, maps.index(), maps.heat());
+        cache.clear();
+        if was_detached {
+            cache.detach(Failure {
+                during: "serving an earlier server,",
+                errno: Errno::EIO,
+            });
+        }
+        let doorbell = Doorbell::new().map_err(|source| ServeError::System {
+            what: "make an eventfd",
+            source,
+        })?;
+        Ok(Self {
+            device,
+            backing,
+            maps,
+            cache,
+            doorbell,
+            entries,
+        })
+    }
+
+    /// What a queue needs of it.
+    pub(super) fn ways(&self) -> CacheWays<'_> {
+        CacheWays {
+            cache: &self.cache,
+            device: &self.device.file,
+            doorbell: &self.doorbell,
+        }
+    }
+
+    /// What fills it, with what is in it already.
+    pub(super) fn promoter(&self) -> Promoter<'_, 'a> {
+        let limits = Limits {
+            rate: self.device.options.promote_limit,
+        };
+        let algorithm = self.device.options.eviction;
+        let mut promoter = Promoter::new(&self.cache, algorithm, limits, self.maps.published());
+        let blocks = self.entries.iter().filter_map(|entry| {
+            let priority = Priority::parse(entry.priority).unwrap_or(Priority::Normal);
+            Some((entry.slot, u32::try_from(entry.block).ok()?, priority))
+        });
+        promoter.restore(blocks);
+        for entry in &self.entries {
+            self.cache.remember_heat(entry.block, entry.heat);
+        }
+        promoter
+    }
+
+    /// Starts the thread that fills it, which gives the promoter back when it is told to end.
+    pub(super) fn spawn<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        mut promoter: Promoter<'env, 'a>,
+    ) -> std::io::Result<ScopedJoinHandle<'scope, Promoter<'env, 'a>>>
+    where
+        'a: 'scope,
+    {
+        let builder = std::thread::Builder::new().name("promoter".to_owned());
+        builder.spawn_scoped(scope, move || {
+            protect_thread();
+            self.promote(&mut promoter);
+            promoter
+        })
+    }
+
+    fn promote(&self, promoter: &mut Promoter<'_, '_>) {
+        let Some(backing) = self.backing.file() else {
+            return;
+        };
+        let spec = PromoterSpec {
+            backing,
+            cache: &self.device.file,
+            block_bytes: self.device.layout.block_bytes,
+            doorbell: &self.doorbell,
+        };
+        if let Err(error) = run_promoter(&spec, promoter, |counters| self.maps.publish(counters)) {
+            tracing::error!("nothing is promoted any more: {error}");
+            self.cache.detach(Failure {
+                during: "promoting to",
+                errno: Errno::EIO,
+            });
+            // Nobody else does it.
+            while promoter.poll(std::time::Duration::ZERO).is_ok() {}
+        }
+    }
+
+    /// Ends that thread.
+    pub(super) fn stop(&self) {
+        if let Err(error) = self.doorbell.stop() {
+            tracing::error!("cannot end the promoter: {error}");
+        }
+    }
+
+    /// Keeps what is in it for the next server. The queues have ended.
+    pub(super) fn save(&self, promoter: &Promoter<'_, '_>) {
+        if self.cache.failure().is_some() || self.device.target.kind() == Kind::Memory {
+            return;
+        }
+        let entries = promoter
+            .residents()
+            .map(|(slot, block, priority, heat)| SavedEntry {
+                slot,
+                block: block.into(),
+                priority: priority as u8,
+                heat,
+            });
+        if let Err(error) = self.device.save(self.backing, entries) {
+            tracing::warn!("the next server finds the cache empty: {error}");
+        }
+    }
+
+    /// Why it is not used any more, if it is not.
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.cache.failure()
+    }
+}
+
+/// Writes into the device's record that its cache is not used any more. The first cause stays.
+pub(super) fn note_detached(record: &Record, failure: &Failure) {
+    let why = format!("{failure}");
+    tracing::error!("the cache is not used any more: {why}");
+    // Others change the policy in it.
+    let written = Lock::change_policy(record.id()).and_then(|_lock| {
+        let mut record = Record::read(record.id())?;
+        if let Some(cache) = &mut record.cache {
+            let detached = Detached { since: now(), why };
+            cache.detached.get_or_insert(detached);
+        }
+        record.write()
+    });
+    if let Err(error) = written {
+        tracing::error!("cannot tell others so: {error}");
+    }
+}
