@@ -20,12 +20,16 @@
 //!   `dd` into the middle;
 //! - the same within one boot, if it went to the same storage by another way than this device: to the whole
 //!   disk where this is a partition, to a loop device's file, below a device-mapper device, or on the other end of
-//!   a network; or if counting is off (`queue/iostats`) or a driver does not count;
+//!   a network; or if counting is off (`queue/iostats`) or a driver does not count (brd);
 //! - to a file, what does not change its time stamps: writes to the disk below its file system, or a change
 //!   in the same tick of a coarse clock as the device's own last write;
 //! - a file system that was set back as a whole to an older image of itself in which this very file was the same.
 //!
 //! Who does such things resets the cache.
+
+mod saved;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::fs::{self, File};
@@ -33,13 +37,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use ublk_bpf_abi::SECTOR_SIZE;
-use zerocopy::little_endian::{I64, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::sysfs::BlockSysfs;
 use super::{Kind, Size, Target};
 use crate::sys;
 use crate::sys::aligned::Aligned;
+
+pub(crate) use saved::SavedIdentity;
 
 /// Which backing, and in what state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -403,121 +407,3 @@ impl fmt::Display for Uuid {
         write!(f, "{a}-{b}-{c}-{d}-{e}")
     }
 }
-
-/// An [`Identity`] as a cache device keeps it: 256 bytes, little endian. What a kind does not have is zero.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(crate) struct SavedIdentity {
-    kind: u8,
-    name_len: u8,
-    reserved: [u8; 6],
-    bytes: U64,
-    file_system: [u8; 16],
-    inode: U64,
-    modified: SavedStamp,
-    changed: SavedStamp,
-    boot: [u8; 16],
-    sectors_written: U64,
-    sectors_discarded: U64,
-    samples: U32,
-    nonce: [u8; 16],
-    name: [u8; Name::LEN],
-    rest: [u8; 36],
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct SavedStamp {
-    seconds: I64,
-    nanoseconds: I64,
-}
-
-/// The kinds' numbers on the disk.
-const FILE: u8 = 1;
-const BLOCK: u8 = 2;
-const MEMORY: u8 = 3;
-const NULL: u8 = 4;
-
-impl SavedIdentity {
-    /// The identity as it is kept.
-    pub(crate) fn new(identity: &Identity) -> Self {
-        let mut saved = <Self as zerocopy::FromZeros>::new_zeroed();
-        saved.bytes = identity.bytes().into();
-        match identity {
-            Identity::File(file) => {
-                saved.kind = FILE;
-                saved.inode = file.inode.into();
-                saved.file_system = file.file_system;
-                saved.modified = file.modified.into();
-                saved.changed = file.changed.into();
-            }
-            Identity::Block(block) => {
-                saved.kind = BLOCK;
-                let name = block.name.0.as_bytes();
-                saved.name[..name.len()].copy_from_slice(name);
-                saved.name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
-                saved.boot = block.boot;
-                saved.sectors_written = block.sectors_written.into();
-                saved.sectors_discarded = block.sectors_discarded.into();
-                saved.samples = block.samples.into();
-            }
-            Identity::Volatile(volatile) => {
-                saved.kind = if volatile.memory { MEMORY } else { NULL };
-                saved.nonce = volatile.nonce;
-            }
-        }
-        saved
-    }
-
-    /// What it says; `None` if it is no identity.
-    pub(crate) fn parse(&self) -> Option<Identity> {
-        let bytes = self.bytes.get();
-        let identity = match self.kind {
-            FILE => Identity::File(FileIdentity {
-                bytes,
-                inode: self.inode.get(),
-                file_system: self.file_system,
-                modified: self.modified.into(),
-                changed: self.changed.into(),
-            }),
-            BLOCK => Identity::Block(BlockIdentity {
-                bytes,
-                name: Name::parse(self.name.get(..self.name_len.into())?)?,
-                boot: self.boot,
-                sectors_written: self.sectors_written.get(),
-                sectors_discarded: self.sectors_discarded.get(),
-                samples: self.samples.get(),
-            }),
-            MEMORY | NULL => Identity::Volatile(VolatileIdentity {
-                bytes,
-                memory: self.kind == MEMORY,
-                nonce: self.nonce,
-            }),
-            _ => return None,
-        };
-        let sized = bytes > 0 && bytes.is_multiple_of(SECTOR_SIZE) && i64::try_from(bytes).is_ok();
-        // What says the same when written again has nothing in it that was not understood.
-        (sized && Self::new(&identity).as_bytes() == self.as_bytes()).then_some(identity)
-    }
-}
-
-impl From<Stamp> for SavedStamp {
-    fn from(stamp: Stamp) -> Self {
-        Self {
-            seconds: stamp.seconds.into(),
-            nanoseconds: stamp.nanoseconds.into(),
-        }
-    }
-}
-
-impl From<SavedStamp> for Stamp {
-    fn from(saved: SavedStamp) -> Self {
-        Self {
-            seconds: saved.seconds.get(),
-            nanoseconds: saved.nanoseconds.get(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

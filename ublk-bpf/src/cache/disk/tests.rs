@@ -1,118 +1,16 @@
 //! The format on a model of a device that loses power, and on files.
 
-use std::cell::RefCell;
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+mod model;
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use model::{Disk, crashes};
+
 use super::*;
 use crate::target::{Spec, Target};
-
-/// A device in memory that writes down what is done to it.
-struct Disk {
-    content: RefCell<Vec<u8>>,
-    log: RefCell<Vec<Op>>,
-}
-
-#[derive(Clone)]
-enum Op {
-    Write(usize, Vec<u8>),
-    Sync,
-}
-
-impl Disk {
-    fn new(content: Vec<u8>) -> Self {
-        Self {
-            content: RefCell::new(content),
-            log: RefCell::default(),
-        }
-    }
-
-    fn content(&self) -> Vec<u8> {
-        self.content.borrow().clone()
-    }
-}
-
-impl Storage for Disk {
-    fn read(&self, into: &mut [u8], at: u64) -> io::Result<()> {
-        let at = usize::try_from(at).unwrap();
-        into.copy_from_slice(&self.content.borrow()[at..][..into.len()]);
-        Ok(())
-    }
-
-    fn write(&self, from: &[u8], at: u64) -> io::Result<()> {
-        assert!(at.is_multiple_of(4096) && from.len().is_multiple_of(4096));
-        assert!(from.as_ptr().addr().is_multiple_of(4096));
-        let write = Op::Write(usize::try_from(at).unwrap(), from.to_vec());
-        apply(&mut self.content.borrow_mut(), &write, 0..from.len());
-        self.log.borrow_mut().push(write);
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.log.borrow_mut().push(Op::Sync);
-        Ok(())
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        Ok(self.content.borrow().len() as u64)
-    }
-}
-
-/// Puts a part of what was written in its place.
-fn apply(content: &mut [u8], op: &Op, part: std::ops::Range<usize>) {
-    if let Op::Write(at, bytes) = op {
-        content[at + part.start..at + part.end].copy_from_slice(&bytes[part]);
-    }
-}
-
-/// Every content that a crash can leave of a device that had `before` and got `log`: cut anywhere; of the writes since
-/// the last sync any are done and any not, and one of them is done in part.
-fn crashes(before: &[u8], log: &[Op]) -> Vec<Vec<u8>> {
-    let mut left = Vec::new();
-    for cut in 0..=log.len() {
-        let synced = log[..cut]
-            .iter()
-            .rposition(|op| matches!(op, Op::Sync))
-            .unwrap_or(0);
-        let mut durable = before.to_vec();
-        for op in &log[..synced] {
-            apply(&mut durable, op, 0..len(op));
-        }
-        let pending = &log[synced..cut];
-        for done in 0..1_u32 << pending.len() {
-            let mut content = durable.clone();
-            for (_, op) in pending.iter().enumerate().filter(|(at, _)| done >> at & 1 == 1) {
-                apply(&mut content, op, 0..len(op));
-            }
-            for op in pending {
-                for at in [1, 13, 44, 100, 512, 1024, 4000, 4095]
-                    .into_iter()
-                    .filter(|&at| at < len(op))
-                {
-                    let mut torn = content.clone();
-                    apply(&mut torn, op, 0..at);
-                    left.push(torn);
-                    let mut torn = content.clone();
-                    apply(&mut torn, op, at..len(op));
-                    left.push(torn);
-                }
-            }
-            left.push(content);
-        }
-    }
-    left
-}
-
-fn len(op: &Op) -> usize {
-    match op {
-        Op::Write(_, bytes) => bytes.len(),
-        Op::Sync => 0,
-    }
-}
 
 const BLOCK: u32 = 4096;
 const DEVICE: u64 = 256 << 10;
@@ -131,8 +29,8 @@ fn backing() -> (TempDir, PathBuf, Identity) {
     (folder, path, identity)
 }
 
-fn identity(path: &std::path::Path) -> Identity {
-    Identity::of(&Target::open(&Spec::Path(path.to_owned()), false).unwrap()).unwrap()
+fn identity(path: &Path) -> Identity {
+    Identity::of(&direct(path)).unwrap()
 }
 
 /// Some slots in use.
@@ -532,14 +430,9 @@ fn a_cache_of_memory_is_never_warm_and_never_in_the_way() {
     assert!(message.contains("this one is memory of 1M"), "{message}");
 }
 
-/// The cache's file, opened for direct I/O.
-fn direct(path: &std::path::Path) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .unwrap()
+/// The cache's file, opened as a device is: with direct I/O.
+fn direct(path: &Path) -> Target {
+    Target::open(&Spec::Path(path.to_owned()), false).unwrap()
 }
 
 #[test]
@@ -549,7 +442,8 @@ fn files_with_direct_io_and_memory_keep_a_cache() {
     // Not whole pages.
     File::create(&path).unwrap().set_len(DEVICE + 512).unwrap();
     let memory = Target::open(&Spec::Memory(DEVICE), false).unwrap();
-    for file in [&direct(&path), memory.file().unwrap()] {
+    for target in [&direct(&path), &memory] {
+        let file = target.file().unwrap();
         assert_eq!(open(file, &layout(), &identity).unwrap(), Opened::New);
         assert_eq!(inspect::inspect(file).unwrap().unwrap().in_use, None);
         save(file, &layout(), &identity, entries(7).into_iter()).unwrap();
@@ -571,9 +465,10 @@ fn a_reset_empties_whatever_was_there() {
         saved(&identity, &entries(7)),
     ] {
         std::fs::write(&cache, content).unwrap();
-        let file = direct(&cache);
-        reset(&file, &layout(), &identity).unwrap();
-        assert!(is_cold(&open(&file, &layout(), &self::identity(&path)).unwrap()));
+        let target = direct(&cache);
+        let file = target.file().unwrap();
+        reset(file, &layout(), &identity).unwrap();
+        assert!(is_cold(&open(file, &layout(), &self::identity(&path)).unwrap()));
     }
 }
 
@@ -604,7 +499,7 @@ fn samples_find_a_slot_that_is_not_what_the_backing_has() {
     }
     buffered.sync_data().unwrap();
     let cache = direct(&cache);
-    let check = |n| sample_matches(&cache, &backing, &layout(), &entries, CAPACITY, n);
+    let check = |n| sample_matches(cache.file().unwrap(), &backing, &layout(), &entries, CAPACITY, n);
     for n in [0, 1, 5, 64] {
         check(n).unwrap();
     }

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use zerocopy::IntoBytes;
 
 use super::*;
 use crate::target::Spec;
