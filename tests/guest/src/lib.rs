@@ -8,6 +8,8 @@ pub mod backing;
 pub mod device;
 pub mod fio;
 pub mod leftover;
+pub mod mapper;
+pub mod mount;
 pub mod torture;
 
 use std::{
@@ -19,6 +21,8 @@ use std::{
 pub use backing::Backing;
 pub use device::Device;
 pub use fio::Fio;
+pub use mapper::Mapper;
+pub use mount::{FileSystem, Mount};
 pub use torture::Torture;
 
 /// Runs a program and returns what it printed on standard output; panics unless it succeeded.
