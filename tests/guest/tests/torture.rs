@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use ublk_bpf_guest::torture::Disk;
-use ublk_bpf_guest::{Backing, Device, Torture};
+use ublk_bpf_guest::{Backing, Device, FileSystem, Mapper, Torture};
 
 /// Size of the devices, in MiB.
 const MIB: u64 = 64;
@@ -43,6 +43,42 @@ fn reads_beside_writes_find_whole_sectors_of_their_time() {
     assert_eq!(device.counter("failed"), 0);
     device.stop();
     report.compare(backing.spec());
+}
+
+#[test]
+fn files_on_file_systems_are_right() {
+    for system in [FileSystem::Ext4, FileSystem::Xfs] {
+        let backing = Backing::file("torture-files", 320);
+        let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
+        system.make(device.path_str());
+        let mounted = system.mount(device.path_str(), "rw");
+        let file = mounted.make_file("tortured", 32);
+        let report = Torture::on_file(&file).operations(5_000).seed(13).run();
+        eprintln!("{system:?}: {:?}", report.done);
+        drop(mounted);
+        system.check(device.path_str());
+        device.stop();
+        let mounted = system.mount(backing.spec(), "loop,ro");
+        report.compare(mounted.file("tortured"));
+    }
+}
+
+#[test]
+fn a_failing_disk_is_found_out() {
+    let disk = Backing::brd(16);
+    let mapper = Mapper::linear("failing", disk.spec());
+    let torture = || Torture::new(mapper.path()).operations(500);
+    torture().run();
+    for fail in [Mapper::fail, Mapper::fail_writes] {
+        fail(&mapper);
+        let fault = torture().find().err().map(|fault| fault.to_string());
+        assert!(
+            fault.as_ref().is_some_and(|said| said.contains("os error 5")),
+            "{fault:?}"
+        );
+        mapper.heal();
+        torture().run();
+    }
 }
 
 /// How a disk lies, now and then.
@@ -84,9 +120,9 @@ struct Memory {
 }
 
 impl Liar {
-    const BYTES: usize = 1 << 20;
+    const BYTES: usize = 4 << 20;
     /// One in so many operations is lied about.
-    const RARE: u64 = 20;
+    const RARE: u64 = 5;
 
     fn new(lie: Lie) -> Self {
         Self {
@@ -149,7 +185,7 @@ impl Disk for Liar {
     fn write(&self, buffer: &[u8], offset: u64, _: bool) -> io::Result<()> {
         let mut memory = self.memory();
         let start = index(offset);
-        let is_first_content = buffer.len() == Self::BYTES;
+        let is_first_content = buffer.len() == 1 << 20;
         let lies = !is_first_content && self.lies(&[Lie::Dropped, Lie::Misplaced, Lie::Short, Lie::Torn]);
         let half = buffer.len() - 256;
         match self.lie {

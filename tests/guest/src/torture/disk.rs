@@ -75,11 +75,12 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    /// Opens it to write too, or only to read.
+    pub(super) fn open(path: &Path, writable: bool) -> io::Result<Self> {
         let open = |flags| {
             OpenOptions::new()
                 .read(true)
-                .write(true)
+                .write(writable)
                 .custom_flags(flags)
                 .open(path)
         };

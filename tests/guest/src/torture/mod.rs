@@ -12,7 +12,7 @@ mod model;
 
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::scope;
 
@@ -62,7 +62,7 @@ pub struct Done {
 impl Torture {
     /// Of the block device at this path; its content is lost.
     pub fn new(path: impl AsRef<Path>) -> Self {
-        Self::on(direct(path.as_ref()))
+        Self::on(direct(path.as_ref(), true))
     }
 
     /// Of a file on a file system, as large as it is; its content is lost.
@@ -150,7 +150,7 @@ impl Report {
     /// For a look past the device once it is stopped: at its backing.
     pub fn compare(&self, path: impl AsRef<Path>) {
         let path = path.as_ref();
-        self.verify(&direct(path))
+        self.verify(&direct(path, false))
             .unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
     }
 
@@ -446,7 +446,6 @@ fn bytes(length: u64) -> usize {
     usize::try_from(length).expect("within memory")
 }
 
-fn direct(path: &Path) -> Direct {
-    let path: PathBuf = path.into();
-    Direct::open(&path).unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
+fn direct(path: &Path, writable: bool) -> Direct {
+    Direct::open(path, writable).unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
 }
