@@ -1,8 +1,10 @@
 //! The torture of `ublk_bpf_guest::torture`: devices without a cache pass it, and disks that lie do not.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
+use std::thread::yield_now;
 
 use ublk_bpf_guest::torture::Disk;
 use ublk_bpf_guest::{Backing, Device, FileSystem, Mapper, Torture};
@@ -273,5 +275,133 @@ fn a_lying_disk_is_found_out() {
             eprintln!("{lie:?}: {said}");
             assert!(said.contains("the first wrong byte is"), "{lie:?}: {said}");
         }
+    }
+}
+
+/// A disk in memory with a read cache in blocks, whose fills may race with writes.
+struct Cache {
+    backing: Mutex<Vec<u8>>,
+    blocks: Mutex<HashMap<usize, Block>>,
+    /// Whether a fill that a write came into is thrown away.
+    careful: bool,
+}
+
+#[derive(Default)]
+struct Block {
+    content: Option<Vec<u8>>,
+    /// Changed by every write.
+    generation: u64,
+}
+
+impl Cache {
+    const BYTES: usize = 4 << 20;
+    const BLOCK: usize = 64 << 10;
+
+    fn new(careful: bool) -> Self {
+        Self {
+            backing: Mutex::new(vec![0; Self::BYTES]),
+            blocks: Mutex::default(),
+            careful,
+        }
+    }
+
+    fn backing(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.backing.lock().expect("no thread panicked")
+    }
+
+    fn block<T>(&self, block: usize, act: impl FnOnce(&mut Block) -> T) -> T {
+        act(self
+            .blocks
+            .lock()
+            .expect("no thread panicked")
+            .entry(block)
+            .or_default())
+    }
+
+    fn fill(&self, block: usize) {
+        let generation = self.block(block, |block| block.generation);
+        let content = self.backing()[block * Self::BLOCK..][..Self::BLOCK].to_vec();
+        // Here a write may come, to the block and not to what is read of it.
+        yield_now();
+        self.block(block, |block| {
+            if block.generation == generation || !self.careful {
+                block.content = Some(content);
+            }
+        });
+    }
+
+    fn change(&self, offset: u64, length: usize, act: impl FnOnce(&mut [u8])) {
+        let start = index(offset);
+        let blocks = start / Self::BLOCK..=(start + length - 1) / Self::BLOCK;
+        act(&mut self.backing()[start..][..length]);
+        for block in blocks {
+            self.block(block, |block| {
+                block.content = None;
+                block.generation += 1;
+            });
+        }
+    }
+}
+
+impl Disk for Cache {
+    fn size(&self) -> u64 {
+        Self::BYTES as u64
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut start = index(offset);
+        let mut left = buffer;
+        while !left.is_empty() {
+            let (block, skip) = (start / Self::BLOCK, start % Self::BLOCK);
+            let length = left.len().min(Self::BLOCK - skip);
+            let (piece, rest) = left.split_at_mut(length);
+            let hit = self.block(block, |block| {
+                let content = block.content.as_ref()?;
+                piece.copy_from_slice(&content[skip..][..length]);
+                Some(())
+            });
+            if hit.is_none() {
+                piece.copy_from_slice(&self.backing()[start..][..length]);
+                self.fill(block);
+            }
+            (start, left) = (start + length, rest);
+        }
+        Ok(())
+    }
+
+    fn write(&self, buffer: &[u8], offset: u64, _: bool) -> io::Result<()> {
+        self.change(offset, buffer.len(), |range| range.copy_from_slice(buffer));
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, length: u64, _: bool) -> io::Result<()> {
+        self.change(offset, index(length), |range| range.fill(0));
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_cache_whose_fills_race_with_writes_is_found_out() {
+    for overlapping in [false, true] {
+        let torture = |careful| {
+            let torture = Torture::on(Cache::new(careful)).operations(20_000).seed(5);
+            if overlapping {
+                torture.overlapping()
+            } else {
+                torture
+            }
+        };
+        torture(true).run();
+        let fault = torture(false).find().err();
+        let fault = fault.unwrap_or_else(|| panic!("the race was not found, overlapping {overlapping}"));
+        eprintln!("{fault}");
     }
 }
