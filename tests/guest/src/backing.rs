@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::{run, write};
 
+/// Where null_blk disks are made.
+const NULL_BLK: &str = "/sys/kernel/config/nullb";
+
 /// A backing of a test device, made for the test and taken away with it.
 #[derive(Debug)]
 pub struct Backing {
@@ -16,6 +19,7 @@ enum Undo {
     RemoveFile(PathBuf),
     DetachLoop(String),
     UnloadModule(&'static str),
+    RemoveFolder(PathBuf),
 }
 
 impl Backing {
@@ -46,6 +50,29 @@ impl Backing {
         Self {
             spec: "/dev/ram0".into(),
             undo: vec![Undo::UnloadModule("brd")],
+        }
+    }
+
+    /// A null_blk disk of `mib` MiB called `name`, which keeps what is written and never tears a sector.
+    pub fn null_blk(name: &str, mib: u64) -> Self {
+        run("modprobe", &["null_blk", "nr_devices=0"]);
+        if !Path::new(NULL_BLK).exists() {
+            run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
+        }
+        let config = Path::new(NULL_BLK).join(name);
+        std::fs::create_dir(&config).unwrap_or_else(|e| panic!("cannot make {}: {e}", config.display()));
+        for (option, value) in [
+            ("size", mib.to_string().as_str()),
+            ("blocksize", "512"),
+            ("memory_backed", "1"),
+            ("discard", "1"),
+            ("power", "1"),
+        ] {
+            write(config.join(option), value);
+        }
+        Self {
+            spec: format!("/dev/{name}"),
+            undo: vec![Undo::RemoveFolder(config)],
         }
     }
 
@@ -80,6 +107,7 @@ impl Drop for Backing {
                 Undo::RemoveFile(path) => drop(std::fs::remove_file(path)),
                 Undo::DetachLoop(device) => drop(run("losetup", &["-d", device])),
                 Undo::UnloadModule(module) => drop(run("rmmod", &[module])),
+                Undo::RemoveFolder(path) => drop(std::fs::remove_dir(path)),
             }
         }
     }

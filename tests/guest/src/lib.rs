@@ -8,6 +8,9 @@ pub mod backing;
 pub mod device;
 pub mod fio;
 pub mod leftover;
+pub mod mapper;
+pub mod mount;
+pub mod torture;
 
 use std::{
     path::Path,
@@ -18,6 +21,9 @@ use std::{
 pub use backing::Backing;
 pub use device::Device;
 pub use fio::Fio;
+pub use mapper::Mapper;
+pub use mount::{FileSystem, Mount};
+pub use torture::Torture;
 
 /// Runs a program and returns what it printed on standard output; panics unless it succeeded.
 pub fn run(program: &str, args: &[&str]) -> String {

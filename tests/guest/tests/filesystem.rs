@@ -1,8 +1,6 @@
 //! A file system on the device: made, filled, checked, and still whole when it is mounted from the backing itself.
 
-use std::path::Path;
-
-use ublk_bpf_guest::{Backing, Device, backing::drop_caches, run};
+use ublk_bpf_guest::{Backing, Device, Mount, backing::drop_caches, run};
 
 #[test]
 fn ext4_survives_the_device() {
@@ -63,44 +61,7 @@ fn fill(device: &str) -> String {
     }
     run("sync", &[]);
     run("rm", &["-r", &mounted.file("tree1")]);
-    run("fstrim", &[mounted.at]);
+    run("fstrim", &[mounted.at()]);
     drop_caches();
     mounted.checksums()
-}
-
-struct Mount {
-    at: &'static str,
-}
-
-impl Mount {
-    fn new(device: &str, options: &[&str]) -> Self {
-        let at = "/tmp/mnt";
-        std::fs::create_dir_all(at).expect("cannot make the mount point");
-        let mut args = options.to_vec();
-        args.extend([device, at]);
-        run("mount", &args);
-        Self { at }
-    }
-
-    fn file(&self, name: &str) -> String {
-        Path::new(self.at).join(name).display().to_string()
-    }
-
-    fn checksums(&self) -> String {
-        let list = run(
-            "sh",
-            &[
-                "-c",
-                &format!("cd {} && find . -type f | sort | xargs md5sum", self.at),
-            ],
-        );
-        assert!(list.lines().count() > 10, "too few files: {list}");
-        list
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        run("umount", &[self.at]);
-    }
 }

@@ -25,7 +25,7 @@ pub(crate) const GUEST: [Program; 2] = [
 ];
 
 /// What the demo and the tests run in it.
-pub(crate) const TOOLS: [Program; 3] = [
+pub(crate) const TOOLS: [Program; 5] = [
     Program {
         name: "fio",
         package: "fio",
@@ -33,6 +33,14 @@ pub(crate) const TOOLS: [Program; 3] = [
     Program {
         name: "mkfs.ext4",
         package: "e2fsprogs",
+    },
+    Program {
+        name: "mkfs.xfs",
+        package: "xfsprogs",
+    },
+    Program {
+        name: "dmsetup",
+        package: "dmsetup",
     },
     Program {
         name: "bpftool",
