@@ -25,7 +25,7 @@ pub(crate) const GUEST: [Program; 2] = [
 ];
 
 /// What the demo and the tests run in it.
-pub(crate) const TOOLS: [Program; 3] = [
+pub(crate) const TOOLS: [Program; 4] = [
     Program {
         name: "fio",
         package: "fio",
@@ -37,6 +37,10 @@ pub(crate) const TOOLS: [Program; 3] = [
     Program {
         name: "bpftool",
         package: "bpftool",
+    },
+    Program {
+        name: "dmsetup",
+        package: "dmsetup",
     },
 ];
 
