@@ -1,10 +1,11 @@
 //! How many reads hit a cache of a tenth of the device, and what a scan of the whole device takes from that.
 //!
 //! The same reads in the same order for everyone: one reader, one read at a time, at a pace that leaves every cache
-//! time to promote. Some blocks are read far more often than others (a zipfian distribution, as in YCSB's loads). The scan is cut
-//! into slices, which come between stretches of the load; only the load's own hits count.
+//! time to promote. Some blocks are read far more often than others (a zipfian distribution, as in YCSB's loads). The
+//! scan is cut into slices, which come between stretches of the load; only the load's own hits count.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -22,7 +23,7 @@ const THETA: f64 = 0.99;
 const SEED: u64 = 1;
 /// Bytes of the load's reads.
 const READ: u64 = 4096;
-const WARM_UP: u32 = 150_000;
+const WARM_UP: u32 = 100_000;
 const MEASURED: u32 = 100_000;
 /// dm-cache's smq works by the clock. Every 60 s it sorts anew what it holds, and then hits less for long (60 to 62 per
 /// cent of this load, 66 to 67 before); this pace lets it fill the cache and end within its first, its best minute.
@@ -34,24 +35,26 @@ const SCANS: [(&str, u64); 2] = [("64k", BLOCK), ("16k", 16 << 10)];
 /// Points that the scan may take from the policy that is to resist it.
 const MAY_LOSE: f64 = 3.0;
 
-/// The parts of the load's reads that hit, in per cent.
+/// What one cache did, from cold, with one of [`SCANS`]. The ratios are the parts of the load's reads that hit, in per cent.
 #[derive(Debug, PartialEq)]
-struct Ratios {
+struct Row {
     alone: f64,
-    /// With each of [`SCANS`].
-    scanned: [f64; SCANS.len()],
+    scanned: f64,
+    promoted: u64,
+    /// From the first read of the warm-up to the last with the scan.
+    took: Duration,
 }
 
 /// Prints the table, and gives how many claims do not hold. With `peers_only`, nothing of ours is measured.
 pub(super) fn table(peers_only: bool) -> Result<usize> {
     heading();
     if peers_only {
-        row("dm-cache smq", dm_cache)?;
+        dm_cache()?;
         return Ok(0);
     }
-    row("lru, clock", || ours("lru", "clock"))?;
-    let resistant = row("scan-resistant, s3fifo", || ours("scan-resistant", "s3fifo"))?;
-    let smq = row("dm-cache smq", dm_cache)?;
+    ours("lru", "clock")?;
+    let resistant = ours("scan-resistant", "s3fifo")?;
+    let smq = dm_cache()?;
     println!();
     let claims = claims(&resistant, &smq);
     for (claim, holds) in &claims {
@@ -66,56 +69,57 @@ fn heading() {
         "hits of a zipfian load (theta {THETA}) of 4k reads on {BLOCKS} blocks of 64k, of which the cache holds"
     );
     println!(
-        "{SLOTS}, in per cent: {WARM_UP} reads to warm up, then {MEASURED} alone and again with each scan, which"
+        "{SLOTS}, in per cent: {WARM_UP} reads to warm up, {MEASURED} alone, and the same {MEASURED} with a scan of"
     );
-    println!("reads the whole device in {ROUNDS} slices between the load's reads and is not counted;");
     println!(
-        "at most {PER_SECOND} reads a second; the {SLOTS} hottest blocks have {most:.1} % of the reads\n"
+        "the whole device in {ROUNDS} slices between them, which is not counted; at most {PER_SECOND} reads a second;"
     );
-    print!("{:<24}{:>11}", "policy", "zipf alone");
-    for (name, _) in SCANS {
-        print!("{:>20}{:>7}", format!("with a {name} scan"), "lost");
-    }
-    println!("{:>10}", "promoted");
+    println!("the {SLOTS} hottest blocks get {most:.1} % of the reads\n");
+    println!(
+        "{:<24}{:>12}{:>14}{:>10}{:>8}{:>12}{:>8}",
+        "policy", "scan's reads", "zipf alone", "scanned", "lost", "promoted", "took"
+    );
 }
 
-/// Measures one cache and prints its line.
-fn row(name: &str, measure: impl FnOnce() -> Result<(Ratios, u64)>) -> Result<Ratios> {
-    let (ratios, promoted) = measure().with_context(|| name.to_owned())?;
-    println!("{}", line(name, &ratios, promoted));
-    Ok(ratios)
-}
-
-fn line(name: &str, ratios: &Ratios, promoted: u64) -> String {
-    let alone = ratios.alone;
-    let scanned: String = ratios
-        .scanned
-        .iter()
-        .map(|with| format!("{with:>20.1}{:>7.1}", alone - with))
-        .collect();
-    format!("{name:<24}{alone:>11.1}{scanned}{promoted:>10}")
+fn line(name: &str, scan: &str, row: &Row) -> String {
+    let took = format!("{} s", row.took.as_secs());
+    format!(
+        "{name:<24}{scan:>12}{:>14.1}{:>10.1}{:>8.1}{:>12}{took:>8}",
+        row.alone,
+        row.scanned,
+        row.alone - row.scanned,
+        row.promoted
+    )
 }
 
 /// What is said of the policy that is to resist scans, and whether it is so.
-fn claims(resistant: &Ratios, smq: &Ratios) -> Vec<(String, bool)> {
-    let mut claims = vec![(
-        "scan-resistant is ahead of smq alone".to_owned(),
-        resistant.alone > smq.alone,
-    )];
-    for ((name, _), (with, peer)) in SCANS.iter().zip(resistant.scanned.iter().zip(smq.scanned)) {
-        claims.push((
-            format!("scan-resistant loses less than {MAY_LOSE:.0} points to the {name} scan"),
-            resistant.alone - with < MAY_LOSE,
-        ));
-        claims.push((
-            format!("scan-resistant is ahead of smq with the {name} scan"),
-            *with > peer,
-        ));
+fn claims(resistant: &[Row], smq: &[Row]) -> Vec<(String, bool)> {
+    let mut claims = Vec::new();
+    for ((scan, _), (row, peer)) in SCANS.iter().zip(resistant.iter().zip(smq)) {
+        let mut claim =
+            |what: String, holds| claims.push((format!("{scan} scan: scan-resistant {what}"), holds));
+        claim("is ahead of smq before it".to_owned(), row.alone > peer.alone);
+        claim("is ahead of smq with it".to_owned(), row.scanned > peer.scanned);
+        claim(
+            format!("loses less than {MAY_LOSE:.0} points to it"),
+            row.alone - row.scanned < MAY_LOSE,
+        );
     }
     claims
 }
 
-fn ours(policy: &str, eviction: &str) -> Result<(Ratios, u64)> {
+/// Measures ours with each scan, and prints the lines.
+fn ours(policy: &str, eviction: &str) -> Result<Vec<Row>> {
+    let name = format!("{policy}, {eviction}");
+    let measure = |scan: &(&str, u64)| {
+        let row = ours_with(policy, eviction, scan.1).with_context(|| name.clone())?;
+        println!("{}", line(&name, scan.0, &row));
+        Ok(row)
+    };
+    SCANS.iter().map(measure).collect()
+}
+
+fn ours_with(policy: &str, eviction: &str, scan: u64) -> Result<Row> {
     discard_fast()?;
     // One block more: what the cache keeps about itself is in front of the slots.
     let fast = peers::linear(FAST, u64::from(SLOTS + 1) * BLOCK)?;
@@ -136,44 +140,51 @@ fn ours(policy: &str, eviction: &str) -> Result<(Ratios, u64)> {
         "--queues",
         "1",
     ])?;
-    let results = measure(&device)?;
+    let row = measure(&device, scan)?;
     device.stop()?;
-    Ok(results)
+    Ok(row)
 }
 
-fn dm_cache() -> Result<(Ratios, u64)> {
-    discard_fast()?;
-    let fast = peers::linear(FAST, u64::from(SLOTS) * BLOCK)?;
-    let cache = DmCache::create(fast.path(), u64::from(BLOCKS) * BLOCK)?;
-    let results = measure(&cache)?;
+/// Measures dm-cache with each scan, as it comes, and prints the lines.
+fn dm_cache() -> Result<Vec<Row>> {
+    let name = "dm-cache smq";
+    let mut rows = Vec::new();
+    let mut threshold = 0;
+    for (scan, read) in SCANS {
+        discard_fast()?;
+        let fast = peers::linear(FAST, u64::from(SLOTS) * BLOCK)?;
+        let cache = DmCache::create(fast.path(), u64::from(BLOCKS) * BLOCK)?;
+        threshold = cache.migration_threshold()?;
+        let row = measure(&cache, read).context(name)?;
+        println!("{}", line(name, scan, &row));
+        rows.push(row);
+    }
     println!(
-        "(dm-cache as it comes: migration_threshold {})",
-        cache.migration_threshold()?
+        "({name}: tuned as it comes, migration_threshold {threshold}; every 60 s it sorts anew, for the worse)"
     );
-    Ok(results)
+    Ok(rows)
 }
 
 fn discard_fast() -> Result<()> {
     discard(FAST, super::RAM_DISK_MIB << 20)
 }
 
-/// Gives the ratios, and how many blocks were promoted meanwhile.
-fn measure(cache: &dyn Cached) -> Result<(Ratios, u64)> {
-    let before = cache.counts()?;
+fn measure(cache: &dyn Cached, scan: u64) -> Result<Row> {
+    let (start, before) = (Instant::now(), cache.counts()?);
     let mut load = Load::new(cache.path())?;
     load.reads(WARM_UP)?;
-    let start = load.zipf.clone();
-    let counts = cache.counts()?;
+    let same = load.zipf.clone();
+    let warm = cache.counts()?;
     load.reads(MEASURED)?;
-    let alone = per_cent(cache.counts()?.since(counts));
-    let mut scanned = [0.0; SCANS.len()];
-    for (ratio, (_, read)) in scanned.iter_mut().zip(SCANS) {
-        // The very reads that were measured alone.
-        load.zipf = start.clone();
-        *ratio = per_cent(with_scan(cache, &mut load, read)?);
-    }
-    let promoted = cache.counts()?.since(before).promoted;
-    Ok((Ratios { alone, scanned }, promoted))
+    let alone = cache.counts()?.since(warm);
+    load.zipf = same;
+    let scanned = with_scan(cache, &mut load, scan)?;
+    Ok(Row {
+        alone: per_cent(alone),
+        scanned: per_cent(scanned),
+        took: start.elapsed(),
+        promoted: cache.counts()?.since(before).promoted,
+    })
 }
 
 /// What the load alone counts while a scan in reads of so many bytes goes on.
@@ -229,33 +240,38 @@ impl Load {
 mod tests {
     use super::*;
 
-    fn ratios(alone: f64, coarse: f64, fine: f64) -> Ratios {
-        Ratios {
+    fn row(alone: f64, scanned: f64) -> Row {
+        Row {
             alone,
-            scanned: [coarse, fine],
+            scanned,
+            promoted: 4000,
+            took: Duration::from_millis(31_900),
         }
     }
 
     #[test]
     fn a_claim_that_fails_is_the_one_that_is_said() {
-        let smq = ratios(67.0, 67.0, 60.0);
-        let failed = |resistant: &Ratios| {
-            let failed = claims(resistant, &smq).into_iter().filter(|(_, holds)| !holds);
+        let smq = [row(67.0, 67.0), row(67.0, 60.0)];
+        let failed = |coarse, fine| {
+            let claims = claims(&[coarse, fine], &smq);
+            let failed = claims.into_iter().filter(|(_, holds)| !holds);
             failed.map(|(claim, _)| claim).collect::<Vec<_>>()
         };
-        assert!(failed(&ratios(75.0, 74.0, 73.0)).is_empty());
-        let lost = failed(&ratios(75.0, 74.0, 71.0));
-        assert_eq!(lost, ["scan-resistant loses less than 3 points to the 16k scan"]);
-        assert_eq!(failed(&ratios(66.0, 66.0, 66.0)).len(), 2, "behind smq");
+        assert!(failed(row(75.0, 74.0), row(75.0, 73.0)).is_empty());
+        assert_eq!(
+            failed(row(75.0, 74.0), row(75.0, 71.0)),
+            ["16k scan: scan-resistant loses less than 3 points to it"]
+        );
+        assert_eq!(failed(row(66.0, 66.0), row(75.0, 75.0)).len(), 2, "behind smq");
     }
 
     #[test]
     fn a_line_says_what_was_lost() {
-        let line = line("lru, clock", &ratios(69.25, 67.5, 63.0), 4000);
+        let line = line("lru, clock", "64k", &row(69.25, 67.5));
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(
             words,
-            ["lru,", "clock", "69.2", "67.5", "1.8", "63.0", "6.2", "4000"]
+            ["lru,", "clock", "64k", "69.2", "67.5", "1.8", "4000", "31", "s"]
         );
     }
 }
