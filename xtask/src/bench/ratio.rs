@@ -5,6 +5,7 @@
 //! scan is cut into slices, which come between stretches of the load; only the load's own hits count.
 
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -189,19 +190,51 @@ fn measure(cache: &dyn Cached, scan: u64) -> Result<Row> {
 
 /// What the load alone counts while a scan in reads of so many bytes goes on.
 fn with_scan(cache: &dyn Cached, load: &mut Load, read: u64) -> Result<Counts> {
-    let mut total = Counts::default();
-    let bytes = u64::from(BLOCKS) * BLOCK;
-    let mut scanned = 0;
-    for round in 1..=u64::from(ROUNDS) {
-        let before = cache.counts()?;
-        load.reads(MEASURED / ROUNDS)?;
-        total = total.plus(cache.counts()?.since(before));
-        while scanned < bytes * round / u64::from(ROUNDS) {
-            load.reader.read(scanned, usize::try_from(read)?)?;
-            scanned += read;
+    let mut scan = Scan {
+        reader: Reader::open(cache.path(), usize::try_from(read)?)?,
+        read,
+        at: 0,
+    };
+    let (slices, to_do) = mpsc::channel();
+    let (done, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        // A task of its own, as a scan is in life: policies tell runs of reads apart by their task.
+        scope.spawn(move || {
+            for end in to_do {
+                if done.send(scan.up_to(end)).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut total = Counts::default();
+        for round in 1..=u64::from(ROUNDS) {
+            let before = cache.counts()?;
+            load.reads(MEASURED / ROUNDS)?;
+            total = total.plus(cache.counts()?.since(before));
+            slices.send(u64::from(BLOCKS) * BLOCK * round / u64::from(ROUNDS))?;
+            results.recv()??;
         }
+        drop(slices);
+        Ok(total)
+    })
+}
+
+/// Reads a device from its start to its end.
+struct Scan {
+    reader: Reader,
+    read: u64,
+    at: u64,
+}
+
+impl Scan {
+    /// Goes on to `end`, or a read further.
+    fn up_to(&mut self, end: u64) -> Result<()> {
+        while self.at < end {
+            self.reader.read(self.at, usize::try_from(self.read)?)?;
+            self.at += self.read;
+        }
+        Ok(())
     }
-    Ok(total)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^53")]
