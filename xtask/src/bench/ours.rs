@@ -1,0 +1,97 @@
+//! Our devices: the `ublk-bpf` on the PATH, started and asked as a user does.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::counts::{Cached, Counts};
+use crate::command;
+
+/// A device of ublk-bpf's; dropped, it is stopped.
+pub(super) struct Device {
+    id: String,
+    path: PathBuf,
+    stopped: bool,
+}
+
+impl Device {
+    /// Makes a device with these options of `run`.
+    pub(super) fn start(options: &[&str]) -> Result<Self> {
+        let mut run = Command::new("ublk-bpf");
+        let said = command::output(run.arg("run").args(options).arg("--daemon"))?;
+        let path = said.split_whitespace().next().unwrap_or_default();
+        let id = path
+            .strip_prefix("/dev/ublkb")
+            .filter(|_| Path::new(path).exists())
+            .with_context(|| format!("ublk-bpf named no device, but said: {said}"))?;
+        Ok(Self {
+            id: id.to_owned(),
+            path: path.into(),
+            stopped: false,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn stop(mut self) -> Result<()> {
+        self.stopped = true;
+        command::output(Command::new("ublk-bpf").args(["stop", &self.id])).map(drop)
+    }
+}
+
+impl Cached for Device {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn counts(&self) -> Result<Counts> {
+        let text = command::output(Command::new("ublk-bpf").args(["stats", &self.id, "--json"]))?;
+        parse(&text)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if !self.stopped {
+            // On the way out of an error, which is what will be told.
+            let _ = command::output(Command::new("ublk-bpf").args(["stop", &self.id]));
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Counts> {
+    let stats: Value = serde_json::from_str(text).context("the statistics are no JSON")?;
+    let number = |path: &str| {
+        let value = stats.pointer(path).and_then(Value::as_u64);
+        value.with_context(|| format!("the statistics have no number {path}"))
+    };
+    let counts = Counts {
+        reads: number("/server/arrived")?,
+        hits: number("/server/hits")?,
+        promoted: number("/cache/promoted")?,
+    };
+    ensure!(counts.hits <= counts.reads, "more hits than reads: {counts:?}");
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_from_the_statistics() {
+        let text = r#"{"server":{"arrived":10,"hits":7},"cache":{"promoted":3}}"#;
+        let counts = Counts {
+            reads: 10,
+            hits: 7,
+            promoted: 3,
+        };
+        assert_eq!(parse(text).expect("parsed"), counts);
+        let error = parse(r#"{"server":{"arrived":10,"hits":7},"cache":null}"#).expect_err("no cache");
+        assert!(error.to_string().contains("/cache/promoted"), "{error}");
+    }
+}
