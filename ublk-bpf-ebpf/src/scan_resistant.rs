@@ -149,7 +149,7 @@ policy!(decide);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ublk_bpf_policy::{current::Task, maps, request_flags};
+    use ublk_bpf_policy::{current::Task, maps, request_flags, testkit};
 
     const BLOCK: u32 = 128;
 
@@ -226,6 +226,29 @@ mod tests {
         };
         assert_eq!(cached(81, HOT - 1).reason, Reason::Sequential);
         assert_eq!(cached(82, HOT), Decision::hit().cold());
+    }
+
+    #[test]
+    fn a_scan_leaves_the_cache_as_it_is() {
+        use testkit::{Kit, Trace};
+        begin();
+        let load = |seed| {
+            Trace::new()
+                .as_task(1, "database", 0)
+                .zipf(seed, 0.99, 4096, 20_000)
+        };
+        // Three times the device, in requests of 16 KiB: what a scan's every block would be promoted by.
+        let pass = || (0..4096 * 4).fold(Trace::new().as_task(2, "scan", 0), |t, n| t.read(n * 32, 32));
+        let scan = pass().then(pass()).then(pass());
+        let mut kit = Kit::new(decide).cache_blocks(400);
+        kit.run(&load(1));
+        let alone = kit.run(&load(2)).hit_ratio_of(1);
+        let report = kit.run(&load(3).interleave(scan));
+        assert!(alone > 0.6, "{alone}");
+        assert!(
+            report.hit_ratio_of(1) > alone - 0.02,
+            "{alone} alone, then {report}"
+        );
     }
 
     #[test]

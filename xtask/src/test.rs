@@ -20,7 +20,13 @@ const BINARY_VARIABLE: &str = "UBLK_BPF_BINARY";
 /// Where the guest has the test programs.
 const GUEST_FOLDER: &str = "/usr/local/lib/tests";
 /// The packages of policies that the tests attach, and where the guest has the objects.
-const POLICIES: [&str; 2] = ["tests/policies", "examples/size-histogram"];
+const POLICIES: [&str; 5] = [
+    "tests/policies",
+    "examples/cgroup-tiers",
+    "examples/metadata-first",
+    "examples/pin-range",
+    "examples/size-histogram",
+];
 const POLICY_FOLDER: &str = "/root/policies";
 const GUEST_CPUS: u32 = 4;
 const GUEST_MEMORY: &str = "4G";

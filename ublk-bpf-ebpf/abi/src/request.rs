@@ -155,7 +155,8 @@ impl Request {
         self.has(request_flags::META)
     }
 
-    /// Whether someone waits for it ([`request_flags::SYNC`]). The block layer says so of every read, read-ahead too.
+    /// Whether someone waits for a write ([`request_flags::SYNC`]). The block layer takes it for granted of a read and does
+    /// not say so; of a read that is not [read-ahead](Self::is_readahead), it is true.
     #[must_use]
     #[inline(always)]
     pub const fn is_sync(&self) -> bool {

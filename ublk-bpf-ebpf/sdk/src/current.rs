@@ -78,7 +78,7 @@ mod native {
         }
     }
 
-    std::thread_local! {
+    thread_local! {
         static CURRENT: Cell<Task> = const {
             Cell::new(Task { pid: 0, tgid: 0, comm: [0; 16], cgroup_id: 0 })
         };

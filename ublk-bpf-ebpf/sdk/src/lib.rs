@@ -22,18 +22,19 @@
 //!
 //! A policy's answer is advice. Whatever it says, the server loses no data by it, unless the device was made
 //! with `--allow-lossy`.
-#![no_std]
-
-#[cfg(not(target_arch = "bpf"))]
-extern crate std;
+#![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod current;
 pub mod maps;
+#[cfg(not(target_arch = "bpf"))]
+pub mod testkit;
 
 #[cfg(target_arch = "bpf")]
 pub use aya_ebpf as bpf;
 pub use maps::{Array, LruTable, Table};
-pub use ublk_bpf_abi::{Decision, FaultRange, Op, Priority, Reason, Request, Verdict, hint, request_flags};
+pub use ublk_bpf_abi::{
+    Decision, FaultRange, Op, Priority, Reason, Request, SECTOR_SIZE, Verdict, hint, request_flags,
+};
 
 /// Makes a function `fn(&Request) -> Decision` the entry of this crate's BPF object.
 ///

@@ -180,9 +180,7 @@ mod native {
     use core::ptr::from_ref;
     use core::sync::atomic::AtomicU8;
 
-    use std::boxed::Box;
     use std::collections::BTreeMap;
-    use std::thread_local;
 
     thread_local! {
         /// The content of this thread's maps, by the address of each map.
@@ -343,5 +341,52 @@ mod native {
     by_key! {
         /// The `N` values, or nearly so, that were used last, by key.
         LruTable, true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    map! {
+        static NUMBERS: Array<u64, 2> = "numbers";
+        static FEW: Table<u32, u64, 2> = "few";
+        static LAST: LruTable<u32, u64, 2> = "last";
+    }
+
+    #[test]
+    fn an_array_is_there_from_the_start() {
+        assert_eq!(NUMBERS.get(1), Some(0));
+        assert!(NUMBERS.set(1, &5));
+        assert_eq!(NUMBERS.update(1, |value| core::mem::replace(value, 6)), Some(5));
+        assert_eq!((NUMBERS.get(1), NUMBERS.get(2)), (Some(6), None));
+        assert!(!NUMBERS.set(2, &1));
+    }
+
+    #[test]
+    fn a_full_table_takes_no_more() {
+        assert!(FEW.insert(&1, &1) && FEW.insert(&2, &2) && FEW.insert(&2, &3));
+        assert!(!FEW.insert(&3, &3));
+        assert!(FEW.remove(&1) && !FEW.remove(&1));
+        assert!(FEW.insert(&3, &3));
+        assert_eq!((FEW.get(&1), FEW.get(&2)), (None, Some(3)));
+        assert_eq!(FEW.update(&1, |value| *value), None);
+    }
+
+    #[test]
+    fn an_lru_table_forgets_what_was_not_used() {
+        assert!(LAST.insert(&1, &1) && LAST.insert(&2, &2));
+        assert_eq!(LAST.get(&1), Some(1));
+        assert!(LAST.insert(&3, &3));
+        assert_eq!((LAST.get(&1), LAST.get(&2)), (Some(1), None));
+    }
+
+    #[test]
+    fn threads_do_not_see_each_others_maps() {
+        NUMBERS.set(0, &1);
+        let other = std::thread::spawn(|| NUMBERS.get(0));
+        assert_eq!(other.join().expect("it ran"), Some(0));
+        clear();
+        assert_eq!(NUMBERS.get(0), Some(0));
     }
 }

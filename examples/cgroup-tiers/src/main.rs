@@ -1,0 +1,102 @@
+//! Policy `cgroup-tiers`: who reads decides what comes into the cache, so that a backup does not empty a database's.
+//!
+//! The map `tiers` has a tier for each cgroup, by its id (`stat -c %i /sys/fs/cgroup/NAME`). What the cache has is read from
+//! there whoever asks; the tier says what else a read does:
+//!
+//! | tier | what a read does |
+//! |---|---|
+//! | 1, bulk | nothing: it promotes nothing and warms nothing |
+//! | 2, or no tier | promotes a block at its second read |
+//! | 3, favoured | promotes a block at once, to stay |
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use ublk_bpf_policy::{Decision, Priority, Request, Table, Verdict, current, map, policy};
+
+/// Neither promotes nor warms.
+const BULK: u32 = 1;
+/// Promotes at once, with a high priority.
+const FAVOURED: u32 = 3;
+/// The reason that reads of the tier [`BULK`] are counted under.
+const CODE_BULK: u8 = 1;
+
+map! {
+    /// The cgroups that have a tier of their own.
+    static TIERS: Table<u64, Tier, 1024> = "tiers";
+}
+
+/// What a cgroup may do with the cache. A structure, so that `bpftool map dump` names it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tier {
+    tier: u32,
+}
+
+fn decide(request: &Request) -> Decision {
+    if !request.is_read() {
+        return Decision::pass();
+    }
+    let tier = TIERS.get(&current::cgroup_id()).map_or(0, |entry| entry.tier);
+    match tier {
+        BULK if request.is_cached() => Decision::coded(Verdict::Hit, CODE_BULK).cold(),
+        BULK => Decision::coded(Verdict::Passthrough, CODE_BULK).cold(),
+        FAVOURED if request.is_cached() => Decision::hit(),
+        FAVOURED => Decision::pass().promote(Priority::High),
+        _ if request.is_cached() => Decision::hit(),
+        _ if request.heat > 0 => Decision::pass().promote(Priority::Normal),
+        _ => Decision::pass(),
+    }
+}
+
+policy!(decide);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ublk_bpf_policy::testkit::{Kit, Trace};
+
+    const DATABASE: u32 = 10;
+    const BACKUP: u32 = 20;
+    /// The backup's cgroup.
+    const BULK_CGROUP: u64 = 77;
+
+    fn database() -> Trace {
+        Trace::new()
+            .as_task(DATABASE, "postgres", 1)
+            .zipf(7, 0.99, 4096, 20_000)
+    }
+
+    /// Two backups of the whole device, one after the other: every block is read twice.
+    fn backup() -> Trace {
+        let once = Trace::new()
+            .as_task(BACKUP, "tar", BULK_CGROUP)
+            .sequential(0, 4096 * 128);
+        once.clone().then(once)
+    }
+
+    #[test]
+    fn a_backup_leaves_the_databases_cache_alone() {
+        TIERS.insert(&BULK_CGROUP, &Tier { tier: BULK });
+        let mut kit = Kit::new(decide).cache_blocks(400);
+        kit.run(&database());
+        let alone = kit.run(&database()).hit_ratio_of(DATABASE);
+        let report = kit.run(&database().interleave(backup()));
+        assert!(
+            report.hit_ratio_of(DATABASE) > alone - 0.01,
+            "{alone} alone, then {report}"
+        );
+        assert_eq!(report.by_code(CODE_BULK), 2 * 4096);
+    }
+
+    #[test]
+    fn a_tier_says_what_a_read_promotes() {
+        for (tier, reads) in [(BULK, None), (2, Some(2)), (FAVOURED, Some(1))] {
+            TIERS.insert(&5, &Tier { tier });
+            let mut kit = Kit::new(decide);
+            let promoted = (1..10).find(|_| {
+                kit.run(&Trace::new().as_task(1, "reader", 5).read(0, 8));
+                kit.is_cached(0)
+            });
+            assert_eq!(promoted, reads, "tier {tier}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Policy `metadata-first`: what file systems and waiting readers need stays in the cache, bulk is the first to go.
+//!
+//! | request | what it does to the cache |
+//! |---|---|
+//! | metadata of a file system, read or written | its block comes in and stays: priority high |
+//! | read-ahead, or anything of the idle I/O class | its block comes in at its second read: priority low |
+//! | another read, for which somebody waits | its block comes in: priority normal |
+//! | another write | nothing |
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use ublk_bpf_policy::{Decision, Priority, Request, policy};
+
+/// The I/O class of those who give way to everybody else (`ionice -c 3`).
+const IDLE: u32 = 3;
+
+fn decide(request: &Request) -> Decision {
+    let is_data = request.is_read() || request.is_write();
+    if is_data && request.is_metadata() {
+        return metadata(request);
+    }
+    if !request.is_read() {
+        return Decision::pass();
+    }
+    let is_bulk = request.is_readahead() || request.ioprio_class() == IDLE;
+    match (request.is_cached(), is_bulk) {
+        (true, false) => Decision::hit(),
+        (true, true) => Decision::hit().cold(),
+        (false, false) => Decision::pass().promote(Priority::Normal),
+        (false, true) if request.heat > 0 => Decision::pass().promote(Priority::Low),
+        (false, true) => Decision::pass(),
+    }
+}
+
+/// A block that came in as something else gets the priority of metadata too.
+fn metadata(request: &Request) -> Decision {
+    if request.is_read() && request.is_cached() {
+        return Decision::hit().promote(Priority::High);
+    }
+    Decision::pass().promote(Priority::High)
+}
+
+policy!(decide);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ublk_bpf_policy::request_flags::{META, RAHEAD};
+    use ublk_bpf_policy::testkit::{Kit, Trace};
+
+    fn priority(trace: &Trace) -> Option<Priority> {
+        let mut kit = Kit::new(decide);
+        kit.run(trace);
+        kit.priority_of(0)
+    }
+
+    #[test]
+    fn the_kind_of_request_gives_the_priority() {
+        let once = Trace::new().read(0, 8);
+        assert_eq!(priority(&once), Some(Priority::Normal));
+        let meta = Trace::new().with_flags(META);
+        assert_eq!(priority(&meta.clone().read(0, 8)), Some(Priority::High));
+        assert_eq!(priority(&meta.clone().write(0, 8)), Some(Priority::High));
+        assert_eq!(priority(&once.then(meta.read(0, 8))), Some(Priority::High));
+        for bulk in [Trace::new().with_flags(RAHEAD), Trace::new().with_ioprio(IDLE, 0)] {
+            assert_eq!(priority(&bulk.clone().read(0, 8)), None);
+            assert_eq!(priority(&bulk.read(0, 8).read(0, 8)), Some(Priority::Low));
+        }
+        assert_eq!(priority(&Trace::new().write(0, 8)), None);
+    }
+
+    #[test]
+    fn metadata_outlasts_a_flood_of_bulk() {
+        const FILES: u32 = 1;
+        let metadata = || {
+            let trace = Trace::new().as_task(FILES, "find", 0).with_flags(META);
+            (0..100).fold(trace, |trace, block| trace.read(block * 128, 8))
+        };
+        let bulk = Trace::new()
+            .as_task(2, "cp", 0)
+            .with_flags(RAHEAD)
+            .sequential(1 << 20, 300 * 128);
+        let mut kit = Kit::new(decide).cache_blocks(200);
+        kit.run(&metadata());
+        let flood = kit.run(&(0..6).fold(Trace::new(), |trace, _| trace.then(bulk.clone())));
+        assert!(flood.evicted > 1000, "{flood}");
+        let report = kit.run(&metadata());
+        assert!(report.hit_ratio_of(FILES) > 0.999, "{report}");
+    }
+}

@@ -1,0 +1,118 @@
+//! What came of a trace.
+
+use core::fmt;
+use std::collections::BTreeMap;
+
+use crate::{Decision, Reason};
+
+/// What a policy did with the requests of a trace, each counted as often as the block layer splits it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Reads that the cache served.
+    pub hits: u64,
+    /// Reads that the backing device served.
+    pub misses: u64,
+    /// Blocks that were brought into the cache.
+    pub promoted: u64,
+    /// Blocks that had to make room.
+    pub evicted: u64,
+    /// How often each reason was given.
+    pub reasons: BTreeMap<Reason, u64>,
+    /// How often each of the policy's own reasons was given.
+    pub codes: BTreeMap<u8, u64>,
+    /// Each task's reads, by its pid.
+    pub tasks: BTreeMap<u32, Share>,
+}
+
+/// One task's part of the reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Reads that the cache served.
+    pub hits: u64,
+    /// Reads that the backing device served.
+    pub misses: u64,
+}
+
+impl Share {
+    /// Hits in all reads, 0 to 1; 0 where there were no reads.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "no trace has 2^52 requests")]
+    pub fn hit_ratio(&self) -> f64 {
+        self.hits as f64 / (self.hits + self.misses).max(1) as f64
+    }
+}
+
+impl Report {
+    /// Hits in all reads, 0 to 1; 0 where there were no reads.
+    #[must_use]
+    pub fn hit_ratio(&self) -> f64 {
+        let (hits, misses) = (self.hits, self.misses);
+        Share { hits, misses }.hit_ratio()
+    }
+
+    /// Hits in the reads of a task.
+    ///
+    /// # Panics
+    ///
+    /// If the task read nothing.
+    #[must_use]
+    pub fn hit_ratio_of(&self, pid: u32) -> f64 {
+        let Some(share) = self.tasks.get(&pid) else {
+            panic!("no read of task {pid} in {self}");
+        };
+        share.hit_ratio()
+    }
+
+    /// How often this reason was given.
+    #[must_use]
+    pub fn by_reason(&self, reason: Reason) -> u64 {
+        self.reasons.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// How often this reason of the policy's own was given.
+    #[must_use]
+    pub fn by_code(&self, code: u8) -> u64 {
+        self.codes.get(&code).copied().unwrap_or(0)
+    }
+
+    pub(super) fn decided(&mut self, decision: Decision) {
+        *self.reasons.entry(decision.reason).or_default() += 1;
+        if decision.code != 0 {
+            *self.codes.entry(decision.code).or_default() += 1;
+        }
+    }
+
+    pub(super) fn read(&mut self, pid: u32, is_hit: bool) {
+        let share = self.tasks.entry(pid).or_default();
+        for (hits, misses) in [
+            (&mut self.hits, &mut self.misses),
+            (&mut share.hits, &mut share.misses),
+        ] {
+            *(if is_hit { hits } else { misses }) += 1;
+        }
+    }
+}
+
+/// One line for all and one for each task, for the message of an assertion.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ratio = self.hit_ratio() * 100.0;
+        write!(f, "{} hits, {} misses ({ratio:.1} %), ", self.hits, self.misses)?;
+        write!(f, "{} promoted, {} evicted", self.promoted, self.evicted)?;
+        for (reason, count) in &self.reasons {
+            write!(f, ", {} {count}", reason.name())?;
+        }
+        for (code, count) in &self.codes {
+            write!(f, ", code {code} {count}")?;
+        }
+        for (pid, share) in &self.tasks {
+            let ratio = share.hit_ratio() * 100.0;
+            write!(
+                f,
+                "\ntask {pid}: {} hits, {} misses ({ratio:.1} %)",
+                share.hits, share.misses
+            )?;
+        }
+        Ok(())
+    }
+}
