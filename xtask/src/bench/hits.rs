@@ -12,7 +12,7 @@ use anyhow::{Result, bail, ensure};
 use super::counts::{Cached, Counts};
 use super::discard::discard;
 use super::fio::{self, Job, Summary};
-use super::load::Reader;
+use super::load::{DEPTH, Reader};
 use super::ours::Device;
 use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
 
@@ -151,8 +151,9 @@ fn warm_by_reading(device: &Device) -> Result<()> {
     let mut reader = Reader::open(device.path(), block)?;
     let started = Instant::now();
     loop {
-        for number in 0..BLOCKS {
-            reader.read(number * BLOCK, block)?;
+        for first in (0..BLOCKS).step_by(DEPTH) {
+            let batch: Vec<u64> = (first..BLOCKS).take(DEPTH).map(|number| number * BLOCK).collect();
+            reader.read(&batch, block)?;
         }
         let promoted = device.counts()?.promoted;
         if promoted >= BLOCKS {

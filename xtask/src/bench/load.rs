@@ -1,11 +1,13 @@
 //! Reads that repeat: the same seed gives the same sequence, whoever serves it.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
+use io_uring::{IoUring, opcode, types};
 
 /// What a direct read's memory and place are aligned to.
 const ALIGNMENT: usize = 4096;
@@ -99,41 +101,74 @@ fn shuffle(order: &mut [u32], random: &mut Random) {
     }
 }
 
-/// One reader with one read at a time, past the page cache.
+/// Reads that are in flight at once: one at a time, a device with a server would mostly wait for being scheduled.
+pub(super) const DEPTH: usize = 32;
+
+/// Reads in batches, past the page cache.
 pub(super) struct Reader {
     path: PathBuf,
     device: File,
-    memory: Vec<u8>,
-    start: usize,
+    ring: IoUring,
+    /// [`DEPTH`] parts of `most` bytes. Never given back: the kernel may write there until a read has completed.
+    memory: &'static mut [u8],
+    most: usize,
 }
 
 impl Reader {
-    /// Opens a device for reads of at most `most` bytes.
+    /// Opens a device for reads of at most `most` bytes, a multiple of 4096.
     pub(super) fn open(path: &Path, most: usize) -> Result<Self> {
+        let context = || format!("cannot open {}", path.display());
         let device = File::options()
             .read(true)
             .custom_flags(libc::O_DIRECT)
             .open(path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        let memory = vec![0; most + ALIGNMENT];
+            .with_context(context)?;
+        let memory = vec![0; most * DEPTH + ALIGNMENT].leak();
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         Ok(Self {
             path: path.to_path_buf(),
             device,
-            memory,
-            start,
+            ring: IoUring::new(u32::try_from(DEPTH)?).with_context(context)?,
+            memory: &mut memory[start..],
+            most,
         })
     }
 
-    /// Reads `length` bytes at `offset`; both are multiples of 4096.
-    pub(super) fn read(&mut self, offset: u64, length: usize) -> Result<()> {
-        let into = &mut self.memory[self.start..self.start + length];
-        self.device.read_exact_at(into, offset).with_context(|| {
-            format!(
-                "cannot read {length} bytes at {offset} of {}",
-                self.path.display()
-            )
-        })
+    /// Begins reads of `length` bytes at each of at most [`DEPTH`] offsets, in their order, and waits for all of them.
+    /// Everything is a multiple of 4096.
+    pub(super) fn read(&mut self, offsets: &[u64], length: usize) -> Result<()> {
+        let fd = types::Fd(self.device.as_raw_fd());
+        let bytes = u32::try_from(length)?;
+        ensure!(
+            length <= self.most && offsets.len() <= DEPTH,
+            "the reader is too small"
+        );
+        for (offset, part) in offsets.iter().zip(self.memory.chunks_mut(self.most)) {
+            let entry = opcode::Read::new(fd, part.as_mut_ptr(), bytes)
+                .offset(*offset)
+                .build();
+            // SAFETY: the part has `length` bytes or more, is no other read's and is never freed; the file is open
+            // until the entry is submitted, below.
+            if unsafe { self.ring.submission().push(&entry) }.is_err() {
+                bail!("the ring has no room for {DEPTH} reads");
+            }
+        }
+        let mut waiting = offsets.len();
+        while waiting > 0 {
+            self.ring
+                .submit_and_wait(waiting)
+                .context("cannot wait for reads")?;
+            for completion in self.ring.completion() {
+                waiting -= 1;
+                ensure!(
+                    u32::try_from(completion.result()) == Ok(bytes),
+                    "a read of {length} bytes of {} gave {}",
+                    self.path.display(),
+                    completion.result()
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -203,8 +238,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new_in(".").expect("a temporary file");
         file.as_file().set_len(128 << 10).expect("sized");
         let mut reader = Reader::open(file.path(), 64 << 10).expect("opened");
-        reader.read(64 << 10, 64 << 10).expect("read");
-        let error = reader.read(128 << 10, 4096).expect_err("past the end");
-        assert!(format!("{error:#}").contains("at 131072 of"), "{error:#}");
+        reader.read(&[0, 64 << 10], 64 << 10).expect("read");
+        let error = reader.read(&[128 << 10], 4096).expect_err("past the end");
+        assert!(error.to_string().ends_with("gave 0"), "{error:#}");
+        assert!(reader.read(&[0; DEPTH + 1], 4096).is_err());
     }
 }

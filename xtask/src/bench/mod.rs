@@ -29,7 +29,7 @@ use crate::{progress, setup, vm};
 /// The size of each ram disk, sparse: of the backing, the fast device and dm-cache's metadata.
 const RAM_DISK_MIB: u64 = 1024;
 /// A measurement says nothing before its end.
-const GUEST_SILENCE: Duration = Duration::from_secs(300);
+const GUEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Options of `bench`.
 #[derive(clap::Args)]

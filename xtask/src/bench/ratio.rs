@@ -1,7 +1,7 @@
 //! How many reads hit a cache of a tenth of the device, and what a scan of the whole device takes from that.
 //!
-//! The same reads in the same order for everyone: one reader, one read at a time, at a pace that leaves every cache
-//! time to promote. Some blocks are read far more often than others (a zipfian distribution, as in YCSB's loads). The
+//! The same reads in the same order for everyone: one reader, a batch of reads at a time, at a pace that leaves
+//! every cache time to promote. Some blocks are read far more often than others (a zipfian distribution, as in YCSB's loads). The
 //! scan is cut into slices, which come between stretches of the load; only the load's own hits count.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::counts::{Cached, Counts};
 use super::discard::discard;
-use super::load::{Pace, Reader, Zipf};
+use super::load::{DEPTH, Pace, Reader, Zipf};
 use super::ours::Device;
 use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
 
@@ -230,8 +230,10 @@ impl Scan {
     /// Goes on to `end`, or a read further.
     fn up_to(&mut self, end: u64) -> Result<()> {
         while self.at < end {
-            self.reader.read(self.at, usize::try_from(self.read)?)?;
-            self.at += self.read;
+            let reads = (end - self.at).div_ceil(self.read).min(DEPTH as u64);
+            let batch: Vec<u64> = (0..reads).map(|n| self.at + n * self.read).collect();
+            self.reader.read(&batch, usize::try_from(self.read)?)?;
+            self.at += reads * self.read;
         }
         Ok(())
     }
@@ -259,13 +261,20 @@ impl Load {
     }
 
     fn reads(&mut self, n: u32) -> Result<()> {
-        for _ in 0..n {
-            let (block, place) = self.zipf.next();
-            let offset = u64::from(block) * BLOCK + place % (BLOCK / READ) * READ;
-            self.pace.wait();
-            self.reader.read(offset, usize::try_from(READ)?)?;
+        let mut left = usize::try_from(n)?;
+        while left > 0 {
+            let batch: Vec<u64> = (0..left.min(DEPTH)).map(|_| self.next()).collect();
+            self.reader.read(&batch, usize::try_from(READ)?)?;
+            left -= batch.len();
         }
         Ok(())
+    }
+
+    /// Where the next read is, when it is due.
+    fn next(&mut self) -> u64 {
+        self.pace.wait();
+        let (block, place) = self.zipf.next();
+        u64::from(block) * BLOCK + place % (BLOCK / READ) * READ
     }
 }
 
