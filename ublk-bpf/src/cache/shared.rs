@@ -129,20 +129,21 @@ impl<'m> Cache<'m> {
     #[inline]
     #[must_use]
     pub fn begin_read(&self, offset: u64, length: u64) -> Option<Lease> {
-        let (block, regions) = self.place(offset, length)?;
+        let block = self.one_block(offset, length)?;
         if !self.is_attached.load(Ordering::Relaxed) {
             return None;
         }
         let word = self.index.get(block as usize)?;
-        let slot = serving(word, regions)?;
-        if !self.slots.pin(slot, block) {
+        let entry = IndexEntry(word.load(Ordering::SeqCst));
+        if !self.serves(entry, offset, length) || !self.slots.pin(entry.slot(), block) {
             return None;
         }
         // What happened before the pin is seen now; what comes later finds it.
-        if serving(word, regions) == Some(slot) {
-            return Some(Lease(slot));
+        let now = IndexEntry(word.load(Ordering::SeqCst));
+        if now == entry || (now.slot() == entry.slot() && self.serves(now, offset, length)) {
+            return Some(Lease(entry.slot()));
         }
-        self.slots.unpin(slot);
+        self.slots.unpin(entry.slot());
         None
     }
 
@@ -180,9 +181,7 @@ impl<'m> Cache<'m> {
     /// The change of this range that began with `change` has ended. `is_good`: if its data has gone to the leased slot,
     /// too, then whole.
     pub fn end_change(&self, offset: u64, length: u64, lease: Option<Lease>, is_good: bool) {
-        let regions = self
-            .place(offset, length)
-            .map_or(u16::MAX, |(_, regions)| regions);
+        let regions = self.regions(offset, length);
         for word in self.words(offset, length) {
             update(word, |entry| {
                 let writers = entry.writers().saturating_sub(1);
@@ -385,7 +384,8 @@ impl<'m> Cache<'m> {
     }
 
     fn begin_write_through(&self, offset: u64, length: u64) -> Option<Lease> {
-        let (block, regions) = self.place(offset, length)?;
+        let block = self.one_block(offset, length)?;
+        let regions = self.regions(offset, length);
         let word = self.index.get(block as usize)?;
         loop {
             let entry = IndexEntry(word.load(Ordering::SeqCst));
@@ -405,14 +405,24 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// The block of a range that is in one, and which regions of it the range touches.
+    /// Whether a read of this range of its block may be served from the entry's slot. Nearly always nobody writes there.
     #[inline]
-    fn place(&self, offset: u64, length: u64) -> Option<(u32, u16)> {
+    fn serves(&self, entry: IndexEntry, offset: u64, length: u64) -> bool {
+        entry.is_present() && (entry.writing() == 0 || entry.serves(self.regions(offset, length)))
+    }
+
+    /// The block of a range that is in one.
+    #[inline]
+    fn one_block(&self, offset: u64, length: u64) -> Option<u32> {
         let block = offset >> self.shape.shift;
         let last = (offset + (length - 1)) >> self.shape.shift;
-        let sectors = u32::try_from(length / SECTOR_SIZE).ok()?;
-        let regions = regions(self.shape.shift, offset / SECTOR_SIZE, sectors);
-        Some((u32::try_from(block).ok().filter(|_| block == last)?, regions))
+        u32::try_from(block).ok().filter(|_| block == last)
+    }
+
+    /// Which regions of its block a range touches.
+    fn regions(&self, offset: u64, length: u64) -> u16 {
+        let sectors = u32::try_from(length / SECTOR_SIZE).unwrap_or(u32::MAX);
+        regions(self.shape.shift, offset / SECTOR_SIZE, sectors)
     }
 
     /// The words of every block that a range touches.
@@ -421,13 +431,6 @@ impl<'m> Cache<'m> {
         let (first, last) = (index(offset), index(offset + (length - 1)));
         self.index.get(first..=last).unwrap_or_default()
     }
-}
-
-/// The slot that a read of these regions may be served from.
-#[inline]
-fn serving(word: &AtomicU64, regions: u16) -> Option<u32> {
-    let entry = IndexEntry(word.load(Ordering::SeqCst));
-    entry.serves(regions).then(|| entry.slot())
 }
 
 /// Changes a word, and returns what it was.

@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use super::{Action, Advice, Errno, Io, Machine, Next, Request, Service, Todo, plan};
-use crate::cache::{Cache, Failure};
+use crate::cache::{Cache, Failure, Lease};
 use crate::queue::service::Hold;
 
 impl<'w> Machine<'w> {
@@ -67,28 +67,26 @@ impl<'w> Machine<'w> {
     }
 
     /// A request ends: what it holds of the cache is given back, and its block promoted if it is to be.
-    #[inline(never)]
+    #[inline]
     pub(super) fn let_go(&mut self, tag: u16, is_good: bool) {
         let Some(cache) = self.cache else {
             return;
         };
         let service = &mut self.tags.slot(tag).service;
-        let (offset, length) = service.range();
         match std::mem::replace(&mut service.hold, Hold::Nothing) {
             Hold::Nothing => {}
             Hold::Read(lease) => cache.end_read(lease),
-            Hold::Change(lease) => {
-                let is_good = is_good && (lease.is_none() || service.is_in_cache());
-                cache.end_change(offset, length, lease, is_good);
-            }
+            Hold::Change(lease) => end_change(cache, service, lease, is_good),
         }
         if let Some(priority) = service.promote.take()
             && is_good
         {
+            let (offset, _) = service.range();
             self.promote(cache, offset, priority);
         }
     }
 
+    #[inline(never)]
     fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority) {
         if cache.hint(offset, priority) {
             self.counters.hinted += 1;
@@ -134,4 +132,12 @@ impl<'w> Machine<'w> {
             }
         }
     }
+}
+
+/// A request that changed blocks ends. What went to its slot counts only if all of it did.
+#[inline(never)]
+fn end_change(cache: &Cache<'_>, service: &Service, lease: Option<Lease>, is_good: bool) {
+    let (offset, length) = service.range();
+    let is_good = is_good && (lease.is_none() || service.is_in_cache());
+    cache.end_change(offset, length, lease, is_good);
 }
