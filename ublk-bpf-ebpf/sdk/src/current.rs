@@ -5,6 +5,9 @@
 //! host they tell what [`set`] said last in this thread.
 
 #[cfg(target_arch = "bpf")]
+use core::mem::MaybeUninit;
+
+#[cfg(target_arch = "bpf")]
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 
 /// The id of the thread, as the kernel numbers tasks (`gettid(2)`).
@@ -60,10 +63,11 @@ const fn words(name: &str) -> [u64; 2] {
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 fn comm_words() -> [u64; 2] {
-    let mut words = [0u64; 2];
-    // SAFETY: The helper writes 16 bytes, which there are; where it fails, it writes zeroes.
+    let mut words = MaybeUninit::<[u64; 2]>::uninit();
+    // SAFETY: There are 16 bytes to write to.
     unsafe { generated::bpf_get_current_comm(words.as_mut_ptr().cast(), 16) };
-    words
+    // SAFETY: The helper has written all of them; zeroes, where it failed.
+    unsafe { words.assume_init() }
 }
 
 /// The id of the thread's cgroup (version 2): the inode number of its directory, `stat -c %i /sys/fs/cgroup/NAME`.
