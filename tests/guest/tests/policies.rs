@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use ublk_bpf_guest::leftover::refused;
 use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run};
 
 /// Built by `cargo xtask build-ebpf` from tests/policies and handed to the guest.
@@ -32,6 +33,41 @@ fn a_hostile_policy_costs_time_and_nothing_else() {
         }
         device.stop();
     }
+}
+
+#[test]
+fn a_refusal_names_the_line_and_says_what_helps() {
+    let device = Device::run(&["--backing", "mem:8M"]);
+    // Not `refused-long`: the verifier writes 15 MB about it, which takes it half a minute under emulation.
+    for (mistake, reason, place, hint) in [
+        (
+            "endless",
+            "infinite loop detected",
+            "endless.rs:9: `while",
+            "constant",
+        ),
+        ("null", "'map_value_or_null'", "null.rs:1", "may find nothing"),
+        (
+            "bounds",
+            "unbounded memory access",
+            "bounds.rs:18: `if",
+            "mask it",
+        ),
+        ("panics", "not an exit", "", "may panic"),
+        ("helper", "cannot use helper", "", "tracing program"),
+    ] {
+        let said = refused(&[
+            "policy",
+            "swap",
+            &device.id(),
+            &format!("/root/policies/refused-{mistake}.o"),
+        ]);
+        for words in ["the kernel's verifier refused", reason, place, hint] {
+            assert!(said.contains(words), "no {words} in: {said}");
+        }
+    }
+    assert_eq!(device.show()["policy"], "passthrough");
+    device.stop();
 }
 
 #[test]

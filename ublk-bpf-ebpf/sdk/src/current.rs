@@ -5,7 +5,10 @@
 //! host they tell what [`set`] said last in this thread.
 
 #[cfg(target_arch = "bpf")]
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, generated};
+use core::mem::MaybeUninit;
+
+#[cfg(target_arch = "bpf")]
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 
 /// The id of the thread, as the kernel numbers tasks (`gettid(2)`).
 #[must_use]
@@ -27,9 +30,44 @@ pub fn tgid() -> u32 {
 /// The thread's name, filled up with zeroes; all zeroes if it cannot be had.
 #[must_use]
 #[inline(always)]
-#[cfg(target_arch = "bpf")]
 pub fn comm() -> [u8; 16] {
-    bpf_get_current_comm().unwrap_or([0; 16])
+    let [first, last] = comm_words();
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(&first.to_le_bytes());
+    name[8..].copy_from_slice(&last.to_le_bytes());
+    name
+}
+
+/// Whether the thread has this name, of which the kernel keeps 15 bytes. A few instructions, where comparing
+/// [`comm`] is a loop.
+#[must_use]
+#[inline(always)]
+pub fn is_named(name: &str) -> bool {
+    comm_words() == words(name)
+}
+
+/// A name as [`comm_words`] gives it.
+#[inline(always)]
+const fn words(name: &str) -> [u64; 2] {
+    let name = name.as_bytes();
+    let mut words = [0; 2];
+    let mut i = 0;
+    while i < name.len() && i < 15 {
+        words[i / 8] |= (name[i] as u64) << (8 * (i % 8));
+        i += 1;
+    }
+    words
+}
+
+/// The thread's name as two words, little endian as BPF is here: they are compared and copied faster than bytes.
+#[inline(always)]
+#[cfg(target_arch = "bpf")]
+fn comm_words() -> [u64; 2] {
+    let mut words = MaybeUninit::<[u64; 2]>::uninit();
+    // SAFETY: There are 16 bytes to write to.
+    unsafe { generated::bpf_get_current_comm(words.as_mut_ptr().cast(), 16) };
+    // SAFETY: The helper has written all of them; zeroes, where it failed.
+    unsafe { words.assume_init() }
 }
 
 /// The id of the thread's cgroup (version 2): the inode number of its directory, `stat -c %i /sys/fs/cgroup/NAME`.
@@ -42,7 +80,9 @@ pub fn cgroup_id() -> u64 {
 }
 
 #[cfg(not(target_arch = "bpf"))]
-pub use native::{Task, cgroup_id, comm, pid, set, tgid};
+use native::comm_words;
+#[cfg(not(target_arch = "bpf"))]
+pub use native::{Task, cgroup_id, pid, set, tgid};
 
 #[cfg(not(target_arch = "bpf"))]
 mod native {
@@ -101,15 +141,31 @@ mod native {
         CURRENT.get().tgid
     }
 
-    /// The thread's name, filled up with zeroes.
-    #[must_use]
-    pub fn comm() -> [u8; 16] {
-        CURRENT.get().comm
+    pub(super) fn comm_words() -> [u64; 2] {
+        let name = CURRENT.get().comm;
+        let word = |at| core::array::from_fn(|i| name[at + i]);
+        [u64::from_le_bytes(word(0)), u64::from_le_bytes(word(8))]
     }
 
     /// The id of the thread's cgroup.
     #[must_use]
     pub fn cgroup_id() -> u64 {
         CURRENT.get().cgroup_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_as_the_kernel_keeps_them() {
+        set(Task::new(1, "tar", 7));
+        assert!(is_named("tar"));
+        assert!(!is_named("ta") && !is_named("tart") && !is_named(""));
+        assert_eq!(comm(), *b"tar\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!((pid(), tgid(), cgroup_id()), (1, 1, 7));
+        set(Task::new(1, "a-name-of-17-byte", 7));
+        assert!(is_named("a-name-of-17-byte") && is_named("a-name-of-17-by"));
     }
 }

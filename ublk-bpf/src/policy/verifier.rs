@@ -17,6 +17,64 @@ const STATISTICS: [&str; 5] = [
     "subprog ",
     "mark_precise: ",
 ];
+/// How the lines begin that show what the verifier knew when it gave up.
+const STATES: [&str; 2] = ["cur state:", "old state:"];
+/// Sources of `core`, of `aya-ebpf` and of the SDK that are inlined everywhere: the line that calls them is the author's.
+const INLINED: [&str; 16] = [
+    "arith.rs",
+    "array.rs",
+    "cell.rs",
+    "cmp.rs",
+    "const_ptr.rs",
+    "helpers.rs",
+    "hint.rs",
+    "index.rs",
+    "int_macros.rs",
+    "maps.rs",
+    "mod.rs",
+    "mut_ptr.rs",
+    "non_null.rs",
+    "option.rs",
+    "range.rs",
+    "uint_macros.rs",
+];
+/// What the lines of the SDK's macro have, and no others.
+const MACRO: &str = "$";
+/// What helps where the reason has these words.
+const HINTS: [(&str, &str); 17] = [
+    ("last insn is not an exit", PANIC),
+    ("infinite loop", LOOP),
+    ("back-edge", LOOP),
+    ("jumps is too complex", LENGTH),
+    ("program is too large", LENGTH),
+    ("or_null'", NULL),
+    ("unbounded memory access", BOUNDS),
+    ("invalid access to map value", BOUNDS),
+    ("invalid access to memory", BOUNDS),
+    ("memory range", BOUNDS),
+    ("value is negative", BOUNDS),
+    ("cannot use helper", HELPER),
+    ("unknown func", HELPER),
+    ("invalid func", HELPER),
+    ("read_ok", "a value is read that was never written"),
+    (
+        "stack size",
+        "a policy has 512 bytes of stack: keep what is larger in a map",
+    ),
+    (
+        "GPL",
+        "the helper is for GPL-compatible programs: name such a licence in policy!",
+    ),
+];
+const PANIC: &str =
+    "the program may panic (`list[i]`, `a / b`, unwrap), which BPF cannot: use get, checked_div or match";
+const LOOP: &str = "the verifier sees no bound of the loop: count its rounds up to a constant";
+const LENGTH: &str =
+    "the verifier follows every path: take fewer rounds of the loop, or fewer branches in it";
+const NULL: &str = "a look-up may find nothing: ask for that (match, `if let`) before using its result";
+const BOUNDS: &str =
+    "the verifier knows no bound of an index or offset: compare it with the length (get) or mask it first";
+const HELPER: &str = "a policy is a tracing program: only the helpers of those may be called";
 
 /// The verifier refused a program.
 #[derive(Debug)]
@@ -25,29 +83,33 @@ pub struct Refusal {
     what: String,
     /// The line that says why.
     reason: String,
-    /// `file:line` of the source, if the object names one.
-    place: Option<String>,
+    /// The line of the source, if the object names one.
+    source: Option<Source>,
     /// The kernel's explanation, or what the verifier looked at last.
     details: Vec<String>,
+}
+
+/// A line of a program's source, as the object's type information has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    text: String,
+    /// `file:line`, without the folder.
+    place: String,
 }
 
 impl Refusal {
     /// Reads a verifier's log. `errno` stands in for a reason where the log has none.
     #[must_use]
     pub fn from_log(what: &str, errno: &io::Error, log: &str) -> Self {
-        let is_statistics = |line: &str| STATISTICS.iter().any(|start| line.starts_with(start));
         let lines: Vec<&str> = log
             .lines()
             .map(str::trim_end)
-            .filter(|line| !is_statistics(line))
+            .filter(|line| !starts_with_any(line, &STATISTICS))
             .collect();
         let report_at = lines.iter().position(|line| line.starts_with(REPORT));
         let (code, report) = lines.split_at(report_at.unwrap_or(lines.len()));
         let code: Vec<&str> = code.iter().copied().filter(|line| !line.is_empty()).collect();
-        let place = code
-            .iter()
-            .rev()
-            .find_map(|line| line.strip_prefix("; ")?.rsplit_once(" @ "));
+        let reason = code.iter().rev().find(|line| !starts_with_any(line, &STATES));
         let details = if report.is_empty() {
             &code[code.len().saturating_sub(LAST_LINES)..]
         } else {
@@ -55,10 +117,8 @@ impl Refusal {
         };
         Self {
             what: what.to_owned(),
-            reason: code
-                .last()
-                .map_or_else(|| errno.to_string(), |line| (*line).to_owned()),
-            place: place.map(|(_, place)| place.to_owned()),
+            reason: reason.map_or_else(|| errno.to_string(), |line| (*line).to_owned()),
+            source: Source::last(&code),
             details: details.iter().map(|&line| line.to_owned()).collect(),
         }
     }
@@ -69,6 +129,13 @@ impl Refusal {
         &self.reason
     }
 
+    /// What helps against the reason, where it is a usual one.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        let hint = HINTS.iter().find(|(words, _)| self.reason.contains(words));
+        hint.map(|&(_, hint)| hint)
+    }
+
     /// The kernel's explanation where it gives one, else the log's last lines.
     #[must_use]
     pub fn details(&self) -> &[String] {
@@ -76,14 +143,42 @@ impl Refusal {
     }
 }
 
-/// One line that says why, and the details below it where they say more.
+fn starts_with_any(line: &str, starts: &[&str]) -> bool {
+    starts.iter().any(|start| line.starts_with(start))
+}
+
+impl Source {
+    /// The author's line that the verifier looked at last, if it looked at one.
+    fn last(code: &[&str]) -> Option<Self> {
+        let sources = code.iter().rev().filter_map(|line| Self::parse(line));
+        sources.into_iter().find(|source| !source.is_inlined())
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (text, place) = line.strip_prefix("; ")?.rsplit_once(" @ ")?;
+        Some(Self {
+            text: text.trim().to_owned(),
+            place: place.to_owned(),
+        })
+    }
+
+    fn is_inlined(&self) -> bool {
+        let file = self.place.split(':').next();
+        self.text.contains(MACRO) || file.is_some_and(|file| INLINED.contains(&file))
+    }
+}
+
+/// One line: why, at which line of the source, and what helps. With `{:#}` the details follow, where they say more.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the kernel's verifier refused {}: {}", self.what, self.reason)?;
-        if let Some(place) = &self.place {
-            write!(f, " ({place})")?;
+        if let Some(Source { text, place }) = &self.source {
+            write!(f, " ({place}: `{text}`)")?;
         }
-        if self.details.len() > 1 {
+        if let Some(hint) = self.hint() {
+            write!(f, "; {hint}")?;
+        }
+        if f.alternate() && self.details.len() > 1 {
             for line in self.details.join("\n").trim_end().lines() {
                 write!(f, "\n  {line}")?;
             }
@@ -123,17 +218,18 @@ verification time 775 usec
 subprog 0 (policy) main insns_self 1 insns_total 1 stack 0
 ";
 
-    fn refusal(log: &str) -> String {
-        Refusal::from_log("policy a.o", &io::Error::from_raw_os_error(libc::E2BIG), log).to_string()
+    fn refused(log: &str) -> Refusal {
+        Refusal::from_log("policy a.o", &io::Error::from_raw_os_error(libc::E2BIG), log)
     }
 
-    const HEAD: &str =
-        "the kernel's verifier refused policy a.o: R1 invalid mem access 'mem_or_null' (policy.rs:9)\n";
+    const HEAD: &str = "the kernel's verifier refused policy a.o: R1 invalid mem access 'mem_or_null' (policy.rs:9: `request.op`); a look-up may";
 
     #[test]
     fn the_reason_comes_first_and_the_last_lines_follow() {
-        let text = refusal(OLD);
-        assert!(text.starts_with(HEAD), "{text}");
+        let refusal = refused(OLD);
+        assert!(refusal.to_string().starts_with(HEAD), "{refusal}");
+        assert_eq!(refusal.to_string().lines().count(), 1);
+        let text = format!("{refusal:#}");
         assert!(
             text.ends_with("\n  R1 invalid mem access 'mem_or_null'"),
             "{text}"
@@ -143,7 +239,7 @@ subprog 0 (policy) main insns_self 1 insns_total 1 stack 0
 
     #[test]
     fn a_report_of_the_kernels_own_takes_the_last_lines_place() {
-        let text = refusal(NEW);
+        let text = format!("{:#}", refused(NEW));
         assert!(text.starts_with(HEAD), "{text}");
         assert!(text.ends_with("\n  Reason:\n    R1 may be NULL here."), "{text}");
         assert!(!text.contains("(61)"), "{text}");
@@ -151,10 +247,86 @@ subprog 0 (policy) main insns_self 1 insns_total 1 stack 0
 
     #[test]
     fn an_empty_log_leaves_the_errno() {
-        let text = refusal("processed 0 insns\n");
         assert_eq!(
-            text,
+            refused("processed 0 insns\n").to_string(),
             "the kernel's verifier refused policy a.o: Argument list too long (os error 7)"
         );
+    }
+
+    /// The ends of what Linux 7.3 said of the policies in `tests/policies/src/refused`.
+    const RECORDED: [(&str, &str, Option<&str>, &str); 6] = [
+        (
+            "; intrinsics::volatile_load(src) @ mod.rs:2091\n\
+             3: (79) r2 = *(u64 *)(r1 +0)\n\
+             ; while unsafe { sector.read_volatile() } == 7 {} @ endless.rs:9\n\
+             infinite loop detected at insn 4\n\
+             cur state: R0=1 R1=mem(id=1,sz=40) R2=scalar() R10=fp0\n\
+             old state: R0=1 R1=mem(id=1,sz=40) R2=scalar() R10=fp0\n\
+             verification time 1278 usec\n\
+             stack depth max 0\n",
+            "infinite loop detected at insn 4",
+            Some("endless.rs:9"),
+            LOOP,
+        ),
+        (
+            "; if black_box(request.sector) >> (n & 31) & 1 == 1 { @ long.rs:11\n\
+             20: (15) if r5 == 0x0 goto pc-15      ; R5=1\n\
+             ; Some(request) => $decide(request).pack(), @ lib.rs:57\n\
+             6: (04) w3 += 1                       ; R3=8189\n\
+             ; if self.start < self.end { @ range.rs:772\n\
+             The sequence of 8193 jumps is too complex.\n",
+            "The sequence of 8193 jumps is too complex.",
+            Some("long.rs:11"),
+            LENGTH,
+        ),
+        (
+            "; fun(map, key) @ helpers.rs:10\n\
+             7: (18) r1 = 0xff11000005f32600       ; R1=map_ptr(map=limits,ks=4,vs=8)\n\
+             9: (85) call bpf_map_lookup_elem#1    ; R0=map_value_or_null(id=2,map=limits,ks=4,vs=8)\n\
+             ; intrinsics::volatile_load(src) @ mod.rs:2091\n\
+             10: (79) r1 = *(u64 *)(r0 +0)\n\
+             R0 invalid mem access 'map_value_or_null'\n\n\
+             Verification failed: Register Type Safety: Invalid dereference\n",
+            "R0 invalid mem access 'map_value_or_null'",
+            None,
+            NULL,
+        ),
+        (
+            "; slice_get_unchecked(slice, self) @ index.rs:253\n\
+             15: (0f) r1 += r7\n\
+             ; if request.sector < unsafe { *limits.get_unchecked(request.op as usize) } { @ bounds.rs:18\n\
+             16: (79) r1 = *(u64 *)(r1 +0)\n\
+             R1 unbounded memory access, make sure to bounds check any such access\n",
+            "R1 unbounded memory access, make sure to bounds check any such access",
+            Some("bounds.rs:18"),
+            BOUNDS,
+        ),
+        (
+            "last insn is not an exit or jmp\n\n\
+             Verification failed: Program Structure: Subprogram can fall through\n",
+            "last insn is not an exit or jmp",
+            None,
+            PANIC,
+        ),
+        (
+            "; fun(ifindex, flags) @ helpers.rs:207\n\
+             3: (b7) r2 = 0                        ; R2=0\n\
+             4: (85) call bpf_redirect#23\n\
+             program of this type cannot use helper bpf_redirect#23\n",
+            "program of this type cannot use helper bpf_redirect#23",
+            None,
+            HELPER,
+        ),
+    ];
+
+    #[test]
+    fn usual_mistakes_are_placed_and_explained() {
+        for (log, reason, place, hint) in RECORDED {
+            let refusal = refused(log);
+            assert_eq!(refusal.reason(), reason);
+            let found = refusal.source.as_ref().map(|source| source.place.as_str());
+            assert_eq!(found, place, "{refusal}");
+            assert_eq!(refusal.hint(), Some(hint), "{refusal}");
+        }
     }
 }
