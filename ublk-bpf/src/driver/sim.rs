@@ -356,13 +356,20 @@ impl<'w> Sim<'w> {
             10 => self.queue.kernel.post_late(),
             _ => self.deliver()?,
         }
-        if self.has_finished() { self.close() } else { Ok(()) }
+        if self.has_finished()? {
+            self.close()
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether every queue has ended, and then the promoter.
-    fn has_finished(&mut self) -> bool {
+    fn has_finished(&mut self) -> Result<bool, String> {
         let queues_have = self.queue.finished && self.others.iter().all(|queue| queue.finished);
-        queues_have && self.cache.as_mut().is_none_or(Side::stop)
+        match &mut self.cache {
+            Some(side) if queues_have => side.stop(),
+            _ => Ok(queues_have),
+        }
     }
 
     /// The machine is told of some completions, or that there are none.
@@ -452,7 +459,8 @@ impl<'w> Sim<'w> {
                 }
                 Effect::Io { tag, io } => self.issue(tag, io)?,
                 Effect::Commit { batch, from } => self.commit(batch, from)?,
-                Effect::Wake => {}
+                Effect::Wake if self.bug == Some(Bug::ForgetToWake) => {}
+                Effect::Wake => self.cache.iter_mut().for_each(Side::wake),
                 Effect::Failed(failure) => return Err(format!("the queue failed: {failure}")),
                 Effect::Finished => self.queue.finished = true,
             }

@@ -64,4 +64,14 @@ bugs! {
     TrustUnfinished,
     /// The index of before a power failure is believed.
     TrustAfterPowerCut,
+    /// The promoter is not woken.
+    ForgetToWake,
+}
+
+impl Bug {
+    /// Whether it shows only with a cache.
+    #[must_use]
+    pub const fn is_of_cache(self) -> bool {
+        self as usize >= Self::ForgetToMark as usize
+    }
 }

@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::pattern::Writer;
 use super::world::{CacheWorld, World};
 use super::{Check, Sim, index};
-use crate::cache::{Cache, Effect, Limits, Promoter, Shape, surviving};
+use crate::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
 const MOST_SERVERS: usize = 512;
@@ -82,6 +82,9 @@ pub(super) struct Side<'w> {
     fills: Vec<Fill>,
     /// Results that the promoter was not told yet.
     done: VecDeque<(u16, i32)>,
+    /// The promoter sleeps, until it is woken or until then.
+    sleeps: Option<Rest>,
+    is_stopping: bool,
     /// What promoters that are gone counted.
     counters: CacheCounters,
 }
@@ -103,6 +106,8 @@ impl<'w> Side<'w> {
             staging: Vec::new(),
             fills: Vec::new(),
             done: VecDeque::new(),
+            sleeps: None,
+            is_stopping: false,
             counters: CacheCounters::default(),
         })
     }
@@ -130,7 +135,8 @@ impl<'w> Side<'w> {
 
     /// Whether there may be another server.
     pub(super) const fn has_room(&self) -> bool {
-        self.servers < self.places.len()
+        // The last stop takes one more.
+        self.servers + 2 < self.places.len()
     }
 
     /// What was promoted so far.
@@ -207,12 +213,52 @@ impl<'w> Side<'w> {
         })
     }
 
+    /// Something that the promoter sleeps for has come.
+    pub(super) fn wake(&mut self) {
+        self.sleeps = None;
+    }
+
     /// No promotion is begun any more. Whether all have ended.
-    pub(super) fn stop(&mut self) -> bool {
-        self.promoter.stop();
+    pub(super) fn stop(&mut self) -> Result<bool, String> {
+        if !self.is_stopping {
+            self.check_sleep()?;
+            self.promoter.stop();
+            self.is_stopping = true;
+        }
+        if !self.promoter.is_idle() {
+            return Ok(false);
+        }
         // It may have to leave the cache still.
-        let rests = self.promoter.poll(Duration::ZERO).is_err();
-        rests && self.promoter.is_idle() && self.done.is_empty()
+        if let Ok(effect) = self.promoter.poll(Duration::ZERO) {
+            return Err(format!("the promoter began {effect:?} after it was stopped"));
+        }
+        if self.cache.failure().is_some() && self.has_blocks() {
+            return Err("the device failed, and blocks are in the cache".into());
+        }
+        Ok(true)
+    }
+
+    /// The queues have ended, so everything was said: the promoter sleeps only if it has nothing to do.
+    fn check_sleep(&mut self) -> Check {
+        if self.sleeps != Some(Rest::UntilWoken) || !self.promoter.is_idle() {
+            return Ok(());
+        }
+        if self.cache.failure().is_some() && self.has_blocks() {
+            return Err("the device failed, and the promoter was not woken".into());
+        }
+        match self.promoter.poll(Duration::MAX) {
+            Ok(effect) => Err(format!("the promoter was not woken for {effect:?}")),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn has_blocks(&self) -> bool {
+        let mut entries = self
+            .maps
+            .index
+            .iter()
+            .map(|word| IndexEntry(word.load(Ordering::SeqCst)));
+        entries.any(IndexEntry::is_present)
     }
 
     /// What is saved at a clean stop.
@@ -264,11 +310,18 @@ impl Sim<'_> {
     fn begin_fills(&mut self) -> Check {
         let now = Duration::from_millis(self.now);
         for _ in 0..=self.rng.below(4) {
-            let next = self.cache.as_mut().map(|side| side.promoter.poll(now));
-            let Some(Ok(effect)) = next else {
-                break;
+            let Some(side) = &mut self.cache else {
+                return Ok(());
             };
-            self.issue_fill(effect)?;
+            match side.sleeps {
+                Some(Rest::UntilWoken) => return Ok(()),
+                Some(Rest::Until(then)) if now < then => return Ok(()),
+                _ => {}
+            }
+            match side.promoter.poll(now) {
+                Ok(effect) => self.issue_fill(effect)?,
+                Err(rest) => side.sleeps = Some(rest),
+            }
         }
         Ok(())
     }
@@ -277,6 +330,7 @@ impl Sim<'_> {
     fn tell_promoter(&mut self) -> Check {
         let next = self.cache.as_mut().and_then(|side| {
             let (job, result) = side.done.pop_front()?;
+            side.wake();
             side.promoter.done(job, result)
         });
         next.map_or(Ok(()), |effect| self.issue_fill(effect))
@@ -438,6 +492,8 @@ impl Sim<'_> {
         side.done.clear();
         side.staging.clear();
         side.is_broken = false;
+        side.sleeps = None;
+        side.is_stopping = false;
         let count = u32::try_from(saved.len()).unwrap_or(u32::MAX);
         let restored = side.promoter.restore(saved);
         if restored != count {

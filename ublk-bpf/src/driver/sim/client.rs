@@ -56,9 +56,10 @@ impl Sim<'_> {
         let world = self.world;
         let block = world.block_sectors();
         let blocks = u64::from(world.blocks);
+        let reads = if world.cache.is_some() { 65 } else { 44 };
         let op = match self.rng.below(100) {
-            0..44 => UBLK_IO_OP_READ,
-            44..88 => UBLK_IO_OP_WRITE,
+            n if n < reads => UBLK_IO_OP_READ,
+            0..88 => UBLK_IO_OP_WRITE,
             88..92 => UBLK_IO_OP_FLUSH,
             92..96 => UBLK_IO_OP_DISCARD,
             _ => UBLK_IO_OP_WRITE_ZEROES,
@@ -66,13 +67,17 @@ impl Sim<'_> {
         let data = op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
         let most = if data {
             u64::from(world.most_blocks).min(blocks)
+        } else if world.cache.is_some() && self.rng.chance(800) {
+            // Not every discard empties the cache.
+            blocks.div_ceil(16)
         } else {
             blocks
         };
         let count = 1 + self.rng.below(most);
         // A device of few blocks, and one end of it in particular: requests overlap.
         let room = blocks - count + 1;
-        let first = if self.rng.chance(300) {
+        let near = if world.cache.is_some() { 600 } else { 300 };
+        let first = if self.rng.chance(near) {
             self.rng.below(room.min(8))
         } else {
             self.rng.below(room)

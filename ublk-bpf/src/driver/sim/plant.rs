@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ublk_bpf_abi::IndexEntry;
 
 use super::Sim;
-use super::backend::Op;
+use super::backend::{Op, cache_range};
 use super::bug::Bug;
 use super::client::sectors;
 use super::kernel::Request;
@@ -94,8 +94,18 @@ impl<'w> Sim<'w> {
 
     /// A read whose pin was lost is about to be carried out. Its pin is back if its block is; otherwise it takes its time.
     pub(super) fn is_late(&self, op: &Op) -> bool {
-        self.unpinned(op)
-            .is_some_and(|(cache, offset, len)| cache.begin_read(offset, len).is_none())
+        let Some((cache, offset, len)) = self.unpinned(op) else {
+            return false;
+        };
+        let Some(lease) = cache.begin_read(offset, len) else {
+            return true;
+        };
+        let is_elsewhere = cache_range(&op.io)
+            .is_none_or(|(there, _)| there != offset.wrapping_add(cache.displacement(lease, offset)));
+        if is_elsewhere {
+            cache.end_read(lease);
+        }
+        is_elsewhere
     }
 
     /// The cache and the range of a read whose pin is to be lost.

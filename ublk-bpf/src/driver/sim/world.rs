@@ -126,6 +126,7 @@ impl World {
         let mut world = Self {
             queues: rng.pick(&[1, 2, 2]),
             depth: rng.pick(&[2, 8, 32]),
+            blocks: rng.pick(&[64, 300, 300, 1000]),
             backing: Backing::Storage(Storage {
                 volatile_cache: rng.chance(600),
                 discard: true,
@@ -133,6 +134,9 @@ impl World {
             }),
             read_only: false,
             lossy: false,
+            register_faults: rng.pick(&[0, 20, 200]),
+            verdict_faults: rng.pick(&[0, 20, 300]),
+            ends: rng.pick(&[0, 10, 100, 300]),
             ..Self::random(seed)
         };
         world.cache = Some(world.random_cache(rng, mode, algorithm));
@@ -146,9 +150,9 @@ impl World {
             mode,
             algorithm,
             rate: rng.pick(&[None, None, Some(1 << 20), Some(1 << 17)]),
-            promote: rng.pick(&[50, 500, 1000]),
+            promote: rng.pick(&[100, 500, 1000]),
         };
-        let part = rng.pick(&[5, 20, 50]);
+        let part = rng.pick(&[5, 20, 50, 50]);
         cache.slots = u32::try_from(self.cache_blocks(&cache) * part / 100)
             .unwrap_or(1)
             .max(1);
