@@ -135,3 +135,6 @@ impl<'w> Machine<'w> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
