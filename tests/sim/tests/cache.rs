@@ -1,13 +1,13 @@
-//! Ten million operations over a cache, or a part of them.
+//! Ten million operations over a cache: promotions race with requests of one or two queues.
 //!
-//! The default run is a fifth of that: `SIM_OPS=10000000` is all. `SIM_SEED=N` runs that one world of each kind.
+//! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
 
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
 use ublk_bpf::driver::sim::{Fault, Options, Report, World, run};
 
 /// Operations of a run without `SIM_OPS`.
-const OPERATIONS: u64 = 2_000_000;
+const OPERATIONS: u64 = 10_000_000;
 
 /// Requests of a world.
 const REQUESTS_OF_A_WORLD: u64 = 2_000;

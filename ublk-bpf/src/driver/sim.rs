@@ -1,4 +1,4 @@
-//! A driver that simulates: the machine over a model of ublk's batch mode, with faults, from a seed.
+//! A driver that simulates: one or two machines over a model of ublk's batch mode, with faults, from a seed.
 //!
 //! [`run`] makes a [`World`] of its seed, lets clients send requests, carries the machine's effects out in a
 //! random order with random faults, and checks after every step what [`queue`](crate::queue) promises:
@@ -11,6 +11,9 @@
 //! - no tag is committed that the server does not own, or with an operation in flight, or with any result but
 //!   the exact length and a negative errno;
 //! - no two operations use one tag or one staging buffer; each stays within its request, and is aligned;
+//! - with a cache, nobody can tell: all of the above holds, whatever its device does, and the backing device alone is
+//!   what clients left. What is in a slot that nobody writes is what the backing device has, at every server's end; no
+//!   slot is filled that is in use; the promoter sleeps only when it has nothing to do;
 //! - whatever happens, every request completes and every ending ends, within a bounded number of steps.
 //!
 //! # Faults that are legal, and why
@@ -37,6 +40,10 @@
 //! | verdicts are garbage or hostile | they come from a map and from a user's policy |
 //! | descriptors ask for what the device does not serve | its parameters could be wrong; a server does not rely on that |
 //! | the server dies; its requests are issued again, or fail | `ublk_ch_release_work_fn`; operations in flight may have happened or not |
+//! | a read or write crosses a cache block | a kernel that does not keep `chunk_sectors` |
+//! | operations on the cache device fail, once or from then on | any device may; no request may fail with it |
+//! | the promoter's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
+//! | a server begins with the index of one that died, with what one saved, or with nothing | recovery, a clean stop, a power failure |
 //! | the power fails | of each sector any version remains that was there since it was last made durable |
 
 mod backend;
