@@ -1,22 +1,44 @@
 //! The simulator's checks have teeth: each of these bugs is found.
 
-use ublk_bpf::driver::sim::{Bug, Options, run};
+use ublk_bpf::cache::Mode;
+use ublk_bpf::cache::evict::Algorithm;
+use ublk_bpf::driver::sim::{Bug, Options, Violation, World, run};
 
 /// Worlds in which a bug may show.
 const WORLDS: u64 = 300;
 
+/// A world where the bug may show: one of a cache has to have one.
+fn world(bug: Bug, seed: u64) -> Option<World> {
+    let mode = match bug {
+        Bug::OverlapWrites | Bug::PublishFailedWrite => Mode::WriteThrough,
+        Bug::ForgetToInvalidate => Mode::WriteAround,
+        _ if seed % 2 == 0 => Mode::WriteThrough,
+        _ => Mode::WriteAround,
+    };
+    let algorithm = if seed % 4 < 2 {
+        Algorithm::Clock
+    } else {
+        Algorithm::S3Fifo
+    };
+    bug.is_of_cache().then(|| World::cached(seed, mode, algorithm))
+}
+
+fn search(bug: Bug) -> Option<Box<Violation>> {
+    (0..WORLDS).find_map(|seed| {
+        run(&Options {
+            seed,
+            requests: 500,
+            world: world(bug, seed),
+            bug: Some(bug),
+        })
+        .err()
+    })
+}
+
 #[test]
 fn every_bug_is_found() {
     for &bug in Bug::ALL {
-        let found = (0..WORLDS).find_map(|seed| {
-            run(&Options {
-                seed,
-                requests: 500,
-                world: None,
-                bug: Some(bug),
-            })
-            .err()
-        });
+        let found = search(bug);
         let violation = found.unwrap_or_else(|| panic!("{bug:?} was not found in {WORLDS} worlds"));
         println!(
             "{bug:?}: seed {}, step {}: {}",

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use ublk_bpf::driver::sim::{Options, World, run};
+use ublk_bpf::cache::Mode;
+use ublk_bpf::cache::evict::Algorithm;
+use ublk_bpf::driver::sim::{CacheWorld, Options, World, run};
 use ublk_bpf::queue::{Backing, Storage};
 
 fn backings() -> impl Strategy<Value = Backing> {
@@ -15,6 +17,30 @@ fn backings() -> impl Strategy<Value = Backing> {
             })
         });
     prop_oneof![9 => storage, 1 => any::<bool>().prop_map(|filled| Backing::Null { filled })]
+}
+
+fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
+    let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    (kinds, 12_u32..17, 1_u32..8, 0_u16..1001).prop_map(
+        |((is_there, through, clock, limited), shift, slots, promote)| {
+            is_there.then_some(CacheWorld {
+                shift,
+                slots,
+                mode: if through {
+                    Mode::WriteThrough
+                } else {
+                    Mode::WriteAround
+                },
+                algorithm: if clock {
+                    Algorithm::Clock
+                } else {
+                    Algorithm::S3Fifo
+                },
+                rate: limited.then_some(1 << 20),
+                promote,
+            })
+        },
+    )
 }
 
 fn worlds() -> impl Strategy<Value = World> {
@@ -37,8 +63,10 @@ fn worlds() -> impl Strategy<Value = World> {
         0_u16..100,
         0_u16..2000,
     );
-    (sizes, backings(), flags, rates, 9_u32..17).prop_map(|(sizes, backing, flags, rates, written_shift)| {
-        World {
+    let others = (1_u8..3, 9_u32..17, caches());
+    (sizes, backings(), flags, rates, others).prop_map(
+        |(sizes, backing, flags, rates, (queues, written_shift, cache))| World {
+            queues,
             depth: sizes.0,
             logical_block: sizes.1,
             blocks: sizes.2,
@@ -59,8 +87,9 @@ fn worlds() -> impl Strategy<Value = World> {
             verdict_faults: rates.4,
             bad_requests: rates.5,
             ends: rates.6,
-        }
-    })
+            cache: cache.filter(|_| matches!(backing, Backing::Storage(_))),
+        },
+    )
 }
 
 proptest! {

@@ -10,6 +10,7 @@
 //! | the promoter, one for each device | fills slots behind the misses, and makes room | `promote.rs` |
 //! | an eviction algorithm | says which slot is to be given up | `evict/`, one file each |
 //! | the server | keeps the index over a clean stop | `disk/` |
+//! | | believes what is to be believed of the index of one that died | `recover.rs` |
 //!
 //! # What a block goes through
 //!

@@ -536,3 +536,6 @@ impl Budget {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,57 +1,87 @@
-//! What an index that a dead server left is still good for.
+//! What may be believed of the index that an earlier server left.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::IndexEntry;
+use ublk_bpf_abi::{BlockState, IndexEntry};
 
-/// The blocks that were in the cache when their server died, as (slot, block).
+/// Takes out of `index` which blocks are in the cache, below `slots` slots: each as its slot and its block, for
+/// [`Promoter::restore`](super::Promoter::restore) to put back. No entry is left behind.
 ///
-/// A block that was being filled or written then is not among them: nobody knows how far that came. Nor is one whose
-/// entry no server writes: a slot that there is not, or one that another block claims too.
+/// The server that wrote it may have been killed at any moment, and anybody who may write the map may have scribbled on
+/// it. A block that was being filled has half of its content. One with writers may be another on each device, and what
+/// it is for the clients is what the backing device has. Of two blocks with one slot, neither is known to be in it.
+/// None of these is taken. Nobody else may use the index meanwhile but the classifier, which finds nothing in it.
 #[must_use]
 pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<(u32, u32)> {
-    let mut blocks: HashMap<u32, Option<u32>> = HashMap::new();
-    for (block, word) in (0..).zip(index) {
-        let entry = IndexEntry(word.load(Ordering::SeqCst));
-        if entry.is_present() && entry.writers() == 0 && entry.writing() == 0 && entry.slot() < slots {
-            blocks
-                .entry(entry.slot())
-                .and_modify(|claim| *claim = None)
-                .or_insert(Some(block));
+    let mut found: Vec<(u32, u32)> = Vec::new();
+    for (word, block) in index.iter().zip(0..) {
+        let entry = IndexEntry(word.swap(0, Ordering::SeqCst));
+        let is_whole = entry == IndexEntry::new(BlockState::Present, entry.slot());
+        if is_whole && entry.slot() < slots {
+            found.push((entry.slot(), block));
         }
     }
-    let mut found: Vec<_> = blocks
-        .into_iter()
-        .filter_map(|(slot, block)| Some((slot, block?)))
-        .collect();
-    found.sort_unstable();
+    let mut users: HashMap<u32, u32> = HashMap::with_capacity(found.len());
+    for &(slot, _) in &found {
+        *users.entry(slot).or_default() += 1;
+    }
+    found.retain(|(slot, _)| users.get(slot) == Some(&1));
     found
 }
 
 #[cfg(test)]
 mod tests {
-    use ublk_bpf_abi::BlockState;
-
     use super::*;
 
+    fn taken(entries: &[IndexEntry]) -> Vec<(u32, u32)> {
+        let index: Vec<_> = entries.iter().map(|entry| AtomicU64::new(entry.0)).collect();
+        let found = surviving(&index, 8);
+        assert!(index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+        found
+    }
+
+    const fn present(slot: u32) -> IndexEntry {
+        IndexEntry::new(BlockState::Present, slot)
+    }
+
     #[test]
-    fn only_what_is_certain_survives() {
-        let present = |slot| IndexEntry::new(BlockState::Present, slot);
+    fn whole_blocks_survive_in_their_slots() {
+        assert_eq!(
+            taken(&[present(7), IndexEntry::ABSENT, present(0)]),
+            [(7, 0), (0, 2)]
+        );
+    }
+
+    #[test]
+    fn what_was_being_filled_or_written_does_not() {
+        let filling = IndexEntry::new(BlockState::Filling, 1);
         let entries = [
-            present(2),
-            IndexEntry::ABSENT,
-            IndexEntry::new(BlockState::Filling, 0),
-            present(1).with_writers(1, 1),
-            IndexEntry::ABSENT.with_writers(3, 0),
-            present(9),
-            present(4),
-            present(3),
-            present(4),
-            IndexEntry(3),
-            present(0),
+            filling,
+            present(2).with_writers(1, 0),
+            present(3).with_writers(1, 0x8000),
+            present(4).with_writers(0, 1),
+            IndexEntry::ABSENT.with_writers(2, 0),
+            present(5),
         ];
-        let index = entries.map(|entry| AtomicU64::new(entry.0));
-        assert_eq!(surviving(&index, 8), [(0, 10), (2, 0), (3, 7)]);
+        assert_eq!(taken(&entries), [(5, 5)]);
+    }
+
+    #[test]
+    fn scribbled_entries_do_not() {
+        let entries = [
+            IndexEntry(3),
+            IndexEntry(u64::MAX),
+            present(8),
+            present(IndexEntry::MAX_SLOTS - 1),
+            present(1),
+        ];
+        assert_eq!(taken(&entries), [(1, 4)]);
+    }
+
+    #[test]
+    fn of_blocks_with_one_slot_none_does() {
+        let entries = [present(1), present(2), present(1), present(1), present(3)];
+        assert_eq!(taken(&entries), [(2, 1), (3, 4)]);
     }
 }

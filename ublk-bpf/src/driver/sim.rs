@@ -1,4 +1,4 @@
-//! A driver that simulates: the machine over a model of ublk's batch mode, with faults, from a seed.
+//! A driver that simulates: one or two machines over a model of ublk's batch mode, with faults, from a seed.
 //!
 //! [`run`] makes a [`World`] of its seed, lets clients send requests, carries the machine's effects out in a
 //! random order with random faults, and checks after every step what [`queue`](crate::queue) promises:
@@ -11,6 +11,9 @@
 //! - no tag is committed that the server does not own, or with an operation in flight, or with any result but
 //!   the exact length and a negative errno;
 //! - no two operations use one tag or one staging buffer; each stays within its request, and is aligned;
+//! - with a cache, nobody can tell: all of the above holds, whatever its device does, and the backing device alone is
+//!   what clients left. What is in a slot that nobody writes is what the backing device has, at every server's end; no
+//!   slot is filled that is in use; the promoter sleeps only when it has nothing to do;
 //! - whatever happens, every request completes and every ending ends, within a bounded number of steps.
 //!
 //! # Faults that are legal, and why
@@ -37,10 +40,15 @@
 //! | verdicts are garbage or hostile | they come from a map and from a user's policy |
 //! | descriptors ask for what the device does not serve | its parameters could be wrong; a server does not rely on that |
 //! | the server dies; its requests are issued again, or fail | `ublk_ch_release_work_fn`; operations in flight may have happened or not |
+//! | a read or write crosses a cache block | a kernel that does not keep `chunk_sectors` |
+//! | operations on the cache device fail, once or from then on | any device may; no request may fail with it |
+//! | the promoter's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
+//! | a server begins with the index of one that died, with what one saved, or with nothing | recovery, a clean stop, a power failure |
 //! | the power fails | of each sector any version remains that was there since it was last made durable |
 
 mod backend;
 mod bug;
+mod cache;
 mod client;
 mod disk;
 mod fault;
@@ -48,20 +56,23 @@ mod history;
 mod kernel;
 mod life;
 mod pattern;
+mod plant;
 mod rng;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::ServerCounters;
+use ublk_bpf_abi::{CacheCounters, ServerCounters};
 
 pub use bug::Bug;
 pub use fault::{Fault, FaultCounts};
-pub use world::World;
+pub use world::{CacheWorld, World};
 
+use crate::cache::Cache;
 use crate::queue::{Arrival, BadConfig, Effect, Element, Event, Machine, Written};
 use backend::Op;
+use cache::{Maps, Side};
 use disk::Disk;
 use history::History;
 use kernel::{Cqe, Kernel, MOST_IN_A_ROW, Place};
@@ -95,6 +106,8 @@ pub struct Report {
     pub faults: FaultCounts,
     /// What the machines counted.
     pub counters: ServerCounters,
+    /// What the promoters counted.
+    pub cache: CacheCounters,
 }
 
 impl Report {
@@ -104,6 +117,7 @@ impl Report {
         self.operations += other.operations;
         self.faults.add(&other.faults);
         self.counters.add(&other.counters);
+        self.cache.add(&other.cache);
     }
 }
 
@@ -140,7 +154,10 @@ pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
             world,
         })
     };
-    let mut sim = Sim::new(options, &world, &words).map_err(|error| violation(0, error.to_string()))?;
+    let maps = Maps::new(&world);
+    let places = cache::places(&world);
+    let side = Side::new(&world, &maps, &places);
+    let mut sim = Sim::new(options, &world, &words, side).map_err(|error| violation(0, error.to_string()))?;
     let outcome = catch_unwind(AssertUnwindSafe(|| sim.run(options.requests)));
     match outcome {
         Ok(Ok(())) => Ok(sim.report()),
@@ -166,6 +183,35 @@ const fn index(n: u64) -> usize {
     }
 }
 
+/// A hardware queue: the kernel's half, and the server's.
+#[derive(Debug)]
+struct Queue<'w> {
+    kernel: Kernel,
+    machine: Machine<'w>,
+    staging: Vec<Vec<u8>>,
+    /// Operations that are out.
+    ops: Vec<Op>,
+    finished: bool,
+}
+
+impl<'w> Queue<'w> {
+    fn new(world: &World, machine: Machine<'w>) -> Self {
+        Self {
+            kernel: Kernel::new(world),
+            machine,
+            staging: Self::new_staging(world),
+            ops: Vec::new(),
+            finished: false,
+        }
+    }
+
+    /// The staging buffers of a new server.
+    fn new_staging(world: &World) -> Vec<Vec<u8>> {
+        let bytes = index(u64::from(world.config().staging_bytes));
+        vec![vec![pattern::POISON; bytes]; usize::from(world.staging_buffers)]
+    }
+}
+
 /// A run.
 #[derive(Debug)]
 struct Sim<'w> {
@@ -174,15 +220,13 @@ struct Sim<'w> {
     bug: Option<Bug>,
     rng: Rng,
     counts: FaultCounts,
-    kernel: Kernel,
+    /// The queue where something happens.
+    queue: Queue<'w>,
+    others: Vec<Queue<'w>>,
+    cache: Option<Side<'w>>,
     disk: Disk,
     history: History,
-    machine: Machine<'w>,
-    staging: Vec<Vec<u8>>,
-    /// Operations that are out.
-    ops: Vec<Op>,
     ending: Ending,
-    finished: bool,
     /// Steps so far: the clock of the history.
     now: u64,
     idle_steps: u32,
@@ -195,23 +239,29 @@ struct Sim<'w> {
 }
 
 impl<'w> Sim<'w> {
-    fn new(options: &Options, world: &'w World, words: &'w [AtomicU64]) -> Result<Self, BadConfig> {
+    fn new(
+        options: &Options,
+        world: &'w World,
+        words: &'w [AtomicU64],
+        cache: Option<Side<'w>>,
+    ) -> Result<Self, BadConfig> {
+        let machine = || Self::new_machine(world, words, options.bug, cache.as_ref().map(|side| side.cache));
+        let queue = || machine().map(|machine| Queue::new(world, machine));
+        let others = (1..world.queues).map(|_| queue()).collect::<Result<_, _>>()?;
         let filled = u64::from(world.prefilled && world.storage().is_some());
         let content = vec![filled; index(world.sectors())];
-        let mut sim = Self {
+        let sim = Self {
             world,
             words,
             bug: options.bug,
             rng: Rng::new(options.seed ^ 0x5eed),
             counts: FaultCounts::default(),
-            kernel: Kernel::new(world),
+            queue: queue()?,
+            others,
+            cache,
             history: History::new(content.iter().copied()),
             disk: Disk::new(content, world.volatile_cache()),
-            machine: Self::new_machine(world, words, options.bug)?,
-            staging: Vec::new(),
-            ops: Vec::new(),
             ending: Ending::None,
-            finished: false,
             now: 1,
             idle_steps: 0,
             last_id: 1,
@@ -220,7 +270,6 @@ impl<'w> Sim<'w> {
             issued: 0,
             counters: ServerCounters::default(),
         };
-        sim.staging = sim.new_staging();
         sim.mark_what_is_there();
         Ok(sim)
     }
@@ -229,10 +278,12 @@ impl<'w> Sim<'w> {
         world: &World,
         words: &'w [AtomicU64],
         bug: Option<Bug>,
+        cache: Option<&'w Cache<'w>>,
     ) -> Result<Machine<'w>, BadConfig> {
         let mut config = world.config();
         config.lossy |= bug == Some(Bug::ObeyDrops);
-        Machine::new(&config, Written::new(words, world.written_shift))
+        let machine = Machine::new(&config, Written::new(words, world.written_shift))?;
+        Ok(machine.with_cache(cache))
     }
 
     fn next_id(&mut self) -> u64 {
@@ -247,23 +298,42 @@ impl<'w> Sim<'w> {
 
     fn report(&self) -> Report {
         let mut counters = self.counters;
-        counters.add(self.machine.counters());
+        for queue in std::iter::once(&self.queue).chain(&self.others) {
+            counters.add(queue.machine.counters());
+        }
         Report {
             requests: self.completed,
             operations: self.issued,
             faults: self.counts,
             counters,
+            cache: self.cache.as_ref().map(Side::counters).unwrap_or_default(),
         }
     }
 
     /// Everything: requests come and go, then the device is stopped and looked at.
     fn run(&mut self, requests: u64) -> Check {
-        self.poll()?;
+        self.each(Self::poll)?;
         while self.completed < requests || self.completed < self.submitted {
             self.step(self.submitted < requests)?;
         }
         self.stop_for_good()?;
         self.check_device()
+    }
+
+    /// Does something in each queue.
+    fn each(&mut self, mut what: impl FnMut(&mut Self) -> Check) -> Check {
+        for _ in 0..=self.others.len() {
+            what(self)?;
+            self.turn();
+        }
+        Ok(())
+    }
+
+    /// The next queue is the one where something happens.
+    fn turn(&mut self) {
+        for other in &mut self.others {
+            std::mem::swap(&mut self.queue, other);
+        }
     }
 
     /// Something happens.
@@ -273,36 +343,66 @@ impl<'w> Sim<'w> {
         if self.idle_steps > MOST_STEPS {
             return Err(format!(
                 "nothing goes on any more: {} operations are out",
-                self.ops.len()
+                self.queue.ops.len()
             ));
         }
-        match self.rng.below(16) {
-            0..=3 if more_requests && self.ending == Ending::None => self.submit(),
-            0..=5 => self.kernel.dispatch(self.world, &mut self.rng, &mut self.counts),
-            6..=9 => self.execute()?,
-            10 => self.kernel.post_late(),
-            11..=14 => self.deliver()?,
-            _ => self.maybe_end()?,
+        if !self.others.is_empty() && self.rng.chance(500) {
+            self.turn();
         }
-        if self.finished { self.close() } else { Ok(()) }
+        let kinds = if self.cache.is_some() { 22 } else { 16 };
+        match self.rng.below(kinds) {
+            16.. => self.promote()?,
+            15 => self.maybe_end()?,
+            _ if self.queue.finished => {}
+            0..=3 if more_requests && self.ending == Ending::None => self.submit(),
+            0..=5 => self
+                .queue
+                .kernel
+                .dispatch(self.world, &mut self.rng, &mut self.counts),
+            6..=9 => self.execute()?,
+            10 => self.queue.kernel.post_late(),
+            _ => self.deliver()?,
+        }
+        if self.has_finished()? {
+            self.close()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether every queue has ended, and then the promoter.
+    fn has_finished(&mut self) -> Result<bool, String> {
+        let queues_have = self.queue.finished && self.others.iter().all(|queue| queue.finished);
+        match &mut self.cache {
+            Some(side) if queues_have => side.stop(),
+            _ => Ok(queues_have),
+        }
     }
 
     /// The machine is told of some completions, or that there are none.
     fn deliver(&mut self) -> Check {
         for _ in 0..=self.rng.below(8) {
-            let Some(cqe) = self.kernel.cq.pop_front() else {
-                self.machine.handle(Event::Idle);
+            let Some(cqe) = self.queue.kernel.cq.pop_front() else {
+                self.queue.machine.handle(Event::Idle);
                 break;
             };
-            match self.event_of(cqe) {
+            let event = self.event_of(cqe);
+            let before = event.as_ref().map(|event| self.plant(event));
+            let mut at_once = None;
+            match event {
                 // Either way will do, at any time.
                 Some(Event::Arrived(arrival)) if self.rng.chance(500) => {
-                    if let Some(io) = self.machine.arrived_at_once(&arrival) {
-                        self.issue(arrival.tag, io)?;
-                    }
+                    let io = self.queue.machine.arrived_at_once(&arrival);
+                    at_once = io.map(|io| (arrival.tag, io));
                 }
-                Some(event) => self.machine.handle(event),
+                Some(event) => self.queue.machine.handle(event),
                 None => {}
+            }
+            if let Some(before) = before {
+                self.planted(&before);
+            }
+            if let Some((tag, io)) = at_once {
+                self.issue(tag, io)?;
             }
             if self.bug == Some(Bug::ForgetWritten) {
                 self.words
@@ -324,7 +424,7 @@ impl<'w> Sim<'w> {
             Cqe::IoDone { tag, result } => Event::IoDone { tag, result },
             Cqe::Committed { batch, result } => Event::Committed { batch, result },
             Cqe::Tag(tag) => {
-                let slot = self.kernel.tag(tag);
+                let slot = self.queue.kernel.tag(tag);
                 slot.place = Place::Server;
                 let verdict = std::mem::replace(&mut slot.verdict.head, 0);
                 let verdict = crate::queue::TakenVerdict {
@@ -349,33 +449,38 @@ impl<'w> Sim<'w> {
 
     /// The machine's effects are carried out.
     fn poll(&mut self) -> Check {
-        while let Some(effect) = self.machine.poll_effect() {
-            if self.finished {
+        while let Some(effect) = self.queue.machine.poll_effect() {
+            if self.queue.finished {
                 return Err(format!("{effect:?} after the queue had finished"));
             }
             match effect {
                 Effect::Prepare { batch } => self.prepare(batch)?,
                 Effect::Fetch { .. } if self.bug == Some(Bug::ForgetFetch) && self.rng.chance(300) => {}
                 Effect::Fetch { fetch } => {
-                    self.kernel
-                        .fetch(fetch, self.world.fetch_faults, &mut self.rng, &mut self.counts)?;
+                    self.queue.kernel.fetch(
+                        fetch,
+                        self.world.fetch_faults,
+                        &mut self.rng,
+                        &mut self.counts,
+                    )?;
                 }
                 Effect::Io { tag, io } => self.issue(tag, io)?,
                 Effect::Commit { batch, from } => self.commit(batch, from)?,
-                Effect::Wake => {}
+                Effect::Wake if self.bug == Some(Bug::ForgetToWake) => {}
+                Effect::Wake => self.cache.iter_mut().for_each(Side::wake),
                 Effect::Failed(failure) => return Err(format!("the queue failed: {failure}")),
-                Effect::Finished => self.finished = true,
+                Effect::Finished => self.queue.finished = true,
             }
         }
         if self.bug == Some(Bug::EndEarly) && self.ending == Ending::Quiesce {
-            self.finished = true;
+            self.queue.finished = true;
         }
         Ok(())
     }
 
     /// PREP: every tag once.
     fn prepare(&mut self, batch: u8) -> Check {
-        let elements = self.machine.batch(batch);
+        let elements = self.queue.machine.batch(batch);
         let all = elements
             .iter()
             .zip(0..)
@@ -383,7 +488,7 @@ impl<'w> Sim<'w> {
         if !all || elements.len() != usize::from(self.world.depth) {
             return Err("PREP does not name every tag once".into());
         }
-        self.kernel.cq.push_back(Cqe::Prepared(0));
+        self.queue.kernel.cq.push_back(Cqe::Prepared(0));
         Ok(())
     }
 
@@ -393,19 +498,25 @@ impl<'w> Sim<'w> {
             Some(Bug::RecommitRefused) => usize::from(from).saturating_sub(1),
             _ => usize::from(from),
         };
-        let elements: Vec<Element> = self.machine.batch(batch).get(from..).unwrap_or_default().to_vec();
+        let elements: Vec<Element> = self
+            .queue
+            .machine
+            .batch(batch)
+            .get(from..)
+            .unwrap_or_default()
+            .to_vec();
         if elements.is_empty() {
             return Err("a COMMIT of nothing".into());
         }
         let rate = self.world.commit_faults;
-        if self.kernel.commit_errors < MOST_IN_A_ROW && self.rng.chance(rate) {
+        if self.queue.kernel.commit_errors < MOST_IN_A_ROW && self.rng.chance(rate) {
             self.counts.hit(Fault::CommitAgain);
-            self.kernel.commit_errors += 1;
+            self.queue.kernel.commit_errors += 1;
             let result = self.rng.pick(&[-11, -4, -12, -14]);
-            self.kernel.cq.push_back(Cqe::Committed { batch, result });
+            self.queue.kernel.cq.push_back(Cqe::Committed { batch, result });
             return Ok(());
         }
-        self.kernel.commit_errors = 0;
+        self.queue.kernel.commit_errors = 0;
         let mut handled = 0;
         for element in &elements {
             self.check_element(element)?;
@@ -429,7 +540,8 @@ impl<'w> Sim<'w> {
         };
         let late = self.rng.chance(400);
         let given_back = elements[..handled].iter().map(|element| element.tag);
-        self.kernel
+        self.queue
+            .kernel
             .committed(Cqe::Committed { batch, result }, given_back, late);
         Ok(())
     }
@@ -437,13 +549,13 @@ impl<'w> Sim<'w> {
     /// An element must be for a tag that the server owns and is through with.
     fn check_element(&mut self, element: &Element) -> Check {
         let tag = element.tag;
-        let Some(slot) = self.kernel.tags.get(usize::from(tag)) else {
+        let Some(slot) = self.queue.kernel.tags.get(usize::from(tag)) else {
             return Err(format!("COMMIT of tag {tag}, which is none"));
         };
         if slot.place != Place::Server || element.buf_index != tag {
             return Err(format!("COMMIT of {element:?}, which is {:?}", slot.place));
         }
-        if let Some(op) = self.ops.iter().find(|op| op.tag == tag) {
+        if let Some(op) = self.queue.ops.iter().find(|op| op.tag == tag) {
             return Err(format!("COMMIT of tag {tag} with {:?} in flight", op.io));
         }
         Ok(())
@@ -452,7 +564,7 @@ impl<'w> Sim<'w> {
     /// The kernel fails a request and takes its tag, which makes COMMIT stop there.
     fn revoke(&mut self, tag: u16) -> Check {
         self.counts.hit(Fault::PartialCommit);
-        self.kernel.tag(tag).request.excused = true;
+        self.queue.kernel.tag(tag).request.excused = true;
         self.complete(tag, -5)?;
         if self.ending == Ending::None && self.rng.chance(500) {
             self.submit_on(tag);
@@ -462,7 +574,7 @@ impl<'w> Sim<'w> {
 
     /// Nothing but the exact length, or an error.
     fn check_result(&mut self, tag: u16, result: i32) -> Check {
-        let request = &self.kernel.tag(tag).request;
+        let request = &self.queue.kernel.tag(tag).request;
         if result >= 0 && index(u64::from(result.unsigned_abs())) != request.pages.len() && !request.bad {
             return Err(format!(
                 "tag {tag} is committed with {result} of {} bytes",

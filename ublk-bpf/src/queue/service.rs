@@ -198,6 +198,7 @@ impl Service {
     /// A write goes on without the slot, which it could not write. What is behind it is on the backing device.
     pub(super) fn go_on_without_cache(&mut self) -> Next {
         self.then_cache = false;
+        self.device = Device::Backing;
         self.retries = 0;
         self.next_with_data()
     }

@@ -1,12 +1,13 @@
 //! Operations that the machine issues: whether they may be, and what becomes of them.
 
 use super::bug::Bug;
+use super::cache::overlap;
 use super::client::sectors;
 use super::fault::Fault;
 use super::kernel::{Cqe, MOST_IN_A_ROW, Place, Request};
-use super::pattern::{POISON, SECTOR, fill, writer_of};
+use super::pattern::{SECTOR, STALE, fill, writer_of};
 use super::{Check, Sim, index};
-use crate::queue::{Io, Staging};
+use crate::queue::{Device, Io, Staging};
 use crate::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -69,6 +70,30 @@ const fn device_range(io: &Io) -> Option<(u64, u64)> {
     }
 }
 
+/// The range of an operation on the cache device.
+pub(super) const fn cache_range(io: &Io) -> Option<(u64, u64)> {
+    match io {
+        Io::Read {
+            from: Device::Cache, ..
+        }
+        | Io::Load {
+            from: Device::Cache, ..
+        }
+        | Io::Write {
+            to: Device::Cache, ..
+        }
+        | Io::Store {
+            to: Device::Cache, ..
+        } => device_range(io),
+        _ => None,
+    }
+}
+
+/// Whether an operation changes its range.
+const fn is_write(io: &Io) -> bool {
+    matches!(io, Io::Write { .. } | Io::Store { .. })
+}
+
 /// The part of the request's pages that an operation touches.
 const fn page_range(io: &Io) -> Option<(u32, u32)> {
     match *io {
@@ -102,21 +127,24 @@ impl Sim<'_> {
         self.check_issue(tag, &io)
             .map_err(|why| format!("{why}: tag {tag}, {io:?}"))?;
         self.issued += 1;
-        self.ops.push(Op {
+        let op = Op {
             tag,
             io,
             number: self.issued,
             writes: self.disk.writes(),
-        });
+        };
+        self.lose_pin(&op);
+        self.queue.ops.push(op);
         Ok(())
     }
 
     fn check_issue(&mut self, tag: u16, io: &Io) -> Check {
-        if self.ops.iter().any(|op| op.tag == tag) {
+        if self.queue.ops.iter().any(|op| op.tag == tag) {
             return Err("two operations of one tag".into());
         }
         if let Some((buffer, skip, len)) = staging_of(io) {
             if self
+                .queue
                 .ops
                 .iter()
                 .any(|op| staging_of(&op.io).is_some_and(|(other, ..)| other == buffer))
@@ -129,10 +157,12 @@ impl Sim<'_> {
             }
         }
         let block = u64::from(self.world.logical_block);
-        if self.unsupported(self.kernel.tags[usize::from(tag)].request.op()) {
+        if self.unsupported(self.queue.kernel.tags[usize::from(tag)].request.op()) {
             return Err("an operation that the backing does not have".into());
         }
-        let slot = self.kernel.tag(tag);
+        self.check_on_cache(io)?;
+        let place = self.place(tag, io)?;
+        let slot = self.queue.kernel.tag(tag);
         let request = &slot.request;
         if slot.place != Place::Server || request.bad || !serves(io, request.op()) {
             return Err(format!("no operation for {:?} {request:?}", slot.place));
@@ -140,7 +170,7 @@ impl Sim<'_> {
         if length(io) == Some(0) {
             return Err("an operation without length".into());
         }
-        if let Some((offset, len)) = device_range(io) {
+        if let Some((offset, len)) = place {
             let first = request.sector * 512;
             let last = first + u64::from(request.nr_sectors) * 512;
             if offset < first || offset + len > last || offset % block != 0 || len % block != 0 {
@@ -159,19 +189,51 @@ impl Sim<'_> {
         check_durable(io, request, self.world.volatile_cache())
     }
 
+    /// The range on the backing device that an operation is about.
+    fn place(&self, tag: u16, io: &Io) -> Result<Option<(u64, u64)>, String> {
+        let Some((offset, len)) = cache_range(io) else {
+            return Ok(device_range(io));
+        };
+        let sector = self.queue.kernel.tags[usize::from(tag)].request.sector;
+        let side = self.cache.as_ref().ok_or("there is no cache")?;
+        let offset = side.backing_offset(offset, sector).ok_or("in no slot")?;
+        Ok(Some((offset, len)))
+    }
+
+    /// No slot is used that the promoter writes to, and no two writes are on one.
+    fn check_on_cache(&self, io: &Io) -> Check {
+        let (Some(side), Some(range)) = (&self.cache, cache_range(io)) else {
+            return Ok(());
+        };
+        if side.is_filling(range) {
+            return Err("a slot is used that is being filled".into());
+        }
+        let queues = std::iter::once(&self.queue).chain(&self.others);
+        let mut others = queues.flat_map(|queue| &queue.ops).filter(|op| is_write(&op.io));
+        let meets = |op: &Op| cache_range(&op.io).is_some_and(|other| overlap(other, range));
+        if is_write(io) && others.any(meets) {
+            return Err("two writes to one place of a slot".into());
+        }
+        Ok(())
+    }
+
     /// Some operation that is out is carried out and completes.
     pub(super) fn execute(&mut self) -> Check {
-        if self.ops.is_empty() {
+        if self.queue.ops.is_empty() {
             return Ok(());
         }
-        let chosen = self.rng.index(self.ops.len());
-        let op = self.ops.swap_remove(chosen);
-        if self.ops.iter().any(|other| other.number < op.number) {
+        let chosen = self.rng.index(self.queue.ops.len());
+        let op = self.queue.ops.swap_remove(chosen);
+        if self.is_late(&op) {
+            self.queue.ops.push(op);
+            return Ok(());
+        }
+        if self.queue.ops.iter().any(|other| other.number < op.number) {
             self.counts.hit(Fault::Reordered);
         }
         let result = self.perform(&op)?;
         let reported = self.told(&op, result);
-        self.kernel.cq.push_back(Cqe::IoDone {
+        self.queue.kernel.cq.push_back(Cqe::IoDone {
             tag: op.tag,
             result: reported,
         });
@@ -195,13 +257,19 @@ impl Sim<'_> {
             op.io,
             Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. }
         );
-        let again = &mut self.kernel.tag(op.tag).request.again;
+        let on_cache = cache_range(&op.io).is_some();
+        if on_cache && self.cache_fails() {
+            self.counts.hit(Fault::CacheError);
+            self.carry_out_some(op)?;
+            return Ok(self.rng.pick(&[-5, -28, -121, 0]));
+        }
+        let again = &mut self.queue.kernel.tag(op.tag).request.again;
         if self.rng.chance(rate / 2) && *again < MOST_IN_A_ROW {
             *again += 1;
             self.counts.hit(Fault::Again);
             return Ok(self.rng.pick(&[-11, -4]));
         }
-        if self.rng.chance(rate / 8) {
+        if !on_cache && self.rng.chance(rate / 8) {
             self.excuse(op.tag);
             if is_copy {
                 self.counts.hit(Fault::CopyError);
@@ -221,7 +289,7 @@ impl Sim<'_> {
             len
         };
         self.carry_out(op, moved)?;
-        if moved == len && self.rng.chance(rate / 16) {
+        if moved == len && !on_cache && self.rng.chance(rate / 16) {
             self.counts.hit(Fault::Overlong);
             self.excuse(op.tag);
             return Ok((moved + 1 + self.rng.below32(4096)).cast_signed());
@@ -229,21 +297,28 @@ impl Sim<'_> {
         Ok(moved.cast_signed())
     }
 
+    /// Whether an operation on the cache device fails. No request may fail with it.
+    fn cache_fails(&mut self) -> bool {
+        let rate = self.world.io_faults / 8;
+        let is_broken = self.cache.as_ref().is_some_and(|side| side.is_broken);
+        is_broken || (self.rng.chance(rate) && self.rng.chance(20))
+    }
+
     /// The request of this tag may fail now.
     fn excuse(&mut self, tag: u16) {
-        self.kernel.tag(tag).request.excused = true;
+        self.queue.kernel.tag(tag).request.excused = true;
     }
 
     /// How far a short operation comes.
     fn short(&mut self, op: &Op, len: u32, is_copy: bool) -> u32 {
         let device = device_range(&op.io).is_some();
-        if device && self.rng.chance(60) {
+        if device && cache_range(&op.io).is_none() && self.rng.chance(60) {
             self.counts.hit(Fault::NothingMoved);
             self.excuse(op.tag);
             return 0;
         }
         let block = self.world.logical_block;
-        let request = &mut self.kernel.tag(op.tag).request;
+        let request = &mut self.queue.kernel.tag(op.tag).request;
         let mut moved = 1 + self.rng.below32(len);
         if device && (moved < block || self.rng.chance(500)) {
             // Whole blocks, or at least one if this goes on for too long.
@@ -285,7 +360,7 @@ impl Sim<'_> {
 
     /// An operation without data.
     fn carry_out_whole(&mut self, op: &Op) {
-        let range = sectors(&self.kernel.tag(op.tag).request);
+        let range = sectors(&self.queue.kernel.tag(op.tag).request);
         match op.io {
             Io::Flush { .. } if self.bug != Some(Bug::SkipFlush) => self.disk.flush(op.writes),
             Io::Discard { .. } => {
@@ -320,15 +395,14 @@ impl Sim<'_> {
             _ => None,
         };
         if let Some((offset, durable, source)) = source {
-            return self.write(
-                self.kernel.tags[usize::from(op.tag)].request.id,
-                offset,
-                durable,
-                source,
-            );
+            return self.write(op, offset, durable, source);
         }
-        let request = &mut self.kernel.tags[usize::from(op.tag)].request;
-        let staging = &mut self.staging[number][staged.clone()];
+        if let Some((offset, _)) = cache_range(&op.io) {
+            self.read_cache(op.tag, offset, pages);
+            return Ok(());
+        }
+        let request = &mut self.queue.kernel.tags[usize::from(op.tag)].request;
+        let staging = &mut self.queue.staging[number][staged.clone()];
         match op.io {
             Io::Read { offset, .. } => {
                 let slip = if self.bug == Some(Bug::MisplaceRead) {
@@ -343,8 +417,8 @@ impl Sim<'_> {
             Io::Zero { .. } | Io::CopyZero { .. } => request.pages[pages].fill(0),
             Io::CopyOut { .. } => {
                 let slip = usize::from(self.bug == Some(Bug::MixStaging));
-                let number = (number + slip) % self.staging.len();
-                request.pages[pages].copy_from_slice(&self.staging[number][staged]);
+                let number = (number + slip) % self.queue.staging.len();
+                request.pages[pages].copy_from_slice(&self.queue.staging[number][staged]);
             }
             Io::CopyIn { .. } => staging.copy_from_slice(&request.pages[pages]),
             _ => {}
@@ -353,13 +427,16 @@ impl Sim<'_> {
     }
 
     /// Puts whole sectors on the disk, after a look at what they are.
-    fn write(&mut self, id: u64, offset: u64, durable: bool, source: Source) -> Check {
+    fn write(&mut self, op: &Op, offset: u64, durable: bool, source: Source) -> Check {
+        let id = self.queue.kernel.tags[usize::from(op.tag)].request.id;
+        let on_cache = cache_range(&op.io).is_some();
+        let place = self.place(op.tag, &op.io)?.map_or(offset, |(place, _)| place);
         let bytes = match source {
-            Source::Pages(tag, range) => &self.kernel.tags[usize::from(tag)].request.pages[range],
-            Source::Staging(buffer, range) => &self.staging[buffer][range],
+            Source::Pages(tag, range) => &self.queue.kernel.tags[usize::from(tag)].request.pages[range],
+            Source::Staging(buffer, range) => &self.queue.staging[buffer][range],
         };
         let durable = durable && self.bug != Some(Bug::ForgetDurable);
-        for (bytes, sector) in bytes.chunks_exact(SECTOR).zip(offset / 512..) {
+        for (bytes, sector) in bytes.chunks_exact(SECTOR).zip(place / 512..) {
             match writer_of(bytes, sector) {
                 Some(writer) if writer == id => {}
                 found => {
@@ -368,17 +445,32 @@ impl Sim<'_> {
                     ));
                 }
             }
-            if self.bug != Some(Bug::SkipWrite) {
+            if on_cache {
+                let on_device = offset + (sector * 512 - place);
+                if let Some(side) = &mut self.cache {
+                    side.write(on_device, Some((id, sector)));
+                }
+            } else if self.bug != Some(Bug::SkipWrite) {
                 self.disk.write(index(sector), id, durable);
             }
         }
         Ok(())
     }
 
-    /// The staging buffers of a new server.
-    pub(super) fn new_staging(&self) -> Vec<Vec<u8>> {
-        let bytes = index(u64::from(self.world.config().staging_bytes));
-        vec![vec![POISON; bytes]; usize::from(self.world.staging_buffers)]
+    /// Fills pages with what the cache device has at `offset`.
+    fn read_cache(&mut self, tag: u16, offset: u64, pages: std::ops::Range<usize>) {
+        let Some(side) = &self.cache else {
+            return;
+        };
+        let pages = &mut self.queue.kernel.tags[usize::from(tag)].request.pages[pages];
+        let mut whole = [STALE; SECTOR];
+        for (bytes, at) in pages.chunks_mut(SECTOR).zip((offset..).step_by(SECTOR)) {
+            match side.read(at) {
+                Some((writer, sector)) => fill(&mut whole, writer, sector),
+                None => whole.fill(STALE),
+            }
+            bytes.copy_from_slice(&whole[..bytes.len()]);
+        }
     }
 }
 
@@ -395,7 +487,8 @@ fn range(from: u32, len: usize) -> std::ops::Range<usize> {
 
 /// A write is durable exactly if it has to be.
 fn check_durable(io: &Io, request: &Request, volatile_cache: bool) -> Check {
-    let needed = request.op_flags & UBLK_IO_F_FUA != 0 && volatile_cache;
+    // What is on the cache device is lost by a power failure anyway.
+    let needed = request.op_flags & UBLK_IO_F_FUA != 0 && volatile_cache && cache_range(io).is_none();
     match *io {
         Io::Write { durable, .. } | Io::Store { durable, .. } if durable != needed => {
             Err("durability is wrong".into())

@@ -48,4 +48,30 @@ bugs! {
     ForgetFetch,
     /// The other operations of a queue that is cancelled are not awaited.
     EndEarly,
+    /// A write does not mark its blocks: one that is being filled is published with what was there before.
+    ForgetToMark,
+    /// A write goes to the slot beside another that overlaps it.
+    OverlapWrites,
+    /// A slot is given to another block while it is read.
+    ReusePinned,
+    /// A discard leaves the cache as it is.
+    DiscardBesideCache,
+    /// A write that one of the devices failed stays in the cache.
+    PublishFailedWrite,
+    /// A write-around leaves its block in the cache.
+    ForgetToInvalidate,
+    /// Recovery believes entries of blocks that are being filled or written.
+    TrustUnfinished,
+    /// The index of before a power failure is believed.
+    TrustAfterPowerCut,
+    /// The promoter is not woken.
+    ForgetToWake,
+}
+
+impl Bug {
+    /// Whether it shows only with a cache.
+    #[must_use]
+    pub const fn is_of_cache(self) -> bool {
+        self as usize >= Self::ForgetToMark as usize
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{Op, Reason, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Op, Priority, Reason, Verdict, VerdictSlot, hint, regions};
 
 use super::fault::Fault;
 use super::history::End;
@@ -18,11 +18,11 @@ use crate::sys::uapi::{
 impl Sim<'_> {
     /// A client sends a request, if there is a tag for it.
     pub(super) fn submit(&mut self) {
-        let depth = self.kernel.tags.len();
+        let depth = self.queue.kernel.tags.len();
         let start = self.rng.index(depth);
         let free = (0..depth)
             .map(|i| (start + i) % depth)
-            .find(|&tag| self.kernel.tags[tag].place == Place::Free);
+            .find(|&tag| self.queue.kernel.tags[tag].place == Place::Free);
         if let Some(tag) = free.and_then(|tag| u16::try_from(tag).ok()) {
             self.submit_on(tag);
         }
@@ -31,7 +31,7 @@ impl Sim<'_> {
     /// A client sends a request that has this tag.
     pub(super) fn submit_on(&mut self, tag: u16) {
         self.submitted += 1;
-        let pages = std::mem::take(&mut self.kernel.tag(tag).request.pages);
+        let pages = std::mem::take(&mut self.queue.kernel.tag(tag).request.pages);
         let request = self.invent(pages);
         if self.changes(&request) {
             let content = if request.op() == UBLK_IO_OP_WRITE {
@@ -44,11 +44,11 @@ impl Sim<'_> {
             }
         }
         let verdict = self.classify(&request);
-        let slot = self.kernel.tag(tag);
+        let slot = self.queue.kernel.tag(tag);
         slot.place = Place::Fifo;
         slot.request = request;
         slot.verdict = verdict;
-        self.kernel.fifo.push_back(tag);
+        self.queue.kernel.fifo.push_back(tag);
     }
 
     /// Any request.
@@ -56,9 +56,10 @@ impl Sim<'_> {
         let world = self.world;
         let block = world.block_sectors();
         let blocks = u64::from(world.blocks);
+        let reads = if world.cache.is_some() { 65 } else { 44 };
         let op = match self.rng.below(100) {
-            0..44 => UBLK_IO_OP_READ,
-            44..88 => UBLK_IO_OP_WRITE,
+            n if n < reads => UBLK_IO_OP_READ,
+            0..88 => UBLK_IO_OP_WRITE,
             88..92 => UBLK_IO_OP_FLUSH,
             92..96 => UBLK_IO_OP_DISCARD,
             _ => UBLK_IO_OP_WRITE_ZEROES,
@@ -66,17 +67,22 @@ impl Sim<'_> {
         let data = op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
         let most = if data {
             u64::from(world.most_blocks).min(blocks)
+        } else if world.cache.is_some() && self.rng.chance(800) {
+            // Not every discard empties the cache.
+            blocks.div_ceil(16)
         } else {
             blocks
         };
         let count = 1 + self.rng.below(most);
         // A device of few blocks, and one end of it in particular: requests overlap.
         let room = blocks - count + 1;
-        let first = if self.rng.chance(300) {
+        let near = if world.cache.is_some() { 600 } else { 300 };
+        let first = if self.rng.chance(near) {
             self.rng.below(room.min(8))
         } else {
             self.rng.below(room)
         };
+        let (first, count) = self.within_cache_block(data, first, count);
         let mut request = Request {
             id: self.next_id(),
             op_flags: u32::from(op)
@@ -110,6 +116,24 @@ impl Sim<'_> {
         }
         request.pages = pages;
         request
+    }
+
+    /// Cuts a read or write short where its cache block ends, as the block layer does; but now and then it does not.
+    fn within_cache_block(&mut self, data: bool, first: u64, count: u64) -> (u64, u64) {
+        let block = self.world.block_sectors();
+        let Some(side) = self.cache.as_ref().filter(|_| data) else {
+            return (first, count);
+        };
+        let in_cache_block = (side.block_sectors() / block).max(1);
+        let left = in_cache_block - first % in_cache_block;
+        if count <= left {
+            return (first, count);
+        }
+        if self.rng.chance(30) {
+            self.counts.hit(Fault::Crossing);
+            return (first, count);
+        }
+        (first, left)
     }
 
     /// Makes it a request that the device does not serve.
@@ -151,13 +175,29 @@ impl Sim<'_> {
             }
         };
         let same = |verdict, hints| of(verdict, hints, op, request.nr_sectors, request.sector);
+        let promote = self.wants_promotion(request);
+        if self.is_hit(request) && !self.rng.chance(self.world.verdict_faults) {
+            let hit = Decision::new(Verdict::Hit, Reason::Cached).pack();
+            return TakenVerdict {
+                head: VerdictSlot::head(hit, op as u32, request.nr_sectors),
+                sector: request.sector,
+            };
+        }
         if !self.rng.chance(self.world.verdict_faults) {
             let verdict = match self.rng.below(10) {
                 0 => Verdict::Slow,
                 1..4 if self.may_drop(request) => Verdict::Drop,
                 _ => Verdict::Passthrough,
             };
-            return same(verdict as u8, 0);
+            let hints = if verdict == Verdict::Drop { 0 } else { promote };
+            if hints == 0 && verdict == Verdict::Passthrough {
+                let plain = Decision::new(verdict, Reason::Default).pack();
+                return TakenVerdict {
+                    head: VerdictSlot::head(plain, op as u32, request.nr_sectors),
+                    sector: request.sector,
+                };
+            }
+            return same(verdict as u8, hints);
         }
         match self.rng.below(4) {
             0 => {
@@ -185,10 +225,51 @@ impl Sim<'_> {
             }
             _ => {
                 self.counts.hit(Fault::VerdictHostile);
-                let verdict = self.rng.pick(&[Verdict::Drop, Verdict::Drop, Verdict::Hit]) as u8;
-                same(verdict, self.rng.pick(&[0, hint::FAIL, 0xff]))
+                let verdict =
+                    self.rng
+                        .pick(&[Verdict::Drop, Verdict::Hit, Verdict::Hit, Verdict::Passthrough]);
+                let any = hint::ALL & self.rng.next().to_le_bytes()[0];
+                same(
+                    verdict as u8,
+                    self.rng.pick(&[0, hint::FAIL, 0xff, hint::PROMOTE, any]),
+                )
             }
         }
+    }
+
+    /// Hints that bring the request's block into the cache, or none. Counts the read, as a classifier does.
+    fn wants_promotion(&mut self, request: &Request) -> u8 {
+        let Some(cache) = self.world.cache else {
+            return 0;
+        };
+        let is_read = request.op() == UBLK_IO_OP_READ;
+        if is_read
+            && self.rng.chance(900)
+            && let Some(side) = &self.cache
+        {
+            side.count_heat(request.sector);
+        }
+        let chance = if is_read { cache.promote } else { 30 };
+        if !self.rng.chance(chance) {
+            return 0;
+        }
+        let all = [Priority::Normal, Priority::Low, Priority::High, Priority::Pinned];
+        let priority = self.rng.pick(&all);
+        Decision::new(Verdict::Passthrough, Reason::Default)
+            .promote(priority)
+            .hints
+    }
+
+    /// Whether an honest classifier finds a read in the cache.
+    fn is_hit(&self, request: &Request) -> bool {
+        let (Some(side), Some(cache)) = (&self.cache, self.world.cache) else {
+            return false;
+        };
+        if request.bad || request.op() != UBLK_IO_OP_READ || side.words(&sectors(request)).len() != 1 {
+            return false;
+        }
+        let regions = regions(cache.shift, request.sector, request.nr_sectors);
+        side.entry(request.sector).serves(regions)
     }
 
     /// Whether an honest policy drops it.
@@ -211,7 +292,7 @@ impl Sim<'_> {
 
     /// A request has completed, with what the kernel was given for it. Checks that this may be.
     pub(super) fn complete(&mut self, tag: u16, result: i32) -> Check {
-        let slot = self.kernel.tag(tag);
+        let slot = self.queue.kernel.tag(tag);
         slot.place = Place::Free;
         let request = std::mem::take(&mut slot.request);
         self.completed += 1;
@@ -245,7 +326,7 @@ impl Sim<'_> {
                 self.history.end(sector, request.id, end, self.now, oldest_read);
             }
         }
-        self.kernel.tag(tag).request.pages = request.pages;
+        self.queue.kernel.tag(tag).request.pages = request.pages;
         Ok(())
     }
 
@@ -262,10 +343,9 @@ impl Sim<'_> {
 
     /// When the oldest read that is on its way began.
     fn oldest_read(&self) -> u64 {
-        let reads = self
-            .kernel
-            .tags
-            .iter()
+        let queues = std::iter::once(&self.queue).chain(&self.others);
+        let reads = queues
+            .flat_map(|queue| &queue.kernel.tags)
             .filter(|tag| tag.place != Place::Free && tag.request.op() == UBLK_IO_OP_READ);
         reads.map(|tag| tag.request.began).min().unwrap_or(u64::MAX)
     }

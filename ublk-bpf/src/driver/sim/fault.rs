@@ -81,6 +81,18 @@ faults! {
     KillFail,
     /// The power failed.
     PowerCut,
+    /// A read or write crossed a cache block.
+    Crossing,
+    /// An operation on the cache device failed.
+    CacheError,
+    /// The cache device failed for good.
+    CacheBroken,
+    /// The promoter's read of the backing device failed.
+    FillError,
+    /// An operation of the promoter moved only part of what was asked for.
+    ShortFill,
+    /// An operation of the promoter has to be tried again.
+    FillAgain,
 }
 
 /// How often each fault was injected.

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use super::cache::{Side, Start};
 use super::fault::Fault;
 use super::kernel::Place;
 use super::pattern::POISON;
-use super::{Check, Sim};
+use super::{Check, Queue, Sim};
 use crate::queue::Event;
 use crate::sys::uapi::UBLK_IO_OP_READ;
 
@@ -33,6 +34,10 @@ impl Sim<'_> {
             }
             return Ok(());
         }
+        self.maybe_break();
+        if self.cache.as_ref().is_some_and(|side| !side.has_room()) {
+            return Ok(());
+        }
         // This is called in one step of sixteen.
         if self.rng.below(100_000) >= u64::from(self.world.ends) * 16 {
             return Ok(());
@@ -53,8 +58,13 @@ impl Sim<'_> {
             5 if ending != Ending::Stop => {
                 self.counts.hit(Fault::Abandon);
                 self.ending = Ending::Abandon;
-                self.machine.handle(Event::Abandon);
-                self.poll()
+                self.each(|sim| {
+                    if sim.queue.finished {
+                        return Ok(());
+                    }
+                    sim.queue.machine.handle(Event::Abandon);
+                    sim.poll()
+                })
             }
             _ => Ok(()),
         }
@@ -67,7 +77,9 @@ impl Sim<'_> {
         if ending == Ending::Stop {
             self.counts.hit(Fault::Stop);
         }
-        self.kernel.cancel(&mut self.rng, &mut self.counts);
+        for queue in std::iter::once(&mut self.queue).chain(&mut self.others) {
+            queue.kernel.cancel(&mut self.rng, &mut self.counts);
+        }
     }
 
     /// The device is stopped at the end of a run, whatever was going on.
@@ -82,22 +94,32 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// The machine says that it has ended. Whatever a client was promised must be kept.
+    /// The machines say that they have ended, and the promoter has. Whatever a client was promised must be kept.
     pub(super) fn close(&mut self) -> Check {
-        if let Some(op) = self.ops.first() {
+        self.each(|sim| sim.check_finished())?;
+        let saved = self.cache.as_ref().map(Side::saved);
+        let start = match saved {
+            Some(saved) if self.ending == Ending::Stop => saved,
+            _ => Start::Left,
+        };
+        self.succeed(start)
+    }
+
+    fn check_finished(&mut self) -> Check {
+        if let Some(op) = self.queue.ops.first() {
             return Err(format!("the queue finished with {op:?} in flight"));
         }
-        let held = self.kernel.count(Place::Server);
+        let held = self.queue.kernel.count(Place::Server);
         if held > 0 && self.ending != Ending::Abandon {
             return Err(format!("the queue finished with {held} requests"));
         }
-        let counters = self.machine.counters();
+        let counters = self.queue.machine.counters();
         if self.ending != Ending::Abandon && counters.arrived != counters.completed + counters.failed {
             return Err(format!(
                 "what arrived was not all completed or failed: {counters:?}"
             ));
         }
-        self.succeed()
+        Ok(())
     }
 
     /// The server dies.
@@ -108,50 +130,68 @@ impl Sim<'_> {
             Fault::KillFail
         });
         self.ops_of_the_dead()?;
-        self.succeed()
+        self.succeed(Start::Left)
     }
 
     /// Operations in flight happen, or not, or in part.
     fn ops_of_the_dead(&mut self) -> Check {
-        while !self.ops.is_empty() {
-            let chosen = self.rng.index(self.ops.len());
-            let op = self.ops.swap_remove(chosen);
+        self.fills_of_the_dead();
+        self.each(Self::ops_of_the_dead_queue)
+    }
+
+    fn ops_of_the_dead_queue(&mut self) -> Check {
+        while !self.queue.ops.is_empty() {
+            let chosen = self.rng.index(self.queue.ops.len());
+            let op = self.queue.ops.swap_remove(chosen);
             self.carry_out_some(&op)?;
         }
         Ok(())
     }
 
     /// A new server takes the queue over. Requests that the old one had are issued again, or fail.
-    fn succeed(&mut self) -> Check {
-        let mut tags = self.kernel.close();
+    fn succeed(&mut self, start: Start) -> Check {
+        self.check_cache()?;
+        self.each(Self::inherit)?;
+        self.new_server(start)
+    }
+
+    /// What becomes of the requests of a queue.
+    fn inherit(&mut self) -> Check {
+        let mut tags = self.queue.kernel.close();
         while !tags.is_empty() {
             let chosen = self.rng.index(tags.len());
             let tag = tags.swap_remove(chosen);
-            let slot = self.kernel.tag(tag);
+            let slot = self.queue.kernel.tag(tag);
             if self.world.reissue {
                 slot.place = Place::Fifo;
                 slot.request.again = 0;
                 if slot.request.op() == UBLK_IO_OP_READ {
                     slot.request.pages.fill(POISON);
                 }
-                self.kernel.fifo.push_back(tag);
+                self.queue.kernel.fifo.push_back(tag);
             } else {
                 slot.request.excused = true;
                 self.complete(tag, -5)?;
             }
         }
-        self.new_server()
+        Ok(())
     }
 
-    fn new_server(&mut self) -> Check {
-        self.counters.add(self.machine.counters());
-        self.machine =
-            Self::new_machine(self.world, self.words, self.bug).map_err(|error| error.to_string())?;
-        self.staging = self.new_staging();
-        self.ops.clear();
+    fn new_server(&mut self, start: Start) -> Check {
+        self.new_cache(start)?;
         self.ending = Ending::None;
-        self.finished = false;
         self.progress();
+        self.each(Self::new_queue)
+    }
+
+    fn new_queue(&mut self) -> Check {
+        self.counters.add(self.queue.machine.counters());
+        let cache = self.cache.as_ref().map(|side| side.cache);
+        let machine = Self::new_machine(self.world, self.words, self.bug, cache);
+        self.queue.machine = machine.map_err(|error| error.to_string())?;
+        self.queue.staging = Queue::new_staging(self.world);
+        self.queue.ops.clear();
+        self.queue.finished = false;
         self.poll()
     }
 
@@ -160,9 +200,12 @@ impl Sim<'_> {
     fn power_cut(&mut self) -> Check {
         self.counts.hit(Fault::PowerCut);
         self.ops_of_the_dead()?;
-        for tag in self.kernel.close() {
-            self.kernel.tag(tag).place = Place::Free;
-            self.completed += 1;
+        self.check_cache()?;
+        for queue in std::iter::once(&mut self.queue).chain(&mut self.others) {
+            for tag in queue.kernel.close() {
+                queue.kernel.tag(tag).place = Place::Free;
+                self.completed += 1;
+            }
         }
         self.disk.power_cut(&mut self.rng);
         for sector in 0..self.disk.sectors() {
@@ -177,7 +220,7 @@ impl Sim<'_> {
             .iter()
             .for_each(|word| word.store(0, Ordering::Relaxed));
         self.mark_what_is_there();
-        self.new_server()
+        self.new_server(Start::Cold)
     }
 
     /// Marks blocks that hold data as written, as a server does that looks for holes.

@@ -6,6 +6,9 @@ pub(super) const SECTOR: usize = 512;
 /// What pages hold that nobody filled: bytes of another process.
 pub(super) const POISON: u8 = 0xa5;
 
+/// What a slot holds that nobody filled whole.
+pub(super) const STALE: u8 = 0x5c;
+
 /// Who wrote a sector. 0: it reads as zeroes.
 pub(super) type Writer = u64;
 

@@ -1,12 +1,33 @@
 //! What a run of the simulator is made of.
 
 use super::rng::Rng;
+use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::queue::{Backing, Config, Storage};
+
+/// A cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheWorld {
+    /// Log2 of the bytes of a cache block.
+    pub shift: u32,
+    /// Slots.
+    pub slots: u32,
+    /// What becomes of a block that is written.
+    pub mode: Mode,
+    /// How room is made.
+    pub algorithm: Algorithm,
+    /// Bytes that may be promoted in a thousand steps.
+    pub rate: Option<u64>,
+    /// Reads whose policy wants their block promoted, in a thousand.
+    pub promote: u16,
+}
 
 /// The device, the queue, and how often which kind of fault is injected (times in a thousand chances).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct World {
-    /// Tags of the queue.
+    /// Hardware queues: 1 or 2.
+    pub queues: u8,
+    /// Tags of a queue.
     pub depth: u16,
     /// Bytes of a logical block.
     pub logical_block: u32,
@@ -46,6 +67,8 @@ pub struct World {
     pub bad_requests: u16,
     /// Stops, kills and power failures, in a hundred thousand steps.
     pub ends: u16,
+    /// A cache before the backing, which is storage.
+    pub cache: Option<CacheWorld>,
 }
 
 impl World {
@@ -63,7 +86,8 @@ impl World {
         let bad_requests = rate(&[0, 5, 50]);
         let ends = rate(&[0, 10, 100, 1000]);
         let most_blocks = rng.pick(&[1, 4, 16, 40]);
-        Self {
+        let mut world = Self {
+            queues: 1,
             depth: rng.pick(&[1, 2, 3, 8, 32, 128, 300]),
             logical_block: rng.pick(&[512, 512, 512, 1024, 4096]),
             blocks: rng.pick(&[41, 64, 300]),
@@ -84,7 +108,55 @@ impl World {
             verdict_faults: rng.pick(&[0, 20, 500]),
             bad_requests,
             ends,
+            cache: None,
+        };
+        world.queues = rng.pick(&[1, 1, 2]);
+        if world.storage().is_some() && rng.chance(250) {
+            let mode = rng.pick(&[Mode::WriteThrough, Mode::WriteAround]);
+            let algorithm = rng.pick(&[Algorithm::Clock, Algorithm::S3Fifo]);
+            world.cache = Some(world.random_cache(rng, mode, algorithm));
         }
+        world
+    }
+
+    /// Any world with a cache of this kind. Little of what has nothing to do with the cache goes on in it.
+    #[must_use]
+    pub fn cached(seed: u64, mode: Mode, algorithm: Algorithm) -> Self {
+        let rng = &mut Rng::new(seed ^ 0xcac4e);
+        let mut world = Self {
+            queues: rng.pick(&[1, 2, 2]),
+            depth: rng.pick(&[2, 8, 32]),
+            blocks: rng.pick(&[64, 300, 300, 1000]),
+            backing: Backing::Storage(Storage {
+                volatile_cache: rng.chance(600),
+                discard: true,
+                write_zeroes: true,
+            }),
+            read_only: false,
+            lossy: false,
+            register_faults: rng.pick(&[0, 20, 200]),
+            verdict_faults: rng.pick(&[0, 20, 300]),
+            ends: rng.pick(&[0, 10, 100, 300]),
+            ..Self::random(seed)
+        };
+        world.cache = Some(world.random_cache(rng, mode, algorithm));
+        world
+    }
+
+    fn random_cache(&self, rng: &mut Rng, mode: Mode, algorithm: Algorithm) -> CacheWorld {
+        let mut cache = CacheWorld {
+            shift: rng.pick(&[12, 12, 13, 14, 16]),
+            slots: 1,
+            mode,
+            algorithm,
+            rate: rng.pick(&[None, None, Some(1 << 20), Some(1 << 17)]),
+            promote: rng.pick(&[100, 500, 1000]),
+        };
+        let part = rng.pick(&[5, 20, 50, 50]);
+        cache.slots = u32::try_from(self.cache_blocks(&cache) * part / 100)
+            .unwrap_or(1)
+            .max(1);
+        cache
     }
 
     fn random_backing(rng: &mut Rng) -> Backing {
@@ -103,6 +175,11 @@ impl World {
     /// Sectors of the device.
     pub(super) fn sectors(&self) -> u64 {
         u64::from(self.blocks) * self.block_sectors()
+    }
+
+    /// Cache blocks of the device.
+    pub(super) fn cache_blocks(&self, cache: &CacheWorld) -> u64 {
+        self.sectors().div_ceil(1 << (cache.shift - 9))
     }
 
     /// Sectors of a logical block.

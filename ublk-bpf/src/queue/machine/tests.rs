@@ -7,7 +7,7 @@ use ublk_bpf_abi::VerdictSlot;
 use super::*;
 use crate::queue::{Device, Io, Storage, TakenVerdict};
 
-const CONFIG: Config = Config {
+pub(super) const CONFIG: Config = Config {
     depth: 4,
     staging_buffers: 1,
     staging_bytes: 1024,
@@ -22,14 +22,14 @@ const CONFIG: Config = Config {
     }),
 };
 
-const READ: u32 = 0;
-const WRITE: u32 = 1;
+pub(super) const READ: u32 = 0;
+pub(super) const WRITE: u32 = 1;
 const FLUSH: u32 = 2;
 const WRITE_ZEROES: u32 = 5;
 const FUA: u32 = 1 << 13;
-const PASSTHROUGH: u32 = 1;
+pub(super) const PASSTHROUGH: u32 = 1;
 const DROP: u32 = 3;
-const SLOW: u32 = 4;
+pub(super) const SLOW: u32 = 4;
 
 fn machine() -> Machine<'static> {
     let mut machine = Machine::new(&CONFIG, Written::untracked()).expect("a good config");
@@ -42,12 +42,12 @@ fn machine() -> Machine<'static> {
     machine
 }
 
-fn effects(machine: &mut Machine<'_>) -> Vec<Effect> {
+pub(super) fn effects(machine: &mut Machine<'_>) -> Vec<Effect> {
     std::iter::from_fn(|| machine.poll_effect()).collect()
 }
 
 /// A request of `nr_sectors` at sector 8, with this verdict about it.
-fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sectors: u32, verdict: u32) {
+pub(super) fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sectors: u32, verdict: u32) {
     let op = match op_flags & 0xff {
         WRITE_ZEROES => 4,
         op => op,
@@ -67,13 +67,13 @@ fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sectors: u32, v
     }));
 }
 
-fn done(machine: &mut Machine<'_>, tag: u16, result: i32) -> Vec<Effect> {
+pub(super) fn done(machine: &mut Machine<'_>, tag: u16, result: i32) -> Vec<Effect> {
     machine.handle(Event::IoDone { tag, result });
     effects(machine)
 }
 
 /// What is committed next, as (tag, result).
-fn committed(machine: &mut Machine<'_>) -> Vec<(u16, i32)> {
+pub(super) fn committed(machine: &mut Machine<'_>) -> Vec<(u16, i32)> {
     machine.handle(Event::Idle);
     let Some(Effect::Commit { batch, from }) = machine.poll_effect() else {
         return Vec::new();

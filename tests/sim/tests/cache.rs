@@ -1,0 +1,97 @@
+//! Ten million operations over a cache: promotions race with requests of one or two queues.
+//!
+//! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
+
+use ublk_bpf::cache::Mode;
+use ublk_bpf::cache::evict::Algorithm;
+use ublk_bpf::driver::sim::{Fault, Options, Report, World, run};
+
+/// Operations of a run without `SIM_OPS`.
+const OPERATIONS: u64 = 10_000_000;
+
+/// Requests of a world.
+const REQUESTS_OF_A_WORLD: u64 = 2_000;
+
+fn variable(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a number")),
+    )
+}
+
+fn simulate(seed: u64, mode: Mode, algorithm: Algorithm) -> Report {
+    let options = Options {
+        seed,
+        requests: REQUESTS_OF_A_WORLD,
+        world: Some(World::cached(seed, mode, algorithm)),
+        bug: None,
+    };
+    run(&options).unwrap_or_else(|violation| {
+        panic!("{violation}\nrepeat with SIM_SEED={seed} cargo test -p sim-tests --test cache")
+    })
+}
+
+/// Worlds of one kind, until so many operations were done.
+fn all(mode: Mode, algorithm: Algorithm) -> Report {
+    let mut total = Report::default();
+    if let Some(seed) = variable("SIM_SEED") {
+        total = simulate(seed, mode, algorithm);
+        println!("seed {seed}: {total:#?}");
+        return total;
+    }
+    let operations = variable("SIM_OPS").unwrap_or(OPERATIONS) / 4;
+    let mut seed = 0;
+    while total.operations < operations {
+        total.add(&simulate(seed, mode, algorithm));
+        seed += 1;
+    }
+    println!(
+        "seeds 0 to {}: {} requests, {} operations, {} hits, {} invalidated, {} written through, {:?}",
+        seed - 1,
+        total.requests,
+        total.operations,
+        total.counters.hits,
+        total.counters.invalidated,
+        total.counters.cache_writes,
+        total.cache
+    );
+    let counters = &total.counters;
+    let cache = &total.cache;
+    assert!(counters.hits > 0 && counters.invalidated > 0 && counters.hits_lost > 0);
+    assert!(cache.promoted > 0 && cache.evicted > 0 && cache.overtaken > 0);
+    assert_eq!(counters.cache_writes > 0, mode == Mode::WriteThrough);
+    let of_a_cache = [
+        Fault::Crossing,
+        Fault::CacheError,
+        Fault::CacheBroken,
+        Fault::FillError,
+        Fault::ShortFill,
+        Fault::FillAgain,
+    ];
+    for fault in of_a_cache {
+        assert!(total.faults.of(fault) > 0, "never injected: {fault:?}");
+    }
+    total
+}
+
+#[test]
+fn write_through_and_clock() {
+    all(Mode::WriteThrough, Algorithm::Clock);
+}
+
+#[test]
+fn write_through_and_s3fifo() {
+    all(Mode::WriteThrough, Algorithm::S3Fifo);
+}
+
+#[test]
+fn write_around_and_clock() {
+    all(Mode::WriteAround, Algorithm::Clock);
+}
+
+#[test]
+fn write_around_and_s3fifo() {
+    all(Mode::WriteAround, Algorithm::S3Fifo);
+}

@@ -1,0 +1,191 @@
+//! The races between promotions and requests, each as the one sequence of calls that matters.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::*;
+use crate::cache::{Mode, Shape, surviving};
+
+const BLOCK: u64 = 1 << 12;
+const BLOCK_RESULT: i32 = 1 << 12;
+
+struct Maps {
+    index: Vec<AtomicU64>,
+    heat: Vec<AtomicU64>,
+}
+
+impl Maps {
+    fn new() -> Self {
+        let words = |n: u64| (0..n).map(|_| AtomicU64::new(0)).collect();
+        Self {
+            index: words(16),
+            heat: words(2),
+        }
+    }
+
+    /// Of so many slots, for a device of 16 blocks.
+    fn cache(&self, slots: u32) -> Cache<'_> {
+        let shape = Shape {
+            shift: 12,
+            capacity: 16 * BLOCK / SECTOR_SIZE,
+            slots,
+            data_offset: 0,
+            mode: Mode::WriteThrough,
+        };
+        Cache::new(shape, &self.index, &self.heat)
+    }
+}
+
+fn promoter<'c, 'm>(cache: &'c Cache<'m>) -> Promoter<'c, 'm> {
+    Promoter::new(
+        cache,
+        Algorithm::Clock,
+        Limits { rate: None },
+        CacheCounters::default(),
+    )
+}
+
+/// A promotion of this block begins, if it may.
+fn begin(promoter: &mut Promoter<'_, '_>, block: u64) -> Option<Effect> {
+    assert!(promoter.cache.hint(block * BLOCK, Priority::Normal));
+    promoter.poll(Duration::ZERO).ok()
+}
+
+fn promote(promoter: &mut Promoter<'_, '_>, block: u64) {
+    assert!(begin(promoter, block).is_some());
+    end(promoter);
+}
+
+/// The first promotion is read and written in full.
+fn end(promoter: &mut Promoter<'_, '_>) {
+    assert!(promoter.done(0, BLOCK_RESULT).is_some());
+    assert_eq!(promoter.done(0, BLOCK_RESULT), None);
+}
+
+#[test]
+fn a_block_that_is_written_while_it_is_filled_is_not_published() {
+    for write_ends_first in [true, false] {
+        let maps = Maps::new();
+        let cache = maps.cache(4);
+        let mut promoter = promoter(&cache);
+        begin(&mut promoter, 5).expect("nobody writes it");
+        let change = cache.begin_write(5 * BLOCK, 512);
+        assert_eq!(change.lease, None);
+        if write_ends_first {
+            cache.end_change(5 * BLOCK, 512, None, true);
+        }
+        end(&mut promoter);
+        assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
+        assert_eq!(
+            (promoter.counters().overtaken, promoter.counters().promoted),
+            (1, 0)
+        );
+    }
+}
+
+#[test]
+fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
+    let maps = Maps::new();
+    let cache = maps.cache(4);
+    let mut promoter = promoter(&cache);
+    begin(&mut promoter, 5).expect("nobody writes it");
+    let _ = cache.begin_discard(0, 16 * BLOCK);
+    cache.end_change(0, 16 * BLOCK, None, true);
+    end(&mut promoter);
+    assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
+    assert_eq!(promoter.counters().overtaken, 1);
+}
+
+#[test]
+fn a_block_that_is_being_written_or_discarded_is_not_begun_to_be_filled() {
+    let maps = Maps::new();
+    let cache = maps.cache(4);
+    let mut promoter = promoter(&cache);
+    let _ = cache.begin_write(5 * BLOCK, 512);
+    let _ = cache.begin_discard(6 * BLOCK, BLOCK);
+    assert_eq!(begin(&mut promoter, 5), None);
+    assert_eq!(begin(&mut promoter, 6), None);
+    cache.end_change(5 * BLOCK, 512, None, true);
+    assert!(begin(&mut promoter, 5).is_some());
+}
+
+#[test]
+fn a_slot_is_given_to_no_other_block_while_it_is_read() {
+    let maps = Maps::new();
+    let cache = maps.cache(1);
+    let mut promoter = promoter(&cache);
+    promote(&mut promoter, 5);
+    let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
+    assert_eq!(begin(&mut promoter, 6), None);
+    assert_eq!(promoter.counters().no_room, 1);
+    cache.end_read(lease);
+    assert!(begin(&mut promoter, 6).is_some());
+    assert_eq!(promoter.counters().evicted, 1);
+}
+
+#[test]
+fn nor_when_its_block_has_left_it() {
+    let maps = Maps::new();
+    let cache = maps.cache(1);
+    let mut promoter = promoter(&cache);
+    promote(&mut promoter, 5);
+    let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
+    let _ = cache.begin_discard(5 * BLOCK, BLOCK);
+    cache.end_change(5 * BLOCK, BLOCK, None, true);
+    assert_eq!(begin(&mut promoter, 5), None, "not even to the same");
+    cache.end_read(lease);
+    assert!(begin(&mut promoter, 5).is_some());
+}
+
+#[test]
+fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
+    let maps = Maps::new();
+    let cache = maps.cache(1);
+    let mut promoter = promoter(&cache);
+    promote(&mut promoter, 5);
+    let first = cache.begin_write(5 * BLOCK, 512);
+    let second = cache.begin_write(5 * BLOCK, 1024);
+    assert!(first.lease.is_some() && second.lease.is_none());
+    cache.end_change(5 * BLOCK, 1024, None, true);
+    assert_eq!(begin(&mut promoter, 5), None, "the first goes to the slot still");
+    cache.end_change(5 * BLOCK, 512, first.lease, true);
+    promote(&mut promoter, 5);
+    assert!(cache.begin_read(5 * BLOCK, 512).is_some());
+}
+
+#[test]
+fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
+    let maps = Maps::new();
+    let cache = maps.cache(2);
+    let mut first = promoter(&cache);
+    promote(&mut first, 5);
+    begin(&mut first, 6).expect("there is a slot");
+    let cache = maps.cache(2);
+    let survivors = surviving(&maps.index, 2);
+    assert_eq!(survivors, [(0, 5)]);
+    let mut second = promoter(&cache);
+    let normal = survivors
+        .into_iter()
+        .map(|(slot, block)| (slot, block, Priority::Normal));
+    assert_eq!(second.restore(normal), 1);
+    cache.end_read(cache.begin_read(5 * BLOCK, 512).expect("it was whole"));
+    promote(&mut second, 7);
+    assert!(cache.begin_read(5 * BLOCK, 512).is_some() && cache.begin_read(7 * BLOCK, 512).is_some());
+    assert_eq!(maps.index[6].load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn nothing_is_left_in_a_cache_whose_device_fails() {
+    let maps = Maps::new();
+    let cache = maps.cache(2);
+    let mut promoter = promoter(&cache);
+    promote(&mut promoter, 5);
+    begin(&mut promoter, 6).expect("there is a slot");
+    assert!(promoter.done(0, BLOCK_RESULT).is_some());
+    assert_eq!(promoter.done(0, -5), None);
+    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    assert_eq!(promoter.residents().count(), 0);
+    assert!(cache.failure().is_some());
+}
