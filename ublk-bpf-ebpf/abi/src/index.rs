@@ -61,6 +61,7 @@ impl IndexEntry {
     /// Where it is, if it is anywhere.
     #[must_use]
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the slot is in the low half")]
     pub const fn slot(self) -> u32 {
         (self.0 as u32) >> 2
     }
@@ -113,7 +114,7 @@ pub const fn regions(shift: u32, sector: u64, sectors: u32) -> u16 {
     let from = (first >> (shift - 4)) & 15;
     let to = last >> (shift - 4);
     let to = if to > 15 { 15 } else { to };
-    ((u16::MAX as u32) << from) as u16 & (u16::MAX >> (15 - to))
+    u16::MAX << from & (u16::MAX >> (15 - to))
 }
 
 #[cfg(test)]
