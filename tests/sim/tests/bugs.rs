@@ -12,7 +12,7 @@ fn world(bug: Bug, seed: u64) -> Option<World> {
     let mode = match bug {
         Bug::OverlapWrites | Bug::PublishFailedWrite => Mode::WriteThrough,
         Bug::ForgetToInvalidate => Mode::WriteAround,
-        _ if seed % 2 == 0 => Mode::WriteThrough,
+        _ if seed.is_multiple_of(2) => Mode::WriteThrough,
         _ => Mode::WriteAround,
     };
     let algorithm = if seed % 4 < 2 {

@@ -41,10 +41,10 @@ impl S3Fifo {
     /// where the main one has been gone through.
     fn next(&mut self, gone_through: usize) -> Option<(u32, bool)> {
         let turns = self.main.len() * (usize::from(MOST_TURNS) + 1);
-        if self.small.len() >= self.small_slots || gone_through >= turns {
-            if let Some(slot) = self.small.pop_front() {
-                return Some((slot, true));
-            }
+        if (self.small.len() >= self.small_slots || gone_through >= turns)
+            && let Some(slot) = self.small.pop_front()
+        {
+            return Some((slot, true));
         }
         Some((self.main.pop_front()?, false))
     }

@@ -96,7 +96,7 @@ impl Sim<'_> {
 
     /// The machines say that they have ended, and the promoter has. Whatever a client was promised must be kept.
     pub(super) fn close(&mut self) -> Check {
-        self.each(|sim| sim.check_finished())?;
+        self.each(Self::check_finished)?;
         let saved = self.cache.as_ref().map(Side::saved);
         let start = match saved {
             Some(saved) if self.ending == Ending::Stop => saved,

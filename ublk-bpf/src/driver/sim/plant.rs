@@ -63,6 +63,8 @@ impl<'w> Sim<'w> {
                         word.store(was.with_writers(is.writers(), 0).0, Ordering::SeqCst);
                     }
                 }
+                // Of a block that is in the cache already, all is as it should be.
+                Some(Bug::ForgetToMark) if was.is_present() => {}
                 _ => word.store(old, Ordering::SeqCst),
             }
         }
