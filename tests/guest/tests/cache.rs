@@ -16,14 +16,14 @@ use ublk_bpf_guest::{
     write,
 };
 
-/// Size of the devices, in MiB, and of a cache that is much smaller: 6 %.
-const MIB: u64 = 64;
+/// Size of the devices, in MiB, and of a cache that is much smaller: 5 %.
+const MIB: u64 = 80;
 const SMALL: u64 = 4;
 /// Operations on the same sectors are ordered for most of a torture, and not for the rest: 50,000 in all.
 const ORDERED: u64 = 40_000;
 const OVERLAPPING: u64 = 10_000;
-/// Policies that come and go under a torture.
-const POLICIES: [&str; 3] = ["scan-resistant", "passthrough", "lru"];
+/// Policies that come and go under a torture, one of them with random bytes for answers.
+const POLICIES: [&str; 4] = ["scan-resistant", "/root/policies/hostile.o", "lru", "passthrough"];
 /// As much of a device as is cached to be read again, for fio.
 const SET: &str = "4m";
 /// What is missed is promoted, as fast as it can be.

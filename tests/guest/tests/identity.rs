@@ -14,14 +14,15 @@ use ublk_bpf_guest::{Backing, run};
 fn identity(path: &Path) -> Identity {
     let spec = Spec::Path(path.to_owned());
     let target = Target::open(&spec, false).unwrap_or_else(|error| panic!("{error}"));
-    Identity::of(&target).unwrap()
+    Identity::of(&target).expect("the target can be read")
 }
 
 /// Writes one sector where no sample is, past the file system if there is one.
 fn write_sector(path: &Path) {
-    let file = File::options().write(true).open(path).unwrap();
-    file.write_all_at(&[0x5a; 512], (32 << 20) + 512).unwrap();
-    file.sync_all().unwrap();
+    let file = File::options().write(true).open(path).expect("it is there");
+    file.write_all_at(&[0x5a; 512], (32 << 20) + 512)
+        .expect("it can be written");
+    file.sync_all().expect("it can be written");
 }
 
 #[test]

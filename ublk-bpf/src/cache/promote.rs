@@ -498,15 +498,16 @@ impl Slots for Residents<'_, '_> {
 #[derive(Debug)]
 struct Budget {
     rate: Option<u64>,
-    most: u64,
-    left: u64,
+    most: i64,
+    /// Below zero: what was spent ahead.
+    left: i64,
     /// When `left` was right.
     at: Duration,
 }
 
 impl Budget {
     fn new(rate: Option<u64>, block: u64) -> Self {
-        let most = rate.unwrap_or(0).max(block);
+        let most = i64::try_from(rate.unwrap_or(0).max(block)).unwrap_or(i64::MAX);
         Self {
             rate,
             most,
@@ -517,16 +518,18 @@ impl Budget {
 
     /// When something may be spent again; `None`: now.
     fn exhausted_until(&mut self, now: Duration) -> Option<Duration> {
-        let rate = self.rate?;
-        let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / 1_000_000_000;
+        let rate = self.rate?.max(1);
+        let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / NANOS;
         if earned > 0 {
-            self.left = self
-                .left
-                .saturating_add(u64::try_from(earned).unwrap_or(u64::MAX))
-                .min(self.most);
+            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
+            self.left = self.left.saturating_add(earned).min(self.most);
             self.at = now;
         }
-        (self.left == 0).then(|| now + Duration::from_millis(10))
+        if self.left > 0 {
+            return None;
+        }
+        let wait = u128::from(self.left.unsigned_abs() + 1) * NANOS / u128::from(rate);
+        Some(now + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
     }
 
     /// A block may take more than is left: the next waits the longer.
@@ -536,6 +539,8 @@ impl Budget {
         }
     }
 }
+
+const NANOS: u128 = 1_000_000_000;
 
 #[cfg(test)]
 mod tests;

@@ -260,17 +260,18 @@ pub(super) struct CacheService<'a> {
 }
 
 impl<'a> CacheService<'a> {
-    /// A cache with these entries. `was_detached`: it failed under an earlier server, and is not used any more.
+    /// A cache with these entries, for a device of `sectors` sectors. `was_detached`: it failed under an earlier server,
+    /// and is not used any more.
     pub(super) fn new(
         device: &'a CacheDevice,
-        backing: &'a Target,
+        (backing, sectors): (&'a Target, u64),
         maps: &'a CacheMaps,
         entries: Vec<SavedEntry>,
         was_detached: bool,
     ) -> Result<Self, ServeError> {
         let shape = Shape {
             shift: device.options.shift(),
-            capacity: backing.facts().sectors,
+            capacity: sectors,
             slots: device.layout.slots,
             data_offset: device.layout.data_offset,
             mode: device.options.mode,

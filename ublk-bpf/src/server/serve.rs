@@ -168,8 +168,9 @@ fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeE
     mark_data(&target, &classifier)?;
     policy::swap(&spec.disk, &policy)?;
     let cached = cache.as_ref().zip(classifier.cache());
-    let service =
-        cached.map(|(cache, maps)| CacheService::new(cache, &target, maps, cache.warm(&target)?, false));
+    let service = cached.map(|(cache, maps)| {
+        CacheService::new(cache, (&target, facts.sectors), maps, cache.warm(&target)?, false)
+    });
     let service = service.transpose()?;
     let cache = cache.as_ref().map(CacheDevice::record);
     let record = Record::new(&claim.info, options, facts.sectors, target.identity(), cache);
@@ -234,7 +235,13 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
     let cached = cache.as_ref().zip(classifier.cache());
     let service = cached.map(|(cache, maps)| {
         let entries = cache.survivors(&target, maps);
-        CacheService::new(cache, &target, maps, entries, detached.is_some())
+        CacheService::new(
+            cache,
+            (&target, before.sectors),
+            maps,
+            entries,
+            detached.is_some(),
+        )
     });
     let service = service.transpose()?;
     let cache = cache.as_ref().map(|cache| CacheRecord {

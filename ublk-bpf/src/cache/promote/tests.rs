@@ -189,3 +189,40 @@ fn nothing_is_left_in_a_cache_whose_device_fails() {
     assert_eq!(promoter.residents().count(), 0);
     assert!(cache.failure().is_some());
 }
+
+#[test]
+fn a_limit_lets_so_many_bytes_pass_in_a_second() {
+    let maps = Maps::new();
+    let cache = maps.cache(8);
+    let limits = Limits {
+        rate: Some(2 * BLOCK),
+    };
+    let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    let mut promoted_in = |second: u64| {
+        let mut count = 0;
+        for block in 0..4 {
+            assert!(cache.hint((4 * second + block) * BLOCK, Priority::Normal));
+        }
+        while promoter.poll(Duration::from_secs(second)).is_ok() {
+            end(&mut promoter);
+            count += 1;
+        }
+        while cache.next_hint().is_some() {}
+        count
+    };
+    assert_eq!([0, 1, 2].map(&mut promoted_in), [2, 2, 2]);
+}
+
+#[test]
+fn a_limit_below_a_block_lets_one_pass_and_then_waits() {
+    let maps = Maps::new();
+    let cache = maps.cache(8);
+    let limits = Limits { rate: Some(512) };
+    let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    promote(&mut promoter, 1);
+    assert!(cache.hint(2 * BLOCK, Priority::Normal));
+    assert!(matches!(
+        promoter.poll(Duration::from_millis(10)),
+        Err(Rest::Until(_))
+    ));
+}
