@@ -12,24 +12,28 @@ use ublk_bpf::target::{Spec, Target};
 /// Makes a cache of 1 MiB for a backing of 4 MiB, stopped in good order with two blocks in it.
 fn saved(folder: &Path) -> (File, Layout, Identity) {
     let backing = folder.join("backing");
-    File::create(&backing).unwrap().set_len(4 << 20).unwrap();
-    let identity = Identity::of(&Target::open(&Spec::Path(backing), false).unwrap()).unwrap();
+    File::create(&backing)
+        .expect("prepared")
+        .set_len(4 << 20)
+        .expect("prepared");
+    let identity =
+        Identity::of(&Target::open(&Spec::Path(backing), false).expect("prepared")).expect("prepared");
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
         .open(folder.join("cache"))
-        .unwrap();
-    file.set_len(1 << 20).unwrap();
-    let layout = Layout::plan(1 << 20, 64 << 10).unwrap();
-    disk::open(&file, &layout, &identity).unwrap();
+        .expect("prepared");
+    file.set_len(1 << 20).expect("prepared");
+    let layout = Layout::plan(1 << 20, 64 << 10).expect("prepared");
+    disk::open(&file, &layout, &identity).expect("prepared");
     let entry = |slot| SavedEntry {
         slot,
         block: u64::from(slot) + 7,
         priority: 0,
         heat: 1,
     };
-    disk::save(&file, &layout, &identity, [2, 5].into_iter().map(entry)).unwrap();
+    disk::save(&file, &layout, &identity, [2, 5].into_iter().map(entry)).expect("prepared");
     (file, layout, identity)
 }
 
@@ -38,7 +42,7 @@ fn inspect(folder: &Path, args: &[&str]) -> Outcome {
 }
 
 fn json(folder: &Path) -> serde_json::Value {
-    serde_json::from_str(&inspect(folder, &["cache", "--json"]).stdout).unwrap()
+    serde_json::from_str(&inspect(folder, &["cache", "--json"]).stdout).expect("prepared")
 }
 
 /// Checks that the table is printed with this line in it, and this complaint.
@@ -57,13 +61,13 @@ fn damaged(folder: &Path, fact: &str, complaint: &str) {
 
 #[test]
 fn a_clean_cache_is_told_and_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("prepared");
     let at = folder.path();
     let (_, layout, identity) = saved(at);
-    let before = fs::read(at.join("cache")).unwrap();
+    let before = fs::read(at.join("cache")).expect("prepared");
     let outcome = inspect(at, &["cache"]);
     assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""));
-    let id = json(at)["cache_id"].as_str().unwrap().to_owned();
+    let id = json(at)["cache_id"].as_str().expect("prepared").to_owned();
     assert_eq!(
         outcome.stdout,
         format!(
@@ -96,15 +100,15 @@ fn a_clean_cache_is_told_and_left_alone() {
     ] {
         assert_eq!(json[name], value, "{name}");
     }
-    assert_eq!(fs::read(at.join("cache")).unwrap(), before);
+    assert_eq!(fs::read(at.join("cache")).expect("prepared"), before);
 }
 
 #[test]
 fn a_cache_in_use_is_told() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("prepared");
     let at = folder.path();
     let (file, layout, identity) = saved(at);
-    disk::open(&file, &layout, &identity).unwrap();
+    disk::open(&file, &layout, &identity).expect("prepared");
     let outcome = inspect(at, &["cache"]);
     assert_eq!(outcome.status, 0);
     assert!(
@@ -120,23 +124,23 @@ fn a_cache_in_use_is_told() {
 
 #[test]
 fn damage_is_told() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("prepared");
     let at = folder.path();
     let (file, ..) = saved(at);
-    file.write_all_at(&[1], 4096 + 500).unwrap();
+    file.write_all_at(&[1], 4096 + 500).expect("prepared");
     damaged(
         at,
         "copy B       wrong checksum",
         "copy B of its superblock is damaged (wrong checksum); the other one serves, and the next start mends it",
     );
-    file.write_all_at(&[1], 8192 + 3 * 16).unwrap();
+    file.write_all_at(&[1], 8192 + 3 * 16).expect("prepared");
     damaged(
         at,
         "in use       unknown",
         "its list of blocks is damaged at slot 3 (wrong checksum): empty it with --cache-reset",
     );
-    assert!(json(at)["damage"].as_str().unwrap().contains("slot 3"));
-    file.set_len(1 << 19).unwrap();
+    assert!(json(at)["damage"].as_str().expect("prepared").contains("slot 3"));
+    file.set_len(1 << 19).expect("prepared");
     damaged(
         at,
         "in use       unknown",
@@ -146,15 +150,18 @@ fn damage_is_told() {
 
 #[test]
 fn what_is_no_cache_is_refused_in_one_line() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("prepared");
     let at = folder.path();
     let foreign = "holds something that is not a cache of ublk-bpf: give another device, or overwrite it with --cache-reset";
-    fs::write(at.join("text"), "text").unwrap();
-    fs::write(at.join("data"), [7; 20000]).unwrap();
-    File::create(at.join("blank")).unwrap().set_len(1 << 20).unwrap();
+    fs::write(at.join("text"), "text").expect("prepared");
+    fs::write(at.join("data"), [7; 20000]).expect("prepared");
+    File::create(at.join("blank"))
+        .expect("prepared")
+        .set_len(1 << 20)
+        .expect("prepared");
     let (file, ..) = saved(at);
     for copy in [0, 4096] {
-        file.write_all_at(&[1], copy + 500).unwrap();
+        file.write_all_at(&[1], copy + 500).expect("prepared");
     }
     for (name, why) in [
         ("text", foreign),

@@ -214,15 +214,22 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
 }
 
 #[test]
-fn a_limit_below_a_block_lets_one_pass_and_then_waits() {
+fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     let maps = Maps::new();
     let cache = maps.cache(8);
     let limits = Limits { rate: Some(512) };
     let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
     promote(&mut promoter, 1);
-    assert!(cache.hint(2 * BLOCK, Priority::Normal));
-    assert!(matches!(
-        promoter.poll(Duration::from_millis(10)),
-        Err(Rest::Until(_))
-    ));
+    // A hundredth of a second later a few bytes are left, which lets one more begin.
+    let now = Duration::from_millis(10);
+    for block in [2, 3] {
+        assert!(cache.hint(block * BLOCK, Priority::Normal));
+    }
+    assert!(promoter.poll(now).is_ok());
+    end(&mut promoter);
+    let Err(Rest::Until(then)) = promoter.poll(now) else {
+        panic!("a block is eight seconds' worth");
+    };
+    assert!(then > Duration::from_secs(7) && then < Duration::from_secs(9));
+    assert!(promoter.poll(then).is_ok());
 }
