@@ -41,6 +41,19 @@ pub fn run(args: &[&str]) -> Outcome {
     run_in(Path::new("."), args)
 }
 
+/// What it complains of if nobody reads what it prints.
+pub fn run_unread(args: &[&str]) -> String {
+    let (reader, writer) = std::io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
+    drop(reader);
+    let output = Command::new(binary())
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {}: {error}", binary().display()));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// The binary under test: what `UBLK_BPF_BINARY` names, or else the one beside the tests', built first, since cargo does
 /// not build another package's binaries for a test.
 fn binary() -> &'static Path {

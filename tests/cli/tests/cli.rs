@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use cli_tests::{run, run_in};
+use cli_tests::{run, run_in, run_unread};
 
 /// Checks that the command fails with this status and exactly this line.
 fn refused(folder: &Path, args: &[&str], status: i32, line: &str) {
@@ -67,10 +67,53 @@ fn help_has_examples_and_shows_only_what_exists() {
         "--config",
         "mem:1G",
         "Examples:",
+        "--cache",
+        "--cache-block",
+        "--cache-mode",
+        "--cache-eviction",
+        "--promote-limit",
+        "--cache-reset",
     ] {
         assert!(help.contains(option), "{option} is not in\n{help}");
     }
-    assert!(!help.contains("cache"), "{help}");
+    assert!(!help.contains("write-back"), "{help}");
+}
+
+#[test]
+fn options_of_a_cache_are_checked() {
+    let size = |text: &str| {
+        format!(
+            "invalid value '{text}' for '--cache-block <SIZE>': {text} is not the size of a cache block: give a power of two from 4K to 1M (see `ublk-bpf --help`)"
+        )
+    };
+    for text in ["5K", "2K", "2M"] {
+        wrong_usage(&["run", "--cache", "mem:1M", "--cache-block", text], &size(text));
+    }
+    for (args, name) in [
+        (&["--cache-mode", "write-around"][..], "cache-mode"),
+        (&["--cache-block", "64K"], "cache-block"),
+        (&["--cache-eviction", "clock"], "cache-eviction"),
+        (&["--promote-limit", "1G"], "promote-limit"),
+        (&["--cache-reset"], "cache-reset"),
+    ] {
+        let line = format!("{name} is about a cache, and there is none: name its device by --cache");
+        wrong_usage(&[&["run"], args].concat(), &line);
+    }
+    wrong_usage(
+        &["run", "--recover", "0", "--cache", "mem:1M"],
+        "the argument '--recover <N>' cannot be used with '--cache <CACHE>' (see `ublk-bpf run --help`)",
+    );
+    refused(
+        Path::new("."),
+        &["run", "--backing", "null:1G", "--cache", "mem:1M"],
+        1,
+        "null: keeps nothing that could be cached: give a file, a block device or mem:SIZE as backing, or no cache",
+    );
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    assert_eq!(run_unread(&["policy", "list"]), "");
 }
 
 #[test]
@@ -239,8 +282,8 @@ fn a_wrong_configuration_is_told_with_its_line() {
     let at = folder.path();
     for (text, why) in [
         (
-            "backing = \"mem:1M\"\ncache = \"x\"\n",
-            "line 2: unknown field `cache`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recovery`, `allow-lossy`",
+            "backing = \"mem:1M\"\ncaches = \"x\"\n",
+            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`",
         ),
         ("depth = 0\n", ""),
         ("id = 2000000\n", ""),
@@ -322,7 +365,7 @@ fn policies_are_listed() {
     assert!(
         outcome
             .stdout
-            .starts_with("POLICY        WHAT IT DOES\npassthrough   "),
+            .starts_with("POLICY          WHAT IT DOES\npassthrough     "),
         "{}",
         outcome.stdout
     );

@@ -65,6 +65,9 @@ pub fn main() -> ExitCode {
         Err(error) => return error::usage(&error),
     };
     log_to_stderr(cli.verbose);
+    if !matches!(cli.command, Command::Run(_)) {
+        crate::sys::process::end_with_the_reader();
+    }
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::List(args) => list::run(&args),

@@ -94,10 +94,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_block)]
     cache_block: Option<u32>,
     /// Whether cached blocks are written too, or leave the cache [default: write-through]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "MODE")]
     cache_mode: Option<Mode>,
     /// Which block has to go where there is no room [default: s3fifo]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
     cache_eviction: Option<Algorithm>,
     /// Copy no more than so many bytes a second into the cache
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

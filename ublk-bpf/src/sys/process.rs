@@ -66,6 +66,13 @@ pub fn lock_memory() -> io::Result<()> {
     check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
 }
 
+/// Ends the process when nobody reads what it prints any more, as `ublk-bpf stats 0 | head` wants. Not for a server, whose
+/// terminal may go away.
+pub fn end_with_the_reader() {
+    // SAFETY: the default action is a valid one, and takes no pointer.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// The size of a page in bytes.
 pub fn page_size() -> usize {
     // SAFETY: takes no pointer.
