@@ -21,7 +21,7 @@ fn every_byte_is_right_on_every_backing() {
         Backing::memory("64M"),
     ] {
         let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
-        let report = Torture::new(device.path()).operations(10_000).seed(11).run();
+        let report = Torture::new(device.path()).operations(4_000).seed(11).run();
         eprintln!("{}: {:?}", backing.spec(), report.done);
         assert_eq!(device.counter("failed"), 0);
         device.stop();
@@ -37,7 +37,7 @@ fn reads_beside_writes_find_whole_sectors_of_their_time() {
     let backing = Backing::null_blk("whole", MIB);
     let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
     let report = Torture::new(device.path())
-        .operations(20_000)
+        .operations(8_000)
         .seed(12)
         .overlapping()
         .run();

@@ -95,7 +95,7 @@ mod native {
         pub pid: u32,
         /// What [`tgid`] says.
         pub tgid: u32,
-        /// What [`comm`] says.
+        /// What `comm` says.
         pub comm: [u8; 16],
         /// What [`cgroup_id`] says.
         pub cgroup_id: u64,

@@ -1,13 +1,13 @@
 //! The cache: copies of the backing device's blocks on a faster one.
 //!
-//! A block of the backing device is [`1 << shift`](Cache::shift) bytes, and in the cache has a *slot* of that size.
+//! A block of the backing device is [`1 << shift`](Shape::shift) bytes, and in the cache has a *slot* of that size.
 //! Which block is where stands in the index, a word for each block ([`IndexEntry`](ublk_bpf_abi::IndexEntry)) that the
 //! classifier reads and the server alone writes.
 //!
 //! | who | does | file |
 //! |---|---|---|
 //! | a queue | reads from a slot, marks what it writes | `shared.rs` |
-//! | the promoter, one for each device | fills slots behind the misses, and makes room | `promote.rs` |
+//! | the promoter, one for each device | fills slots behind the misses, and makes room | `promote.rs`, `upkeep.rs` |
 //! | an eviction algorithm | says which slot is to be given up | `evict/`, one file each |
 //! | the server | keeps the index over a clean stop | `disk/` |
 //! | | believes what is to be believed of the index of one that died | `recover.rs` |
@@ -41,6 +41,7 @@ mod promote;
 mod recover;
 mod shared;
 mod slots;
+mod upkeep;
 
 pub use promote::{Effect, Limits, Promoter, Rest};
 pub use recover::surviving;

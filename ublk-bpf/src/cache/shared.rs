@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
-use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE, regions};
+use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE, regions};
 
 use super::slots::Slots;
 use crate::queue::Errno;
@@ -69,21 +69,20 @@ pub struct Failure {
 #[derive(Debug)]
 pub struct Cache<'m> {
     shape: Shape,
-    index: &'m [AtomicU64],
-    heat: &'m [AtomicU64],
+    pub(super) index: &'m [AtomicU64],
+    pub(super) heat: &'m [AtomicU64],
     pub(super) slots: Slots,
-    hints: ArrayQueue<u64>,
-    promoter_sleeps: AtomicBool,
+    pub(super) hints: ArrayQueue<u64>,
+    pub(super) promoter_sleeps: AtomicBool,
     /// Reads that were served, for the promoter to know when to halve the heat.
-    reads: AtomicU64,
+    pub(super) reads: AtomicU64,
     failure: OnceLock<Failure>,
     /// The same as whether there is a failure, where it costs a load.
     is_attached: AtomicBool,
 }
 
 impl<'m> Cache<'m> {
-    /// A cache without a block in it, whatever `index` says until [`clear`](Self::clear) or
-    /// [`restore`](Self::restore).
+    /// A cache without a block in it, whatever `index` says until [`clear`](Self::clear) was called.
     ///
     /// # Panics
     /// If the maps are too small for the shape, or it has too many slots: the caller made them to fit.
@@ -122,8 +121,6 @@ impl<'m> Cache<'m> {
             self.set_heat(block, heat);
         }
     }
-
-    // What a queue does.
 
     /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.
     #[inline]
@@ -243,143 +240,7 @@ impl<'m> Cache<'m> {
         self.failure.get()
     }
 
-    // What the promoter does.
-
-    /// Takes the oldest hint: a block, and how it shall stay.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "`hint` put them together from a block and a priority"
-    )]
-    pub(super) fn next_hint(&self) -> Option<(u32, Priority)> {
-        let hint = self.hints.pop()?;
-        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
-        Some(((hint >> 2) as u32, priority))
-    }
-
-    /// The promoter goes to sleep; `false`: there is something to do first.
-    pub(super) fn sleep(&self) -> bool {
-        self.promoter_sleeps.store(true, Ordering::SeqCst);
-        self.hints.is_empty()
-    }
-
-    /// Reads since this was last asked.
-    pub(super) fn take_reads(&self) -> u64 {
-        self.reads.swap(0, Ordering::Relaxed)
-    }
-
-    pub(super) fn entry(&self, block: u32) -> IndexEntry {
-        let word = self.index.get(block as usize);
-        IndexEntry(word.map_or(0, |word| word.load(Ordering::SeqCst)))
-    }
-
-    /// Begins to fill `slot`, which belongs to `block`, if nothing is there and nobody writes it.
-    pub(super) fn begin_fill(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::ABSENT,
-            IndexEntry::new(BlockState::Filling, slot),
-        )
-    }
-
-    /// Publishes the slot, unless something was written since [`begin_fill`](Self::begin_fill).
-    pub(super) fn end_fill(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Filling, slot),
-            IndexEntry::new(BlockState::Present, slot),
-        )
-    }
-
-    /// Gives up a fill.
-    pub(super) fn give_up_fill(&self, block: u32, slot: u32) {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Filling, slot),
-            IndexEntry::ABSENT,
-        );
-    }
-
-    /// Takes a block out of `slot`, unless somebody writes it or it is not there.
-    pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Present, slot),
-            IndexEntry::ABSENT,
-        )
-    }
-
-    /// Puts a block of an earlier server back into `slot`.
-    pub(super) fn restore(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::ABSENT,
-            IndexEntry::new(BlockState::Present, slot),
-        )
-    }
-
-    /// Takes every block out of the cache.
-    pub(super) fn empty(&self) {
-        for word in self.index {
-            update(word, IndexEntry::emptied);
-        }
-    }
-
-    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
-        let word = self.index.get(block as usize);
-        word.is_some_and(|word| {
-            word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-        })
-    }
-
-    /// How often a block was read of late.
-    pub(super) fn heat(&self, block: u32) -> u8 {
-        let word = self.heat.get(block as usize / 8);
-        word.map_or(0, |word| {
-            word.load(Ordering::Relaxed).to_le_bytes()[block as usize % 8]
-        })
-    }
-
-    /// The classifier may count a read of one of the word's blocks meanwhile: that count is lost, which matters little.
-    pub(super) fn set_heat(&self, block: u32, heat: u8) {
-        if let Some(word) = self.heat.get(block as usize / 8) {
-            let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
-            bytes[block as usize % 8] = heat;
-            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
-        }
-    }
-
-    /// Halves the heat of the blocks in words `from..to`. Says whether that was the end.
-    pub(super) fn halve_heat(&self, from: usize, to: usize) -> bool {
-        const LOW_SEVEN_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-        let end = to.min(self.heat.len());
-        for word in &self.heat[from.min(end)..end] {
-            let heat = word.load(Ordering::Relaxed);
-            if heat != 0 {
-                word.store(heat >> 1 & LOW_SEVEN_BITS, Ordering::Relaxed);
-            }
-        }
-        end == self.heat.len()
-    }
-
-    /// Bytes of a block that are on the device: the last one may be cut short. 0 for one that is not.
-    pub(super) fn length_of(&self, block: u32) -> u32 {
-        let bytes = self.shape.capacity * SECTOR_SIZE;
-        let left = bytes
-            .saturating_sub(self.block_offset(block))
-            .min(self.block_bytes());
-        u32::try_from(left).unwrap_or(u32::MAX)
-    }
-
-    pub(super) const fn block_offset(&self, block: u32) -> u64 {
-        (block as u64) << self.shape.shift
-    }
-
-    pub(super) const fn slot_offset(&self, slot: u32) -> u64 {
-        self.shape.data_offset + ((slot as u64) << self.shape.shift)
-    }
-
-    const fn block_bytes(&self) -> u64 {
+    pub(super) const fn block_bytes(&self) -> u64 {
         1 << self.shape.shift
     }
 
@@ -434,7 +295,7 @@ impl<'m> Cache<'m> {
 }
 
 /// Changes a word, and returns what it was.
-fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
+pub(super) fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
     let mut found = word.load(Ordering::SeqCst);
     loop {
         let changed = change(IndexEntry(found)).0;
@@ -447,6 +308,8 @@ fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexE
 
 #[cfg(test)]
 mod tests {
+    use ublk_bpf_abi::BlockState;
+
     use super::*;
 
     const SHIFT: u32 = 16;

@@ -18,6 +18,7 @@ use super::written::Written;
 use crate::cache::Cache;
 
 mod cached;
+mod ending;
 
 /// How many FETCH commands may end one after another without a tag between them. The kernel ends one for want
 /// of room in its buffer or in the completion queue (`-ENOBUFS`), which passes; this bounds the work until then.
@@ -378,16 +379,6 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// [`Event::Abandon`].
-    pub fn abandon(&mut self) {
-        self.phase = self.phase.max(Phase::Abandoning);
-        while let Some(tag) = self.staging.send_away() {
-            self.tags.shift(tag, Owner::Waiting, Owner::Abandoned);
-            self.in_service -= 1;
-            self.let_go(tag, false);
-        }
-    }
-
     /// Any request, with any verdict.
     #[inline(never)]
     fn take_in_aside(&mut self, arrival: Arrival) {
@@ -573,15 +564,6 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// Leaves a request, in flight until now, to the kernel.
-    #[cold]
-    fn leave(&mut self, tag: u16) {
-        self.tags.shift(tag, Owner::InFlight, Owner::Abandoned);
-        self.in_service -= 1;
-        self.let_go(tag, false);
-        self.unstage(tag);
-    }
-
     /// Submits what is ready, unless a COMMIT is out.
     #[inline]
     fn commit(&mut self) {
@@ -590,26 +572,6 @@ impl<'w> Machine<'w> {
         }
         if let Some(batch) = self.batches.send() {
             self.todos.push(Todo::Commit(batch));
-        }
-    }
-
-    /// The queue cannot go on.
-    #[cold]
-    fn fail(&mut self, failure: Failure) {
-        if self.failure.is_none() {
-            self.failure = Some(failure);
-            self.todos.push(Todo::Failed);
-        }
-        self.abandon();
-    }
-
-    /// Ends the queue, if nothing is left that it waits for.
-    #[cold]
-    fn finish_queue(&mut self) {
-        let nothing_ready = self.mute || self.batches.is_empty();
-        if self.phase != Phase::Finished && self.in_service == 0 && nothing_ready && !self.batches.is_out() {
-            self.phase = Phase::Finished;
-            self.todos.push(Todo::Finished);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, MOST_LOOKS, Slots, Standing};
+use super::{Evict, Fallback, Fate, MOST_LOOKS, Slots};
 
 /// The slots in the order in which the hand comes to them.
 #[derive(Debug)]
@@ -41,18 +41,10 @@ impl Evict for Clock {
         let looks = MOST_LOOKS.min(u32::try_from(2 * self.ring.len()).unwrap_or(u32::MAX));
         for _ in 0..looks {
             let slot = self.ring.pop_front()?;
-            match slots.standing(slot) {
-                Standing::Empty
-                | Standing::Resident {
-                    priority: Priority::Low,
-                    ..
-                }
-                | Standing::Resident {
-                    heat: 0,
-                    priority: Priority::Normal,
-                } => return Some(slot),
-                Standing::Busy => {}
-                Standing::Resident { heat, priority } => {
+            match slots.standing(slot).fate() {
+                Fate::Goes => return Some(slot),
+                Fate::Stays => {}
+                Fate::Cools { heat, priority } => {
                     slots.set_heat(slot, heat / 2);
                     passed.consider(slot, heat / 2, priority);
                 }

@@ -28,6 +28,35 @@ pub enum Standing {
     },
 }
 
+/// What becomes of a slot that an algorithm has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is given up.
+    Goes,
+    /// It is in use, and so stays.
+    Stays,
+    /// It stays for now, but cools.
+    Cools { heat: u8, priority: Priority },
+}
+
+impl Standing {
+    fn fate(self) -> Fate {
+        match self {
+            Self::Busy => Fate::Stays,
+            Self::Empty
+            | Self::Resident {
+                priority: Priority::Low,
+                ..
+            }
+            | Self::Resident {
+                heat: 0,
+                priority: Priority::Normal,
+            } => Fate::Goes,
+            Self::Resident { heat, priority } => Fate::Cools { heat, priority },
+        }
+    }
+}
+
 /// The slots, as an algorithm sees them.
 pub trait Slots {
     /// What is in a slot.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, MOST_LOOKS, Slots, Standing};
+use super::{Evict, Fallback, Fate, MOST_LOOKS, Slots};
 
 /// The small queue's part of the slots: one in so many.
 const SMALL_PART: usize = 10;
@@ -75,19 +75,10 @@ impl Evict for S3Fifo {
         for _ in 0..MOST_LOOKS.min(u32::try_from(most).unwrap_or(u32::MAX)) {
             let (slot, was_small) = self.next(gone_through)?;
             gone_through += usize::from(!was_small);
-            match slots.standing(slot) {
-                Standing::Empty
-                | Standing::Resident {
-                    priority: Priority::Low,
-                    ..
-                }
-                | Standing::Resident {
-                    heat: 0,
-                    priority: Priority::Normal,
-                } => return Some(slot),
-                // What is in use deserves to stay.
-                Standing::Busy => {}
-                Standing::Resident { heat, priority } => {
+            match slots.standing(slot).fate() {
+                Fate::Goes => return Some(slot),
+                Fate::Stays => {}
+                Fate::Cools { heat, priority } => {
                     let turns = heat.min(MOST_TURNS);
                     let left = if was_small { turns } else { turns.saturating_sub(1) };
                     slots.set_heat(slot, left);

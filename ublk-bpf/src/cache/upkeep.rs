@@ -1,0 +1,143 @@
+//! What the promoter, and it alone, does with what it shares with the queues.
+
+use std::sync::atomic::Ordering;
+
+use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE};
+
+use super::shared::{Cache, update};
+
+impl Cache<'_> {
+    /// Takes the oldest hint: a block, and how it shall stay.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`hint` put them together from a block and a priority"
+    )]
+    pub(super) fn next_hint(&self) -> Option<(u32, Priority)> {
+        let hint = self.hints.pop()?;
+        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
+        Some(((hint >> 2) as u32, priority))
+    }
+
+    /// The promoter goes to sleep; `false`: there is something to do first.
+    pub(super) fn sleep(&self) -> bool {
+        self.promoter_sleeps.store(true, Ordering::SeqCst);
+        self.hints.is_empty()
+    }
+
+    /// Reads since this was last asked.
+    pub(super) fn take_reads(&self) -> u64 {
+        self.reads.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn entry(&self, block: u32) -> IndexEntry {
+        let word = self.index.get(block as usize);
+        IndexEntry(word.map_or(0, |word| word.load(Ordering::SeqCst)))
+    }
+
+    /// Begins to fill `slot`, which belongs to `block`, if nothing is there and nobody writes it.
+    pub(super) fn begin_fill(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::ABSENT,
+            IndexEntry::new(BlockState::Filling, slot),
+        )
+    }
+
+    /// Publishes the slot, unless something was written since [`begin_fill`](Self::begin_fill).
+    pub(super) fn end_fill(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Filling, slot),
+            IndexEntry::new(BlockState::Present, slot),
+        )
+    }
+
+    /// Gives up a fill.
+    pub(super) fn give_up_fill(&self, block: u32, slot: u32) {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Filling, slot),
+            IndexEntry::ABSENT,
+        );
+    }
+
+    /// Takes a block out of `slot`, unless somebody writes it or it is not there.
+    pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Present, slot),
+            IndexEntry::ABSENT,
+        )
+    }
+
+    /// Puts a block of an earlier server back into `slot`.
+    pub(super) fn restore(&self, block: u32, slot: u32) -> bool {
+        self.swap(
+            block,
+            IndexEntry::ABSENT,
+            IndexEntry::new(BlockState::Present, slot),
+        )
+    }
+
+    /// Takes every block out of the cache.
+    pub(super) fn empty(&self) {
+        for word in self.index {
+            update(word, IndexEntry::emptied);
+        }
+    }
+
+    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
+        let word = self.index.get(block as usize);
+        word.is_some_and(|word| {
+            word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        })
+    }
+
+    /// How often a block was read of late.
+    pub(super) fn heat(&self, block: u32) -> u8 {
+        let word = self.heat.get(block as usize / 8);
+        word.map_or(0, |word| {
+            word.load(Ordering::Relaxed).to_le_bytes()[block as usize % 8]
+        })
+    }
+
+    /// The classifier may count a read of one of the word's blocks meanwhile: that count is lost, which matters little.
+    pub(super) fn set_heat(&self, block: u32, heat: u8) {
+        if let Some(word) = self.heat.get(block as usize / 8) {
+            let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            bytes[block as usize % 8] = heat;
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// Halves the heat of the blocks in words `from..to`. Says whether that was the end.
+    pub(super) fn halve_heat(&self, from: usize, to: usize) -> bool {
+        const LOW_SEVEN_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+        let end = to.min(self.heat.len());
+        for word in &self.heat[from.min(end)..end] {
+            let heat = word.load(Ordering::Relaxed);
+            if heat != 0 {
+                word.store(heat >> 1 & LOW_SEVEN_BITS, Ordering::Relaxed);
+            }
+        }
+        end == self.heat.len()
+    }
+
+    /// Bytes of a block that are on the device: the last one may be cut short. 0 for one that is not.
+    pub(super) fn length_of(&self, block: u32) -> u32 {
+        let bytes = self.shape().capacity * SECTOR_SIZE;
+        let left = bytes
+            .saturating_sub(self.block_offset(block))
+            .min(self.block_bytes());
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    pub(super) const fn block_offset(&self, block: u32) -> u64 {
+        (block as u64) << self.shape().shift
+    }
+
+    pub(super) const fn slot_offset(&self, slot: u32) -> u64 {
+        self.shape().data_offset + ((slot as u64) << self.shape().shift)
+    }
+}
