@@ -3,7 +3,7 @@
 use super::{Failure, Machine, Owner, Phase, Todo};
 
 impl Machine<'_> {
-    /// [`Event::Abandon`].
+    /// [`Event::Abandon`](crate::queue::Event::Abandon).
     pub fn abandon(&mut self) {
         self.phase = self.phase.max(Phase::Abandoning);
         while let Some(tag) = self.staging.send_away() {
