@@ -12,8 +12,8 @@ use crate::queue::Errno;
 const BYTES_IN_FLIGHT: u32 = 8 << 20;
 const MOST_IN_FLIGHT: u32 = 64;
 
-/// Heat is halved once for so many reads a slot. Measured with a Zipfian load: from 5 to 20 makes no difference.
-const READS_A_HALVING: u64 = 10;
+/// Heat is halved once for so many requests a slot. Measured with a Zipfian load: from 5 to 20 makes no difference.
+const REQUESTS_A_HALVING: u64 = 10;
 /// Words of heat that are halved at a time: half a MiB of map.
 const HALVING_STEP: usize = 1 << 16;
 
@@ -107,7 +107,7 @@ pub struct Promoter<'c, 'm> {
     /// Slots that nobody has any more, but that are still read or written.
     draining: Vec<u32>,
     halving: Option<usize>,
-    reads: u64,
+    requests: u64,
     is_stopping: bool,
     was_emptied: bool,
     counters: CacheCounters,
@@ -138,7 +138,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             free: Vec::with_capacity(slots as usize),
             draining: Vec::new(),
             halving: None,
-            reads: 0,
+            requests: 0,
             is_stopping: false,
             was_emptied: false,
             counters: CacheCounters { used: 0, ..counters },
@@ -409,10 +409,10 @@ impl<'c, 'm> Promoter<'c, 'm> {
 
     /// Halves the heat of all blocks now and then, some at a time.
     fn cool(&mut self) {
-        self.reads += self.cache.take_reads();
-        let period = READS_A_HALVING * u64::from(self.cache.slots.count());
-        if self.halving.is_none() && self.reads >= period {
-            self.reads = 0;
+        self.requests += self.cache.take_requests();
+        let period = REQUESTS_A_HALVING * u64::from(self.cache.slots.count());
+        if self.halving.is_none() && self.requests >= period {
+            self.requests = 0;
             self.halving = Some(0);
         }
         if let Some(from) = self.halving {

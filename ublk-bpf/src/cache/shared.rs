@@ -74,8 +74,8 @@ pub struct Cache<'m> {
     pub(super) slots: Slots,
     pub(super) hints: ArrayQueue<u64>,
     pub(super) promoter_sleeps: AtomicBool,
-    /// Reads that were served, for the promoter to know when to halve the heat.
-    pub(super) reads: AtomicU64,
+    /// Requests that arrived, for the promoter to know when to halve the heat.
+    pub(super) requests: AtomicU64,
     failure: OnceLock<Failure>,
     /// The same as whether there is a failure, where it costs a load.
     is_attached: AtomicBool,
@@ -98,7 +98,7 @@ impl<'m> Cache<'m> {
             slots: Slots::new(shape.slots),
             hints: ArrayQueue::new(MOST_HINTS),
             promoter_sleeps: AtomicBool::new(false),
-            reads: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
         }
@@ -220,9 +220,9 @@ impl<'m> Cache<'m> {
         self.promoter_sleeps.load(Ordering::SeqCst) && self.promoter_sleeps.swap(false, Ordering::SeqCst)
     }
 
-    /// So many more reads were served.
-    pub fn count_reads(&self, reads: u64) {
-        self.reads.fetch_add(reads, Ordering::Relaxed);
+    /// So many more requests arrived.
+    pub fn count_requests(&self, requests: u64) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
     }
 
     /// The cache device has failed: nothing is read from it or put on it any more. Only the first cause counts.

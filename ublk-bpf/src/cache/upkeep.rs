@@ -24,9 +24,9 @@ impl Cache<'_> {
         self.hints.is_empty()
     }
 
-    /// Reads since this was last asked.
-    pub(super) fn take_reads(&self) -> u64 {
-        self.reads.swap(0, Ordering::Relaxed)
+    /// Requests since this was last asked.
+    pub(super) fn take_requests(&self) -> u64 {
+        self.requests.swap(0, Ordering::Relaxed)
     }
 
     pub(super) fn entry(&self, block: u32) -> IndexEntry {

@@ -3,6 +3,8 @@
 //! On a kernel with batch-mode ublk, and as root, it runs right here; elsewhere in a guest. The scenario is the same
 //! program either way: this one, as `xtask demo --here`, which the guest gets with its libraries.
 
+mod cached;
+mod device;
 mod scenario;
 mod tree;
 

@@ -1,19 +1,18 @@
 //! The demo's scenario, in a system that has ublk: a device on a file, a file system on it, data in and out, what was
-//! decided about it.
+//! decided about it; and a cache.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::tree;
+use super::device::{Device, heading, shown};
+use super::{cached, tree};
 use crate::command;
 
 const BACKING_BYTES: u64 = 512 << 20;
-const POLICY: &str = "sparse";
 /// Lines of a map that are shown: the counts of the first operation, reads, on the first CPU.
 const MAP_LINES: usize = 19;
 
@@ -54,7 +53,7 @@ fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
     File::create(&backing)
         .and_then(|file| file.set_len(BACKING_BYTES))
         .context("cannot make the backing file")?;
-    let device = Device::start(&backing)?;
+    let device = Device::start(&backing, &["--policy", "sparse", "--queues", "2"])?;
     // After the device, so that on the way out of an error it goes before it.
     let mut mounts = Mounts::default();
 
@@ -81,8 +80,10 @@ fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
     heading("What bpftool shows of it");
     bpftool(&device)?;
 
-    heading("The end");
+    heading("The end of it");
     device.stop()?;
+
+    cached::show(&scratch)?;
     scratch_mounts.unmount_all()
 }
 
@@ -188,58 +189,6 @@ fn bpftool(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// The device under demonstration; dropped, it is stopped.
-struct Device {
-    id: String,
-    name: String,
-    path: PathBuf,
-    stopped: bool,
-}
-
-impl Device {
-    fn start(backing: &Path) -> Result<Self> {
-        let mut run = Command::new("ublk-bpf");
-        run.arg("run")
-            .arg("--backing")
-            .arg(backing)
-            .args(["--policy", POLICY, "--queues", "2", "--daemon"]);
-        let said = shown(&mut run)?;
-        let path = said.split_whitespace().next().unwrap_or_default();
-        let id = path
-            .strip_prefix("/dev/ublkb")
-            .with_context(|| format!("ublk-bpf named no device, but said: {said}"))?;
-        Ok(Self {
-            id: id.to_owned(),
-            name: format!("ublkb{id}"),
-            path: path.into(),
-            stopped: false,
-        })
-    }
-
-    fn stop(mut self) -> Result<()> {
-        self.stopped = true;
-        shown(Command::new("ublk-bpf").args(["stop", &self.id]))?;
-        ensure!(
-            !self.path.exists(),
-            "{} is still there after the stop",
-            self.path.display()
-        );
-        let pins = Path::new("/sys/fs/bpf/ublk-bpf").join(&self.name);
-        ensure!(!pins.exists(), "{} is still there after the stop", pins.display());
-        println!("{} and its pins are gone", self.path.display());
-        Ok(())
-    }
-}
-
-impl Drop for Device {
-    fn drop(&mut self) {
-        if !self.stopped {
-            // On the way out of an error, which is what will be told.
-            let _ = command::output(Command::new("ublk-bpf").args(["stop", &self.id]));
-        }
-    }
-}
-
 /// What is mounted; dropped, all of it is unmounted, the last first.
 #[derive(Default)]
 struct Mounts {
@@ -271,17 +220,4 @@ impl Drop for Mounts {
         // On the way out of an error, which is what will be told.
         let _ = self.unmount_all();
     }
-}
-
-fn heading(text: &str) {
-    println!("\n== {text}\n");
-}
-
-/// Runs a program, shows it and what it prints, and gives that back.
-fn shown(command: &mut Command) -> Result<String> {
-    println!("$ {}", command::line(command));
-    std::io::stdout().flush()?;
-    let said = command::output(command)?;
-    print!("{said}");
-    Ok(said)
 }

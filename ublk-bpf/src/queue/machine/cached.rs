@@ -116,12 +116,12 @@ impl<'w> Machine<'w> {
         self.tags.slot(tag).service.go_on_without_cache()
     }
 
-    /// Tells the cache how much was read, and wakes the promoter if it has something to do.
+    /// Tells the cache how much was asked, and wakes the promoter if it has something to do.
     #[inline]
     pub(super) fn tell(&mut self, cache: &Cache<'_>) {
         let arrived = self.counters.arrived;
         if arrived != self.told {
-            cache.count_reads(arrived - self.told);
+            cache.count_requests(arrived - self.told);
             self.told = arrived;
         }
         if self.wake && !self.is_waking {
