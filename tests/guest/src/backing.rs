@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{run, write};
+use crate::{run, try_run, write};
 
 /// Where null_blk disks are made.
 const NULL_BLK: &str = "/sys/kernel/config/nullb";
@@ -20,6 +20,8 @@ enum Undo {
     DetachLoop(String),
     UnloadModule(&'static str),
     RemoveFolder(PathBuf),
+    /// Other disks of the module's may still be there.
+    UnloadUnusedModule(&'static str),
 }
 
 impl Backing {
@@ -72,7 +74,7 @@ impl Backing {
         }
         Self {
             spec: format!("/dev/{name}"),
-            undo: vec![Undo::RemoveFolder(config)],
+            undo: vec![Undo::RemoveFolder(config), Undo::UnloadUnusedModule("null_blk")],
         }
     }
 
@@ -107,6 +109,7 @@ impl Drop for Backing {
                 Undo::RemoveFile(path) => drop(std::fs::remove_file(path)),
                 Undo::DetachLoop(device) => drop(run("losetup", &["-d", device])),
                 Undo::UnloadModule(module) => drop(run("rmmod", &[module])),
+                Undo::UnloadUnusedModule(module) => drop(try_run("rmmod", &[module])),
                 Undo::RemoveFolder(path) => drop(std::fs::remove_dir(path)),
             }
         }

@@ -310,10 +310,12 @@ fn outlive(fail: fn(&Mapper)) {
     let mut load = Fio::verify(device.path())
         .arg("size", "48m")
         .arg("iodepth", "16")
+        // On a fast machine too it goes on for some seconds after the failure.
+        .arg("rate", "6m,6m")
         .start();
     sleep(Duration::from_secs(1));
-    assert!(load.is_running(), "fio ended before the cache failed");
     fail(&cache);
+    assert!(load.is_running(), "fio ended before the cache failed");
     load.finish();
     wait_until("the cache is detached", SOON, || {
         device.show()["cache"]["detached"] != Value::Null

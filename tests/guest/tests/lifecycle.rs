@@ -221,7 +221,7 @@ fn bad_input_is_told_in_a_line_and_leaves_nothing() {
         (&["--policy", "/tmp/text.o"], "it is not an ELF object"),
         (&["--policy", "/tmp/missing.o"], "No such file"),
         (&["--policy", "/bin/busybox"], "not for BPF"),
-        (&["--policy", "lru"], "neither a file nor built in"),
+        (&["--policy", "lfu"], "neither a file nor built in"),
         (&["--id", &id], "its id is in use"),
         (&["--id", "1048576"], "is not a ublk device"),
         (&["--depth", "5000"], "5000 is not in 1..=4096"),
