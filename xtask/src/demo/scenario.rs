@@ -14,7 +14,7 @@ use crate::command;
 
 const BACKING_BYTES: u64 = 512 << 20;
 /// Lines of a map that are shown: the counts of the first operation, reads, on the first CPU.
-const MAP_LINES: usize = 19;
+const MAP_LINES: usize = 21;
 
 /// Runs the whole and says whether every byte was right.
 pub(crate) fn run(source: &Path, disk: Option<&Path>) -> Result<ExitCode> {
