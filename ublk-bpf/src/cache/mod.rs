@@ -41,6 +41,8 @@ mod promote;
 mod recover;
 mod shared;
 mod slots;
+#[cfg(test)]
+mod stress;
 mod upkeep;
 
 pub use promote::{Effect, Limits, Promoter, Rest};

@@ -135,7 +135,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             jobs: vec![idle; jobs].into_boxed_slice(),
             budget: Budget::new(limits.rate, 1 << cache.shape().shift),
             fresh: 0,
-            free: Vec::with_capacity(slots as usize),
+            free: Vec::new(),
             draining: Vec::new(),
             halving: None,
             requests: 0,
@@ -156,6 +156,9 @@ impl<'c, 'm> Promoter<'c, 'm> {
                 self.cache.slots.give(slot, block);
                 self.settle(slot, priority);
             }
+        }
+        if self.counters.used == 0 {
+            return 0;
         }
         self.fresh = slots;
         let unused = (0..slots)

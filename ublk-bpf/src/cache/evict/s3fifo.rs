@@ -30,10 +30,12 @@ impl S3Fifo {
     #[must_use]
     pub fn new(slots: u32) -> Self {
         let slots = slots as usize;
+        let small_slots = (slots / SMALL_PART).max(1);
         Self {
-            small: VecDeque::with_capacity(slots),
+            // It outgrows its part only until the cache is full for the first time.
+            small: VecDeque::with_capacity(small_slots + 1),
             main: VecDeque::with_capacity(slots),
-            small_slots: (slots / SMALL_PART).max(1),
+            small_slots,
         }
     }
 
