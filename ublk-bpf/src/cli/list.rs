@@ -40,7 +40,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn row(status: &Status) -> Vec<String> {
-    let flags = [(status.read_only, "read-only"), (status.allow_lossy, "lossy")];
+    let cache = status.cache.as_ref();
+    let flags = [
+        (status.read_only, "read-only"),
+        (status.allow_lossy, "lossy"),
+        (cache.is_some_and(|cache| cache.detached.is_none()), "cached"),
+        (
+            cache.is_some_and(|cache| cache.detached.is_some()),
+            "cache-failed",
+        ),
+    ];
     let flags: Vec<&str> = flags
         .iter()
         .filter(|(holds, _)| *holds)

@@ -1,5 +1,7 @@
 //! `ublk-bpf show`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::args::{Device, Format};
 use super::table;
 use crate::cache::Mode;
@@ -96,10 +98,42 @@ fn cache(status: &Status) -> String {
         line.push_str(&format!(", filled by at most {} a second", Size(limit)));
     }
     if let Some(detached) = &cache.detached {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = now.as_secs().saturating_sub(detached.since);
         line.push_str(&format!(
-            "; NOT USED since {} (seconds since 1970): {}",
-            detached.since, detached.why
+            "; NOT USED since {} ago: {}",
+            in_words(since),
+            detached.why
         ));
     }
     line
+}
+
+/// So many seconds, in the two largest units.
+fn in_words(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, ..) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_told_in_two_units() {
+        for (seconds, words) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (7_260, "2 h 1 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(in_words(seconds), words);
+        }
+    }
 }
