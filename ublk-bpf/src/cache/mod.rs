@@ -37,6 +37,8 @@
 
 pub mod disk;
 pub mod evict;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod promote;
 mod recover;
 mod shared;

@@ -311,46 +311,30 @@ mod tests {
     use ublk_bpf_abi::BlockState;
 
     use super::*;
+    use crate::cache::fixture::Maps;
 
     const SHIFT: u32 = 16;
     const BLOCK: u64 = 1 << SHIFT;
 
-    struct Maps {
-        index: Vec<AtomicU64>,
-        heat: Vec<AtomicU64>,
-    }
-
-    impl Maps {
-        fn new() -> Self {
-            let words = |n: u64| (0..n).map(|_| AtomicU64::new(0)).collect();
-            Self {
-                index: words(16),
-                heat: words(2),
-            }
-        }
-
-        /// A cache of four slots that has block 3 in slot 2.
-        fn cache(&self, mode: Mode) -> Cache<'_> {
-            let shape = Shape {
-                shift: SHIFT,
-                capacity: 16 * BLOCK / SECTOR_SIZE,
-                slots: 4,
-                data_offset: 0,
-                mode,
-            };
-            let cache = Cache::new(shape, &self.index, &self.heat);
-            cache.slots.give(2, 3);
-            assert!(
-                cache.begin_fill(3, 2) && cache.begin_read(3 * BLOCK, 512).is_none() && cache.end_fill(3, 2)
-            );
-            cache
-        }
+    /// A cache of four slots that has block 3 in slot 2.
+    fn cache_of(maps: &Maps, mode: Mode) -> Cache<'_> {
+        let shape = Shape {
+            shift: SHIFT,
+            capacity: 16 * BLOCK / SECTOR_SIZE,
+            slots: 4,
+            data_offset: 0,
+            mode,
+        };
+        let cache = Cache::new(shape, &maps.index, &maps.heat);
+        cache.slots.give(2, 3);
+        assert!(cache.begin_fill(3, 2) && cache.begin_read(3 * BLOCK, 512).is_none() && cache.end_fill(3, 2));
+        cache
     }
 
     #[test]
     fn a_read_of_a_present_block_pins_its_slot() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         let lease = cache.begin_read(3 * BLOCK + 4096, 4096).unwrap();
         assert_eq!(
             cache
@@ -370,17 +354,17 @@ mod tests {
 
     #[test]
     fn a_read_beyond_one_block_is_no_hit() {
-        let maps = Maps::new();
+        let maps = Maps::of(16);
         assert_eq!(
-            maps.cache(Mode::WriteThrough).begin_read(4 * BLOCK - 512, 1024),
+            cache_of(&maps, Mode::WriteThrough).begin_read(4 * BLOCK - 512, 1024),
             None
         );
     }
 
     #[test]
     fn a_scribbled_index_finds_no_other_blocks_slot() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         for slot in [2, 3, 4, IndexEntry::MAX_SLOTS - 1] {
             maps.index[5].store(IndexEntry::new(BlockState::Present, slot).0, Ordering::SeqCst);
             assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
@@ -391,8 +375,8 @@ mod tests {
 
     #[test]
     fn a_write_through_hides_its_regions_until_its_end() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         let change = cache.begin_write(3 * BLOCK, 4096);
         assert!(change.lease.is_some());
         assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
@@ -404,8 +388,8 @@ mod tests {
 
     #[test]
     fn overlapping_writes_empty_the_block_and_others_do_not() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         let first = cache.begin_write(3 * BLOCK, 4096);
         let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
         assert!(beside.lease.is_some());
@@ -421,8 +405,8 @@ mod tests {
 
     #[test]
     fn a_write_that_failed_empties_its_block() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         let change = cache.begin_write(3 * BLOCK, 4096);
         cache.end_change(3 * BLOCK, 4096, change.lease, false);
         assert_eq!(cache.entry(3), IndexEntry::ABSENT);
@@ -430,9 +414,9 @@ mod tests {
 
     #[test]
     fn a_write_overtakes_a_fill() {
-        let maps = Maps::new();
+        let maps = Maps::of(16);
         for mode in [Mode::WriteThrough, Mode::WriteAround] {
-            let cache = maps.cache(mode);
+            let cache = cache_of(&maps, mode);
             cache.slots.give(0, 9);
             assert!(cache.begin_fill(9, 0));
             let change = cache.begin_write(9 * BLOCK, 512);
@@ -446,8 +430,8 @@ mod tests {
 
     #[test]
     fn a_write_around_and_a_discard_empty_what_they_touch() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteAround);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteAround);
         let change = cache.begin_write(3 * BLOCK, 512);
         assert_eq!((change.lease, change.emptied), (None, 1));
         cache.end_change(3 * BLOCK, 512, None, true);
@@ -465,8 +449,8 @@ mod tests {
 
     #[test]
     fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         let failure = Failure {
             during: "reading",
             errno: Errno::EIO,
@@ -481,8 +465,8 @@ mod tests {
 
     #[test]
     fn heat_is_a_byte_for_each_block_and_is_halved() {
-        let maps = Maps::new();
-        let cache = maps.cache(Mode::WriteThrough);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
         cache.set_heat(9, 255);
         cache.set_heat(10, 3);
         assert!(cache.halve_heat(0, 9));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ublk_bpf_abi::{CacheCounters, Priority, SECTOR_SIZE};
 
 use super::evict::Algorithm;
+use super::fixture::Maps;
 use super::{Cache, Effect, Limits, Mode, Promoter, Shape};
 
 const SHIFT: u32 = 12;
@@ -106,7 +107,7 @@ fn promote(promoter: &mut Promoter<'_, '_>, devices: &Devices, is_over: &AtomicB
 }
 
 fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
-    let (map, heat) = (words(BLOCKS, |_| 0), words(BLOCKS / 8, |_| 0));
+    let maps = Maps::of(BLOCKS);
     let devices = Devices {
         backing: words(BLOCKS, |block| block << 32),
         slots: words(SLOTS.into(), |_| u64::MAX),
@@ -119,7 +120,7 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
         data_offset: 0,
         mode,
     };
-    let cache = Cache::new(shape, &map, &heat);
+    let cache = Cache::new(shape, &maps.index, &maps.heat);
     let limits = Limits { rate: None };
     let mut promoter = Promoter::new(&cache, algorithm, limits, CacheCounters::default());
     let is_over = AtomicBool::new(false);
@@ -145,7 +146,9 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
         assert_eq!(cached, devices.backing[block as usize].load(Ordering::SeqCst));
     }
     assert!(
-        map.iter().all(|word| word.load(Ordering::SeqCst) >> 32 == 0),
+        maps.index
+            .iter()
+            .all(|word| word.load(Ordering::SeqCst) >> 32 == 0),
         "a write never ended"
     );
     *promoter.counters()

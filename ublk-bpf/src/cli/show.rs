@@ -100,11 +100,7 @@ fn cache(status: &Status) -> String {
     if let Some(detached) = &cache.detached {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = now.as_secs().saturating_sub(detached.since);
-        line.push_str(&format!(
-            "; NOT USED for {}: {}",
-            in_words(since),
-            detached.why
-        ));
+        line.push_str(&format!("; NOT USED for {}: {}", in_words(since), detached.why));
     }
     line
 }

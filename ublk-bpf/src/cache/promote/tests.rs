@@ -1,40 +1,26 @@
 //! The races between promotions and requests, each as the one sequence of calls that matters.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::*;
+use crate::cache::fixture::Maps;
 use crate::cache::{Mode, Shape, surviving};
 
 const BLOCK: u64 = 1 << 12;
 const BLOCK_RESULT: i32 = 1 << 12;
 
-struct Maps {
-    index: Vec<AtomicU64>,
-    heat: Vec<AtomicU64>,
-}
-
-impl Maps {
-    fn new() -> Self {
-        let words = |n: u64| (0..n).map(|_| AtomicU64::new(0)).collect();
-        Self {
-            index: words(16),
-            heat: words(2),
-        }
-    }
-
-    /// Of so many slots, for a device of 16 blocks.
-    fn cache(&self, slots: u32) -> Cache<'_> {
-        let shape = Shape {
-            shift: 12,
-            capacity: 16 * BLOCK / SECTOR_SIZE,
-            slots,
-            data_offset: 0,
-            mode: Mode::WriteThrough,
-        };
-        Cache::new(shape, &self.index, &self.heat)
-    }
+/// A cache of so many slots, for a device of 16 blocks.
+fn cache_of(maps: &Maps, slots: u32) -> Cache<'_> {
+    let shape = Shape {
+        shift: 12,
+        capacity: 16 * BLOCK / SECTOR_SIZE,
+        slots,
+        data_offset: 0,
+        mode: Mode::WriteThrough,
+    };
+    Cache::new(shape, &maps.index, &maps.heat)
 }
 
 fn promoter<'c, 'm>(cache: &'c Cache<'m>) -> Promoter<'c, 'm> {
@@ -66,8 +52,8 @@ fn end(promoter: &mut Promoter<'_, '_>) {
 #[test]
 fn a_block_that_is_written_while_it_is_filled_is_not_published() {
     for write_ends_first in [true, false] {
-        let maps = Maps::new();
-        let cache = maps.cache(4);
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, 4);
         let mut promoter = promoter(&cache);
         begin(&mut promoter, 5).expect("nobody writes it");
         let change = cache.begin_write(5 * BLOCK, 512);
@@ -86,8 +72,8 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
 
 #[test]
 fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
-    let maps = Maps::new();
-    let cache = maps.cache(4);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 4);
     let mut promoter = promoter(&cache);
     begin(&mut promoter, 5).expect("nobody writes it");
     let _ = cache.begin_discard(0, 16 * BLOCK);
@@ -99,8 +85,8 @@ fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
 
 #[test]
 fn a_block_that_is_being_written_or_discarded_is_not_begun_to_be_filled() {
-    let maps = Maps::new();
-    let cache = maps.cache(4);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 4);
     let mut promoter = promoter(&cache);
     let _ = cache.begin_write(5 * BLOCK, 512);
     let _ = cache.begin_discard(6 * BLOCK, BLOCK);
@@ -112,8 +98,8 @@ fn a_block_that_is_being_written_or_discarded_is_not_begun_to_be_filled() {
 
 #[test]
 fn a_slot_is_given_to_no_other_block_while_it_is_read() {
-    let maps = Maps::new();
-    let cache = maps.cache(1);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 1);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
     let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
@@ -126,8 +112,8 @@ fn a_slot_is_given_to_no_other_block_while_it_is_read() {
 
 #[test]
 fn nor_when_its_block_has_left_it() {
-    let maps = Maps::new();
-    let cache = maps.cache(1);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 1);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
     let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
@@ -140,8 +126,8 @@ fn nor_when_its_block_has_left_it() {
 
 #[test]
 fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
-    let maps = Maps::new();
-    let cache = maps.cache(1);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 1);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
     let first = cache.begin_write(5 * BLOCK, 512);
@@ -156,12 +142,12 @@ fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
 
 #[test]
 fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
-    let maps = Maps::new();
-    let cache = maps.cache(2);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 2);
     let mut first = promoter(&cache);
     promote(&mut first, 5);
     begin(&mut first, 6).expect("there is a slot");
-    let cache = maps.cache(2);
+    let cache = cache_of(&maps, 2);
     let survivors = surviving(&maps.index, 2);
     assert_eq!(survivors, [(0, 5)]);
     let mut second = promoter(&cache);
@@ -177,8 +163,8 @@ fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
 
 #[test]
 fn nothing_is_left_in_a_cache_whose_device_fails() {
-    let maps = Maps::new();
-    let cache = maps.cache(2);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 2);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
     begin(&mut promoter, 6).expect("there is a slot");
@@ -192,8 +178,8 @@ fn nothing_is_left_in_a_cache_whose_device_fails() {
 
 #[test]
 fn a_limit_lets_so_many_bytes_pass_in_a_second() {
-    let maps = Maps::new();
-    let cache = maps.cache(8);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
     let limits = Limits {
         rate: Some(2 * BLOCK),
     };
@@ -215,8 +201,8 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
 
 #[test]
 fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
-    let maps = Maps::new();
-    let cache = maps.cache(8);
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
     let limits = Limits { rate: Some(512) };
     let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
     promote(&mut promoter, 1);

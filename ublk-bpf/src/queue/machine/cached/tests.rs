@@ -1,11 +1,12 @@
 //! What the machine does with a cache, by hand.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ublk_bpf_abi::{CacheCounters, IndexEntry, Priority};
 
 use crate::cache::evict::Algorithm;
+use crate::cache::fixture::Maps;
 use crate::cache::{self, Cache, Limits, Mode, Promoter, Shape};
 use crate::queue::machine::tests::{
     CONFIG, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
@@ -16,52 +17,38 @@ const HIT: u32 = 2;
 /// Where the slots are.
 const SLOTS: u64 = 1 << 20;
 
-struct Maps {
-    index: Vec<AtomicU64>,
-    heat: Vec<AtomicU64>,
+/// The entry of that block.
+fn entry(maps: &Maps) -> IndexEntry {
+    IndexEntry(maps.index[1].load(Ordering::SeqCst))
 }
 
-impl Maps {
-    fn new() -> Self {
-        let words = |n: u64| (0..n).map(|_| AtomicU64::new(0)).collect();
-        Self {
-            index: words(CONFIG.capacity / 8),
-            heat: words(CONFIG.capacity / 64),
-        }
-    }
-
-    fn entry(&self) -> IndexEntry {
-        IndexEntry(self.index[1].load(Ordering::SeqCst))
-    }
-
-    /// A cache that has the block where all requests go, the second, in its first slot.
-    fn cache(&self) -> Cache<'_> {
-        let shape = Shape {
-            shift: 12,
-            capacity: CONFIG.capacity,
-            slots: 2,
-            data_offset: SLOTS,
-            mode: Mode::WriteThrough,
-        };
-        let cache = Cache::new(shape, &self.index, &self.heat);
-        let mut promoter = Promoter::new(
-            &cache,
-            Algorithm::Clock,
-            Limits { rate: None },
-            CacheCounters::default(),
-        );
-        assert!(cache.hint(4096, Priority::Normal));
-        let load = promoter.poll(Duration::ZERO);
-        assert!(matches!(load, Ok(cache::Effect::Load { offset: 4096, .. })));
-        assert!(matches!(
-            promoter.done(0, 4096),
-            Some(cache::Effect::Store { offset: SLOTS, .. })
-        ));
-        assert_eq!(promoter.done(0, 4096), None);
-        drop(promoter);
-        assert!(self.entry().is_present());
-        cache
-    }
+/// A cache that has the block where all requests go, the second, in its first slot.
+fn cache_of(maps: &Maps) -> Cache<'_> {
+    let shape = Shape {
+        shift: 12,
+        capacity: CONFIG.capacity,
+        slots: 2,
+        data_offset: SLOTS,
+        mode: Mode::WriteThrough,
+    };
+    let cache = Cache::new(shape, &maps.index, &maps.heat);
+    let mut promoter = Promoter::new(
+        &cache,
+        Algorithm::Clock,
+        Limits { rate: None },
+        CacheCounters::default(),
+    );
+    assert!(cache.hint(4096, Priority::Normal));
+    let load = promoter.poll(Duration::ZERO);
+    assert!(matches!(load, Ok(cache::Effect::Load { offset: 4096, .. })));
+    assert!(matches!(
+        promoter.done(0, 4096),
+        Some(cache::Effect::Store { offset: SLOTS, .. })
+    ));
+    assert_eq!(promoter.done(0, 4096), None);
+    drop(promoter);
+    assert!(entry(maps).is_present());
+    cache
 }
 
 fn machine<'c>(cache: &'c Cache<'c>) -> Machine<'c> {
@@ -93,8 +80,8 @@ fn store(to: Device, offset: u64) -> Io {
 
 #[test]
 fn a_write_goes_to_the_backing_device_and_then_to_the_slot() {
-    let maps = Maps::new();
-    let cache = maps.cache();
+    let maps = Maps::of(CONFIG.capacity / 8);
+    let cache = cache_of(&maps);
     let mut machine = machine(&cache);
     arrive(&mut machine, 0, WRITE, 8, PASSTHROUGH);
     let write = |to, offset| Io::Write {
@@ -105,20 +92,20 @@ fn a_write_goes_to_the_backing_device_and_then_to_the_slot() {
         durable: false,
     };
     assert_eq!(operation(&effects(&mut machine)), write(Device::Backing, 4096));
-    assert!(!maps.entry().serves(1), "the backing device may have it, or not");
+    assert!(!entry(&maps).serves(1), "the backing device may have it, or not");
     assert_eq!(
         operation(&done(&mut machine, 0, 4096)),
         write(Device::Cache, SLOTS)
     );
     assert_eq!(done(&mut machine, 0, 4096), []);
-    assert!(maps.entry().serves(u16::MAX));
+    assert!(entry(&maps).serves(u16::MAX));
     assert_eq!(committed(&mut machine), [(0, 4096)]);
 }
 
 #[test]
 fn a_write_through_staging_goes_on_without_a_cache_that_failed() {
-    let maps = Maps::new();
-    let cache = maps.cache();
+    let maps = Maps::of(CONFIG.capacity / 8);
+    let cache = cache_of(&maps);
     let mut machine = machine(&cache);
     arrive(&mut machine, 0, WRITE, 8, SLOW);
     assert!(matches!(
@@ -141,15 +128,15 @@ fn a_write_through_staging_goes_on_without_a_cache_that_failed() {
         next = done(&mut machine, 0, 1024);
     }
     assert_eq!(next, []);
-    assert_eq!(maps.entry(), IndexEntry::ABSENT);
+    assert_eq!(entry(&maps), IndexEntry::ABSENT);
     assert!(cache.failure().is_some());
     assert_eq!(committed(&mut machine), [(0, 4096)]);
 }
 
 #[test]
 fn a_hit_that_fails_is_read_from_the_backing_device() {
-    let maps = Maps::new();
-    let cache = maps.cache();
+    let maps = Maps::of(CONFIG.capacity / 8);
+    let cache = cache_of(&maps);
     let mut machine = machine(&cache);
     arrive(&mut machine, 0, READ, 8, HIT);
     let read = |from, offset| Io::Read {
