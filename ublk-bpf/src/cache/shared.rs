@@ -115,9 +115,12 @@ impl<'m> Cache<'m> {
         self.index.iter().for_each(|word| word.store(0, Ordering::SeqCst));
     }
 
-    /// Sets how often a block was read of late, as an earlier server knew it.
+    /// A block was read so often of late, as far as an earlier server knew. What the map says is newer, and stays if it
+    /// is more.
     pub fn remember_heat(&self, block: u64, heat: u8) {
-        if let Ok(block) = u32::try_from(block) {
+        if let Ok(block) = u32::try_from(block)
+            && self.heat(block) < heat
+        {
             self.set_heat(block, heat);
         }
     }
@@ -471,5 +474,15 @@ mod tests {
         cache.set_heat(10, 3);
         assert!(cache.halve_heat(0, 9));
         assert_eq!([8, 9, 10, 11].map(|block| cache.heat(block)), [0, 127, 1, 0]);
+    }
+
+    #[test]
+    fn what_an_earlier_server_knew_of_heat_cools_nothing() {
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, Mode::WriteThrough);
+        cache.remember_heat(9, 7);
+        assert_eq!(cache.heat(9), 7);
+        cache.remember_heat(9, 0);
+        assert_eq!(cache.heat(9), 7, "the map outlived that server, and knows better");
     }
 }

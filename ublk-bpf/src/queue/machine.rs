@@ -401,7 +401,9 @@ impl<'w> Machine<'w> {
         if io.is_some() {
             self.todos.push(Todo::Io(arrival.tag));
         }
-        self.note_promotion(arrival.tag, advised.promote);
+        // What has no data has no block.
+        let promote = advised.promote.filter(|_| request.action.has_data());
+        self.note_promotion(arrival.tag, promote);
     }
 
     /// Begins to serve a request. If it is at an operation now, that is to be issued.

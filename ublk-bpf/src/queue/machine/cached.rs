@@ -141,5 +141,6 @@ fn end_change(cache: &Cache<'_>, service: &Service, lease: Option<Lease>, is_goo
     let is_good = is_good && (lease.is_none() || service.is_in_cache());
     cache.end_change(offset, length, lease, is_good);
 }
+
 #[cfg(test)]
 mod tests;

@@ -24,7 +24,7 @@ pub(super) const CONFIG: Config = Config {
 
 pub(super) const READ: u32 = 0;
 pub(super) const WRITE: u32 = 1;
-const FLUSH: u32 = 2;
+pub(super) const FLUSH: u32 = 2;
 const WRITE_ZEROES: u32 = 5;
 const FUA: u32 = 1 << 13;
 pub(super) const PASSTHROUGH: u32 = 1;

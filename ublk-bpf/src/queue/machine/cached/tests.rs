@@ -9,7 +9,7 @@ use crate::cache::evict::Algorithm;
 use crate::cache::fixture::Maps;
 use crate::cache::{self, Cache, Limits, Mode, Promoter, Shape};
 use crate::queue::machine::tests::{
-    CONFIG, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
+    CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
 use crate::queue::{Device, Effect, Event, Io, Machine, Staging, Written};
 
@@ -150,4 +150,22 @@ fn a_hit_that_fails_is_read_from_the_backing_device() {
     assert_eq!(done(&mut machine, 0, 4096), []);
     assert_eq!(committed(&mut machine), [(0, 4096)]);
     assert_eq!(machine.counters().hits_failed, 1);
+}
+
+#[test]
+fn only_a_request_with_data_promotes_its_block() {
+    let promote = u32::from(ublk_bpf_abi::hint::PROMOTE) << 16 | PASSTHROUGH;
+    for (op, sectors, hinted) in [(READ, 8, 1), (WRITE, 8, 1), (FLUSH, 0, 0)] {
+        let maps = Maps::of(CONFIG.capacity / 8);
+        let cache = cache_of(&maps);
+        let mut machine = machine(&cache);
+        arrive(&mut machine, 0, op, sectors, promote);
+        effects(&mut machine);
+        done(&mut machine, 0, i32::try_from(sectors * 512).unwrap());
+        if op == WRITE {
+            done(&mut machine, 0, 4096);
+        }
+        assert_eq!(machine.counters().completed, 1);
+        assert_eq!(machine.counters().hinted, hinted, "operation {op}");
+    }
 }
