@@ -2,6 +2,7 @@
 //!
 //! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
 
+use sim_tests::variable;
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
 use ublk_bpf::driver::sim::{Fault, Options, Report, World, run};
@@ -11,15 +12,6 @@ const OPERATIONS: u64 = 10_000_000;
 
 /// Requests of a world.
 const REQUESTS_OF_A_WORLD: u64 = 2_000;
-
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a number")),
-    )
-}
 
 fn simulate(seed: u64, mode: Mode, algorithm: Algorithm) -> Report {
     let options = Options {

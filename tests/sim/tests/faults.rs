@@ -2,6 +2,7 @@
 //!
 //! Every run prints its seeds. `SIM_SEED=N` runs that one world, `SIM_OPS=N` sends that many requests.
 
+use sim_tests::variable;
 use ublk_bpf::driver::sim::{Fault, Options, Report, run};
 
 /// Requests of a run without `SIM_OPS`.
@@ -9,15 +10,6 @@ const REQUESTS: u64 = 1_000_000;
 
 /// Requests of a world. Small: what differs between worlds matters more than what happens long after a start.
 const REQUESTS_OF_A_WORLD: u64 = 2_000;
-
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{name} is {value:?}; it must be a number")),
-    )
-}
 
 fn simulate(seed: u64, requests: u64) -> Report {
     run(&Options { seed, requests, world: None, bug: None }).unwrap_or_else(|violation| {

@@ -157,15 +157,16 @@ impl<'c, 'm> Promoter<'c, 'm> {
                 self.settle(slot, priority);
             }
         }
-        if self.counters.used == 0 {
-            return 0;
+        let restored = u32::try_from(self.counters.used).unwrap_or(slots);
+        if restored > 0 {
+            // Fresh slots have no gaps between them.
+            self.fresh = slots;
+            let unused = (0..slots)
+                .rev()
+                .filter(|&slot| self.cache.slots.owner(slot).is_none());
+            self.free.extend(unused);
         }
-        self.fresh = slots;
-        let unused = (0..slots)
-            .rev()
-            .filter(|&slot| self.cache.slots.owner(slot).is_none());
-        self.free.extend(unused);
-        slots - u32::try_from(self.free.len()).unwrap_or(slots)
+        restored
     }
 
     /// Promotions that may be under way at once: as many staging buffers of a block the driver has.

@@ -79,8 +79,7 @@ pub struct ServerStats(pub ServerCounters);
 
 impl Serialize for ServerStats {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let names = ServerCounters::FIELDS.iter().map(|(name, _)| *name);
-        serializer.collect_map(names.zip(self.0.values()))
+        by_name(ServerCounters::FIELDS, &self.0.values(), serializer)
     }
 }
 
@@ -90,9 +89,12 @@ pub struct CacheStats(pub CacheCounters);
 
 impl Serialize for CacheStats {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let names = CacheCounters::FIELDS.iter().map(|(name, _)| *name);
-        serializer.collect_map(names.zip(self.0.values()))
+        by_name(CacheCounters::FIELDS, &self.0.values(), serializer)
     }
+}
+
+fn by_name<S: Serializer>(fields: &[(&str, &str)], values: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(fields.iter().map(|(name, _)| name).zip(values))
 }
 
 fn op_name<S: Serializer>(op: &Op, serializer: S) -> Result<S::Ok, S::Error> {

@@ -75,6 +75,9 @@ pub enum CacheError {
         /// What is there.
         found: String,
     },
+    /// What was written cannot be made durable.
+    #[error("cannot make durable what the cache is a copy of: {0}")]
+    Sync(std::io::Error),
     /// The backing cannot be told from others.
     #[error("cannot find out which backing the cache is for: {0}")]
     Identity(std::io::Error),
@@ -193,6 +196,7 @@ impl CacheDevice {
             return Vec::new();
         }
         let survivors = cache::surviving(maps.index(), self.layout.slots).into_iter();
+        // Their heat is in its map, which outlived the server as well.
         let mut entries: Vec<SavedEntry> = survivors
             .map(|(slot, block)| SavedEntry {
                 slot,
@@ -201,7 +205,6 @@ impl CacheDevice {
                 heat: 0,
             })
             .collect();
-        entries.sort_unstable_by_key(|entry| entry.slot);
         if let Err(error) = self.compare(backing, &entries) {
             tracing::warn!("{}: it begins empty", self.failed(error));
             entries.clear();
@@ -220,7 +223,7 @@ impl CacheDevice {
     /// Saves what is in the slots, for the next server.
     fn save(&self, backing: &Target, entries: impl Iterator<Item = SavedEntry>) -> Result<(), CacheError> {
         if let Some(file) = backing.file() {
-            file.sync_all().map_err(CacheError::Identity)?;
+            file.sync_all().map_err(CacheError::Sync)?;
         }
         let identity = Identity::of(backing).map_err(CacheError::Identity)?;
         disk::save(&self.file, &self.layout, &identity, entries).map_err(|source| self.failed(source))
