@@ -16,6 +16,8 @@ mod load;
 mod ours;
 mod peers;
 mod ratio;
+mod report;
+mod subject;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -89,6 +91,7 @@ fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
     }
     let kernel = setup::guest()?;
     let config = Config {
+        cpus: if part == Part::Cost { 1 } else { 2 },
         icount: part == Part::Cost,
         memory: "4G".to_owned(),
         silence: Some(GUEST_SILENCE),

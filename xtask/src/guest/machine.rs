@@ -135,20 +135,14 @@ fn arguments(command: &mut Command, config: &Config, kernel: &Kernel, folder: &P
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-m", &config.memory]);
     if config.icount {
-        // One guest nanosecond for each instruction; without the string instructions that copy any number of bytes
-        // in one, so that a copy has its price.
+        // One guest nanosecond for each instruction, of whichever CPU: they take turns. Without the string instructions
+        // that copy any number of bytes in one, so that a copy has its price.
         command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
-        command.args(["-cpu", "max,-erms,-fsrm", "-smp", "1"]);
+        command.args(["-cpu", "max,-erms,-fsrm"]);
     } else {
-        command.args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-smp",
-            &config.cpus.to_string(),
-        ]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
     }
+    command.args(["-smp", &config.cpus.to_string()]);
     command
         .arg("-kernel")
         .arg(&kernel.image)

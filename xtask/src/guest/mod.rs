@@ -42,7 +42,7 @@ pub(crate) struct Config {
     pub(crate) cpus: u32,
     /// As qemu takes it: `2G`.
     pub(crate) memory: String,
-    /// Whether the guest's clock counts instructions (one CPU then).
+    /// Whether the guest's clock counts instructions: those of all its CPUs together, which take turns.
     pub(crate) icount: bool,
     /// The whole may take so long.
     pub(crate) timeout: Option<Duration>,

@@ -1,0 +1,33 @@
+//! What is measured: a block device, and whoever serves it.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+/// How a device is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Hardware queues; a device that has no such thing ignores it.
+    pub(super) queues: u16,
+    /// Tags of each.
+    pub(super) depth: u16,
+}
+
+/// A device that is being served; dropped, it is gone.
+pub(super) trait Subject {
+    /// The device's file.
+    fn path(&self) -> &Path;
+    /// The processes that serve it; none for one that the kernel serves alone.
+    fn servers(&self) -> Vec<u32>;
+}
+
+/// One way to have a device.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// What tables call it, and `--only` takes: `kublk-batch-zc-null`.
+    pub(super) name: &'static str,
+    /// Who makes it, with the version.
+    pub(super) version: fn() -> Result<String>,
+    /// Makes one.
+    pub(super) start: fn(Shape) -> Result<Box<dyn Subject>>,
+}
