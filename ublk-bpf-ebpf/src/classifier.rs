@@ -6,8 +6,8 @@
 //! says which request it is about and the server checks that.
 //!
 //! It runs for every request of every disk, and for each of ours once: its length is measured, so it loads
-//! what it needs through plain pointers (the offsets come from the running kernel's BTF, by way of
-//! `CONFIG`) and calls no helper on the way to a verdict.
+//! what it needs through plain pointers (the server puts the offsets of the running kernel's structures into its
+//! instructions, see [`Member`](ublk_bpf_abi::Member)) and calls no helper on the way to a verdict.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(linkage))]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -15,6 +15,8 @@ fn main() {}
 
 #[cfg(target_arch = "bpf")]
 mod classify {
+    use core::cell::UnsafeCell;
+
     use aya_ebpf::{
         Global,
         bindings::BPF_F_MMAPABLE,
@@ -23,7 +25,7 @@ mod classify {
         programs::BtfTracePointContext,
     };
     use ublk_bpf_abi::{
-        CacheCounters, Config, Decision, Decisions, IndexEntry, Offsets, Op, Reason, Request, ServerCounters,
+        CacheCounters, Config, Decision, Decisions, IndexEntry, Member, Op, Reason, Request, ServerCounters,
         Verdict, VerdictSlot, hint, regions, req_op, request_flags,
     };
     // Brings the panic handler.
@@ -40,19 +42,6 @@ mod classify {
         written_shift: 0,
         flag_masks: [0; request_flags::FROM_KERNEL],
         any_flag: 0,
-        offsets: Offsets {
-            rq_q: 0,
-            rq_mq_hctx: 0,
-            rq_cmd_flags: 0,
-            rq_tag: 0,
-            rq_data_len: 0,
-            rq_sector: 0,
-            rq_bio: 0,
-            bio_ioprio: 0,
-            queue_disk: 0,
-            disk_name: 0,
-            hctx_queue_num: 0,
-        },
         queues: 0,
         cache_shift: 0,
         heat_limit: 0,
@@ -128,15 +117,39 @@ mod classify {
         0
     }
 
-    /// Whether the request is for our disk, by its name: that is known before the disk exists, so that not
-    /// even the first request is missed.
+    /// The request queue of our disk, once a request of it was seen: it has the same one as long as it lives.
+    static QUEUE: Remembered = Remembered(UnsafeCell::new(core::ptr::null()));
+
+    /// A pointer that is compared and never followed.
+    struct Remembered(UnsafeCell<*const u8>);
+
+    // SAFETY: it is accessed by loads and stores of its whole only, and all CPUs store the same.
+    unsafe impl Sync for Remembered {}
+
+    /// Whether the request is for our disk.
     #[inline(always)]
     fn is_ours(rq: Kernel) -> bool {
-        let disk = rq
-            .pointer(config!(offsets.rq_q))
-            .pointer(config!(offsets.queue_disk));
-        let name = config!(offsets.disk_name);
-        disk.load::<u64>(name) == config!(disk_name[0]) && disk.load::<u64>(name + 8) == config!(disk_name[1])
+        let queue = rq.pointer(Member::RequestQueue);
+        // SAFETY: see `Remembered`.
+        let ours = unsafe { QUEUE.0.get().read_volatile() };
+        if ours.is_null() {
+            return is_first_of_ours(queue);
+        }
+        queue.0 == ours
+    }
+
+    /// Whether the disk is ours by its name: that is known before the disk exists, so that not even the first request
+    /// is missed.
+    #[inline(always)]
+    fn is_first_of_ours(queue: Kernel) -> bool {
+        let disk = queue.pointer(Member::QueueDisk);
+        let is_ours = disk.load::<u64>(Member::DiskName) == config!(disk_name[0])
+            && disk.load::<u64>(Member::DiskNameEnd) == config!(disk_name[1]);
+        if is_ours {
+            // SAFETY: see `Remembered`.
+            unsafe { QUEUE.0.get().write_volatile(queue.0) };
+        }
+        is_ours
     }
 
     #[inline(always)]
@@ -145,18 +158,17 @@ mod classify {
         let qid = if config!(queues) == 1 {
             0
         } else {
-            rq.pointer(config!(offsets.rq_mq_hctx))
-                .load::<u32>(config!(offsets.hctx_queue_num))
+            rq.pointer(Member::RequestHctx).load::<u32>(Member::HctxNumber)
         };
-        let tag = rq.load::<u32>(config!(offsets.rq_tag));
-        let cmd_flags = rq.load::<u32>(config!(offsets.rq_cmd_flags));
+        let tag = rq.load::<u32>(Member::RequestTag);
+        let cmd_flags = rq.load::<u32>(Member::RequestFlags);
         let depth = config!(depth);
         if tag >= depth {
             return;
         }
         let mut request = Request {
-            sector: rq.load(config!(offsets.rq_sector)),
-            nr_sectors: rq.load::<u32>(config!(offsets.rq_data_len)) >> 9,
+            sector: rq.load::<u64>(Member::RequestSector),
+            nr_sectors: rq.load::<u32>(Member::RequestBytes) >> 9,
             flags: flags(cmd_flags),
             op: Op::from_req_op(cmd_flags & req_op::MASK) as u32,
             qid: qid as u16,
@@ -184,8 +196,8 @@ mod classify {
     /// The priority of who asks. A request without data has no bio, of which a load gives zero.
     #[inline(always)]
     fn ioprio(rq: Kernel) -> u32 {
-        let bio = rq.pointer(config!(offsets.rq_bio));
-        bio.load::<u16>(config!(offsets.bio_ioprio)).into()
+        let bio = rq.pointer(Member::RequestBio);
+        bio.load::<u16>(Member::BioPriority).into()
     }
 
     /// Says of a request whether the cache has it and how hot its block is. Returns where that is counted.
@@ -331,16 +343,18 @@ mod classify {
     struct Kernel(*const u8);
 
     impl Kernel {
+        /// Loads a member of the structure that it points to.
         #[inline(always)]
-        fn load<T: Copy>(self, offset: u32) -> T {
+        fn load<T: Copy>(self, member: Member) -> T {
+            let placeholder = usize::from(member.placeholder());
             // SAFETY: The verifier admits this load only at a member of `T`'s size of the structure that it knows
             // the pointer to be, and the kernel catches its fault.
-            unsafe { self.0.add(offset as usize).cast::<T>().read_volatile() }
+            unsafe { self.0.add(placeholder).cast::<T>().read_volatile() }
         }
 
         #[inline(always)]
-        fn pointer(self, offset: u32) -> Self {
-            Self(self.load(offset))
+        fn pointer(self, member: Member) -> Self {
+            Self(self.load(member))
         }
     }
 }

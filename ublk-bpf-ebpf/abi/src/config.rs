@@ -7,7 +7,7 @@ pub const CONFIG_GLOBAL: &str = "CONFIG";
 
 /// What the classifier is told when it is loaded, as one read-only global that the kernel freezes.
 ///
-/// The verifier knows the values of a frozen map, so an offset read from here is a constant to it.
+/// The verifier knows the values of a frozen map, and leaves out what they rule out.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -23,8 +23,6 @@ pub struct Config {
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
     /// All of `flag_masks`.
     pub any_flag: u32,
-    /// Where the running kernel's structures have what the classifier reads.
-    pub offsets: Offsets,
     /// Hardware queues of the device.
     pub queues: u32,
     /// Cache block size as a power of two, in bytes; 0: the device has no cache.
@@ -33,32 +31,49 @@ pub struct Config {
     pub heat_limit: u32,
 }
 
-/// Byte offsets of structure members, resolved from the running kernel's BTF.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offsets {
-    /// `request.q`
-    pub rq_q: u32,
-    /// `request.mq_hctx`
-    pub rq_mq_hctx: u32,
-    /// `request.cmd_flags`
-    pub rq_cmd_flags: u32,
-    /// `request.tag`
-    pub rq_tag: u32,
-    /// `request.__data_len`
-    pub rq_data_len: u32,
-    /// `request.__sector`
-    pub rq_sector: u32,
-    /// `request.bio`
-    pub rq_bio: u32,
-    /// `bio.bi_ioprio`
-    pub bio_ioprio: u32,
-    /// `request_queue.disk`
-    pub queue_disk: u32,
-    /// `gendisk.disk_name`
-    pub disk_name: u32,
-    /// `blk_mq_hw_ctx.queue_num`
-    pub hctx_queue_num: u32,
+numbered! {
+    /// A member of one of the kernel's structures that the classifier loads.
+    ///
+    /// Its offset differs from kernel to kernel, and Rust cannot leave it to the loader as C does (by CO-RE). So the
+    /// classifier's instructions have a placeholder in its stead, and the server puts the running kernel's offset there.
+    Member {
+        /// `struct request_queue *`
+        RequestQueue = 0, "request.q";
+        /// `struct blk_mq_hw_ctx *`
+        RequestHctx = 1, "request.mq_hctx";
+        /// `u32`: the operation and its flags.
+        RequestFlags = 2, "request.cmd_flags";
+        /// `int`
+        RequestTag = 3, "request.tag";
+        /// `unsigned int`, in bytes.
+        RequestBytes = 4, "request.__data_len";
+        /// `u64`
+        RequestSector = 5, "request.__sector";
+        /// `struct bio *`
+        RequestBio = 6, "request.bio";
+        /// `unsigned short`
+        BioPriority = 7, "bio.bi_ioprio";
+        /// `struct gendisk *`
+        QueueDisk = 8, "request_queue.disk";
+        /// `char[32]`: its first eight bytes.
+        DiskName = 9, "gendisk.disk_name";
+        /// The next eight of them.
+        DiskNameEnd = 10, "gendisk.disk_name+8";
+        /// `unsigned int`
+        HctxNumber = 11, "blk_mq_hw_ctx.queue_num";
+    }
+}
+
+impl Member {
+    /// The placeholder of the first one. No structure that a BPF program has to do with is so long.
+    pub const FIRST_PLACEHOLDER: u16 = 0x7f00;
+
+    /// What stands for its offset in a load instruction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn placeholder(self) -> u16 {
+        Self::FIRST_PLACEHOLDER + self as u16
+    }
 }
 
 /// `REQ_OP_*` as the classifier knows them. The loader compares them with the running kernel's `enum req_op`.

@@ -52,7 +52,7 @@ mod decision;
 mod index;
 mod request;
 
-pub use config::{CONFIG_GLOBAL, Config, Offsets, req_op};
+pub use config::{CONFIG_GLOBAL, Config, Member, req_op};
 pub use counters::{CacheCounters, Decisions, ServerCounters};
 pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
@@ -95,8 +95,7 @@ pub const POLICY_FUNCTION: &str = "policy";
 
 const _: () = {
     // No byte of `Config` is padding: it is handed over as bytes.
-    assert!(size_of::<Config>() == 112);
-    assert!(size_of::<Offsets>() == 11 * 4);
+    assert!(size_of::<Config>() == 72);
     assert!(size_of::<Request>() == 40);
     assert!(size_of::<VerdictSlot>() == 16);
     assert!(size_of::<Decisions>() == Decisions::WORDS * 8);

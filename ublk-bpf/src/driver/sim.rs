@@ -393,7 +393,7 @@ impl<'w> Sim<'w> {
                 // Either way will do, at any time.
                 Some(Event::Arrived(arrival)) if self.rng.chance(500) => {
                     let io = self.queue.machine.arrived_at_once(&arrival);
-                    at_once = io.map(|io| (arrival.tag, io));
+                    at_once = io.map(|direct| (arrival.tag, direct.into()));
                 }
                 Some(event) => self.queue.machine.handle(event),
                 None => {}

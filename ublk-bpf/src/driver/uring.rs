@@ -271,7 +271,7 @@ where
     /// full and has to be submitted first.
     #[inline]
     fn carry_out_effects(&mut self) -> bool {
-        while self.ring.has_room() {
+        while self.ring.room() > 0 {
             match self.machine.poll_effect() {
                 // User copies are answered on the spot: what they have finished is to be committed too.
                 None if std::mem::take(&mut self.copied) => self.machine.idle(),
@@ -301,32 +301,7 @@ where
         false
     }
 
-    /// Data that moves between its own pages and the target is the way of nearly every request: its entries are
-    /// built here, all others aside.
-    #[inline(always)]
     fn carry_out(&mut self, tag: u16, io: Io) {
-        let entry = match io {
-            Io::Read {
-                from,
-                offset,
-                at,
-                len,
-            } => sqe::read(tag, from, offset, at, len),
-            Io::Write {
-                to,
-                offset,
-                at,
-                len,
-                durable,
-            } => sqe::write(tag, to, offset, at, len, durable),
-            _ => return self.carry_out_aside(tag, io),
-        };
-        // SAFETY: the entry names the request's registered pages, which the kernel checks.
-        unsafe { self.ring.push(&entry) };
-    }
-
-    #[inline(never)]
-    fn carry_out_aside(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
         match sqe::operation(tag, io, self.ways, |buffer, skip| staging.address(buffer, skip)) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
@@ -391,26 +366,28 @@ where
     #[inline]
     fn take_completions(&mut self) {
         while let Some(completion) = self.ring.next_completion() {
-            match Tagged::parse(completion.user_data()) {
-                Some(Tagged::Io(tag)) => self.machine.io_done(tag, completion.result()),
-                Some(command) => self.command_completed(command, completion.result(), completion.flags()),
-                None => tracing::error!(
-                    "queue {}: a completion of nothing that was submitted: {completion:?}",
-                    self.spec.queue
-                ),
+            let (of, result) = (completion.user_data(), completion.result());
+            // Nearly every one is a request's.
+            match Tagged::tag_of(of) {
+                Some(tag) => self.machine.io_done(tag, result),
+                None => self.command_completed(of, result, completion.flags()),
             }
         }
     }
 
     #[inline(never)]
-    fn command_completed(&mut self, command: Tagged, result: i32, flags: u32) {
-        match command {
-            Tagged::Fetch(fetch) => self.fetched(fetch, result, flags & IORING_CQE_F_MORE != 0),
-            Tagged::Commit(batch) => self.machine.committed(batch, result),
-            Tagged::Prepare => self.prepared(result),
-            Tagged::Stop => self.machine.abandon(),
-            Tagged::Wake => {}
-            Tagged::Io(tag) => self.machine.io_done(tag, result),
+    fn command_completed(&mut self, of: u64, result: i32, flags: u32) {
+        match Tagged::parse(of) {
+            Some(Tagged::Fetch(fetch)) => self.fetched(fetch, result, flags & IORING_CQE_F_MORE != 0),
+            Some(Tagged::Commit(batch)) => self.machine.committed(batch, result),
+            Some(Tagged::Prepare) => self.prepared(result),
+            Some(Tagged::Stop) => self.machine.abandon(),
+            Some(Tagged::Wake) => {}
+            Some(Tagged::Io(tag)) => self.machine.io_done(tag, result),
+            None => tracing::error!(
+                "queue {}: a completion of nothing that was submitted: {of:#x}, result {result}",
+                self.spec.queue
+            ),
         }
     }
 
@@ -442,12 +419,12 @@ where
             );
             return self.machine.abandon();
         };
+        let mut room = self.ring.room();
         for tag in tags {
-            if tag >= self.spec.depth {
+            let Some(descriptor) = self.descriptors.read(tag) else {
                 self.report_unknown(tag);
                 continue;
-            }
-            let descriptor = self.descriptors.read(tag);
+            };
             let arrival = Arrival {
                 tag,
                 op_flags: descriptor.op_flags,
@@ -455,10 +432,12 @@ where
                 start_sector: descriptor.start_sector,
                 verdict: (self.take_verdict)(tag),
             };
-            if !self.ring.has_room() {
+            if room == 0 {
                 self.machine.arrived(arrival);
-            } else if let Some(io) = self.machine.arrived_at_once(&arrival) {
-                self.carry_out(tag, io);
+            } else if let Some(direct) = self.machine.arrived_at_once(&arrival) {
+                // SAFETY: the entry names the request's registered pages, which the kernel checks.
+                unsafe { self.ring.push(&sqe::direct(tag, &direct)) };
+                room -= 1;
             }
         }
     }

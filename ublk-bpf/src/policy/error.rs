@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::object::ObjectError;
 use super::offsets::BtfError;
+use super::patch::PatchError;
 use super::verifier::Refusal;
 
 /// Why a classifier or a policy could not be loaded, attached, replaced or found.
@@ -13,6 +14,9 @@ pub enum PolicyError {
     /// The running kernel is not what the classifier is written for.
     #[error(transparent)]
     Kernel(#[from] BtfError),
+    /// The classifier does not fit it.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
     /// The caller may not use bpf(2).
     #[error(
         "loading BPF programs was refused: run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN, on a kernel that is not locked down"

@@ -17,6 +17,7 @@ use super::builtin::CLASSIFIER;
 use super::error::{PolicyError, chain};
 use super::maps::{CacheMaps, Counters, Verdicts, Written};
 use super::offsets::KernelLayout;
+use super::patch::patch;
 use super::pin::{Disk, PinDir, pin_error};
 use super::verifier::Refusal;
 
@@ -25,8 +26,11 @@ const PROGRAM: &str = "classify";
 const TRACEPOINT: &str = "block_rq_issue";
 /// The map that aya makes of the object's read-only globals.
 const RODATA: &str = ".rodata";
-/// What it is pinned as: bpffs takes no name with a dot.
+/// The one that it makes of what the program remembers.
+const BSS: &str = ".bss";
+/// What they are pinned as: bpffs takes no name with a dot.
 const CONFIG_PIN: &str = "config";
+const MEMORY_PIN: &str = "memory";
 
 const CONFIG_WORDS: usize = size_of::<Config>() / size_of::<u64>();
 
@@ -107,7 +111,6 @@ impl Spec {
             written_shift: self.written.map_or(0, |written| written.shift),
             flag_masks: layout.flag_masks,
             any_flag: layout.flag_masks.iter().fold(0, |all, mask| all | mask),
-            offsets: layout.offsets,
             queues: self.queues.into(),
             cache_shift: self.cache.map_or(0, |cache| cache.shift),
             heat_limit: HEAT_LIMIT,
@@ -161,6 +164,7 @@ impl Classifier {
     pub fn load(spec: &Spec) -> Result<Self, PolicyError> {
         let layout = KernelLayout::of_running_kernel()?;
         let config = ConfigBytes(spec.config(&layout));
+        let object = patch(CLASSIFIER, &layout.offsets)?;
         let mut ebpf = EbpfLoader::new()
             .override_global(CONFIG_GLOBAL, &config, true)
             .map_max_entries(map::VERDICTS, spec.slots())
@@ -168,7 +172,7 @@ impl Classifier {
             .map_max_entries(map::WRITTEN, spec.written_words())
             .map_max_entries(map::INDEX, spec.index_entries())
             .map_max_entries(map::HEAT, spec.heat_words())
-            .load(CLASSIFIER)
+            .load(&object)
             .map_err(|error| ebpf_error("the classifier", error))?;
         name_operations(&mut ebpf)?;
         let pins = PinDir::of(&spec.disk);
@@ -304,7 +308,11 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
         pin_error("pinning to", path.to_owned(), io::Error::other(chain(error)))
     };
     for (name, map) in ebpf.maps() {
-        let path = pins.map(if name == RODATA { CONFIG_PIN } else { name });
+        let path = pins.map(match name {
+            RODATA => CONFIG_PIN,
+            BSS => MEMORY_PIN,
+            name => name,
+        });
         map.pin(&path).map_err(|e| pin(&path, &e))?;
     }
     let attach = |detail| PolicyError::Attach {

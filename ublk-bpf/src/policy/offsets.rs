@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use btf_rs::{Backend, Btf, BtfType, EnumMember, Struct, Type};
-use ublk_bpf_abi::{Offsets, req_op, request_flags};
+use ublk_bpf_abi::{Member, req_op, request_flags};
+
+use super::patch::Offsets;
 
 /// Where the kernel shows its own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -14,7 +16,7 @@ const MAX_NESTING: u32 = 16;
 /// What the classifier needs to know of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLayout {
-    /// Byte offsets of members.
+    /// Where each [`Member`] is.
     pub offsets: Offsets,
     /// Masks of `REQ_*` in the order of [`request_flags`]' first bits.
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
@@ -39,14 +41,10 @@ pub enum BtfError {
     NoType(String),
     /// The structure has no such member, or one that is not where a plain load finds it.
     #[error(
-        "the kernel's type information has no member `{member}` at a byte offset in `struct {of}`: this kernel's block layer is not known to ublk-bpf"
+        "the kernel's type information has no `{}` at a byte offset: this kernel's block layer is not known to ublk-bpf",
+        .0.name()
     )]
-    NoMember {
-        /// The structure.
-        of: &'static str,
-        /// The member.
-        member: &'static str,
-    },
+    NoMember(Member),
     /// An enum's value is missing or another than the classifier was built with.
     #[error(
         "the kernel numbers `{name}` {found}, the classifier knows it as {wanted}: rebuild it for this kernel"
@@ -87,56 +85,32 @@ impl KernelLayout {
 }
 
 fn offsets(btf: &Btf) -> Result<Offsets, BtfError> {
-    let rq = Layout::find(btf, "request")?;
-    Ok(Offsets {
-        rq_q: rq.offset("q")?,
-        rq_mq_hctx: rq.offset("mq_hctx")?,
-        rq_cmd_flags: rq.offset("cmd_flags")?,
-        rq_tag: rq.offset("tag")?,
-        rq_data_len: rq.offset("__data_len")?,
-        rq_sector: rq.offset("__sector")?,
-        rq_bio: rq.offset("bio")?,
-        bio_ioprio: Layout::find(btf, "bio")?.offset("bi_ioprio")?,
-        queue_disk: Layout::find(btf, "request_queue")?.offset("disk")?,
-        disk_name: Layout::find(btf, "gendisk")?.offset("disk_name")?,
-        hctx_queue_num: Layout::find(btf, "blk_mq_hw_ctx")?.offset("queue_num")?,
-    })
+    let mut offsets = [0; Member::COUNT];
+    for (offset, member) in offsets.iter_mut().zip(Member::ALL) {
+        *offset = offset_of(btf, member)?;
+    }
+    Ok(offsets)
 }
 
-/// A structure of the kernel's.
-struct Layout<'a> {
-    btf: &'a Btf,
-    name: &'static str,
-    definition: Struct,
+/// Byte offset of a member, which may stand in anonymous structures and unions.
+fn offset_of(btf: &Btf, member: Member) -> Result<u32, BtfError> {
+    let missing = || BtfError::NoMember(member);
+    let (of, name) = member.name().split_once('.').ok_or_else(missing)?;
+    let (name, beyond) = name.split_once('+').unwrap_or((name, "0"));
+    let beyond: u32 = beyond.parse().map_err(|_| missing())?;
+    let definition = structure(btf, of)?;
+    let bits = bit_offset(btf, &definition, name, MAX_NESTING);
+    let bits = bits.filter(|bits| bits.is_multiple_of(8)).ok_or_else(missing)?;
+    Ok(bits / 8 + beyond)
 }
 
-impl<'a> Layout<'a> {
-    fn find(btf: &'a Btf, name: &'static str) -> Result<Self, BtfError> {
-        let types = btf.resolve_types_by_name(name).unwrap_or_default();
-        let definition = types.into_iter().find_map(|found| match found {
-            Type::Struct(definition) => Some(definition),
-            _ => None,
-        });
-        match definition {
-            Some(definition) => Ok(Self {
-                btf,
-                name,
-                definition,
-            }),
-            None => Err(BtfError::NoType(format!("struct {name}"))),
-        }
-    }
-
-    /// Byte offset of a member, which may stand in anonymous structures and unions.
-    fn offset(&self, member: &'static str) -> Result<u32, BtfError> {
-        match bit_offset(self.btf, &self.definition, member, MAX_NESTING) {
-            Some(bits) if bits.is_multiple_of(8) => Ok(bits / 8),
-            _ => Err(BtfError::NoMember {
-                of: self.name,
-                member,
-            }),
-        }
-    }
+fn structure(btf: &Btf, name: &str) -> Result<Struct, BtfError> {
+    let types = btf.resolve_types_by_name(name).unwrap_or_default();
+    let found = types.into_iter().find_map(|found| match found {
+        Type::Struct(definition) => Some(definition),
+        _ => None,
+    });
+    found.ok_or_else(|| BtfError::NoType(format!("struct {name}")))
 }
 
 fn bit_offset(btf: &Btf, definition: &Struct, wanted: &str, nesting: u32) -> Option<u32> {
@@ -339,12 +313,13 @@ mod tests {
     #[test]
     fn members_are_found_inside_anonymous_ones() {
         let layout = KernelLayout::from_btf(&kernel(3, "__sector").parse()).unwrap();
-        assert_eq!(layout.offsets.rq_tag, (256 + 64 + 32) / 8);
-        assert_eq!(layout.offsets.rq_sector, 72);
-        assert_eq!((layout.offsets.rq_bio, layout.offsets.bio_ioprio), (76, 20));
-        assert_eq!(layout.offsets.queue_disk, 12);
-        assert_eq!(layout.offsets.disk_name, 20);
-        assert_eq!(layout.offsets.hctx_queue_num, 40);
+        let at = |member: Member| layout.offsets[member as usize];
+        assert_eq!(at(Member::RequestTag), (256 + 64 + 32) / 8);
+        assert_eq!(at(Member::RequestSector), 72);
+        assert_eq!((at(Member::RequestBio), at(Member::BioPriority)), (76, 20));
+        assert_eq!(at(Member::QueueDisk), 12);
+        assert_eq!((at(Member::DiskName), at(Member::DiskNameEnd)), (20, 28));
+        assert_eq!(at(Member::HctxNumber), 40);
         assert_eq!(
             layout.flag_masks,
             [1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13]
@@ -356,10 +331,7 @@ mod tests {
         let error = KernelLayout::from_btf(&kernel(3, "sector").parse())
             .unwrap_err()
             .to_string();
-        assert!(
-            error.contains("no member `__sector`") && error.contains("`struct request`"),
-            "{error}"
-        );
+        assert!(error.contains("no `request.__sector`"), "{error}");
         let error = KernelLayout::from_btf(&kernel(4, "__sector").parse())
             .unwrap_err()
             .to_string();

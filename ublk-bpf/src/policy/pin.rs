@@ -4,7 +4,7 @@
 //! /sys/fs/bpf/ublk-bpf/ublkbN/
 //!     classifier  link                  the program and its attachment to the tracepoint
 //!     policy      policy_link           the policy in place of the default one, if there is one
-//!     verdicts  decisions  server  written  config
+//!     verdicts  decisions  server  written  config  memory
 //!     index  heat  cache  codes         the classifier's maps (`ublk_bpf_abi::map`)
 //!     maps/                             the policy's own maps
 //! ```

@@ -140,6 +140,46 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub u16);
 
+/// A read or write between all pages of a request and a device: what nearly every request comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// From the pages to the device; otherwise the other way.
+    pub is_write: bool,
+    /// The device.
+    pub device: Device,
+    /// Where on the device.
+    pub offset: u64,
+    /// How many bytes: all that the request has.
+    pub len: u32,
+}
+
+impl From<Direct> for Io {
+    fn from(direct: Direct) -> Self {
+        let Direct {
+            is_write,
+            device,
+            offset,
+            len,
+        } = direct;
+        if is_write {
+            Self::Write {
+                to: device,
+                offset,
+                at: 0,
+                len,
+                durable: false,
+            }
+        } else {
+            Self::Read {
+                from: device,
+                offset,
+                at: 0,
+                len,
+            }
+        }
+    }
+}
+
 /// One operation for a request. Offsets and lengths are in bytes; `at` is an offset inside the request, `skip`
 /// one inside the staging buffer. No length is zero.
 ///

@@ -19,6 +19,7 @@ use crate::cache::Cache;
 
 mod cached;
 mod ending;
+mod plain;
 
 /// How many FETCH commands may end one after another without a tag between them. The kernel ends one for want
 /// of room in its buffer or in the completion queue (`-ENOBUFS`), which passes; this bounds the work until then.
@@ -231,63 +232,6 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// The same, and the answer is what would be the tag's [`Effect::Io`], to be carried out before anything else.
-    /// `None`: there may be something to poll. This spares nearly every request its turn among the effects.
-    #[inline(always)]
-    #[must_use]
-    pub fn arrived_at_once(&mut self, arrival: &Arrival) -> Option<Io> {
-        let io = self.take_in(arrival)?;
-        // An ordinary request has no user copy.
-        self.counters.io_submitted += 1;
-        Some(io)
-    }
-
-    /// Takes a tag in. If its request is an ordinary one with an operation, that is to be issued.
-    #[inline(always)]
-    fn take_in(&mut self, arrival: &Arrival) -> Option<Io> {
-        self.counters.arrived += 1;
-        self.fetch_ends = 0;
-        self.fetch_errors = 0;
-        let slot = self.tags.arrive(arrival.tag, self.batches.filling());
-        if self.phase >= Phase::Abandoning {
-            slot.owner = Owner::Abandoned;
-            return None;
-        }
-        slot.owner = Owner::InFlight;
-        self.in_service += 1;
-        // Nearly every request is one of these. To ask for them first, in the same words, saves 150 instructions.
-        match Request::ordinary(arrival, &self.limits) {
-            Some(request) if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) => {
-                let plan = plan(&request, Advice::Passthrough, &self.terms);
-                self.start(arrival.tag, &request, &plan)
-            }
-            Some(request)
-                if self.cache.is_some()
-                    && request.action == Action::Read
-                    && verdict::is_plain_hit(arrival.verdict, arrival) =>
-            {
-                self.hit(arrival.tag, &request)
-            }
-            _ => {
-                // By value: what is lent to a function has to be in memory, on the ordinary way too.
-                self.take_in_aside(*arrival);
-                None
-            }
-        }
-    }
-
-    /// [`Event::IoDone`].
-    #[inline(always)]
-    pub fn io_done(&mut self, tag: u16, result: i32) {
-        let service = &self.tags.in_flight(tag).service;
-        if service.is_whole(result) {
-            let (data, served) = (service.data(), service.served());
-            self.finish(tag, data, Outcome::Moved(served));
-        } else {
-            self.advance(tag, result);
-        }
-    }
-
     /// [`Event::Idle`].
     #[inline]
     pub fn idle(&mut self) {
@@ -392,23 +336,20 @@ impl<'w> Machine<'w> {
             Err(why) => self.without_advice(why),
         };
         let is_hit = advised.advice == Advice::Hit && request.action == Action::Read && request.registered;
-        let io = if is_hit {
-            self.hit(arrival.tag, &request)
-        } else {
-            let plan = plan(&request, advised.advice, &self.terms);
-            self.start(arrival.tag, &request, &plan)
-        };
-        if io.is_some() {
+        if is_hit && self.hit(arrival.tag, &request).is_some() {
             self.todos.push(Todo::Io(arrival.tag));
+        } else if !is_hit {
+            let plan = plan(&request, advised.advice, &self.terms);
+            self.start(arrival.tag, &request, &plan);
         }
         // What has no data has no block.
         let promote = advised.promote.filter(|_| request.action.has_data());
         self.note_promotion(arrival.tag, promote);
     }
 
-    /// Begins to serve a request. If it is at an operation now, that is to be issued.
-    #[inline(always)]
-    fn start(&mut self, tag: u16, request: &Request, plan: &Plan) -> Option<Io> {
+    /// Begins to serve a request.
+    #[inline(never)]
+    fn start(&mut self, tag: u16, request: &Request, plan: &Plan) {
         self.count(request, plan);
         match plan.route {
             Route::Nothing => {
@@ -420,13 +361,9 @@ impl<'w> Machine<'w> {
                     0
                 };
                 let data = u32::try_from(data).unwrap_or(u32::MAX);
-                self.finish(tag, data, Outcome::Moved(data));
-                return None;
+                return self.finish(tag, data, Outcome::Moved(data));
             }
-            Route::Fail(errno) => {
-                self.refuse(tag, errno);
-                return None;
-            }
+            Route::Fail(errno) => return self.refuse(tag, errno),
             Route::Direct | Route::Copy | Route::Zero | Route::Device => {}
         }
         if request.action == Action::Write {
@@ -439,9 +376,9 @@ impl<'w> Machine<'w> {
         self.tags.slot(tag).service = service;
         if plan.route == Route::Copy {
             self.stage(tag);
-            return None;
+        } else {
+            self.todos.push(Todo::Io(tag));
         }
-        Some(service.io())
     }
 
     /// What is done without advice, and counts why there is none.
@@ -494,6 +431,18 @@ impl<'w> Machine<'w> {
         io
     }
 
+    /// Any operation, with any result.
+    #[inline(never)]
+    fn io_done_aside(&mut self, tag: u16, result: i32) {
+        let service = &self.tags.in_flight(tag).service;
+        if service.is_whole(result) {
+            let (data, served) = (service.data(), service.served());
+            self.finish(tag, data, Outcome::Moved(served));
+        } else {
+            self.advance(tag, result);
+        }
+    }
+
     /// An operation ended otherwise than whole and last.
     #[cold]
     fn advance(&mut self, tag: u16, result: i32) {
@@ -529,29 +478,18 @@ impl<'w> Machine<'w> {
         self.finish(tag, 0, Outcome::Failed(errno));
     }
 
-    /// A request of `data` bytes has its outcome: its tag goes into the filling batch.
-    #[inline(always)]
+    /// A request of `data` bytes has its outcome.
     fn finish(&mut self, tag: u16, data: u32, outcome: Outcome) {
         let result = result_of(data, outcome);
-        let slot = self.tags.in_flight(tag);
-        slot.owner = Owner::Answered(self.batches.filling());
-        let staged = slot.service.staging.is_some();
-        if slot.service.concerns_cache() {
+        let service = &self.tags.in_flight(tag).service;
+        let is_staged = service.staging.is_some();
+        if service.concerns_cache() {
             self.let_go(tag, result >= 0);
         }
-        if result < 0 {
-            self.counters.failed += 1;
-        } else {
-            self.counters.completed += 1;
-        }
-        self.in_service -= 1;
-        let full = self.batches.push(tag, result);
-        if staged {
+        if is_staged {
             self.unstage(tag);
         }
-        if full {
-            self.commit();
-        }
+        self.answer(tag, result);
     }
 
     /// A request's staging buffer goes to the next that waits for one.

@@ -33,7 +33,7 @@ mod written;
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Config, Storage};
 pub use errno::Errno;
-pub use event::{Arrival, Device, Effect, Event, Failure, Io, Staging, TakenVerdict};
+pub use event::{Arrival, Device, Direct, Effect, Event, Failure, Io, Staging, TakenVerdict};
 pub use machine::Machine;
 pub use written::Written;
 

@@ -3,7 +3,7 @@
 use ublk_bpf_abi::{Op, SECTOR_SIZE};
 
 use super::errno::Errno;
-use super::event::Arrival;
+use super::event::{Arrival, Device, Direct};
 use crate::sys::uapi::{
     UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
     UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -147,6 +147,28 @@ impl Request {
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
         })
+    }
+
+    /// Bytes of a READ or WRITE.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most `MAX_DATA_BYTES`: parsed so"
+    )]
+    pub(super) const fn data(&self) -> u32 {
+        debug_assert!(self.action.has_data() && self.length <= MAX_DATA_BYTES);
+        self.length as u32
+    }
+
+    /// The operation that is all of a READ or WRITE with registered pages, `displacement` further on a device.
+    #[inline(always)]
+    pub(super) fn direct(&self, device: Device, displacement: u64) -> Direct {
+        Direct {
+            is_write: self.action == Action::Write,
+            device,
+            offset: self.offset.wrapping_add(displacement),
+            len: self.data(),
+        }
     }
 
     /// A FLUSH: its descriptor's range means nothing (the block layer leaves sector 2^64 - 1 there).

@@ -11,6 +11,9 @@ use crate::cache::Lease;
 /// How often in a row an operation that made no progress is issued again before its request fails.
 const MAX_RETRIES: u8 = 16;
 
+/// No result of an operation: neither a number of bytes nor an errno.
+const NOT_PLAIN: u32 = i32::MIN.cast_unsigned();
+
 /// The operation that a request is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -72,6 +75,8 @@ pub(super) struct Service {
     chunk: u32,
     /// Bytes of the chunk that the present step has moved.
     moved: u32,
+    /// What the result of the one operation is that serves the request whole, or [`NOT_PLAIN`].
+    whole: u32,
     /// What has to be added to a position on the backing device to get that on the cache device.
     displacement: u64,
     /// The request's staging buffer, if it goes through one.
@@ -98,6 +103,7 @@ impl Service {
         done: 0,
         chunk: 0,
         moved: 0,
+        whole: NOT_PLAIN,
         displacement: 0,
         staging: None,
         step: Step::Flush,
@@ -138,19 +144,36 @@ impl Service {
         }
     }
 
+    /// At the one operation of a read or write with registered pages, not durable in particular, that is the
+    /// backing device's alone.
+    #[inline(always)]
+    pub(super) fn direct(request: &Request) -> Self {
+        let is_read = request.action == Action::Read;
+        Self {
+            offset: request.offset,
+            length: request.length,
+            chunk: request.data(),
+            whole: request.data(),
+            step: if is_read { Step::Read } else { Step::Write },
+            ..Self::IDLE
+        }
+    }
+
     /// At the one operation of a read with registered pages whose block is in the leased slot.
     #[inline(always)]
     pub(super) fn hit(request: &Request, lease: Lease, displacement: u64) -> Self {
         Self {
-            offset: request.offset,
-            length: request.length,
-            chunk: u32::try_from(request.length).unwrap_or(u32::MAX),
             displacement,
-            step: Step::Read,
             device: Device::Cache,
             hold: Hold::Read(lease),
-            ..Self::IDLE
+            ..Self::direct(request)
         }
+    }
+
+    /// The result that ends the request as it should, with nothing more to ask. No result is [`NOT_PLAIN`].
+    #[inline]
+    pub(super) const fn whole(&self) -> u32 {
+        self.whole
     }
 
     /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
@@ -213,8 +236,7 @@ impl Service {
         }
     }
 
-    /// Whether `result` is the end of the last operation of a request that nothing disturbed. The hot path.
-    #[inline]
+    /// Whether `result` is the end of the last operation of a request that nothing disturbed.
     pub(super) fn is_whole(&self, result: i32) -> bool {
         let last = match self.step {
             Step::Read | Step::Zero | Step::Flush | Step::Discard => true,
@@ -307,6 +329,7 @@ impl Service {
     /// Takes in the result of the operation that was issued.
     #[cold]
     pub(super) fn advance(&mut self, result: i32, block_mask: u32) -> (Next, Noted) {
+        self.whole = NOT_PLAIN;
         let mut noted = Noted::default();
         let next = match Errno::of_result(result) {
             None if self.chunk == 0 => self.next_without_data(),

@@ -68,13 +68,13 @@ impl<'a> Ring<'a> {
         &self.submitter
     }
 
-    /// Whether another entry can be pushed.
+    /// How many more entries can be pushed.
     #[inline]
-    pub(super) fn has_room(&self) -> bool {
-        !self.submissions.is_full()
+    pub(super) fn room(&self) -> usize {
+        self.submissions.capacity() - self.submissions.len()
     }
 
-    /// Adds an entry, which is submitted by the next [`Self::enter`]. Only after [`Self::has_room`].
+    /// Adds an entry, which is submitted by the next [`Self::enter`]. Only where there is [`Self::room`].
     ///
     /// # Safety
     /// The memory that the entry names must be valid until its completion.

@@ -5,7 +5,7 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
 use zerocopy::IntoBytes;
 
-use crate::queue::{Device, Io};
+use crate::queue::{Device, Direct, Io};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
@@ -78,6 +78,19 @@ impl Tagged {
             Self::Wake => (5, 0),
         };
         kind << 32 | number
+    }
+
+    /// The tag whose operation has this `user_data`. The same as [`Self::parse`], asked for what nearly all are.
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the tag is in the low half of a word"
+    )]
+    pub(super) const fn tag_of(user_data: u64) -> Option<u16> {
+        if user_data >> 32 == 0 {
+            return Some(user_data as u16);
+        }
+        None
     }
 
     /// What `user_data` stands for; `None` if no entry of ours carried it.
@@ -202,6 +215,22 @@ impl Ways {
                 .is_some_and(|discard| discard.how == DiscardBy::BlockCommand),
             zero_range: facts.write_zeroes.is_some_and(|zeroes| zeroes.zero_range),
         }
+    }
+}
+
+/// The operation of a plain request.
+#[inline(always)]
+pub(super) fn direct(tag: u16, direct: &Direct) -> Entry {
+    let &Direct {
+        is_write,
+        device,
+        offset,
+        len,
+    } = direct;
+    if is_write {
+        write(tag, device, offset, 0, len, false)
+    } else {
+        read(tag, device, offset, 0, len)
     }
 }
 

@@ -2,32 +2,34 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::{Action, Advice, Errno, Io, Machine, Next, Request, Service, Todo, plan};
+use super::{Action, Advice, Errno, Machine, Next, Request, Service, Todo, plan};
 use crate::cache::{Cache, Failure, Lease};
+use crate::queue::event::{Device, Direct};
 use crate::queue::service::Hold;
 
 impl<'w> Machine<'w> {
     /// Begins to serve a read that the policy found in the cache. The server looks itself: the block may have gone.
-    #[inline]
-    pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Io> {
+    #[inline(always)]
+    pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Direct> {
         let leased = self.cache.and_then(|cache| {
             let lease = cache.begin_read(request.offset, request.length)?;
             Some((lease, cache.displacement(lease, request.offset)))
         });
         let Some((lease, displacement)) = leased else {
-            return self.lost_hit(tag, request);
+            self.lost_hit(tag, *request);
+            return None;
         };
         self.counters.hits += 1;
-        let service = Service::hit(request, lease, displacement);
-        self.tags.slot(tag).service = service;
-        Some(service.io())
+        self.tags.slot(tag).service = Service::hit(request, lease, displacement);
+        Some(request.direct(Device::Cache, displacement))
     }
 
     #[cold]
-    fn lost_hit(&mut self, tag: u16, request: &Request) -> Option<Io> {
+    #[inline(never)]
+    fn lost_hit(&mut self, tag: u16, request: Request) {
         self.counters.hits_lost += 1;
-        let plan = plan(request, Advice::Passthrough, &self.terms);
-        self.start(tag, request, &plan)
+        let plan = plan(&request, Advice::Passthrough, &self.terms);
+        self.start(tag, &request, &plan);
     }
 
     /// Marks the blocks that a request is about to change.

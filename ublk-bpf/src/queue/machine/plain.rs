@@ -1,0 +1,95 @@
+//! The way of nearly every request: a read or write whose verdict is to pass through or from the cache, for no
+//! particular reason, which its one operation serves whole.
+//!
+//! It is a short cut, never a rule of its own: what it does is what [`take_in_aside`](Machine::take_in_aside) and
+//! [`advance`](Machine::advance) do after more questions, and whatever is unusual about a request goes there.
+
+use super::{Action, Arrival, Backing, Machine, Outcome, Owner, Phase, Request, Service, result_of, verdict};
+use crate::queue::event::{Device, Direct};
+
+impl Machine<'_> {
+    /// The same as [`arrived`](Self::arrived), and the answer is what would be the tag's
+    /// [`Effect::Io`](crate::queue::Effect::Io), to be carried out before anything else. `None`: there may be something
+    /// to poll. This spares nearly every request its turn among the effects.
+    #[inline(always)]
+    #[must_use]
+    pub fn arrived_at_once(&mut self, arrival: &Arrival) -> Option<Direct> {
+        let direct = self.take_in(arrival)?;
+        self.counters.io_submitted += 1;
+        Some(direct)
+    }
+
+    /// Takes a tag in. If its request is a plain one with an operation, that is to be issued.
+    #[inline(always)]
+    pub(super) fn take_in(&mut self, arrival: &Arrival) -> Option<Direct> {
+        self.counters.arrived += 1;
+        self.fetch_ends = 0;
+        self.fetch_errors = 0;
+        let filling = self.batches.filling();
+        let slot = self.tags.arrive(arrival.tag, filling);
+        if self.phase >= Phase::Abandoning {
+            slot.owner = Owner::Abandoned;
+            return None;
+        }
+        slot.owner = Owner::InFlight;
+        self.in_service += 1;
+        if let Some(request) = Request::ordinary(arrival, &self.limits) {
+            let is_read = request.action == Action::Read;
+            if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) {
+                match self.terms.backing {
+                    // A write marks its blocks in the cache.
+                    Backing::Storage(_) if is_read || self.cache.is_none() => {
+                        self.counters.passthrough += 1;
+                        if !is_read {
+                            self.terms.written.mark(request.offset, request.length);
+                        }
+                        slot.service = Service::direct(&request);
+                        return Some(request.direct(Device::Backing, 0));
+                    }
+                    Backing::Null { filled: false } => {
+                        self.counters.passthrough += 1;
+                        let data = request.data();
+                        self.answer(arrival.tag, result_of(data, Outcome::Moved(data)));
+                        return None;
+                    }
+                    Backing::Storage(_) | Backing::Null { .. } => {}
+                }
+            } else if is_read && self.cache.is_some() && verdict::is_plain_hit(arrival.verdict, arrival) {
+                return self.hit(arrival.tag, &request);
+            }
+        }
+        // By value: what is lent to a function has to be in memory, on the plain way too.
+        self.take_in_aside(*arrival);
+        None
+    }
+
+    /// [`Event::IoDone`](crate::queue::Event::IoDone).
+    #[inline(always)]
+    pub fn io_done(&mut self, tag: u16, result: i32) {
+        let service = &self.tags.in_flight(tag).service;
+        let bytes = result.cast_unsigned();
+        if bytes != service.whole() {
+            return self.io_done_aside(tag, result);
+        }
+        let result = result_of(service.data(), Outcome::Moved(bytes));
+        if service.concerns_cache() {
+            self.let_go(tag, true);
+        }
+        self.answer(tag, result);
+    }
+
+    /// A request has its result: its tag goes into the filling batch.
+    #[inline(always)]
+    pub(super) fn answer(&mut self, tag: u16, result: i32) {
+        self.tags.slot(tag).owner = Owner::Answered(self.batches.filling());
+        if result < 0 {
+            self.counters.failed += 1;
+        } else {
+            self.counters.completed += 1;
+        }
+        self.in_service -= 1;
+        if self.batches.push(tag, result) {
+            self.commit();
+        }
+    }
+}
