@@ -112,7 +112,12 @@ mod classify {
     fn classify(ctx: BtfTracePointContext) -> i32 {
         let rq = Kernel(ctx.arg::<*const u8>(0));
         if is_ours(rq) {
-            decide(rq);
+            // The verifier knows which it is, and leaves out the other.
+            if config!(cache_shift) == 0 {
+                decide::<false>(rq);
+            } else {
+                decide::<true>(rq);
+            }
         }
         0
     }
@@ -153,23 +158,15 @@ mod classify {
     }
 
     #[inline(always)]
-    fn decide(rq: Kernel) {
-        // The verifier knows the number of queues and leaves out the other branch.
-        let qid = if config!(queues) == 1 {
-            0
-        } else {
-            rq.pointer(Member::RequestHctx).load::<u32>(Member::HctxNumber)
-        };
-        let tag = rq.load::<u32>(Member::RequestTag);
-        let cmd_flags = rq.load::<u32>(Member::RequestFlags);
-        let depth = config!(depth);
-        if tag >= depth {
+    fn decide<const HAS_CACHE: bool>(rq: Kernel) {
+        let Some((qid, tag, slot)) = place(rq) else {
             return;
-        }
+        };
+        let cmd_flags = rq.load::<u32>(Member::RequestFlags);
         let mut request = Request {
             sector: rq.load::<u64>(Member::RequestSector),
             nr_sectors: rq.load::<u32>(Member::RequestBytes) >> 9,
-            flags: flags(cmd_flags),
+            flags: 0,
             op: Op::from_req_op(cmd_flags & req_op::MASK) as u32,
             qid: qid as u16,
             tag: tag as u16,
@@ -177,20 +174,36 @@ mod classify {
             heat: 0,
             ioprio: ioprio(rq),
         };
-        let heat = if config!(cache_shift) == 0 {
-            None
-        } else {
-            look_up(&mut request)
-        };
-        if request.op == Op::Read as u32 && config!(written_shift) != 0 && never_written(&request) {
+        // Most requests carry none of them.
+        if cmd_flags & config!(any_flag) != 0 {
+            request.flags = flags(cmd_flags);
+        }
+        let heat = if HAS_CACHE { look_up(&mut request) } else { None };
+        if config!(written_shift) != 0 && request.op == Op::Read as u32 && never_written(&request) {
             request.flags |= request_flags::NEVER_WRITTEN;
         }
         let answer = checked(policy(&request));
-        leave_verdict(&request, qid * depth + tag, answer);
+        leave_verdict(&request, slot, answer);
         count(&request, answer);
         if let Some(heat) = heat {
             warm(&request, heat, answer);
         }
+    }
+
+    /// The request's queue and tag, and the slot of its verdict.
+    #[inline(always)]
+    fn place(rq: Kernel) -> Option<(u32, u32, u32)> {
+        let tag = rq.load::<u32>(Member::RequestTag);
+        // The verifier knows the number of queues and leaves out the other way. With one, a tag that is none has no slot.
+        if config!(queues) == 1 {
+            return Some((0, tag, tag));
+        }
+        let depth = config!(depth);
+        if tag >= depth {
+            return None;
+        }
+        let qid = rq.pointer(Member::RequestHctx).load::<u32>(Member::HctxNumber);
+        Some((qid, tag, qid * depth + tag))
     }
 
     /// The priority of who asks. A request without data has no bio, of which a load gives zero.
@@ -244,16 +257,13 @@ mod classify {
         Decision::BAD_ANSWER.pack()
     }
 
-    /// Our flags for the kernel's.
-    #[inline(always)]
+    /// Our flags for the kernel's. A function of its own, for inlined it would take the caller's registers.
+    #[inline(never)]
     fn flags(cmd_flags: u32) -> u32 {
         let mut flags = 0;
-        // Most requests carry none of them.
-        if cmd_flags & config!(any_flag) != 0 {
-            for (bit, mask) in config!(flag_masks).iter().enumerate() {
-                if cmd_flags & mask != 0 {
-                    flags |= 1 << bit;
-                }
+        for (bit, mask) in config!(flag_masks).iter().enumerate() {
+            if cmd_flags & mask != 0 {
+                flags |= 1 << bit;
             }
         }
         flags
