@@ -200,7 +200,7 @@ fn if_one_cannot_start_none_does() {
         // and these when the first one serves already.
         (format!("{tables}id = 5"), "device 2 of 2: "),
         (
-            format!("{tables}policy = \"/root/policies/refused/bounds.o\""),
+            format!("{tables}policy = \"/root/policies/refused-bounds.o\""),
             "device 2 of 2: ",
         ),
     ] {

@@ -40,31 +40,16 @@ pub(super) struct Settings {
     #[serde(default, deserialize_with = "depth")]
     pub(super) depth: Option<u16>,
     /// Refuse writes
-    #[arg(
-        long,
-        num_args = 0,
-        default_missing_value = "true",
-        hide_possible_values = true
-    )]
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) read_only: Option<bool>,
     /// Return when every device is ready, and serve in the background
-    #[arg(
-        long,
-        num_args = 0,
-        default_missing_value = "true",
-        hide_possible_values = true
-    )]
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) daemon: Option<bool>,
     /// What becomes of the device if its server dies [default: none]
     #[arg(long, value_enum)]
     pub(super) recovery: Option<Recovery>,
     /// Let the policy lose data and fail requests: without this it can make the device slow at worst
-    #[arg(
-        long,
-        num_args = 0,
-        default_missing_value = "true",
-        hide_possible_values = true
-    )]
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) allow_lossy: Option<bool>,
     /// A faster device for copies of what is read: PATH or mem:SIZE
     #[arg(long, value_name = "CACHE")]
