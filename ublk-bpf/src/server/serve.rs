@@ -245,11 +245,11 @@ impl Server {
 
     /// Whether every device is there; takes all of them away if one could not be started.
     async fn check_started(&mut self) -> Result<(), ServeError> {
-        let has_failed = self.has_failed();
-        if !has_failed && self.devices.len() == self.of {
+        let failed = self.devices.iter().position(Running::has_failed);
+        if failed.is_none() && self.devices.len() == self.of {
             return Ok(());
         }
-        if has_failed {
+        if failed.is_some() {
             for device in &mut self.devices {
                 device.ask = None;
             }
@@ -257,10 +257,10 @@ impl Server {
         while self.is_alive() {
             self.step().await;
         }
-        let mut ends = self.devices.drain(..).enumerate();
-        Err(ends
-            .find_map(|(index, device)| Some(of_several(index, self.of, device.end?.err()?)))
-            .unwrap_or(ServeError::Interrupted(self.of)))
+        let why = failed.and_then(|index| Some((index, self.devices.swap_remove(index).end?.err()?)));
+        Err(why.map_or(ServeError::Interrupted(self.of), |(index, error)| {
+            of_several(index, self.of, error)
+        }))
     }
 
     /// Says that all are ready. One that was stopped meanwhile is not told of.

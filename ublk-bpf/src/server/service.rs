@@ -108,14 +108,15 @@ impl Service<'_> {
         }
     }
 
-    /// A signal came: the first one respects who has the device open, the second one does not.
+    /// The device is to end: with its users' consent, as the first signal asks, or without.
     fn stop(&self, by_force: bool) -> Result<Stopped, ServeError> {
         let id = self.info.id;
-        if by_force {
-            self.control.stop(id)?;
-            return Ok(Stopped::Yes);
-        }
-        match self.control.try_stop(id) {
+        let result = if by_force {
+            self.control.stop(id)
+        } else {
+            self.control.try_stop(id)
+        };
+        match result {
             Err(error) if error.errno() == Some(libc::EBUSY) => {
                 // A word to the person at the terminal, not a matter of the log's level; nobody has to listen.
                 let _ = writeln!(
