@@ -1,11 +1,16 @@
 //! A device served by `ublk-bpf run --daemon`.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
 use crate::leftover::SOON;
 use crate::{run, run_json, try_run, wait_until};
+
+/// Where the configuration of several devices is.
+pub const CONFIGURATION: &str = "/tmp/devices.toml";
 
 /// A running device; stopped when dropped.
 #[derive(Debug)]
@@ -21,11 +26,25 @@ impl Device {
         let mut args = vec!["run", "--daemon"];
         args.extend_from_slice(options);
         let line = run("ublk-bpf", &args);
+        Self::announced(&line)
+    }
+
+    /// Starts the devices that a configuration of this text describes, in one process, and waits until all are ready.
+    pub fn run_all(configuration: &str) -> Vec<Self> {
+        std::fs::write(CONFIGURATION, configuration)
+            .unwrap_or_else(|e| panic!("cannot write {CONFIGURATION}: {e}"));
+        let lines = run("ublk-bpf", &["run", "--daemon", "--config", CONFIGURATION]);
+        lines.lines().map(Self::announced).collect()
+    }
+
+    /// The device that this line says is ready.
+    pub fn announced(line: &str) -> Self {
         let id = line
             .split_once("ublkb")
+            .filter(|_| line.contains(" is ready: "))
             .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
             .and_then(|digits| digits.parse().ok())
-            .unwrap_or_else(|| panic!("ublk-bpf {args:?} names no device: {line:?}"));
+            .unwrap_or_else(|| panic!("no device is ready by {line:?}"));
         Self {
             id,
             path: format!("/dev/ublkb{id}").into(),
@@ -126,4 +145,27 @@ impl Drop for Device {
             }
         }
     }
+}
+
+/// A server in the foreground, once it has said that so many devices are ready, and what it said.
+pub fn foreground(args: &[&str], devices: usize) -> (Child, String) {
+    let mut child = Command::new("ublk-bpf")
+        .arg("run")
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run ublk-bpf: {error}"));
+    let mut lines = String::new();
+    let stdout = child
+        .stdout
+        .as_mut()
+        .unwrap_or_else(|| panic!("standard output is a pipe"));
+    let mut stdout = BufReader::new(stdout);
+    for _ in 0..devices {
+        stdout
+            .read_line(&mut lines)
+            .unwrap_or_else(|error| panic!("cannot read what ublk-bpf says: {error}"));
+    }
+    (child, lines)
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use backing::Backing;
-pub use device::Device;
+pub use device::{Device, foreground};
 pub use fio::Fio;
 pub use mapper::Mapper;
 pub use mount::{FileSystem, Mount};

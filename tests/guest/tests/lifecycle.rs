@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, traces};
-use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run, wait_until};
+use ublk_bpf_guest::{Backing, Device, Fio, foreground, run, run_json, try_run, wait_until};
 
 #[test]
 fn a_device_is_found_by_every_command_until_it_is_stopped() {
@@ -56,29 +55,10 @@ fn a_device_is_found_by_every_command_until_it_is_stopped() {
     nothing_is_left();
 }
 
-/// A server in the foreground, once it has said that it is ready.
-fn foreground(args: &[&str]) -> (Child, String) {
-    let mut child = Command::new("ublk-bpf")
-        .arg("run")
-        .args(args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot run ublk-bpf: {error}"));
-    let mut line = String::new();
-    let stdout = child
-        .stdout
-        .as_mut()
-        .unwrap_or_else(|| panic!("standard output is a pipe"));
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)
-        .unwrap_or_else(|error| panic!("cannot read what ublk-bpf says: {error}"));
-    (child, line)
-}
-
 #[test]
 fn signals_stop_a_server_in_the_foreground() {
     for signal in ["-INT", "-TERM"] {
-        let (child, line) = foreground(&["--backing", "mem:64M"]);
+        let (child, line) = foreground(&["--backing", "mem:64M"], 1);
         assert!(
             line.ends_with(" is ready: 64 MiB of memory, 1 queue of depth 128, policy passthrough\n"),
             "{line}"
@@ -93,7 +73,7 @@ fn signals_stop_a_server_in_the_foreground() {
 
 #[test]
 fn more_queues_than_cpus_are_told() {
-    let (child, line) = foreground(&["--backing", "mem:64M", "--queues", "64"]);
+    let (child, line) = foreground(&["--backing", "mem:64M", "--queues", "64"], 1);
     assert!(!line.contains("64 queues"), "{line}");
     run("kill", &["-TERM", &child.id().to_string()]);
     let output = child.wait_with_output().unwrap_or_else(|error| panic!("{error}"));

@@ -1,46 +1,104 @@
-//! The file that `run --config` reads: the options of `run` by their names, in TOML.
+//! What `run` can be told, on the command line and in the TOML file that `--config` names: the same names with the same
+//! meaning.
 
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use clap::value_parser;
 use serde::{Deserialize, Deserializer, de::Error};
 
 use super::error::Usage;
 use crate::cache::Mode;
+use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::cache::evict::Algorithm;
-use crate::control::Recovery;
+use crate::control::{DeviceId, Recovery};
+use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Spec, parse_size};
 
-/// The keys. What is not there is left to the command line and the defaults.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+/// What is said of a device; what is not is left to somebody else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct Config {
+pub(super) struct Settings {
+    /// Where the bytes are: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
+    #[arg(long, value_name = "BACKING")]
     #[serde(default, deserialize_with = "spec")]
     pub(super) backing: Option<Spec>,
+    /// What classifies requests: a built-in policy's name (see `policy list`) or a BPF object file
+    /// [default: passthrough; with a cache scan-resistant]
+    #[arg(long, value_name = "NAME|FILE.o")]
     pub(super) policy: Option<String>,
-    pub(super) id: Option<u32>,
+    /// The device's number [default: the lowest free one]
+    #[arg(long, value_name = "N")]
+    #[serde(default, deserialize_with = "device_id")]
+    pub(super) id: Option<DeviceId>,
+    /// Hardware queues, each with a thread; the kernel makes no more than there are CPUs [default: 1]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
+    #[serde(default, deserialize_with = "queues")]
     pub(super) queues: Option<u16>,
+    /// Requests that a queue holds at once; batch mode has at least 2 [default: 128]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_QUEUE_DEPTH)))]
+    #[serde(default, deserialize_with = "depth")]
     pub(super) depth: Option<u16>,
+    /// Refuse writes
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) read_only: Option<bool>,
+    /// Return when every device is ready, and serve in the background
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) daemon: Option<bool>,
+    /// What becomes of the device if its server dies [default: none]
+    #[arg(long, value_enum)]
     pub(super) recovery: Option<Recovery>,
+    /// Let the policy lose data and fail requests: without this it can make the device slow at worst
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) allow_lossy: Option<bool>,
+    /// A faster device for copies of what is read: PATH or mem:SIZE
+    #[arg(long, value_name = "CACHE")]
     #[serde(default, deserialize_with = "spec")]
     pub(super) cache: Option<Spec>,
+    /// Bytes that are cached as one, 4K to 1M [default: 64K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_cache_block)]
     #[serde(default, deserialize_with = "cache_block")]
     pub(super) cache_block: Option<u32>,
+    /// Whether cached blocks are written too, or leave the cache [default: write-through]
+    #[arg(long, value_enum, value_name = "MODE")]
     pub(super) cache_mode: Option<Mode>,
+    /// Which block has to go where there is no room [default: s3fifo]
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
     pub(super) cache_eviction: Option<Algorithm>,
+    /// Copy no more than so many bytes a second into the cache
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
     pub(super) promote_limit: Option<u64>,
+    /// Begin with an empty cache, whatever is on its device
+    #[arg(long)]
+    #[serde(skip)]
+    pub(super) cache_reset: bool,
+    /// A table for each device: the names beside it are defaults for all of them
+    #[arg(skip)]
+    #[serde(default)]
+    pub(super) device: Vec<Self>,
 }
 
-impl Config {
-    /// Reads a file.
+/// Names that two devices cannot share.
+const OF_ONE_DEVICE: [&str; 3] = ["backing", "id", "cache"];
+/// Names that say nothing without `cache`.
+const ABOUT_A_CACHE: [&str; 5] = [
+    "cache-block",
+    "cache-mode",
+    "cache-eviction",
+    "promote-limit",
+    "cache-reset",
+];
+
+impl Settings {
+    /// Reads a configuration file.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Self::parse(&text).map_err(|what| anyhow!(Usage(format!("configuration {}: {what}", path.display()))))
+        let wrong = |what| anyhow!(Usage(format!("configuration {}: {what}", path.display())));
+        let settings = Self::parse(&text).map_err(wrong)?;
+        settings.check_tables().map_err(wrong)?;
+        Ok(settings)
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -51,6 +109,108 @@ impl Config {
             format!("line {line}: {}", error.message().replace('\n', ", "))
         })
     }
+
+    /// Whether every name stands where it means something.
+    fn check_tables(&self) -> Result<(), String> {
+        if self.device.is_empty() {
+            return Ok(());
+        }
+        if let Some(name) = self.given().find(|name| OF_ONE_DEVICE.contains(name)) {
+            return Err(format!(
+                "{name} stands above [[device]], which is for what all devices share: put it into one of them"
+            ));
+        }
+        for (index, table) in self.device.iter().enumerate() {
+            let number = index + 1;
+            if table.daemon.is_some() {
+                return Err(format!(
+                    "device {number}: daemon is for all devices: put it above the first [[device]]"
+                ));
+            }
+            if !table.device.is_empty() {
+                return Err(format!("device {number}: a device has no [[device]] of its own"));
+            }
+            let same = |other: &Self| other.id.is_some() && other.id == table.id;
+            if let (Some(first), Some(id)) = (self.device[..index].iter().position(same), table.id) {
+                return Err(format!(
+                    "devices {} and {number} have the same id, {id}: give each its own, or none",
+                    first + 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is said here, and `other`'s word where nothing is.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            backing: self.backing.or(other.backing),
+            policy: self.policy.or(other.policy),
+            id: self.id.or(other.id),
+            queues: self.queues.or(other.queues),
+            depth: self.depth.or(other.depth),
+            read_only: self.read_only.or(other.read_only),
+            daemon: self.daemon.or(other.daemon),
+            recovery: self.recovery.or(other.recovery),
+            allow_lossy: self.allow_lossy.or(other.allow_lossy),
+            cache: self.cache.or(other.cache),
+            cache_block: self.cache_block.or(other.cache_block),
+            cache_mode: self.cache_mode.or(other.cache_mode),
+            cache_eviction: self.cache_eviction.or(other.cache_eviction),
+            promote_limit: self.promote_limit.or(other.promote_limit),
+            cache_reset: self.cache_reset || other.cache_reset,
+            device: self.device,
+        }
+    }
+
+    /// All but what is about a cache.
+    pub(super) fn without_cache(self) -> Self {
+        Self {
+            cache: None,
+            cache_block: None,
+            cache_mode: None,
+            cache_eviction: None,
+            promote_limit: None,
+            cache_reset: false,
+            ..self
+        }
+    }
+
+    /// A name that is about a cache, if one is given.
+    pub(super) fn about_a_cache(&self) -> Option<&'static str> {
+        self.given().find(|name| ABOUT_A_CACHE.contains(name))
+    }
+
+    /// The names of what is said of devices.
+    pub(super) fn given(&self) -> impl Iterator<Item = &'static str> {
+        let names = [
+            (self.backing.is_some(), "backing"),
+            (self.policy.is_some(), "policy"),
+            (self.id.is_some(), "id"),
+            (self.queues.is_some(), "queues"),
+            (self.depth.is_some(), "depth"),
+            (self.read_only.is_some(), "read-only"),
+            (self.recovery.is_some(), "recovery"),
+            (self.allow_lossy.is_some(), "allow-lossy"),
+            (self.cache.is_some(), "cache"),
+            (self.cache_block.is_some(), "cache-block"),
+            (self.cache_mode.is_some(), "cache-mode"),
+            (self.cache_eviction.is_some(), "cache-eviction"),
+            (self.promote_limit.is_some(), "promote-limit"),
+            (self.cache_reset, "cache-reset"),
+        ];
+        names
+            .into_iter()
+            .filter_map(|(is_given, name)| is_given.then_some(name))
+    }
+}
+
+/// A cache block's size.
+fn parse_cache_block(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    let block = u32::try_from(bytes).ok();
+    let block = block.filter(|bytes| bytes.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(bytes));
+    block.ok_or_else(|| format!("{text} is not the size of a cache block: give a power of two from 4K to 1M"))
 }
 
 fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::Error> {
@@ -62,14 +222,39 @@ fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::E
 
 fn cache_block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    super::run::parse_cache_block(&text)
-        .map(Some)
-        .map_err(Error::custom)
+    parse_cache_block(&text).map(Some).map_err(Error::custom)
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map(Some).map_err(Error::custom)
+}
+
+fn device_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DeviceId>, D::Error> {
+    let number = u32::deserialize(deserializer)?;
+    let id = DeviceId::new(number);
+    let wrong = || Error::custom(format!("id is {number}: give 0 to 1048575"));
+    id.map(Some).ok_or_else(wrong)
+}
+
+fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    in_range(deserializer, "queues", UBLK_MAX_NR_QUEUES)
+}
+
+fn depth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    in_range(deserializer, "depth", UBLK_MAX_QUEUE_DEPTH)
+}
+
+fn in_range<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    name: &str,
+    most: u16,
+) -> Result<Option<u16>, D::Error> {
+    let value = u16::deserialize(deserializer)?;
+    if (1..=most).contains(&value) {
+        return Ok(Some(value));
+    }
+    Err(Error::custom(format!("{name} is {value}: give 1 to {most}")))
 }
 
 #[cfg(test)]
@@ -78,12 +263,12 @@ mod tests {
 
     #[test]
     fn keys_are_the_options_names() {
-        let config =
-            Config::parse("backing = \"mem:64M\"\nread-only = true\nrecovery = \"reissue\"\n").unwrap();
-        assert_eq!(config.backing, Some(Spec::Memory(64 << 20)));
-        assert_eq!(config.read_only, Some(true));
-        assert_eq!(config.recovery, Some(Recovery::Reissue));
-        assert_eq!(Config::parse("").unwrap(), Config::default());
+        let settings =
+            Settings::parse("backing = \"mem:64M\"\nread-only = true\nrecovery = \"reissue\"\n").unwrap();
+        assert_eq!(settings.backing, Some(Spec::Memory(64 << 20)));
+        assert_eq!(settings.read_only, Some(true));
+        assert_eq!(settings.recovery, Some(Recovery::Reissue));
+        assert_eq!(Settings::parse("").unwrap(), Settings::default());
     }
 
     #[test]
@@ -97,11 +282,40 @@ mod tests {
             ("cache-mode = \"write-back\"", "line 1: unknown variant"),
             ("backing = \"mem:1X\"", "line 1: not a size"),
             ("depth = 70000", "line 1: invalid value"),
+            ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
+            ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),
             ("queues = ", "line 1: "),
+            (
+                "[[device]]\nid = 1\n[[device]]\ndepht = 1",
+                "line 4: unknown field `depht`",
+            ),
         ] {
-            let what = Config::parse(text).unwrap_err();
+            let what = Settings::parse(text).unwrap_err();
             assert!(what.contains(words), "{text}: {what}");
             assert!(!what.contains('\n'));
         }
+    }
+
+    #[test]
+    fn names_stand_where_they_mean_something() {
+        for (text, words) in [
+            ("backing = \"x\"\n[[device]]", "backing stands above [[device]]"),
+            ("id = 1\n[[device]]", "id stands above [[device]]"),
+            ("cache = \"x\"\n[[device]]", "cache stands above [[device]]"),
+            (
+                "[[device]]\n[[device]]\ndaemon = true",
+                "device 2: daemon is for all devices",
+            ),
+            ("[[device]]\n[[device.device]]", "device 1: a device has no"),
+            (
+                "[[device]]\nid = 1\n[[device]]\n[[device]]\nid = 1",
+                "devices 1 and 3 have the same id, 1",
+            ),
+        ] {
+            let what = Settings::parse(text).unwrap().check_tables().unwrap_err();
+            assert!(what.starts_with(words), "{text}: {what}");
+        }
+        let good = "queues = 2\ndaemon = true\ncache-block = \"4K\"\n[[device]]\nid = 0\n[[device]]\nid = 1";
+        assert_eq!(Settings::parse(good).unwrap().check_tables(), Ok(()));
     }
 }

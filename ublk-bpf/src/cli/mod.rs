@@ -6,6 +6,7 @@
 mod args;
 mod cache;
 mod config;
+mod devices;
 mod error;
 mod features;
 mod list;
@@ -25,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   ublk-bpf run                                a device of 1 GiB of memory, until Ctrl-C
   ublk-bpf run --backing disk.img --daemon    a device on a file, in the background
+  ublk-bpf run --config disks.toml --daemon   several devices in one process
   ublk-bpf list                               what is running
   ublk-bpf stats 0 --watch                    what it does, every second
   ublk-bpf policy swap 0 sparse               another policy, while it runs

@@ -1,6 +1,6 @@
-//! `--daemon`: the server goes to the background, and the command ends when the device is ready or cannot be.
+//! `--daemon`: the server goes to the background, and the command ends when its devices are ready or cannot be.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use super::serve::{Ready, Start, serve};
 use crate::control::Control;
 use crate::sys::fork::{Side, fork, leave_session, replace_standard_files, wait_for};
 
-/// Why there is no device in the background.
+/// Why there is no server in the background.
 #[derive(Debug, thiserror::Error)]
 pub enum BackgroundError {
     /// The server's own reason.
     #[error("{0}")]
     Server(String),
     /// The server ended without a word.
-    #[error("the server ended before its device was ready: see {}", .0.display())]
+    #[error("the server ended before it was ready: see {}", .0.display())]
     Silent(PathBuf),
     /// This user, or this kernel, can have no devices.
     #[error(transparent)]
@@ -33,19 +33,19 @@ pub enum BackgroundError {
 const READY: &str = "ready ";
 const FAILED: &str = "failed ";
 
-/// Serves a device in a new process and returns when it is ready, with what `announce` made of it. The process
+/// Serves devices in a new process and returns when they are ready, with what `announce` made of them. The process
 /// must have one thread.
 ///
 /// # Errors
 /// The server's, in its words.
 pub fn run_in_background(
     start: &Start,
-    announce: impl FnOnce(&Ready) -> String,
+    announce: impl FnOnce(&[Ready]) -> String,
 ) -> Result<String, BackgroundError> {
     // What the server would say next, but before the first file is made.
     Control::open()?;
     record::make_directory()?;
-    // The id is not known yet, which the log's name has in it.
+    // The ids are not known yet, which the log's names have in them.
     let log_path = record::first_log_path(std::process::id());
     let system = BackgroundError::System;
     let log = File::create(&log_path).map_err(system)?;
@@ -70,8 +70,8 @@ pub fn run_in_background(
             drop(say);
             let mut said = String::new();
             listen.read_to_string(&mut said).map_err(system)?;
-            if let Some(line) = said.strip_prefix(READY) {
-                return Ok(line.to_owned());
+            if let Some(lines) = said.strip_prefix(READY) {
+                return Ok(lines.to_owned());
             }
             // It has said why and cleans up: when this command ends, nothing is left.
             wait_for(child);
@@ -86,31 +86,25 @@ pub fn run_in_background(
 /// The server's process: its exit status.
 fn be_server(
     start: &Start,
-    announce: impl FnOnce(&Ready) -> String,
+    announce: impl FnOnce(&[Ready]) -> String,
     say: io::PipeWriter,
     first_log: &Path,
 ) -> i32 {
     let mut say = Some(say);
-    let mut log = first_log.to_owned();
     let result = serve(start, |ready| {
-        let path = record::log_path(ready.record.id());
-        match fs::rename(&log, &path) {
-            Ok(()) => log = path,
-            Err(error) => tracing::warn!("cannot rename {}: {error}", log.display()),
+        for device in ready {
+            record::name_log(first_log, device.record.id());
         }
+        record::remove_extra(first_log);
         tell(say.take(), READY, &announce(ready));
     });
     if let Err(error) = &result {
         // The file system of the log may be full.
         let _ = writeln!(io::stderr(), "ublk-bpf: {error}");
-        if say.is_none() {
-            // The device was ready: the log is all that is left to say why it is gone.
-            return 1;
+        if say.is_some() {
+            tell(say, FAILED, &error.to_string());
+            record::remove_extra(first_log);
         }
-        tell(say, FAILED, &error.to_string());
-    }
-    if let Err(error) = fs::remove_file(&log) {
-        tracing::warn!("cannot remove {}: {error}", log.display());
     }
     i32::from(result.is_err())
 }

@@ -16,8 +16,12 @@ pub(super) struct Claim<'c> {
 }
 
 impl<'c> Claim<'c> {
-    /// Makes a device with these options.
-    pub(super) fn make(control: &'c Control, options: &Options) -> Result<Self, ServeError> {
+    /// Makes a device with these options. If they name no id, it gets none of the `reserved` ones.
+    pub(super) fn make(
+        control: &'c Control,
+        options: &Options,
+        reserved: &[DeviceId],
+    ) -> Result<Self, ServeError> {
         let start = Lock::start()?;
         leftover::sweep(control);
         let device = AddDevice {
@@ -30,7 +34,7 @@ impl<'c> Claim<'c> {
         };
         let (info, lock) = match options.id {
             Some(id) => add(control, id, &device)?,
-            None => add_lowest(control, &device)?,
+            None => add_lowest(control, &device, reserved)?,
         };
         drop(start);
         if info.queues < options.queues {
@@ -92,10 +96,14 @@ impl Drop for Claim<'_> {
 }
 
 /// Makes the device with the lowest id that is free.
-fn add_lowest(control: &Control, device: &AddDevice) -> Result<(DeviceInfo, Lock), ServeError> {
+fn add_lowest(
+    control: &Control,
+    device: &AddDevice,
+    reserved: &[DeviceId],
+) -> Result<(DeviceInfo, Lock), ServeError> {
     for id in (0..).map_while(DeviceId::new) {
         // The kernel is asked first: to try a lock would make its file.
-        if control.info(id).is_ok() {
+        if reserved.contains(&id) || control.info(id).is_ok() {
             continue;
         }
         match add(control, id, device) {

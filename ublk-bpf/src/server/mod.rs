@@ -1,18 +1,22 @@
-//! One device's life: from its options to a disk that serves, and back to nothing.
+//! The life of devices: from their options to disks that serve, and back to nothing.
 //!
-//! [`serve()`] has the order of things. What it leaves for others to find while the device lives is in [`record`];
+//! [`serve()`] has the process's order of things, `device` that of one device. What a server leaves for others to find while the device lives is in [`record`];
 //! what a server that died left behind is recognised and removed by [`leftover`].
 
 mod background;
 mod cache;
 mod claim;
+mod device;
+mod error;
 mod isolation;
 pub mod leftover;
 pub mod mounts;
 mod options;
 mod queues;
 pub mod record;
+mod recover;
 mod serve;
+mod service;
 mod signals;
 pub mod status;
 mod stop;
@@ -20,7 +24,8 @@ pub mod users;
 
 pub use background::run_in_background;
 pub use cache::CacheError;
+pub use error::ServeError;
 pub use options::{CacheOptions, Options};
 pub use record::Record;
-pub use serve::{Ready, ServeError, Start, serve};
+pub use serve::{Ready, Start, serve};
 pub use stop::{StopError, stop};

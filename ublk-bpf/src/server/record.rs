@@ -313,12 +313,22 @@ pub fn log_path(id: DeviceId) -> PathBuf {
     path(id, "log")
 }
 
-/// Removes what a dead server of device `id` wrote into its log.
+/// Gives the log at `first` the name that it has for device `id`. The devices of a process have one log, each by its own
+/// name.
+pub(super) fn name_log(first: &Path, id: DeviceId) {
+    let path = log_path(id);
+    remove_extra(&path);
+    if let Err(error) = fs::hard_link(first, &path) {
+        tracing::warn!("cannot name the log {}: {error}", path.display());
+    }
+}
+
+/// Removes the log of the server of device `id`.
 pub(super) fn remove_log(id: DeviceId) {
     remove_extra(&log_path(id));
 }
 
-/// The log of a server in the background that does not know its device yet; `process` started it and waits for it.
+/// The log of a server in the background that does not know its devices yet; `process` started it and waits for it.
 pub(super) fn first_log_path(process: u32) -> PathBuf {
     Path::new(DIRECTORY).join(format!("{FIRST_LOG}{process}.log"))
 }
@@ -339,7 +349,8 @@ pub(super) fn remove_first_logs() {
     }
 }
 
-fn remove_extra(path: &Path) {
+/// Removes a file that nobody misses.
+pub(super) fn remove_extra(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!("cannot remove {}: {error}", path.display());

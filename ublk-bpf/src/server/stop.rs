@@ -1,7 +1,7 @@
 //! Stopping a device from another process than its server.
 //!
 //! The kernel is asked, not the server: it knows whether the device is open, it answers, and it ends the server's
-//! queues. The server then removes what it made and ends. If it is dead, this does it.
+//! queues. The server then removes what it made, and ends with its last device. If it is dead, this does it.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub enum StopError {
     },
     /// Its disk is gone but its server goes on.
     #[error(
-        "the server of {} has not ended within {} s: look at its log, {}, and end it with SIGKILL",
+        "the server of {} has not let go of it within {} s: look at its log, {}, and end it, with all of its devices, by SIGKILL",
         .0.disk_name(), PATIENCE.as_secs(), super::record::log_path(*.0).display()
     )]
     Stuck(DeviceId),

@@ -1,0 +1,153 @@
+//! A device from its options to its end.
+//!
+//! Each step is undone by the drop of what it returned, in the reverse order: a failure anywhere leaves nothing
+//! behind, and a clean stop is the same way back.
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::cache::{self, CacheDevice, CacheError, CacheService};
+use super::claim::Claim;
+use super::service::Service;
+use super::{Options, Ready, Record, ServeError};
+use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
+use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
+use crate::queue::Written;
+use crate::target::{Kind, NullReads, Target};
+
+/// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
+const WRITTEN_SHIFT: u32 = 16;
+
+/// A device that can be started: everything is open that is named by paths.
+pub(super) trait Device: Send + 'static {
+    /// Its whole life, on a thread of its own.
+    fn live(self, host: Host<'_>) -> Result<(), ServeError>;
+}
+
+/// What a device has of its process.
+pub(super) struct Host<'p> {
+    pub(super) control: &'p Control,
+    /// The main thread's, which drives it.
+    pub(super) runtime: Handle,
+    /// One for each signal. Closed: the device is to go, whoever uses it.
+    pub(super) asked: UnboundedReceiver<()>,
+    /// To be called once, when requests are served.
+    pub(super) ready: &'p dyn Fn(Ready),
+}
+
+/// A device that is to be made.
+pub(super) struct NewDevice {
+    options: Options,
+    policy: Policy,
+    target: Target,
+    cache: Option<CacheDevice>,
+    /// Ids that others of the process want.
+    reserved: Vec<DeviceId>,
+}
+
+impl NewDevice {
+    /// Opens what the options name.
+    pub(super) fn open(options: &Options, reserved: &[DeviceId]) -> Result<Self, ServeError> {
+        let policy = Policy::parse(&options.policy)?;
+        let (target, cache) = open_devices(options)?;
+        Ok(Self {
+            options: options.clone(),
+            policy,
+            target,
+            cache,
+            reserved: reserved.to_owned(),
+        })
+    }
+}
+
+impl Device for NewDevice {
+    /// Makes the device, serves it, and deletes it.
+    fn live(self, host: Host<'_>) -> Result<(), ServeError> {
+        let control = host.control;
+        let (options, target, cache) = (&self.options, &self.target, self.cache.as_ref());
+        let mut claim = Claim::make(control, options, &self.reserved)?;
+        let facts = target.facts();
+        let params = facts.params(claim.info.max_io_bytes);
+        let params = cache.map_or(params, |cache| cache.adapt(params));
+        control.set_params(&claim.info, &params)?;
+        let spec = classifier_spec(&claim.info, target, facts.sectors, cache)?;
+        let mut classifier = Classifier::load(&spec)?;
+        mark_data(target, &classifier)?;
+        policy::swap(&spec.disk, &self.policy)?;
+        let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
+            CacheService::new(cache, (target, facts.sectors), maps, cache.warm(target)?, false)
+        });
+        let service = service.transpose()?;
+        let cache = cache.map(CacheDevice::record);
+        let record = Record::new(&claim.info, options, facts.sectors, target.identity(), cache);
+        record.write()?;
+        let serving = Service {
+            control,
+            info: &claim.info,
+            target,
+            classifier: &classifier,
+            cache: service.as_ref(),
+            record,
+        };
+        let end = serving.run(Control::start, host);
+        drop(service);
+        if let Err(ServeError::Left { .. }) = end {
+            claim.leave();
+            classifier.leave_pinned();
+        }
+        end
+    }
+}
+
+/// Opens what the bytes are on, and where some of them are twice. By their paths, so before the process leaves its
+/// mounts.
+pub(super) fn open_devices(options: &Options) -> Result<(Target, Option<CacheDevice>), ServeError> {
+    let mut target = Target::open(&options.backing, options.read_only)?;
+    if target.kind() == Kind::Memory && options.recovery != Recovery::None {
+        return Err(ServeError::Forgetful);
+    }
+    let cache = options.cache.as_ref();
+    let cache = cache.map(|of| CacheDevice::open(of, &mut target)).transpose()?;
+    Ok((target, cache))
+}
+
+/// `sectors` is the device's size.
+pub(super) fn classifier_spec(
+    info: &DeviceInfo,
+    target: &Target,
+    sectors: u64,
+    cache: Option<&CacheDevice>,
+) -> Result<policy::Spec, CacheError> {
+    let is_tracked = matches!(
+        target.kind(),
+        Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
+    );
+    if cache.is_some() {
+        cache::check_tags(info)?;
+    }
+    Ok(policy::Spec {
+        disk: Disk::ublk(info.id.number()),
+        queues: info.queues,
+        depth: info.depth,
+        written: WrittenSpec::for_device(sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
+        cache: cache.map(|cache| cache.maps(sectors)).transpose()?,
+    })
+}
+
+/// Marks what already holds data.
+pub(super) fn mark_data(target: &Target, classifier: &Classifier) -> Result<(), ServeError> {
+    let Some(map) = classifier.written() else {
+        return Ok(());
+    };
+    let written = Written::new(map.words(), map.shift());
+    target
+        .for_each_data_range(|range| {
+            if !range.is_empty() {
+                written.mark(range.start, range.end - range.start);
+            }
+        })
+        .map_err(|source| ServeError::System {
+            what: "find out where the backing holds data",
+            source,
+        })
+}

@@ -1,0 +1,102 @@
+//! What can go wrong in a server.
+
+use std::io;
+
+use super::cache::CacheError;
+use super::record::RecordError;
+use crate::control::{DeviceId, Error as ControlError, Missing};
+use crate::policy::PolicyError;
+use crate::target::Error as TargetError;
+
+/// Why a device could not be served, or no longer. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The control plane's.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// This kernel's ublk lacks something.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// The backing cannot serve.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The classifier's or the policy's.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// The cache's.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The run record's or the lock's.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// There is nothing to recover.
+    #[error(
+        "{} is not waiting for a server (it is {state}): only a device made with --recovery whose server died can be recovered",
+        id.disk_name()
+    )]
+    NotWaiting {
+        /// Which device.
+        id: DeviceId,
+        /// What it is instead.
+        state: String,
+    },
+    /// What its bytes are on is not what it was made on.
+    #[error(
+        "{} cannot be recovered: {backing} is not what the device was made on: {difference}: bring that back, or stop the device",
+        id.disk_name()
+    )]
+    Changed {
+        /// Which device.
+        id: DeviceId,
+        /// What its bytes are said to be on.
+        backing: String,
+        /// What is different.
+        difference: String,
+    },
+    /// Memory cannot be recovered.
+    #[error("memory is gone with its server: --recovery needs a file or a block device as backing")]
+    Forgetful,
+    /// The system refused.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A queue could not be made ready.
+    #[error("{0}")]
+    NotReady(String),
+    /// A queue failed.
+    #[error("{0}; the device is gone")]
+    Failed(String),
+    /// A queue failed, or the device was taken away, and it is to be recovered.
+    #[error("{why}; {} waits for `ublk-bpf run --recover {id}`", id.disk_name())]
+    Left {
+        /// What happened.
+        why: String,
+        /// Which device.
+        id: DeviceId,
+    },
+    /// One of the devices of a process could not be served.
+    #[error("device {number} of {of}: {error}")]
+    OneOf {
+        /// Which one, counted from 1.
+        number: usize,
+        /// How many there were to be.
+        of: usize,
+        /// Why.
+        error: Box<ServeError>,
+    },
+    /// A signal came too early.
+    #[error("asked to stop before all {0} devices were ready")]
+    Interrupted(usize),
+    /// Devices of a process failed, each of which was told when it did.
+    #[error("{failed} of {of} devices have failed")]
+    SomeFailed {
+        /// How many failed.
+        failed: usize,
+        /// How many there were.
+        of: usize,
+    },
+}

@@ -1,0 +1,186 @@
+//! A device whose server died, from what is left of it to its next end.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::cache::{CacheDevice, CacheService};
+use super::claim::Claim;
+use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
+use super::record::{CacheRecord, Lock};
+use super::service::Service;
+use super::{Options, Record, ServeError, leftover};
+use crate::control::{Control, DeviceId, DeviceInfo};
+use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
+use crate::target::{Size, Target};
+
+/// How long the kernel may take to let go of a server that is gone.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
+
+/// A device that waits for a server, with everything open that it was on.
+pub(super) struct LeftDevice {
+    info: DeviceInfo,
+    before: Record,
+    options: Options,
+    policy: Result<Policy, PolicyError>,
+    target: Target,
+    cache: Option<CacheDevice>,
+    lock: Lock,
+    /// Until the record is written again, nobody else changes the policy.
+    policy_lock: Lock,
+}
+
+impl LeftDevice {
+    /// Opens what device `id` was on, and leaves it as it is.
+    pub(super) fn open(control: &Control, id: DeviceId) -> Result<Self, ServeError> {
+        let lock = Lock::serve(id)?;
+        let policy_lock = Lock::change_policy(id)?;
+        let before = Record::read(id)?;
+        let options = before.options();
+        let info = waiting(control, id)?;
+        let policy = Policy::parse(&options.policy);
+        let (target, cache) = open_devices(&options)?;
+        check_unchanged(control, &before, &target)?;
+        if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {
+            cache.check_unchanged(before)?;
+        }
+        Ok(Self {
+            info,
+            before,
+            options,
+            policy,
+            target,
+            cache,
+            lock,
+            policy_lock,
+        })
+    }
+
+    /// The classifier with its maps as the dead server left it, or a new one if that cannot be had.
+    fn classifier(&self, spec: &policy::Spec) -> Result<Classifier, ServeError> {
+        let classifier = match Classifier::reopen(spec) {
+            Ok(classifier) => classifier,
+            Err(error) => {
+                tracing::warn!("{error}: loading the classifier afresh");
+                let mut classifier = Classifier::load(spec)?;
+                classifier.leave_pinned();
+                classifier
+            }
+        };
+        classifier.verdicts().clear();
+        mark_data(&self.target, &classifier)?;
+        Ok(classifier)
+    }
+}
+
+impl Device for LeftDevice {
+    /// Goes on where the dead server stopped. What fails before the device has its new server leaves it as it was.
+    fn live(mut self, host: Host<'_>) -> Result<(), ServeError> {
+        let control = host.control;
+        let id = self.info.id;
+        let sectors = self.before.sectors;
+        start_recovery(control, id)?;
+        let spec = classifier_spec(&self.info, &self.target, sectors, self.cache.as_ref())?;
+        let mut classifier = self.classifier(&spec)?;
+        if self.options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
+            // Data matters more than advice about it.
+            if let Err(error) = self.policy.and_then(|policy| policy::swap(&spec.disk, &policy)) {
+                tracing::warn!("{error}: everything passes through until `ublk-bpf policy swap {id}`");
+                DEFAULT_POLICY.clone_into(&mut self.options.policy);
+            }
+        }
+        let mut claim = Claim::take_over(control, self.info, self.lock);
+        let (target, cache) = (&self.target, self.cache.as_ref());
+        let detached = self.before.cache.and_then(|cache| cache.detached);
+        let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
+            let entries = cache.survivors(target, maps);
+            CacheService::new(cache, (target, sectors), maps, entries, detached.is_some())
+        });
+        let service = service.transpose()?;
+        let cache = cache.map(|cache| CacheRecord {
+            detached,
+            ..cache.record()
+        });
+        let record = Record::new(&claim.info, &self.options, sectors, target.identity(), cache);
+        record.write()?;
+        drop(self.policy_lock);
+        let serving = Service {
+            control,
+            info: &claim.info,
+            target,
+            classifier: &classifier,
+            cache: service.as_ref(),
+            record,
+        };
+        let end = serving.run(Control::end_recovery, host);
+        drop(service);
+        if end.is_ok() {
+            claim.delete_when_dropped();
+            classifier.remove_when_dropped();
+        }
+        end
+    }
+}
+
+/// The kernel says that a device waits a moment before it lets another server have it.
+fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        match control.start_recovery(id) {
+            Err(error) if error.errno() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                thread::sleep(POLL);
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Whether a device that was promised to its clients can be served on `target`: the same one, with no less of anything.
+fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Result<(), ServeError> {
+    let (id, facts) = (before.id(), target.facts());
+    let promised = control.params(id)?;
+    let bytes = |sectors: u64| Size(sectors * SECTOR_SIZE);
+    let difference = if target.identity() != before.identity {
+        format!("it is {} and was {}", target.identity(), before.identity)
+    } else if facts.sectors < before.sectors {
+        format!(
+            "it has {} and had {}",
+            bytes(facts.sectors),
+            bytes(before.sectors)
+        )
+    } else if facts.logical_block > promised.logical_block {
+        format!(
+            "it has blocks of {} bytes and had {}",
+            facts.logical_block, promised.logical_block
+        )
+    } else if facts.memory_align > promised.dma_alignment {
+        format!(
+            "it wants memory aligned to {} bytes and wanted {}",
+            facts.memory_align, promised.dma_alignment
+        )
+    } else if facts.read_only && !promised.read_only {
+        "it can only be read now".to_owned()
+    } else if facts.volatile_cache && !promised.volatile_cache {
+        "it has a volatile cache now".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(ServeError::Changed {
+        id,
+        backing: before.backing.to_string(),
+        difference,
+    })
+}
+
+/// The device, if it waits for a server.
+fn waiting(control: &Control, id: DeviceId) -> Result<DeviceInfo, ServeError> {
+    match leftover::settled(control, id)? {
+        Some(info) if info.state.is_recoverable() => Ok(info),
+        other => {
+            let state = other.map_or_else(|| "gone".to_owned(), |info| info.state.to_string());
+            Err(ServeError::NotWaiting { id, state })
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A device while it is served: its queue threads, its promoter, and what its own thread waits for.
+
+use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
+
+use super::cache::{self, CacheService};
+use super::device::Host;
+use super::queues::{Queues, Shared};
+use super::{Ready, Record, ServeError, record, users};
+use crate::control::{
+    Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
+    wait_for_block_device,
+};
+use crate::driver::uring::Stop;
+use crate::policy::Classifier;
+use crate::target::Target;
+
+/// How long devtmpfs or udev may take to make a node.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether the cache device has failed, so that others can be told.
+const CACHE_WATCH: Duration = Duration::from_millis(200);
+/// How long the queue threads may take to give the kernel their tags.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything that the service needs.
+pub(super) struct Service<'a> {
+    pub(super) control: &'a Control,
+    pub(super) info: &'a DeviceInfo,
+    pub(super) target: &'a Target,
+    pub(super) classifier: &'a Classifier,
+    pub(super) cache: Option<&'a CacheService<'a>>,
+    pub(super) record: Record,
+}
+
+/// How the kernel gets to know that the queues are ready.
+type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
+
+impl Service<'_> {
+    /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
+    pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<(), ServeError> {
+        let system = |what| move |source| ServeError::System { what, source };
+        let device = open_char_device(self.info.id, NODE_PATIENCE)?;
+        let stop = Stop::new().map_err(system("make an eventfd"))?;
+        let shared = Shared {
+            info: self.info,
+            device: &device,
+            target: self.target,
+            classifier: self.classifier,
+            cache: self.cache.map(CacheService::ways),
+            lossy: self.record.allow_lossy,
+            stop: &stop,
+        };
+        let runtime = host.runtime.clone();
+        let mut promoter = None;
+        let end = thread::scope(|scope| {
+            // Whatever happens here, the threads end: the scope waits for them.
+            let _end = PullOnDrop(&stop);
+            let _promoter = self.cache.map(StopOnDrop);
+            let promoting = self.cache.map(|cache| cache.spawn(scope, cache.promoter()));
+            let promoting = promoting.transpose().map_err(system("start the promoter"))?;
+            let queues = Queues::spawn(scope, &shared).map_err(system("start a queue thread"))?;
+            let end = runtime.block_on(self.live(queues, begin, host));
+            if let Some((cache, thread)) = self.cache.zip(promoting) {
+                cache.stop();
+                promoter = thread.join().ok();
+            }
+            end
+        });
+        // Every thread has ended: what is in the slots stays as it is.
+        if let (Ok(()), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
+            cache.save(&promoter);
+        }
+        // A log that has a failure in it is to be read.
+        if end.is_ok() {
+            record::remove_log(self.info.id);
+        }
+        end
+    }
+
+    /// The device's thread, from the first queue to the last.
+    async fn live(&self, mut queues: Queues, begin: Begin, mut host: Host<'_>) -> Result<(), ServeError> {
+        let id = self.info.id;
+        queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
+        begin(self.control, id, std::process::id())?;
+        wait_for_block_device(id, NODE_PATIENCE)?;
+        (host.ready)(Ready {
+            record: self.record.clone(),
+            kind: self.target.kind(),
+        });
+        let mut was_asked = false;
+        let mut watch = tokio::time::interval(CACHE_WATCH);
+        let mut cache = self.cache.filter(|_| !self.record.is_detached());
+        loop {
+            tokio::select! {
+                _ = watch.tick(), if cache.is_some() => {
+                    if let Some(failure) = cache.and_then(CacheService::failure) {
+                        cache::note_detached(&self.record, failure);
+                        cache = None;
+                    }
+                }
+                end = queues.ended() => return self.ended(end),
+                asked = host.asked.recv() => match self.stop(asked.is_none() || was_asked)? {
+                    Stopped::Yes => return Ok(()),
+                    Stopped::InUse => was_asked = true,
+                },
+            }
+        }
+    }
+
+    /// The device is to end: with its users' consent, as the first signal asks, or without.
+    fn stop(&self, by_force: bool) -> Result<Stopped, ServeError> {
+        let id = self.info.id;
+        let result = if by_force {
+            self.control.stop(id)
+        } else {
+            self.control.try_stop(id)
+        };
+        match result {
+            Err(error) if error.errno() == Some(libc::EBUSY) => {
+                // A word to the person at the terminal, not a matter of the log's level; nobody has to listen.
+                let _ = writeln!(
+                    io::stderr(),
+                    "ublk-bpf: {} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
+                    id.disk_name(),
+                    users::in_words(id)
+                );
+                Ok(Stopped::InUse)
+            }
+            // No disk: another process stops it at the same time.
+            Err(error) if !error.is_no_device() => Err(error.into()),
+            _ => Ok(Stopped::Yes),
+        }
+    }
+
+    /// The queues have ended by themselves: by the device's end at the hands of another process, or by a failure.
+    fn ended(&self, end: Result<(), String>) -> Result<(), ServeError> {
+        let id = self.info.id;
+        let why = match end {
+            Err(why) => why,
+            Ok(()) => match self.control.info(id) {
+                Ok(info) if info.state == State::Dead => return Ok(()),
+                Err(error) if error.is_no_device() => return Ok(()),
+                _ => "the device was taken from this server".to_owned(),
+            },
+        };
+        if self.record.recovery == Recovery::None {
+            Err(ServeError::Failed(why))
+        } else {
+            Err(ServeError::Left { why, id })
+        }
+    }
+}
+
+/// Whether a signal had its effect.
+enum Stopped {
+    Yes,
+    InUse,
+}
+
+/// Ends the promoter, however the device's thread leaves.
+struct StopOnDrop<'a>(&'a CacheService<'a>);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Ends the queue threads, however the device's thread leaves.
+struct PullOnDrop<'a>(&'a Stop);
+
+impl Drop for PullOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.pull() {
+            tracing::error!("cannot end the queue threads: {error}");
+        }
+    }
+}
