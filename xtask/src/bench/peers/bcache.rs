@@ -4,14 +4,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::disks::{FAST, SLOW, empty};
-use super::kernel_version;
-use super::mapper::{Mapped, SECTOR};
+use super::mapper::{BLOCK, Mapped, SECTOR};
 use super::warm::{CACHED_MIB, warm};
+use super::{kernel_version, wait_until};
 use crate::bench::subject::{Kind, Subject};
 use crate::command;
 
@@ -20,7 +19,6 @@ const SET: &str = "5b9c5a5e-6b2f-4c7d-9f0e-2d1f6f3c8a10";
 const REGISTER: &str = "/sys/fs/bcache/register";
 /// Bytes before the data of a backing device: make-bcache's default of 16 sectors.
 const HEAD: u64 = 16 * SECTOR;
-const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) const KINDS: [Kind; 1] = [Kind {
     name: "bcache",
@@ -46,6 +44,8 @@ impl Bcache {
         let path = make(backing.path())?;
         let cache = Self { path, backing };
         cache.bypass_nothing()?;
+        // In order and by blocks first: what is promoted by small random reads makes a larger tree, and slower hits.
+        read_all(&cache.path)?;
         warm(&cache.path, CACHED_MIB, || cache.misses())?;
         // Of bcache's own data on the cache device only the tree of what is where would be read again, and that is small
         // enough here to stay in memory.
@@ -81,16 +81,7 @@ impl Bcache {
         let settings = self.settings();
         write(&settings.join("stop"), "1")?;
         write(&set.join("stop"), "1")?;
-        let started = Instant::now();
-        while set.exists() || settings.exists() {
-            ensure!(
-                started.elapsed() < STOP_LIMIT,
-                "bcache has not stopped within {} s",
-                STOP_LIMIT.as_secs()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
+        wait_until("bcache has stopped", || !set.exists() && !settings.exists())
     }
 }
 
@@ -122,6 +113,13 @@ fn make(backing: &Path) -> Result<PathBuf> {
     let device = fs::read_link(&link).with_context(|| format!("bcache made no device of {SLOW}"))?;
     let name = device.file_name().context("bcache's device has no name")?;
     Ok(Path::new("/dev").join(name))
+}
+
+fn read_all(device: &Path) -> Result<()> {
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={}", device.display()));
+    dd.args(["of=/dev/null", &format!("bs={BLOCK}"), "iflag=direct"]);
+    command::output(&mut dd).map(drop)
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {

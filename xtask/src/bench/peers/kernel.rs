@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::disks::{FAST, empty};
-use super::kernel_version;
+use super::{kernel_version, wait_until};
 use crate::bench::subject::{Kind, Shape, Subject};
 use crate::command;
 
@@ -108,8 +108,7 @@ impl Loop {
         let attached = Self {
             path: PathBuf::from(said.trim()),
         };
-        let name = attached.path.file_name().context("losetup named no device")?;
-        let direct = Path::new("/sys/block").join(name).join("loop/dio");
+        let direct = attached.settings().join("dio");
         let is_direct =
             fs::read_to_string(&direct).with_context(|| format!("cannot read {}", direct.display()))?;
         ensure!(
@@ -117,6 +116,12 @@ impl Loop {
             "loop uses no direct I/O on {device}, though asked to"
         );
         Ok(attached)
+    }
+
+    /// What the kernel shows of it while it stands for something.
+    fn settings(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        Path::new("/sys/block").join(name).join("loop")
     }
 }
 
@@ -132,7 +137,8 @@ impl Subject for Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // As above.
+        // As above. What is detached is let go a little later.
         let _ = command::output(Command::new("losetup").arg("--detach").arg(&self.path));
+        let _ = wait_until("the loop device is detached", || !self.settings().exists());
     }
 }

@@ -2,16 +2,15 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use super::wait_until;
 use crate::bench::subject::{Kind, Shape, Subject};
 use crate::command;
 
 const DEVICE: &str = "/dev/nbd0";
 const SOCKET: &str = "/run/bench-nbdkit";
-const START_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) const KINDS: [Kind; 1] = [Kind {
     name: "nbd-nbdkit",
@@ -42,15 +41,7 @@ impl Nbd {
         let nbd = Self {
             nbdkit: nbdkit.spawn().context("cannot start nbdkit")?,
         };
-        let started = Instant::now();
-        while !Path::new(SOCKET).exists() {
-            ensure!(
-                started.elapsed() < START_LIMIT,
-                "nbdkit made no socket within {} s",
-                START_LIMIT.as_secs()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until("nbdkit has its socket", || Path::new(SOCKET).exists())?;
         let connections = shape.queues.to_string();
         let mut client = Command::new("nbd-client");
         client.args(["-unix", SOCKET, DEVICE, "-connections", &connections]);

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::disks::{FAST, empty};
+use super::wait_until;
 use crate::bench::subject::{Kind, Shape, Subject};
 use crate::command;
 use crate::setup::peers::KUBLK_VERSION;
@@ -111,6 +112,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         // What cannot be removed is in the way of the next one on the same disk, which will tell.
         let _ = command::output(Command::new(self.program).args(["del", "-n", &self.id.to_string()]));
+        // rublk deletes its device first and ends later, with the backing open until then.
+        let process = PathBuf::from(format!("/proc/{}", self.pid));
+        let _ = wait_until("the server has ended", || !process.exists());
     }
 }
 
