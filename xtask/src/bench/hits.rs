@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use super::counts::{Cached, Counts};
-use super::discard::discard;
 use super::fio::{self, Job, Summary};
 use super::load::{DEPTH, Reader};
 use super::ours::Device;
-use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
+use super::peers::{self, BLOCK, DmCache, FAST, FAST_MIGRATION, SLOW};
 
 /// What is read and cached, in MiB.
 const RANGE_MIB: u64 = 128;
@@ -24,8 +23,6 @@ const BLOCKS: u64 = RANGE / BLOCK;
 const RUNS: usize = 3;
 /// Promotion runs behind the reads.
 const WARM_LIMIT: Duration = Duration::from_secs(60);
-/// So much may be on its way to dm-cache's fast device: the default, 2048 sectors, only makes the warming slow.
-const MIGRATION_THRESHOLD: u64 = 204_800;
 
 /// The state of the fast device's pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,23 +165,9 @@ fn warm_by_reading(device: &Device) -> Result<()> {
 fn dm_cache() -> Result<Results> {
     discard_fast()?;
     let cache = DmCache::create(Path::new(FAST), RANGE)?;
-    cache.set_migration_threshold(MIGRATION_THRESHOLD)?;
-    warm_by_hitting(&cache)?;
+    cache.set_migration_threshold(FAST_MIGRATION)?;
+    cache.warm(RANGE_MIB)?;
     measure_hits(&cache)
-}
-
-/// Reads at random until everything hits: what is read in order smq promotes only slowly.
-fn warm_by_hitting(cache: &DmCache) -> Result<()> {
-    let started = Instant::now();
-    while started.elapsed() < WARM_LIMIT {
-        let before = cache.counts()?;
-        fio::iops(&job(cache.path(), "4k"))?;
-        let after = cache.counts()?.since(before);
-        if after.hits == after.reads {
-            return Ok(());
-        }
-    }
-    bail!("dm-cache still misses after {} s", WARM_LIMIT.as_secs())
 }
 
 fn linear() -> Result<Results> {
@@ -239,7 +222,7 @@ fn job<'a>(device: &'a Path, block: &'a str) -> Job<'a> {
 /// Leaves the fast device without any page. What ublk-bpf keeps there about the cache goes too: it writes that anew
 /// when it stops, and no one reads it before.
 fn discard_fast() -> Result<()> {
-    discard(FAST, super::RAM_DISK_MIB << 20)
+    peers::empty(FAST)
 }
 
 #[cfg(test)]

@@ -54,6 +54,9 @@ enum Part {
     Cost,
     /// Hit ratios of the cache, with and without a scan
     Ratio,
+    /// Whether everything that ublk-bpf is compared with works
+    #[value(hide = true)]
+    Peers,
 }
 
 impl Part {
@@ -61,6 +64,7 @@ impl Part {
         match self {
             Self::Cost => "cost",
             Self::Ratio => "ratio",
+            Self::Peers => "peers",
         }
     }
 }
@@ -86,20 +90,23 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
 fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
     let mut built = vec![vm::this_program()?];
-    if !peers {
+    if !peers && part != Part::Peers {
         built.push(vm::server()?);
     }
     let kernel = setup::guest()?;
-    let config = Config {
-        cpus: if part == Part::Cost { 1 } else { 2 },
-        icount: part == Part::Cost,
+    let mut config = Config {
+        cpus: if part == Part::Ratio { 2 } else { 1 },
+        icount: part != Part::Ratio,
         memory: "4G".to_owned(),
         silence: Some(GUEST_SILENCE),
         built,
         ..Config::default()
     };
+    if part == Part::Peers {
+        setup::peers::obtain()?.hand_to(&mut config);
+    }
     let clock = match part {
-        Part::Cost => "on the instruction clock",
+        Part::Cost | Part::Peers => "on the instruction clock",
         Part::Ratio => "for the hit ratios",
     };
     progress::note(&format!("booting Linux {} {clock}", kernel.release));
@@ -120,10 +127,12 @@ fn measure(part: Part, peers: bool) -> Result<ExitCode> {
             missed + hits::table(peers)?
         }
         Part::Ratio => ratio::table(peers)?,
+        Part::Peers => peers::table(),
     };
     let (what, all) = match part {
         Part::Cost => ("floors missed", "every floor was reached"),
         Part::Ratio => ("claims that do not hold", "every claim holds"),
+        Part::Peers => ("do not work", "all of them work, and leave nothing behind"),
     };
     match missed {
         _ if peers => {}

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 
 use super::counts::{Cached, Counts};
-use super::discard::discard;
 use super::load::{DEPTH, Pace, Reader, Zipf};
 use super::ours::Device;
 use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
@@ -167,7 +166,7 @@ fn dm_cache() -> Result<Vec<Row>> {
 }
 
 fn discard_fast() -> Result<()> {
-    discard(FAST, super::RAM_DISK_MIB << 20)
+    peers::empty(FAST)
 }
 
 fn measure(cache: &dyn Cached, scan: u64) -> Result<Row> {

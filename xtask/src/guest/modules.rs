@@ -16,10 +16,11 @@ use crate::command;
 pub(crate) const AT_BOOT: [&str; 3] = ["ublk_drv", "loop", "dm_mod"];
 
 /// There for `modprobe`, where the kernel has them as modules.
-pub(crate) const AT_HAND: [&str; 14] = [
+pub(crate) const AT_HAND: [&str; 15] = [
     "brd",
     "null_blk",
     "nbd",
+    "bcache",
     "virtio_blk",
     "xfs",
     "ext4",

@@ -4,9 +4,11 @@
 //! [`packages`] lists, which are installed, and `rust-src` where rustup has it.
 
 pub(crate) mod bpf_linker;
+mod crates_io;
 pub(crate) mod headers;
 pub(crate) mod kernel;
 pub(crate) mod packages;
+pub(crate) mod peers;
 pub(crate) mod rust_src;
 
 use std::path::PathBuf;
@@ -24,6 +26,9 @@ pub(crate) struct Options {
     /// Only say what is missing; exit status 1 if something is
     #[arg(long)]
     check: bool,
+    /// Also obtain what the benchmark compares with, as `bench` does when it needs it
+    #[arg(long)]
+    peers: bool,
 }
 
 /// What building BPF objects needs.
@@ -36,13 +41,16 @@ pub(crate) struct BpfTools {
 /// Obtains everything, or says what is missing.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.check {
-        return check();
+        return check(options.peers);
     }
     // First what may need the user's hand.
     guest_tools()?;
     bpf_tools()?;
     kernel_headers()?;
     let kernel = guest()?;
+    if options.peers {
+        peers::obtain()?;
+    }
     progress::note(&format!(
         "ready: BPF objects can be built, and Linux {} boots in the guest",
         kernel.release
@@ -88,7 +96,7 @@ pub(crate) fn guest_tools() -> Result<()> {
     packages::obtain(packages::GUEST.iter().chain(&packages::TOOLS))
 }
 
-fn check() -> Result<ExitCode> {
+fn check(with_peers: bool) -> Result<ExitCode> {
     let mut missing: Vec<String> = packages::missing(packages::GUEST.iter().chain(&packages::TOOLS))
         .into_iter()
         .map(|package| format!("package {package}"))
@@ -105,13 +113,17 @@ fn check() -> Result<ExitCode> {
     if headers::present()?.is_none() {
         missing.push("the kernel's headers".to_owned());
     }
+    if with_peers {
+        missing.extend(peers::missing()?);
+    }
     if missing.is_empty() {
         progress::note("nothing is missing");
         return Ok(ExitCode::SUCCESS);
     }
     progress::note(&format!(
-        "missing: {}; `cargo xtask setup` obtains it",
-        missing.join(", ")
+        "missing: {}; `cargo xtask setup{}` obtains it",
+        missing.join(", "),
+        if with_peers { " --peers" } else { "" }
     ));
     Ok(ExitCode::FAILURE)
 }

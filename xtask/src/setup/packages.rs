@@ -48,6 +48,38 @@ pub(crate) const TOOLS: [Program; 5] = [
     },
 ];
 
+/// What the benchmark compares with, as far as it is Debian's.
+pub(crate) const PEERS: [Program; 4] = [
+    Program {
+        name: "nbdkit",
+        package: "nbdkit",
+    },
+    Program {
+        name: "nbd-client",
+        package: "nbd-client",
+    },
+    Program {
+        name: "make-bcache",
+        package: "bcache-tools",
+    },
+    Program {
+        name: "losetup",
+        package: "mount",
+    },
+];
+
+/// What building the others that it compares with needs. libublk's build script wants libclang, which comes with clang.
+pub(crate) const PEERS_BUILD: [Program; 2] = [
+    Program {
+        name: "gcc",
+        package: "gcc",
+    },
+    Program {
+        name: "clang",
+        package: "clang",
+    },
+];
+
 /// The packages of the programs that are not there.
 pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<&'static str> {
     programs

@@ -1,51 +1,57 @@
-//! What ublk-bpf is compared with: dm-cache and dm-linear, on the same ram disks.
+//! Device-mapper: dm-linear, the least that stands before a device, and dm-cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::counts::{Cached, Counts};
+use super::disks::{FAST, META, SLOW, empty, fill};
+use super::kernel_version;
+use super::warm::{CACHED_MIB, warm};
+use crate::bench::RAM_DISK_MIB;
+use crate::bench::counts::{Cached, Counts};
+use crate::bench::subject::{Kind, Subject};
 use crate::command;
 
-/// The ram disk that is the cache's fast device, and passthrough's backing.
-pub(super) const FAST: &str = "/dev/ram0";
-/// The ram disk that is the cache's backing.
-pub(super) const SLOW: &str = "/dev/ram1";
-/// The ram disk of dm-cache's metadata.
-const META: &str = "/dev/ram2";
 /// Bytes of a cache block, for all: the default of ublk-bpf.
-pub(super) const BLOCK: u64 = 64 << 10;
-const SECTOR: u64 = 512;
-/// The megabyte of the metadata that says whether there is any.
-const META_HEAD: [&str; 2] = ["bs=1M", "count=1"];
+pub(in crate::bench) const BLOCK: u64 = 64 << 10;
+pub(super) const SECTOR: u64 = 512;
+/// The MiB of the metadata that says whether there is any.
+const META_HEAD_MIB: u64 = 1;
+/// So much may be on its way to dm-cache's fast device: the default, 2048 sectors, only makes the warming slow.
+pub(in crate::bench) const FAST_MIGRATION: u64 = 204_800;
 
-/// Makes the ram disks, of so many MiB each. They are empty: memory is taken only for what is written.
-pub(super) fn make_ram_disks(mib: u64) -> Result<()> {
-    let size = format!("rd_size={}", mib << 10);
-    command::output(Command::new("modprobe").args(["brd", "rd_nr=3", &size])).map(drop)
-}
-
-/// Writes zeroes over the first MiBs of a device.
-pub(super) fn fill(device: &str, mib: u64) -> Result<()> {
-    write_zeroes(device, &["bs=1M", &format!("count={mib}")])
-}
-
-fn write_zeroes(device: &str, what: &[&str]) -> Result<()> {
-    let mut dd = Command::new("dd");
-    dd.args(["if=/dev/zero", &format!("of={device}"), "oflag=direct"])
-        .args(what);
-    command::output(&mut dd).map(drop)
-}
+pub(super) const KINDS: [Kind; 2] = [
+    Kind {
+        name: "dm-linear",
+        version: kernel_version,
+        start: |_| {
+            empty(FAST)?;
+            Ok(Box::new(linear(FAST, RAM_DISK_MIB << 20)?))
+        },
+    },
+    Kind {
+        name: "dm-cache",
+        version: kernel_version,
+        start: |_| {
+            empty(FAST)?;
+            let cache = DmCache::create(Path::new(FAST), CACHED_MIB << 20)?;
+            cache.set_migration_threshold(FAST_MIGRATION)?;
+            cache.warm(CACHED_MIB)?;
+            empty(FAST)?;
+            Ok(Box::new(cache))
+        },
+    },
+];
 
 /// A device-mapper device; dropped, it is removed.
-pub(super) struct Mapped {
+pub(in crate::bench) struct Mapped {
     name: &'static str,
     path: PathBuf,
 }
 
 impl Mapped {
-    fn create(name: &'static str, table: &str) -> Result<Self> {
+    pub(super) fn create(name: &'static str, table: &str) -> Result<Self> {
         command::output(dmsetup().args(["create", name, "--table", table]))?;
         Ok(Self {
             name,
@@ -53,8 +59,18 @@ impl Mapped {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::bench) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Subject for Mapped {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn servers(&self) -> Vec<u32> {
+        Vec::new()
     }
 }
 
@@ -73,22 +89,22 @@ fn dmsetup() -> Command {
 }
 
 /// The first `bytes` of a device, as a device.
-pub(super) fn linear(device: &str, bytes: u64) -> Result<Mapped> {
+pub(in crate::bench) fn linear(device: &str, bytes: u64) -> Result<Mapped> {
     Mapped::create("bench-linear", &format!("0 {} linear {device} 0", bytes / SECTOR))
 }
 
 /// dm-cache with its default policy, smq, write-through.
-pub(super) struct DmCache {
+pub(in crate::bench) struct DmCache {
     mapped: Mapped,
 }
 
 impl DmCache {
     /// A cache, cold, with all of `fast` before the first `bytes` of [`SLOW`].
-    pub(super) fn create(fast: &Path, bytes: u64) -> Result<Self> {
+    pub(in crate::bench) fn create(fast: &Path, bytes: u64) -> Result<Self> {
         for module in ["dm_cache", "dm_cache_smq"] {
             command::output(Command::new("modprobe").arg(module))?;
         }
-        write_zeroes(META, &META_HEAD)?;
+        fill(META, META_HEAD_MIB)?;
         let table = format!(
             "0 {} cache {META} {} {SLOW} {} 1 writethrough smq 0",
             bytes / SECTOR,
@@ -100,18 +116,36 @@ impl DmCache {
     }
 
     /// Sets how many sectors may be on their way between its devices at once.
-    pub(super) fn set_migration_threshold(&self, sectors: u64) -> Result<()> {
+    pub(in crate::bench) fn set_migration_threshold(&self, sectors: u64) -> Result<()> {
         let setting = ["migration_threshold", &sectors.to_string()].map(str::to_owned);
         command::output(dmsetup().args(["message", self.mapped.name, "0"]).args(setting)).map(drop)
     }
 
+    /// Reads the first MiBs at random until everything hits: what is read in order smq promotes only slowly.
+    pub(in crate::bench) fn warm(&self, mib: u64) -> Result<()> {
+        warm(self.mapped.path(), mib, || {
+            let counts = self.counts()?;
+            Ok(counts.reads - counts.hits)
+        })
+    }
+
     /// See [`Self::set_migration_threshold`].
-    pub(super) fn migration_threshold(&self) -> Result<u64> {
+    pub(in crate::bench) fn migration_threshold(&self) -> Result<u64> {
         parse_threshold(&self.status()?)
     }
 
     fn status(&self) -> Result<String> {
         command::output(dmsetup().args(["status", self.mapped.name]))
+    }
+}
+
+impl Subject for DmCache {
+    fn path(&self) -> &Path {
+        self.mapped.path()
+    }
+
+    fn servers(&self) -> Vec<u32> {
+        Vec::new()
     }
 }
 
