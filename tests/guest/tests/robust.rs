@@ -288,6 +288,26 @@ fn blocks_of_4_kib_are_served_by_every_way() {
 }
 
 #[test]
+fn write_back_is_throttled_as_before_the_backing_device() {
+    run("modprobe", &["null_blk", "nr_devices=1", "gb=1"]);
+    let throttled = |backing: &str| {
+        let device = Device::run(&["--backing", backing]);
+        let latency = read(device.sysfs("queue/wbt_lat_usec"));
+        device.stop();
+        latency
+    };
+    for latency in ["3000", "0"] {
+        write("/sys/block/nullb0/queue/wbt_lat_usec", latency);
+        assert_eq!(throttled("/dev/nullb0"), latency);
+    }
+    // What is only memory throttles nothing.
+    let disk = Backing::brd(8);
+    assert_eq!(throttled(disk.spec()), "0");
+    assert_eq!(throttled("null:8M"), "0");
+    run("modprobe", &["-r", "null_blk"]);
+}
+
+#[test]
 fn a_protected_disk_makes_a_protected_device() {
     let disk = Backing::brd(8);
     open(Path::new(disk.spec()))

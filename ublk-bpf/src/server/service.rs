@@ -84,6 +84,7 @@ impl Service<'_> {
         queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
         begin(self.control, id, std::process::id())?;
         wait_for_block_device(id, NODE_PATIENCE)?;
+        self.throttle();
         (host.ready)(Ready {
             record: self.record.clone(),
             kind: self.target.kind(),
@@ -105,6 +106,19 @@ impl Service<'_> {
                     Stopped::InUse => was_asked = true,
                 },
             }
+        }
+    }
+
+    /// Lets the kernel throttle write-back as it does before the backing device. Ours writes there directly, which is
+    /// never throttled, so this is where it has to be done; and what throttles nothing has no need to time requests.
+    fn throttle(&self) {
+        let Some(latency) = self.target.facts().throttle else {
+            return;
+        };
+        let path = format!("/sys/block/{}/queue/wbt_lat_usec", self.info.id.disk_name());
+        // A kernel without it throttles nobody.
+        if let Err(error) = std::fs::write(&path, latency.to_string()) {
+            tracing::debug!("write-back stays throttled as it is: {path}: {error}");
         }
     }
 

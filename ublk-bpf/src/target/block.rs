@@ -120,6 +120,7 @@ fn facts(
         io_opt: sysfs.queue_u32("optimal_io_size").unwrap_or(0),
         memory_align: memory_align.clamp(4, 4096),
         rotational: sysfs.queue("rotational") == Some(1),
+        throttle: sysfs.throttle(),
         // What cannot be read is taken for the worse: a flush too many harms nobody.
         volatile_cache: sysfs
             .queue_text("write_cache")

@@ -79,6 +79,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
     let holes = !read_only && punches_holes(path, &file, &found)?;
     let zero_range = !read_only && zeroes_ranges(path, found.dev());
     let max_bytes = MAX_RANGE_BYTES - MAX_RANGE_BYTES % u64::from(logical_block);
+    let disk = BlockSysfs::find(found.dev());
     let facts = Facts {
         sectors: found.len() / SECTOR_SIZE,
         read_only,
@@ -87,7 +88,8 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
         io_min: file_system_block.max(logical_block),
         io_opt: 0,
         memory_align: memory_align.clamp(4, MAX_BLOCK),
-        rotational: BlockSysfs::find(found.dev()).and_then(|disk| disk.queue("rotational")) == Some(1),
+        rotational: disk.as_ref().and_then(|disk| disk.queue("rotational")) == Some(1),
+        throttle: disk.as_ref().and_then(BlockSysfs::throttle),
         // Even where the disk has no cache, the file's extents become durable only by fsync.
         volatile_cache: true,
         discard: holes.then_some(Discard {

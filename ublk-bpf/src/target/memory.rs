@@ -44,6 +44,7 @@ fn facts(bytes: u64, read_only: bool) -> Facts {
         io_opt: 0,
         memory_align: 4,
         rotational: false,
+        throttle: Some(0),
         // Memory loses everything with power whatever one flushes; within its life a completed write stays.
         volatile_cache: false,
         discard: (!read_only).then_some(Discard {

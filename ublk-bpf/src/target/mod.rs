@@ -51,6 +51,9 @@ pub struct Facts {
     pub memory_align: u32,
     /// Whether access time depends on the address.
     pub rotational: bool,
+    /// The latency that the kernel's write-back throttling keeps its queue below, in microseconds
+    /// (`queue/wbt_lat_usec`); 0: nothing is throttled; `None`: not known.
+    pub throttle: Option<u64>,
     /// Whether a completed write may be lost with power until a flush. If so, a durable write (FUA) is
     /// offered too (`RWF_DSYNC`).
     pub volatile_cache: bool,

@@ -16,6 +16,7 @@ pub(super) fn facts(bytes: u64, read_only: bool) -> Facts {
         io_opt: 0,
         memory_align: 4,
         rotational: false,
+        throttle: Some(0),
         volatile_cache: false,
         discard: None,
         write_zeroes: (!read_only).then_some(WriteZeroes {

@@ -55,6 +55,14 @@ impl BlockSysfs {
         self.queue(name)?.try_into().ok()
     }
 
+    /// The latency of its write-back throttling, see [`Facts::throttle`](super::Facts::throttle).
+    pub(super) fn throttle(&self) -> Option<u64> {
+        // What only remaps requests does not throttle; those below it may.
+        let is_lowest =
+            || fs::read_dir(self.queue.with_file_name("slaves")).is_ok_and(|mut all| all.next().is_none());
+        self.queue("wbt_lat_usec").or_else(|| is_lowest().then_some(0))
+    }
+
     /// A text of its queue.
     pub(super) fn queue_text(&self, name: &str) -> Option<String> {
         Some(fs::read_to_string(self.queue.join(name)).ok()?.trim().to_owned())
