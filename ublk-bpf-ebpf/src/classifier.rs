@@ -179,8 +179,8 @@ mod classify {
             request.flags = flags(cmd_flags);
         }
         let heat = if HAS_CACHE { look_up(&mut request) } else { None };
-        if config!(written_shift) != 0 && request.op == Op::Read as u32 && never_written(&request) {
-            request.flags |= request_flags::NEVER_WRITTEN;
+        if config!(written_shift) != 0 && request.op == Op::Read as u32 {
+            note_never_written(&mut request);
         }
         let answer = checked(policy(&request));
         leave_verdict(&request, slot, answer);
@@ -272,6 +272,15 @@ mod classify {
     /// Words of `written` that a request may need: 1 MiB in blocks of 4 KiB, not aligned to a word.
     const MAX_WORDS: u32 = 6;
 
+    /// Says of a read whether all of it was never written. A function of its own, for inlined some of it would be done for
+    /// every request.
+    #[inline(never)]
+    fn note_never_written(request: &mut Request) {
+        if never_written(request) {
+            request.flags |= request_flags::NEVER_WRITTEN;
+        }
+    }
+
     /// Whether every block of a read is marked as free of data.
     #[inline(always)]
     fn never_written(request: &Request) -> bool {
@@ -321,13 +330,12 @@ mod classify {
             return;
         };
         let counters = decisions.cast::<u64>();
-        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too.
+        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too. Each verdict has eight
+        // reasons: `Decisions::word`.
         let verdict = (answer.wrapping_sub(Verdict::Passthrough as u32) & 3) as usize;
         let reason = (answer >> 8 & 7) as usize;
-        // SAFETY: At most word 3.
-        increment(unsafe { counters.add(verdict) }, 1);
-        // SAFETY: At most the last reason's word.
-        increment(unsafe { counters.add(Decisions::FIRST_REASON + reason) }, 1);
+        // SAFETY: At most word 31, the last before `Decisions::SECTORS`.
+        increment(unsafe { counters.add(verdict * Reason::COUNT + reason) }, 1);
         // SAFETY: One of its words.
         increment(
             unsafe { counters.add(Decisions::SECTORS) },
