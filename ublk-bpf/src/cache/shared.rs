@@ -126,7 +126,7 @@ impl<'m> Cache<'m> {
     }
 
     /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn begin_read(&self, offset: u64, length: u64) -> Option<Lease> {
         let block = self.one_block(offset, length)?;

@@ -271,7 +271,7 @@ where
     /// full and has to be submitted first.
     #[inline]
     fn carry_out_effects(&mut self) -> bool {
-        while self.ring.room() > 0 {
+        while self.ring.has_room() {
             match self.machine.poll_effect() {
                 // User copies are answered on the spot: what they have finished is to be committed too.
                 None if std::mem::take(&mut self.copied) => self.machine.idle(),
@@ -419,7 +419,6 @@ where
             );
             return self.machine.abandon();
         };
-        let mut room = self.ring.room();
         for tag in tags {
             let Some(descriptor) = self.descriptors.read(tag) else {
                 self.report_unknown(tag);
@@ -432,12 +431,13 @@ where
                 start_sector: descriptor.start_sector,
                 verdict: (self.take_verdict)(tag),
             };
-            if room == 0 {
-                self.machine.arrived(arrival);
-            } else if let Some(direct) = self.machine.arrived_at_once(&arrival) {
-                // SAFETY: the entry names the request's registered pages, which the kernel checks.
-                unsafe { self.ring.push(&sqe::direct(tag, &direct)) };
-                room -= 1;
+            let Some(direct) = self.machine.arrived_at_once(&arrival) else {
+                continue;
+            };
+            // SAFETY: the entry names the request's registered pages, which the kernel checks.
+            let pushed = unsafe { self.ring.try_push(&sqe::direct(tag, &direct)) };
+            if !pushed {
+                self.machine.put_off(tag);
             }
         }
     }

@@ -68,22 +68,33 @@ impl<'a> Ring<'a> {
         &self.submitter
     }
 
-    /// How many more entries can be pushed.
+    /// Whether another entry can be pushed.
     #[inline]
-    pub(super) fn room(&self) -> usize {
-        self.submissions.capacity() - self.submissions.len()
+    pub(super) fn has_room(&self) -> bool {
+        !self.submissions.is_full()
     }
 
-    /// Adds an entry, which is submitted by the next [`Self::enter`]. Only where there is [`Self::room`].
+    /// Adds an entry, which is submitted by the next [`Self::enter`]. Only after [`Self::has_room`].
     ///
     /// # Safety
     /// The memory that the entry names must be valid until its completion.
     #[inline]
     pub(super) unsafe fn push(&mut self, entry: &Entry) {
+        // SAFETY: as the caller says.
+        let pushed = unsafe { self.try_push(entry) };
+        debug_assert!(pushed, "pushed without room");
+    }
+
+    /// The same, and says whether there was room for it.
+    ///
+    /// # Safety
+    /// As for [`Self::push`].
+    #[inline(always)]
+    #[must_use]
+    pub(super) unsafe fn try_push(&mut self, entry: &Entry) -> bool {
         // SAFETY: the caller answers for the memory; every entry is built by this module's siblings for
         // registered files of this ring.
-        let pushed = unsafe { self.submissions.push(entry) };
-        debug_assert!(pushed.is_ok(), "pushed without room");
+        unsafe { self.submissions.push(entry) }.is_ok()
     }
 
     /// Submits what was pushed and runs what the kernel has deferred to this thread; if `wait`, until there is

@@ -4,7 +4,9 @@
 //! It is a short cut, never a rule of its own: what it does is what [`take_in_aside`](Machine::take_in_aside) and
 //! [`advance`](Machine::advance) do after more questions, and whatever is unusual about a request goes there.
 
-use super::{Action, Arrival, Backing, Machine, Outcome, Owner, Phase, Request, Service, result_of, verdict};
+use super::{
+    Action, Arrival, Backing, Machine, Outcome, Owner, Phase, Request, Service, Todo, result_of, verdict,
+};
 use crate::queue::event::{Device, Direct};
 
 impl Machine<'_> {
@@ -31,8 +33,6 @@ impl Machine<'_> {
             slot.owner = Owner::Abandoned;
             return None;
         }
-        slot.owner = Owner::InFlight;
-        self.in_service += 1;
         if let Some(request) = Request::ordinary(arrival, &self.limits) {
             let is_read = request.action == Action::Read;
             if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) {
@@ -43,51 +43,74 @@ impl Machine<'_> {
                         if !is_read {
                             self.terms.written.mark(request.offset, request.length);
                         }
+                        slot.owner = Owner::InFlight;
                         slot.service = Service::direct(&request);
+                        self.in_service += 1;
                         return Some(request.direct(Device::Backing, 0));
                     }
                     Backing::Null { filled: false } => {
                         self.counters.passthrough += 1;
+                        slot.owner = Owner::Answered(filling);
                         let data = request.data();
-                        self.answer(arrival.tag, result_of(data, Outcome::Moved(data)));
+                        self.put(arrival.tag, result_of(data, Outcome::Moved(data)));
                         return None;
                     }
                     Backing::Storage(_) | Backing::Null { .. } => {}
                 }
             } else if is_read && self.cache.is_some() && verdict::is_plain_hit(arrival.verdict, arrival) {
+                slot.owner = Owner::InFlight;
+                self.in_service += 1;
                 return self.hit(arrival.tag, &request);
             }
         }
+        slot.owner = Owner::InFlight;
+        self.in_service += 1;
         // By value: what is lent to a function has to be in memory, on the plain way too.
         self.take_in_aside(*arrival);
         None
     }
 
+    /// An operation that [`arrived_at_once`](Self::arrived_at_once) gave could not be carried out yet: it comes back as
+    /// the tag's effect.
+    #[cold]
+    pub fn put_off(&mut self, tag: u16) {
+        self.counters.io_submitted -= 1;
+        self.todos.push(Todo::Io(tag));
+    }
+
     /// [`Event::IoDone`](crate::queue::Event::IoDone).
     #[inline(always)]
     pub fn io_done(&mut self, tag: u16, result: i32) {
-        let service = &self.tags.in_flight(tag).service;
+        let filling = self.batches.filling();
+        let slot = self.tags.in_flight(tag);
         let bytes = result.cast_unsigned();
-        if bytes != service.whole() {
+        if bytes != slot.service.whole() {
             return self.io_done_aside(tag, result);
         }
-        let result = result_of(service.data(), Outcome::Moved(bytes));
-        if service.concerns_cache() {
+        let result = result_of(slot.service.data(), Outcome::Moved(bytes));
+        slot.owner = Owner::Answered(filling);
+        if slot.service.concerns_cache() {
             self.let_go(tag, true);
         }
-        self.answer(tag, result);
+        self.in_service -= 1;
+        self.put(tag, result);
     }
 
-    /// A request has its result: its tag goes into the filling batch.
-    #[inline(always)]
+    /// A request that was in flight has its result.
     pub(super) fn answer(&mut self, tag: u16, result: i32) {
         self.tags.slot(tag).owner = Owner::Answered(self.batches.filling());
+        self.in_service -= 1;
+        self.put(tag, result);
+    }
+
+    /// Puts a tag's result into the filling batch.
+    #[inline(always)]
+    fn put(&mut self, tag: u16, result: i32) {
         if result < 0 {
             self.counters.failed += 1;
         } else {
             self.counters.completed += 1;
         }
-        self.in_service -= 1;
         if self.batches.push(tag, result) {
             self.commit();
         }
