@@ -19,6 +19,10 @@ pub(super) trait Subject {
     fn path(&self) -> &Path;
     /// The processes that serve it; none for one that the kernel serves alone.
     fn servers(&self) -> Vec<u32>;
+    /// Whether all reads since it was made went the way that the kind's name promises.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// One way to have a device.
