@@ -50,9 +50,9 @@ pub(super) struct Sample {
 pub(super) enum Message {
     /// Who makes the subject, with the version.
     Version { subject: String, version: String },
-    /// A subject's turn begins; `round` 0 does not count.
-    Turn { subject: String, round: usize },
-    /// A run that counts.
+    /// A subject's turn begins.
+    Turn { subject: String },
+    /// What a run gave.
     Run {
         subject: String,
         case: Case,
