@@ -64,8 +64,6 @@ pub(super) struct Run {
     pub(super) iops: f64,
     pub(super) ios: f64,
     pub(super) seconds: f64,
-    /// The part of its CPUs' time that fio's own threads ran.
-    pub(super) client: f64,
 }
 
 /// Runs fio once. Of options that contradict each other it takes the later one: these, not the usual ones.
@@ -96,7 +94,6 @@ fn parse(text: &str) -> Result<Run> {
         ios: sum("total_ios")?,
         // Milliseconds; one of the two is 0, for nothing is read and written at once.
         seconds: sum("runtime")? / 1e3,
-        client: (number("/jobs/0/usr_cpu")? + number("/jobs/0/sys_cpu")?) / 100.0,
     };
     ensure!(run.iops > 0.0 && run.seconds > 0.0, "fio's result names no IOPS");
     Ok(run)
@@ -108,7 +105,7 @@ mod tests {
 
     fn result(error: u8, iops: f64) -> String {
         format!(
-            "note: something\n{{\"jobs\":[{{\"error\":{error},\"usr_cpu\":20.5,\"sys_cpu\":29.5,\
+            "note: something\n{{\"jobs\":[{{\"error\":{error},\
              \"read\":{{\"iops\":{iops},\"total_ios\":15250,\"runtime\":100}},\
              \"write\":{{\"iops\":0,\"total_ios\":0,\"runtime\":0}}}}]}}"
         )
@@ -121,7 +118,6 @@ mod tests {
             iops: 152_500.5,
             ios: 15_250.0,
             seconds: 0.1,
-            client: 0.5,
         };
         assert_eq!(run, expected);
         assert!(parse(&result(5, 1.0)).is_err());

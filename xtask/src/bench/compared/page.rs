@@ -20,7 +20,7 @@ real machine does it: an instruction that misses the CPU's caches counts as one 
   forgets everything (`...null`, `...drop`) it is `null_blk`. *Added* is what an I/O takes beyond it.
 - **All in one boot and by turns:** each subject is made, measured and unmade, then all of them once more; shown is the
   median, and how far apart the lowest and the highest were (*spread*).
-- **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted in a turn of their own.
+- **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted in a run of their own.
 - RAM disks are empty when they are read (a page that was never written is cleared for the reader, not copied) and full
   when they are written (no page is allocated).
 - With two CPUs, two queues and two readers, one on each CPU, the clock counts the instructions of both. So IOPS do not
@@ -195,12 +195,12 @@ fn idle(results: &Results) -> String {
     let most = results
         .cells()
         .filter(|(_, case, _)| case.cpus == 1)
-        .max_by(|(.., one), (.., other)| one.rest.total_cmp(&other.rest));
+        .max_by(|(.., one), (.., other)| one.waits.total_cmp(&other.waits));
     most.map_or_else(String::new, |(subject, case, cell)| {
         format!(
-            "\nWith one CPU, fio and the server together ran for all but at most {:.1} % of the time ({subject}, {case}): what is\n\
-             missing is the kernel's own threads, and any time in which the clock ran while nothing did.\n",
-            cell.rest * 100.0
+            "\nThe clock also counts time in which nothing runs. With one CPU it was at most {:.1} % of a run, beyond what there\n\
+             is with the raw device ({subject}, {case}).\n",
+            cell.waits * 100.0
         )
     })
 }

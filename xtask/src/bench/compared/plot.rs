@@ -57,13 +57,13 @@ const PANELS: [Panel; 4] = [
     },
 ];
 
-const NAMES_WIDTH: i32 = 170;
+const NAMES_WIDTH: i32 = 190;
 const PANEL_WIDTH: i32 = 200;
 /// Room at a panel's right for the number behind its longest bar.
 const NUMBER_WIDTH: i32 = 58;
-const ROW: i32 = 22;
+const ROW: i32 = 23;
 const HEAD: i32 = 62;
-const FOOT: i32 = 14;
+const FOOT: i32 = 40;
 
 const PAPER: RGBColor = RGBColor(255, 255, 255);
 const INK: RGBColor = RGBColor(36, 41, 47);
@@ -117,16 +117,30 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 fn draw<'a>(area: &Area<'a>, rows: &[(&str, Cell)], block: Block) -> Drawn<'a> {
     area.fill(&PAPER)?;
     let title = format!("random read {block}");
-    text(area, &title, (14, 24), (15, INK, HPos::Left))?;
-    text(area, "one queue, depth 128", (14, 42), (12, PALE_INK, HPos::Left))?;
+    text(area, &title, (14, 24), (19, INK, HPos::Left))?;
+    text(area, "one queue, depth 128", (14, 42), (14, PALE_INK, HPos::Left))?;
     for (row, (name, _)) in (0..).zip(rows) {
         let ink = if name.starts_with("ublk-bpf") { OURS } else { INK };
-        text(area, name, (NAMES_WIDTH - 8, middle(row)), (13, ink, HPos::Right))?;
+        text(area, name, (NAMES_WIDTH - 8, middle(row)), (16, ink, HPos::Right))?;
     }
     for (column, panel) in (0..).zip(&PANELS) {
         draw_panel(area, panel, NAMES_WIDTH + column * PANEL_WIDTH, rows)?;
     }
+    draw_legend(
+        area,
+        HEAD + ROW * i32::try_from(rows.len()).unwrap_or(0) + FOOT / 2,
+    )?;
     area.present()
+}
+
+fn draw_legend<'a>(area: &Area<'a>, y: i32) -> Drawn<'a> {
+    let kinds = [(RAW, "raw device"), (PEER, "peer"), (OURS, "ublk-bpf")];
+    for (column, (colour, words)) in (0..).zip(kinds) {
+        let x = NAMES_WIDTH + column * PANEL_WIDTH / 2;
+        area.draw(&Rectangle::new([(x, y - 5), (x + 10, y + 5)], colour.filled()))?;
+        text(area, words, (x + 16, y), (14, PALE_INK, HPos::Left))?;
+    }
+    Ok(())
 }
 
 /// Where a row's middle is.
@@ -135,8 +149,8 @@ fn middle(row: i32) -> i32 {
 }
 
 fn draw_panel<'a>(area: &Area<'a>, panel: &Panel, left: i32, rows: &[(&str, Cell)]) -> Drawn<'a> {
-    text(area, panel.title, (left, 24), (13, INK, HPos::Left))?;
-    text(area, panel.unit, (left, 42), (11, PALE_INK, HPos::Left))?;
+    text(area, panel.title, (left, 24), (16, INK, HPos::Left))?;
+    text(area, panel.unit, (left, 42), (14, PALE_INK, HPos::Left))?;
     let foot = HEAD + ROW * i32::try_from(rows.len()).unwrap_or(0);
     area.draw(&PathElement::new(vec![(left, HEAD), (left, foot)], LINE))?;
     let most = rows
@@ -146,14 +160,14 @@ fn draw_panel<'a>(area: &Area<'a>, panel: &Panel, left: i32, rows: &[(&str, Cell
     for (row, (name, cell)) in (0..).zip(rows) {
         let y = middle(row);
         let Some(value) = (panel.value)(cell) else {
-            text(area, "raw", (left + 6, y), (11, PALE_INK, HPos::Left))?;
+            text(area, "raw", (left + 6, y), (14, PALE_INK, HPos::Left))?;
             continue;
         };
         let end = left + length(value / most);
         let bar = Rectangle::new([(left + 1, y - 7), (end, y + 7)], colour(name, cell).filled());
         area.draw(&bar)?;
         let number = format!("{value:.*}", panel.digits);
-        text(area, &number, (end + 5, y), (11, INK, HPos::Left))?;
+        text(area, &number, (end + 5, y), (14, INK, HPos::Left))?;
     }
     Ok(())
 }

@@ -41,8 +41,8 @@ pub(super) struct Sample {
     pub(super) iops: f64,
     /// The servers' part of the CPUs' time.
     pub(super) server: f64,
-    /// fio's part of the CPUs' time.
-    pub(super) client: f64,
+    /// For how long nothing ran from fio's start to its end, as a part of the time that it measured.
+    pub(super) idle: f64,
 }
 
 /// One thing that the guest has to tell.
@@ -169,7 +169,7 @@ mod tests {
             sample: Sample {
                 iops: 1234.5,
                 server: 0.5,
-                client: 0.25,
+                idle: 0.25,
             },
         };
         let line = format!("{PREFIX}{}", serde_json::to_string(&message).expect("written"));

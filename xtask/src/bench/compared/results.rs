@@ -27,8 +27,8 @@ pub(super) struct Cell {
     pub(super) added: Option<f64>,
     /// The servers' part of the CPUs' time.
     pub(super) server: f64,
-    /// The part of the CPUs' time in which neither fio nor a server ran.
-    pub(super) rest: f64,
+    /// The part of the time in which nothing ran, beyond that with the raw device: fio itself sleeps before and after.
+    pub(super) waits: f64,
     /// System calls of the servers for an I/O.
     pub(super) calls: f64,
 }
@@ -70,19 +70,20 @@ impl Results {
         let samples = self.samples.get(&(subject.to_owned(), case))?;
         let iops = summary(samples, |sample| sample.iops)?;
         let server = summary(samples, |sample| sample.server)?.median;
-        let client = summary(samples, |sample| sample.client)?.median;
         let raw = raw_of(subject);
+        let raw_samples = self.samples.get(&(raw.to_owned(), case));
+        let raw_median = |value| raw_samples.and_then(|samples| Some(summary(samples, value)?.median));
         let added = (raw != subject)
-            .then(|| self.samples.get(&(raw.to_owned(), case)))
+            .then(|| raw_median(|sample| sample.iops))
             .flatten()
-            .and_then(|samples| summary(samples, |sample| sample.iops))
-            .map(|raw| 1e9 / iops.median - 1e9 / raw.median);
+            .map(|raw| 1e9 / iops.median - 1e9 / raw);
+        let idle = summary(samples, |sample| sample.idle)?.median;
         Some(Cell {
             iops,
             instructions: 1e9 / iops.median,
             added,
             server,
-            rest: 1.0 - server - client,
+            waits: idle - raw_median(|sample| sample.idle).unwrap_or(idle),
             calls: *self.calls.get(&(subject.to_owned(), case))?,
         })
     }
@@ -143,7 +144,7 @@ pub(super) mod tests {
                 sample: Sample {
                     iops,
                     server,
-                    client: 0.75,
+                    idle: server + 1.0,
                 },
             };
             results.take(vec![
@@ -171,7 +172,7 @@ pub(super) mod tests {
         assert!((ours.instructions - 10_000.0).abs() < 1e-6);
         assert!((ours.added.expect("has a raw device") - 5_000.0).abs() < 1e-6);
         assert!((ours.iops.spread - 0.02).abs() < 1e-6);
-        assert!(ours.rest.abs() < 1e-9);
+        assert!((ours.waits - 0.25).abs() < 1e-9);
         assert_eq!(results.cell("brd", CASE).expect("measured").added, None);
         assert_eq!(results.cell("brd", Case { depth: 1, ..CASE }), None);
     }
