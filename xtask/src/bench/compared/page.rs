@@ -19,7 +19,7 @@ real machine does it: an instruction that misses the CPU's caches counts as one 
 - **Raw device:** what nothing can be cheaper than. For what ends in memory that is `brd`, the kernel's RAM disk; for what
   forgets everything (`...null`, `...drop`) it is `null_blk`. *Added* is what an I/O takes beyond it.
 - **All in one boot and by turns:** each subject is made, measured and unmade, then all of them once more; shown is the
-  median, and how far apart the lowest and the highest were (*spread*).
+  better of the two, for what disturbs a run only adds to it, and how far apart they were (*spread*).
 - **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted in a run of their own.
 - RAM disks are empty when they are read (a page that was never written is cleared for the reader, not copied) and full
   when they are written (no page is allocated).

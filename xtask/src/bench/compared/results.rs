@@ -112,6 +112,7 @@ impl Results {
     }
 }
 
+/// Of two, the median is the higher one.
 fn summary(samples: &[Sample], value: fn(&Sample) -> f64) -> Option<Summary> {
     Summary::of(samples.iter().map(value).collect()).ok()
 }
