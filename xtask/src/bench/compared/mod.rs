@@ -16,7 +16,7 @@ mod table;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::discard::discard;
 use super::peers::{self, FAST, SLOW};
@@ -207,11 +207,13 @@ pub(super) fn run_on_host(plan: &Plan) -> Result<ExitCode> {
             plural(cpus, "CPU")
         ));
         let outcome = in_guest(&config, &kernel, &plan.arguments(), &mut collector)?;
-        ensure!(
-            outcome == Outcome::Exited(0),
-            "{}",
-            crate::guest::describe(&outcome)
-        );
+        if outcome != Outcome::Exited(0) {
+            // What it had told until then is shown.
+            collector.messages.push(Message::Failed {
+                subject: format!("the rest with {}", plural(cpus, "CPU")),
+                why: crate::guest::describe(&outcome),
+            });
+        }
         Ok(collector)
     };
     let boot = &boot;
