@@ -199,7 +199,7 @@ fn idle(results: &Results) -> String {
     most.map_or_else(String::new, |(subject, case, cell)| {
         format!(
             "\nThe clock also counts time in which nothing runs. With one CPU it was at most {:.1} % of a run, beyond what there\n\
-             is with the raw device ({subject}, {case}).\n",
+             is with the raw device ({subject}, {case}); up to 10 % are fio's own, which waits for its end in steps of 10 ms.\n",
             cell.waits * 100.0
         )
     })
