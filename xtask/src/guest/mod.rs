@@ -79,9 +79,10 @@ impl Default for Config {
 impl Config {
     fn kernel_arguments(&self) -> String {
         // loglevel 5: warnings are shown, for WARN() is one. Emulated CPUs are slow: what looks like a lockup in
-        // 20 s is none. No KASLR: the same instructions in every boot.
+        // 20 s is none. No KASLR: the same instructions in every boot. No DAMON_STAT: Debian has it watch all memory
+        // from a kernel thread, now and then, which a short measurement sees.
         let mut arguments = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr watchdog_thresh=60 \
-                             sysctl.kernel.hung_task_timeout_secs=240 random.trust_cpu=on"
+                             sysctl.kernel.hung_task_timeout_secs=240 random.trust_cpu=on damon_stat.enabled=0"
             .to_owned();
         if self.icount {
             arguments.push_str(" nowatchdog");
