@@ -1,7 +1,7 @@
 //! fio's random reads, and what is made of several runs of them.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -68,12 +68,27 @@ pub(super) fn measure(job: &Job<'_>, runs: usize) -> Result<Summary> {
 
 /// The I/Os per second of one run.
 pub(super) fn iops(job: &Job<'_>) -> Result<f64> {
+    read_iops(&command::output(&mut command(job))?)
+}
+
+/// Starts a run of so many seconds, whose result nobody wants.
+pub(super) fn background(job: &Job<'_>, seconds: u32) -> Result<Child> {
+    // fio takes the last of an option's values.
+    command(job)
+        .arg(format!("--runtime={seconds}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start fio")
+}
+
+fn command(job: &Job<'_>) -> Command {
     let mut fio = Command::new("fio");
     fio.args(FIO)
         .arg(format!("--filename={}", job.device.display()))
         .arg(format!("--bs={}", job.block))
         .args(job.range_mib.map(|mib| format!("--size={mib}M")));
-    read_iops(&command::output(&mut fio)?)
+    fio
 }
 
 fn read_iops(text: &str) -> Result<f64> {

@@ -17,7 +17,7 @@ use super::ours::Device;
 use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
 
 /// What is read and cached, in MiB.
-const RANGE_MIB: u64 = 128;
+pub(super) const RANGE_MIB: u64 = 128;
 const RANGE: u64 = RANGE_MIB << 20;
 const BLOCKS: u64 = RANGE / BLOCK;
 /// Runs of fio that count, for each case: all but equal, as they were.
@@ -121,6 +121,14 @@ fn line(name: &str, case: (Pages, &str), result: &Summary, floor: Option<f64>, p
 }
 
 fn ours() -> Result<Results> {
+    let device = warm_device()?;
+    let results = measure_hits(&device)?;
+    device.stop()?;
+    Ok(results)
+}
+
+/// A cache that has everything that is read.
+pub(super) fn warm_device() -> Result<Device> {
     discard_fast()?;
     let device = Device::start(&[
         "--backing",
@@ -140,9 +148,7 @@ fn ours() -> Result<Results> {
         "128",
     ])?;
     warm_by_reading(&device)?;
-    let results = measure_hits(&device)?;
-    device.stop()?;
-    Ok(results)
+    Ok(device)
 }
 
 /// Reads the range until every block of it is promoted.
@@ -238,7 +244,7 @@ fn job<'a>(device: &'a Path, block: &'a str) -> Job<'a> {
 
 /// Leaves the fast device without any page. What ublk-bpf keeps there about the cache goes too: it writes that anew
 /// when it stops, and no one reads it before.
-fn discard_fast() -> Result<()> {
+pub(super) fn discard_fast() -> Result<()> {
     discard(FAST, super::RAM_DISK_MIB << 20)
 }
 

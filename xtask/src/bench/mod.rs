@@ -15,6 +15,7 @@ mod hits;
 mod load;
 mod ours;
 mod peers;
+mod profile;
 mod ratio;
 mod report;
 mod subject;
@@ -54,6 +55,8 @@ enum Part {
     Cost,
     /// Hit ratios of the cache, with and without a scan
     Ratio,
+    /// Where the instructions of an I/O go; writes docs/benchmarks.md
+    Profile,
 }
 
 impl Part {
@@ -61,6 +64,7 @@ impl Part {
         match self {
             Self::Cost => "cost",
             Self::Ratio => "ratio",
+            Self::Profile => "profile",
         }
     }
 }
@@ -89,17 +93,24 @@ fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
     if !peers {
         built.push(vm::server()?);
     }
+    if part == Part::Profile {
+        setup::profiler()?;
+    }
     let kernel = setup::guest()?;
     let config = Config {
-        cpus: if part == Part::Cost { 1 } else { 2 },
-        icount: part == Part::Cost,
+        cpus: if part == Part::Ratio { 2 } else { 1 },
+        icount: part != Part::Ratio,
         memory: "4G".to_owned(),
         silence: Some(GUEST_SILENCE),
         built,
+        programs: (part == Part::Profile)
+            .then(|| "perf".to_owned())
+            .into_iter()
+            .collect(),
         ..Config::default()
     };
     let clock = match part {
-        Part::Cost => "on the instruction clock",
+        Part::Cost | Part::Profile => "on the instruction clock",
         Part::Ratio => "for the hit ratios",
     };
     progress::note(&format!("booting Linux {} {clock}", kernel.release));
@@ -107,6 +118,9 @@ fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
         .map(str::to_owned)
         .to_vec();
     argv.extend(peers.then(|| "--peers".to_owned()));
+    if part == Part::Profile {
+        return profile::in_guest(&config, &kernel, &argv);
+    }
     guest::run(&config, &kernel, &argv, &mut guest::Inherit)
 }
 
@@ -120,9 +134,13 @@ fn measure(part: Part, peers: bool) -> Result<ExitCode> {
             missed + hits::table(peers)?
         }
         Part::Ratio => ratio::table(peers)?,
+        Part::Profile => {
+            profile::measure()?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     let (what, all) = match part {
-        Part::Cost => ("floors missed", "every floor was reached"),
+        Part::Cost | Part::Profile => ("floors missed", "every floor was reached"),
         Part::Ratio => ("claims that do not hold", "every claim holds"),
     };
     match missed {

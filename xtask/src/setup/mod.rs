@@ -40,6 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     // First what may need the user's hand.
     guest_tools()?;
+    profiler()?;
     bpf_tools()?;
     kernel_headers()?;
     let kernel = guest()?;
@@ -88,11 +89,21 @@ pub(crate) fn guest_tools() -> Result<()> {
     packages::obtain(packages::GUEST.iter().chain(&packages::TOOLS))
 }
 
+/// What the benchmark profiles with.
+pub(crate) fn profiler() -> Result<()> {
+    packages::obtain(&packages::PROFILER)
+}
+
 fn check() -> Result<ExitCode> {
-    let mut missing: Vec<String> = packages::missing(packages::GUEST.iter().chain(&packages::TOOLS))
-        .into_iter()
-        .map(|package| format!("package {package}"))
-        .collect();
+    let mut missing: Vec<String> = packages::missing(
+        packages::GUEST
+            .iter()
+            .chain(&packages::TOOLS)
+            .chain(&packages::PROFILER),
+    )
+    .into_iter()
+    .map(|package| format!("package {package}"))
+    .collect();
     if bpf_linker::present()?.is_none() {
         missing.push("bpf-linker".to_owned());
     }

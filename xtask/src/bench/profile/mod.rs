@@ -1,0 +1,219 @@
+//! Where the instructions of an I/O go: fio reads, perf samples the whole guest, and each sample's stack is given to a
+//! part of the I/O's way.
+//!
+//! perf's `cpu-clock` is a timer, and on the instruction clock a timer counts instructions. A sample that falls due
+//! while interrupts are off is taken where they come on again. What the interrupt itself costs is in no sample: so the
+//! shares are of a sampled run, and the instructions of an I/O, which they are shares of, are of a run without perf.
+
+mod page;
+mod parts;
+mod stacks;
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::fio::{self, Job};
+use super::ours::Device;
+use super::peers::FAST;
+use super::{hits, report};
+use crate::command;
+use crate::guest::{self, Config, Outcome};
+use crate::setup::kernel::Kernel;
+use stacks::{Counted, Stack};
+
+/// Runs of fio without perf that count.
+const RUNS: usize = 3;
+/// Instructions between two samples: a prime, that nothing else repeats by.
+const PERIOD: u32 = 20_011;
+/// Seconds that fio reads behind perf, which takes two to start.
+const FIO_SECONDS: u32 = 8;
+/// Where perf keeps its samples.
+const SAMPLES: &str = "/tmp/samples";
+/// What perf may spend, how deep it looks, and how: not stopped for being slow, and past the kernel's deepest stacks.
+const SETTINGS: [(&str, &str); 3] = [
+    ("/proc/sys/kernel/perf_cpu_time_max_percent", "0"),
+    ("/proc/sys/kernel/perf_event_max_stack", "64"),
+    ("/proc/sys/kernel/kptr_restrict", "0"),
+];
+
+/// What is profiled.
+struct Case {
+    /// Names the picture, too.
+    name: &'static str,
+    title: &'static str,
+    start: fn() -> Result<Device>,
+    range_mib: Option<u64>,
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        name: "null",
+        title: "null",
+        start: || passthrough("null:8G,unfilled"),
+        range_mib: None,
+    },
+    Case {
+        name: "passthrough",
+        title: "passthrough",
+        start: || passthrough(FAST),
+        range_mib: None,
+    },
+    Case {
+        name: "hit",
+        title: "hit",
+        start: hit,
+        range_mib: Some(hits::RANGE_MIB),
+    },
+];
+
+/// What came of a case.
+struct Profile {
+    case: &'static Case,
+    /// Instructions of an I/O, without perf.
+    instructions: f64,
+    counted: Counted,
+}
+
+/// Boots the guest, and writes to the page what it measured.
+pub(super) fn in_guest(config: &Config, kernel: &Kernel, argv: &[String]) -> Result<Outcome> {
+    let mut collect = Collect(Vec::new());
+    let outcome = guest::run(config, kernel, argv, &mut collect)?;
+    if outcome != Outcome::Exited(0) {
+        return Ok(outcome);
+    }
+    let text = String::from_utf8_lossy(&collect.0);
+    let profiles = text.lines().map(parse).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        profiles.len() == CASES.len(),
+        "the guest sent {} profiles of {}",
+        profiles.len(),
+        CASES.len()
+    );
+    let section = page::section(&profiles);
+    println!("{section}");
+    report::replace("profile", &section)?;
+    for profile in &profiles {
+        report::picture(&page::picture_name(profile.case), &page::flame_graph(profile)?)?;
+    }
+    Ok(outcome)
+}
+
+/// Measures every case, and prints a line of JSON for each.
+pub(super) fn measure() -> Result<()> {
+    for (path, value) in SETTINGS {
+        std::fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))?;
+    }
+    for case in &CASES {
+        let device = (case.start)()?;
+        let job = Job {
+            device: device.path(),
+            block: "4k",
+            range_mib: case.range_mib,
+        };
+        let iops = fio::measure(&job, RUNS)?.median;
+        let counted = sample(&job).with_context(|| format!("profiling {}", case.name))?;
+        device.stop()?;
+        let folded: Vec<String> = counted
+            .iter()
+            .map(|(stack, count)| stacks::fold(stack, *count))
+            .collect();
+        println!("{}", json!({ "case": case.name, "iops": iops, "stacks": folded }));
+    }
+    Ok(())
+}
+
+fn passthrough(backing: &str) -> Result<Device> {
+    let queue = ["--queues", "1", "--depth", "128", "--policy", "passthrough"];
+    Device::start(&[["--backing", backing].as_slice(), &queue].concat())
+}
+
+/// A cache that has what will be read, on a ram disk whose pages are as empty as passthrough's.
+fn hit() -> Result<Device> {
+    let device = hits::warm_device()?;
+    hits::discard_fast()?;
+    Ok(device)
+}
+
+/// The stacks of one second of fio's reads.
+fn sample(job: &Job<'_>) -> Result<Counted> {
+    let mut reads = Reads(fio::background(job, FIO_SECONDS)?);
+    std::thread::sleep(Duration::from_millis(500));
+    let period = PERIOD.to_string();
+    let record = [
+        "record",
+        "-q",
+        "-a",
+        "-e",
+        "cpu-clock",
+        "-g",
+        "-o",
+        SAMPLES,
+        "-c",
+        &period,
+    ];
+    command::output(Command::new("perf").args(record).args(["--", "sleep", "1"]))?;
+    ensure!(
+        reads.0.try_wait()?.is_none(),
+        "fio ended within {FIO_SECONDS} s, before perf had its samples"
+    );
+    ensure!(reads.0.wait()?.success(), "fio failed beside perf");
+    let script = ["script", "--no-inline", "-F", "comm,ip,sym,dso", "-i", SAMPLES];
+    let text = command::output(Command::new("perf").args(script))?;
+    let counted: Counted = stacks::read_perf(&text)
+        .into_iter()
+        .filter(|(stack, _)| is_counted(stack))
+        .collect();
+    if counted.is_empty() {
+        bail!("perf took no sample");
+    }
+    Ok(counted)
+}
+
+/// Neither perf itself nor an idle CPU.
+fn is_counted(stack: &Stack) -> bool {
+    !["perf", "sleep", "swapper"]
+        .iter()
+        .any(|task| stack.task.starts_with(task))
+}
+
+/// fio in the background; dropped, it is waited for.
+struct Reads(Child);
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        // It ends by itself after its seconds, and was waited for unless an error will be told.
+        let _ = self.0.wait();
+    }
+}
+
+fn parse(line: &str) -> Result<Profile> {
+    let value: Value =
+        serde_json::from_str(line).with_context(|| format!("the guest sent no profile: {line}"))?;
+    let name = value["case"].as_str().unwrap_or_default();
+    let case = CASES.iter().find(|case| case.name == name);
+    let stacks = value["stacks"].as_array().context("a profile without stacks")?;
+    let counted = stacks.iter().map(|stack| stacks::unfold(stack.as_str()?));
+    Ok(Profile {
+        case: case.with_context(|| format!("an unknown case: {name}"))?,
+        instructions: 1e9 / value["iops"].as_f64().context("a profile without IOPS")?,
+        counted: counted
+            .collect::<Option<_>>()
+            .context("a profile with a stack that is none")?,
+    })
+}
+
+/// Keeps what the guest measured, and passes its errors on.
+struct Collect(Vec<u8>);
+
+impl guest::Sink for Collect {
+    fn out(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn err(&mut self, bytes: &[u8]) {
+        guest::Inherit.err(bytes);
+    }
+}
