@@ -29,7 +29,7 @@ const RUNS: usize = 3;
 /// Instructions between two samples: a prime, that nothing else repeats by.
 const PERIOD: u32 = 20_011;
 /// Seconds that fio reads behind perf, which takes two to start.
-const FIO_SECONDS: u32 = 8;
+const FIO_SECONDS: u32 = 15;
 /// Where perf keeps its samples.
 const SAMPLES: &str = "/tmp/samples";
 /// What perf may spend, how deep it looks, and how: not stopped for being slow, and past the kernel's deepest stacks.
@@ -142,9 +142,12 @@ fn sample(job: &Job<'_>) -> Result<Counted> {
     let mut reads = Reads(fio::background(job, FIO_SECONDS)?);
     std::thread::sleep(Duration::from_millis(500));
     let period = PERIOD.to_string();
+    // Without build ids: to read those of all that ran takes perf seconds after the last sample.
     let record = [
         "record",
         "-q",
+        "-B",
+        "-N",
         "-a",
         "-e",
         "cpu-clock",
