@@ -19,9 +19,9 @@ use super::fio::{self, Job};
 use super::ours::Device;
 use super::peers::FAST;
 use super::{hits, report};
-use crate::command;
 use crate::guest::{self, Config, Outcome};
 use crate::setup::kernel::Kernel;
+use crate::{command, progress};
 use stacks::{Counted, Stack};
 
 /// Runs of fio without perf that count.
@@ -107,6 +107,7 @@ pub(super) fn measure() -> Result<()> {
         std::fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))?;
     }
     for case in &CASES {
+        progress::note(&format!("profiling {}", case.title));
         let device = (case.start)()?;
         let job = Job {
             device: device.path(),
