@@ -1,7 +1,7 @@
 //! Runs fio, with random reads unless something else is asked for, and reads what came of it.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::command;
 
 const FIO: [&str; 15] = [
-    "--name=bench",
     "--rw=randread",
     "--direct=1",
     "--ioengine=io_uring",
@@ -23,12 +22,14 @@ const FIO: [&str; 15] = [
     "--iodepth_batch_complete_min=32",
     "--runtime=1",
     "--time_based",
+    "--group_reporting",
     "--output-format=json",
 ];
 
 /// What fio reads.
 pub(super) struct Job<'a> {
-    pub(super) device: &'a Path,
+    /// Each is read by a process of its own.
+    pub(super) devices: &'a [&'a Path],
     /// Bytes a read, as fio takes them: `4k`.
     pub(super) block: &'a str,
     /// Only so much of the device, from its start, in MiB.
@@ -67,14 +68,31 @@ pub(super) struct Run {
 }
 
 /// Runs fio once. Of options that contradict each other it takes the later one: these, not the usual ones.
-pub(super) fn run(job: &Job<'_>, options: &[String]) -> Result<Run> {
+pub(super) fn run(job: &Job<'_>, options: &[&str]) -> Result<Run> {
+    parse(&command::output(&mut command(job, options))?)
+}
+
+/// Starts a run whose result nobody wants; killed, it has ended, for its jobs are threads.
+pub(super) fn background(job: &Job<'_>, options: &[&str]) -> Result<Child> {
+    command(job, options)
+        .arg("--thread")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start fio")
+}
+
+fn command(job: &Job<'_>, options: &[&str]) -> Command {
     let mut fio = Command::new("fio");
     fio.args(FIO)
-        .arg(format!("--filename={}", job.device.display()))
         .arg(format!("--bs={}", job.block))
         .args(job.range_mib.map(|mib| format!("--size={mib}M")))
         .args(options);
-    parse(&command::output(&mut fio)?)
+    // What stands before the first name is about every job.
+    for device in job.devices {
+        fio.args(["--name=bench", &format!("--filename={}", device.display())]);
+    }
+    fio
 }
 
 fn parse(text: &str) -> Result<Run> {

@@ -16,6 +16,7 @@ mod load;
 mod modes;
 mod ours;
 mod peers;
+mod profile;
 mod ratio;
 mod report;
 mod subject;
@@ -59,6 +60,8 @@ enum Part {
     Compared,
     /// Hit ratios of the cache, with and without a scan
     Ratio,
+    /// Where the instructions of an I/O go
+    Profile,
     /// Whether everything that ublk-bpf is compared with works
     #[value(hide = true)]
     Peers,
@@ -145,6 +148,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         let result = match part {
             Part::Compared => compared::run_on_host(&plan)?,
             Part::Ratio => ratio_on_host()?,
+            Part::Profile => profile::run_on_host()?,
             Part::Peers => peers_on_host()?,
         };
         if result != ExitCode::SUCCESS {
@@ -162,6 +166,7 @@ fn here(selection: &Selection, plan: &compared::Plan) -> Result<ExitCode> {
     match part {
         Part::Compared => compared::here(plan).map(|()| ExitCode::SUCCESS),
         Part::Ratio => ratio_here(),
+        Part::Profile => profile::here().map(|()| ExitCode::SUCCESS),
         Part::Peers => peers_here(),
     }
 }
@@ -265,7 +270,7 @@ mod tests {
     #[test]
     fn parts_and_subjects_are_told_apart() {
         let all = selection(&[]).expect("selected");
-        assert_eq!(all.parts, [Part::Compared, Part::Ratio]);
+        assert_eq!(all.parts, [Part::Compared, Part::Ratio, Part::Profile]);
         let some = selection(&["--only", "brd,ublk-bpf-hit"]).expect("selected");
         assert_eq!(some.parts, [Part::Compared]);
         assert_eq!(some.subjects, ["brd", "ublk-bpf-hit"]);

@@ -54,11 +54,13 @@ pub(super) fn calls(subject: &dyn Subject, case: Case) -> Result<f64> {
 
 fn run(device: &Path, case: Case, length: &str) -> Result<Run> {
     let job = Job {
-        device,
+        devices: &[device],
         block: &case.block.to_string(),
         range_mib: Some(RANGE_MIB / u64::from(case.cpus)),
     };
-    fio::run(&job, &options(case, length)).with_context(|| case.to_string())
+    let options = options(case, length);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    fio::run(&job, &options).with_context(|| case.to_string())
 }
 
 fn options(case: Case, length: &str) -> Vec<String> {
@@ -77,7 +79,6 @@ fn options(case: Case, length: &str) -> Vec<String> {
             format!("--offset_increment={}M", RANGE_MIB / u64::from(case.cpus)),
             format!("--cpus_allowed=0-{}", case.cpus - 1),
             "--cpus_allowed_policy=split".to_owned(),
-            "--group_reporting".to_owned(),
         ]);
     }
     options

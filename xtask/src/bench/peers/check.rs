@@ -39,7 +39,7 @@ fn line(kind: &Kind) -> Result<String> {
     let before = disks()?;
     let subject = (kind.start)(SHAPE)?;
     let job = Job {
-        device: subject.path(),
+        devices: &[subject.path()],
         block: "4k",
         range_mib: None,
     };

@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Reads the first MiBs of a device at random until nothing of it misses.
 pub(super) fn warm(device: &Path, mib: u64, misses: impl Fn() -> Result<u64>) -> Result<()> {
     let job = Job {
-        device,
+        devices: &[device],
         block: "4k",
         range_mib: Some(mib),
     };
