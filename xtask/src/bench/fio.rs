@@ -68,11 +68,17 @@ pub(super) fn measure(job: &Job<'_>, runs: usize) -> Result<Summary> {
 
 /// The I/Os per second of one run.
 pub(super) fn iops(job: &Job<'_>) -> Result<f64> {
+    iops_with(job, &[])
+}
+
+/// The same with further options of fio, which takes the later one where two contradict each other.
+pub(super) fn iops_with(job: &Job<'_>, options: &[&str]) -> Result<f64> {
     let mut fio = Command::new("fio");
     fio.args(FIO)
         .arg(format!("--filename={}", job.device.display()))
         .arg(format!("--bs={}", job.block))
-        .args(job.range_mib.map(|mib| format!("--size={mib}M")));
+        .args(job.range_mib.map(|mib| format!("--size={mib}M")))
+        .args(options);
     read_iops(&command::output(&mut fio)?)
 }
 

@@ -19,7 +19,6 @@ use super::peers::{self, BLOCK, DmCache, FAST, SLOW};
 /// What is read and cached, in MiB.
 const RANGE_MIB: u64 = 128;
 const RANGE: u64 = RANGE_MIB << 20;
-const BLOCKS: u64 = RANGE / BLOCK;
 /// Runs of fio that count, for each case: all but equal, as they were.
 const RUNS: usize = 3;
 /// Promotion runs behind the reads.
@@ -121,6 +120,14 @@ fn line(name: &str, case: (Pages, &str), result: &Summary, floor: Option<f64>, p
 }
 
 fn ours() -> Result<Results> {
+    let device = warm(RANGE_MIB)?;
+    let results = measure_hits(&device)?;
+    device.stop()?;
+    Ok(results)
+}
+
+/// A device of ours that has its first MiBs in its cache.
+pub(super) fn warm(mib: u64) -> Result<Device> {
     discard_fast()?;
     let device = Device::start(&[
         "--backing",
@@ -139,28 +146,26 @@ fn ours() -> Result<Results> {
         "--depth",
         "128",
     ])?;
-    warm_by_reading(&device)?;
-    let results = measure_hits(&device)?;
-    device.stop()?;
-    Ok(results)
+    warm_by_reading(&device, (mib << 20) / BLOCK)?;
+    Ok(device)
 }
 
-/// Reads the range until every block of it is promoted.
-fn warm_by_reading(device: &Device) -> Result<()> {
+/// Reads the first blocks until every one of them is promoted.
+fn warm_by_reading(device: &Device, blocks: u64) -> Result<()> {
     let block = usize::try_from(BLOCK)?;
     let mut reader = Reader::open(device.path(), block)?;
     let started = Instant::now();
     loop {
-        for first in (0..BLOCKS).step_by(DEPTH) {
-            let batch: Vec<u64> = (first..BLOCKS).take(DEPTH).map(|number| number * BLOCK).collect();
+        for first in (0..blocks).step_by(DEPTH) {
+            let batch: Vec<u64> = (first..blocks).take(DEPTH).map(|number| number * BLOCK).collect();
             reader.read(&batch, block)?;
         }
         let promoted = device.counts()?.promoted;
-        if promoted >= BLOCKS {
+        if promoted >= blocks {
             return Ok(());
         }
         if started.elapsed() > WARM_LIMIT {
-            bail!("ublk-bpf promoted {promoted} of the {BLOCKS} blocks that were read again and again");
+            bail!("ublk-bpf promoted {promoted} of the {blocks} blocks that were read again and again");
         }
     }
 }
@@ -238,7 +243,7 @@ fn job<'a>(device: &'a Path, block: &'a str) -> Job<'a> {
 
 /// Leaves the fast device without any page. What ublk-bpf keeps there about the cache goes too: it writes that anew
 /// when it stops, and no one reads it before.
-fn discard_fast() -> Result<()> {
+pub(super) fn discard_fast() -> Result<()> {
     discard(FAST, super::RAM_DISK_MIB << 20)
 }
 

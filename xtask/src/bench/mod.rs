@@ -11,6 +11,7 @@ mod cost;
 mod counts;
 mod discard;
 mod fio;
+pub(crate) mod guard;
 mod hits;
 mod load;
 mod ours;
@@ -35,6 +36,7 @@ const GUEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Options of `bench`.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("what").args(["only", "guard"])))]
 pub(crate) struct Options {
     /// Measure only this
     #[arg(long, value_name = "WHAT")]
@@ -42,8 +44,14 @@ pub(crate) struct Options {
     /// Measure only what ublk-bpf's cache is compared with
     #[arg(long)]
     peers: bool,
+    /// Only a short run, which fails where an I/O costs more than xtask/baseline.toml says
+    #[arg(long, conflicts_with = "peers")]
+    guard: bool,
+    /// Write what the guard measures to xtask/baseline.toml
+    #[arg(long, requires = "guard", conflicts_with = "here")]
+    update: bool,
     /// Measure in this system, with the ublk-bpf on the PATH
-    #[arg(long, hide = true, requires = "only")]
+    #[arg(long, hide = true, requires = "what")]
     here: bool,
 }
 
@@ -67,6 +75,14 @@ impl Part {
 
 /// Measures, and fails if a floor is not reached or a claim does not hold.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.guard && options.here {
+        peers::make_ram_disks(RAM_DISK_MIB)?;
+        guard::measure_here()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.guard {
+        return guard::run(options.update);
+    }
     if let (true, Some(part)) = (options.here, options.only) {
         return measure(part, options.peers);
     }

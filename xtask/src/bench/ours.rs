@@ -37,6 +37,12 @@ impl Device {
         &self.path
     }
 
+    /// Everything that it counts, as it tells it.
+    pub(super) fn stats(&self) -> Result<Value> {
+        let text = command::output(Command::new("ublk-bpf").args(["stats", &self.id, "--json"]))?;
+        serde_json::from_str(&text).context("the statistics are no JSON")
+    }
+
     pub(super) fn stop(mut self) -> Result<()> {
         self.stopped = true;
         command::output(Command::new("ublk-bpf").args(["stop", &self.id])).map(drop)
@@ -49,8 +55,7 @@ impl Cached for Device {
     }
 
     fn counts(&self) -> Result<Counts> {
-        let text = command::output(Command::new("ublk-bpf").args(["stats", &self.id, "--json"]))?;
-        parse(&text)
+        parse(&self.stats()?)
     }
 }
 
@@ -63,8 +68,7 @@ impl Drop for Device {
     }
 }
 
-fn parse(text: &str) -> Result<Counts> {
-    let stats: Value = serde_json::from_str(text).context("the statistics are no JSON")?;
+fn parse(stats: &Value) -> Result<Counts> {
     let number = |path: &str| {
         let value = stats.pointer(path).and_then(Value::as_u64);
         value.with_context(|| format!("the statistics have no number {path}"))
@@ -80,18 +84,21 @@ fn parse(text: &str) -> Result<Counts> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn counts_are_read_from_the_statistics() {
-        let text = r#"{"server":{"arrived":10,"hits":7},"cache":{"promoted":3}}"#;
+        let stats = json!({"server": {"arrived": 10, "hits": 7}, "cache": {"promoted": 3}});
         let counts = Counts {
             reads: 10,
             hits: 7,
             promoted: 3,
         };
-        assert_eq!(parse(text).expect("parsed"), counts);
-        let error = parse(r#"{"server":{"arrived":10,"hits":7},"cache":null}"#).expect_err("no cache");
+        assert_eq!(parse(&stats).expect("parsed"), counts);
+        let stats = json!({"server": {"arrived": 10, "hits": 7}, "cache": null});
+        let error = parse(&stats).expect_err("no cache");
         assert!(error.to_string().contains("/cache/promoted"), "{error}");
     }
 }
