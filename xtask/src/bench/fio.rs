@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::command;
 
 const FIO: [&str; 15] = [
-    "--name=bench",
     "--rw=randread",
     "--direct=1",
     "--ioengine=io_uring",
@@ -23,6 +22,7 @@ const FIO: [&str; 15] = [
     "--iodepth_batch_complete_min=32",
     "--runtime=1",
     "--time_based",
+    "--group_reporting",
     "--output-format=json",
 ];
 
@@ -73,12 +73,19 @@ pub(super) fn iops(job: &Job<'_>) -> Result<f64> {
 
 /// The same with further options of fio, which takes the later one where two contradict each other.
 pub(super) fn iops_with(job: &Job<'_>, options: &[&str]) -> Result<f64> {
+    let size = job.range_mib.map(|mib| format!("--size={mib}M"));
+    let options: Vec<&str> = options.iter().copied().chain(size.as_deref()).collect();
+    iops_of_all(&[job.device], job.block, &options)
+}
+
+/// Those of all these devices together, each read by a process of its own.
+pub(super) fn iops_of_all(devices: &[&Path], block: &str, options: &[&str]) -> Result<f64> {
     let mut fio = Command::new("fio");
-    fio.args(FIO)
-        .arg(format!("--filename={}", job.device.display()))
-        .arg(format!("--bs={}", job.block))
-        .args(job.range_mib.map(|mib| format!("--size={mib}M")))
-        .args(options);
+    fio.args(FIO).arg(format!("--bs={block}")).args(options);
+    // What stands before the first name is about every job.
+    for device in devices {
+        fio.args(["--name=bench", &format!("--filename={}", device.display())]);
+    }
     read_iops(&command::output(&mut fio)?)
 }
 

@@ -7,12 +7,13 @@
 mod baseline;
 mod cases;
 
+use std::cmp::Ordering;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use crate::guest::{self, Config, Inherit, Outcome, Sink};
-use crate::{progress, setup, vm};
+use super::boot::Guest;
+use crate::{progress, setup};
 use baseline::{Baseline, Environment, Figures};
 
 pub(super) use cases::measure as measure_here;
@@ -20,9 +21,9 @@ pub(super) use cases::measure as measure_here;
 /// What writes the baseline, as one types it.
 const UPDATE: &str = "cargo xtask bench --guard --update";
 /// So much more than the baseline, in per cent, is too much. Runs of the same program differ by some 0.5.
-const LIMIT: f64 = 3.0;
+const LIMIT: u32 = 3;
 /// The same where the kernel or a tool is another one than the baseline's.
-const LIMIT_ELSEWHERE: f64 = 10.0;
+const LIMIT_ELSEWHERE: u32 = 10;
 
 /// Measures; then compares with the baseline, or writes it.
 pub(super) fn run(update: bool) -> Result<ExitCode> {
@@ -51,46 +52,15 @@ pub(crate) fn holds() -> Result<bool> {
 
 /// Measures in a guest.
 fn measure() -> Result<Baseline> {
-    setup::guest_tools()?;
-    let built = vec![vm::this_program()?, vm::server()?];
-    let kernel = setup::guest()?;
-    let config = Config {
+    let guest = Guest {
         cpus: 1,
-        icount: true,
-        silence: Some(super::GUEST_SILENCE),
-        built,
-        ..Config::default()
+        memory: "2G",
     };
-    progress::note(&format!(
-        "booting Linux {} on the instruction clock for the guard of what an I/O costs",
-        kernel.release
-    ));
-    let mut said = Said::default();
-    let argv = [vm::GUEST_XTASK, "bench", "--here", "--guard"].map(str::to_owned);
-    let outcome = guest::run(&config, &kernel, &argv, &mut said)?;
-    ensure!(
-        outcome == Outcome::Exited(0),
-        "cannot measure for the guard: {}",
-        guest::describe(&outcome)
-    );
+    let figures = guest.output("for the guard of what an I/O costs", &["--guard"])?;
     Ok(Baseline {
-        environment: Environment::of(&kernel.release)?,
-        instructions: baseline::parse_figures(&String::from_utf8_lossy(&said.0))?,
+        environment: Environment::of(&setup::guest()?.release)?,
+        instructions: baseline::parse_figures(&figures)?,
     })
-}
-
-/// Keeps what the guest's program prints, and passes on what it complains of.
-#[derive(Default)]
-struct Said(Vec<u8>);
-
-impl Sink for Said {
-    fn out(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn err(&mut self, bytes: &[u8]) {
-        Inherit.err(bytes);
-    }
 }
 
 /// What came of a comparison.
@@ -114,13 +84,13 @@ impl Comparison {
                 "so the limit is {limit} % and not {LIMIT}: `{UPDATE}` measures the baseline anew\n"
             ));
         }
-        let beyond = |sign: f64| {
+        let count = |moved| {
             let pairs = pairs(&baseline.instructions, &measured.instructions);
             pairs
-                .filter(|(_, was, is)| change(*was, *is) * sign > limit)
+                .filter(|(_, was, is)| beyond(limit, *was, *is) == moved)
                 .count()
         };
-        let (risen, fallen) = (beyond(1.0), beyond(-1.0));
+        let (risen, fallen) = (count(Ordering::Greater), count(Ordering::Less));
         if risen > 0 {
             text.push_str(&format!(
                 "{} more than {limit} % more than {}; if that is meant: `{UPDATE}`\n",
@@ -147,18 +117,18 @@ fn cost(cases: usize) -> String {
     }
 }
 
-fn table(baseline: &Figures, measured: &Figures, limit: f64) -> String {
+fn table(baseline: &Figures, measured: &Figures, limit: u32) -> String {
     let mut text = format!(
         "{:<24}{:>10}{:>10}{:>12}\n",
         "instructions per I/O", "baseline", "measured", "difference"
     );
     for (case, was, is) in pairs(baseline, measured) {
-        let change = change(was, is);
-        let verdict = match change {
-            rise if rise > limit => "  too much",
-            fall if fall < -limit => "  less",
-            _ => "  ok",
+        let verdict = match beyond(limit, was, is) {
+            Ordering::Greater => "  too much",
+            Ordering::Less => "  less",
+            Ordering::Equal => "  ok",
         };
+        let change = (f64::from(is) / f64::from(was) - 1.0) * 100.0;
         text.push_str(&format!(
             "{case:<24}{was:>10}{is:>10}{change:>+10.1} %{verdict}\n"
         ));
@@ -174,9 +144,16 @@ fn pairs<'a>(
     cases::names().filter_map(|case| Some((case, *baseline.get(case)?, *measured.get(case)?)))
 }
 
-/// In per cent.
-fn change(was: u32, is: u32) -> f64 {
-    (f64::from(is) / f64::from(was) - 1.0) * 100.0
+/// Whether a cost moved by more than so many per cent, and which way.
+fn beyond(limit: u32, was: u32, is: u32) -> Ordering {
+    let (was, is) = (u64::from(was), u64::from(is) * 100);
+    if is > was * u64::from(100 + limit) {
+        Ordering::Greater
+    } else if is < was * u64::from(100 - limit) {
+        Ordering::Less
+    } else {
+        Ordering::Equal
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!
 //! Hit ratios are measured in another guest, on the ordinary clock: dm-cache, with which ours is compared, works by it.
 
+mod boot;
 mod cost;
 mod counts;
 mod discard;
@@ -18,12 +19,13 @@ mod ours;
 mod peers;
 mod ratio;
 mod report;
+mod scale;
 mod subject;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::guest::{self, Config, Outcome};
@@ -50,6 +52,9 @@ pub(crate) struct Options {
     /// Write what the guard measures to xtask/baseline.toml
     #[arg(long, requires = "guard", conflicts_with = "here")]
     update: bool,
+    /// Of what is about scale, measure only this
+    #[arg(long, value_name = "WHAT")]
+    step: Option<scale::Step>,
     /// Measure in this system, with the ublk-bpf on the PATH
     #[arg(long, hide = true, requires = "what")]
     here: bool,
@@ -62,6 +67,8 @@ enum Part {
     Cost,
     /// Hit ratios of the cache, with and without a scan
     Ratio,
+    /// How cost and memory grow, to a section each of docs/benchmarks.md
+    Scale,
 }
 
 impl Part {
@@ -69,6 +76,7 @@ impl Part {
         match self {
             Self::Cost => "cost",
             Self::Ratio => "ratio",
+            Self::Scale => "scale",
         }
     }
 }
@@ -82,6 +90,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.guard {
         return guard::run(options.update);
+    }
+    if options.only == Some(Part::Scale) {
+        return scale::run(options.step, options.here);
     }
     if let (true, Some(part)) = (options.here, options.only) {
         return measure(part, options.peers);
@@ -116,7 +127,7 @@ fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
     };
     let clock = match part {
         Part::Cost => "on the instruction clock",
-        Part::Ratio => "for the hit ratios",
+        Part::Ratio | Part::Scale => "for the hit ratios",
     };
     progress::note(&format!("booting Linux {} {clock}", kernel.release));
     let mut argv = [vm::GUEST_XTASK, "bench", "--here", "--only", part.name()]
@@ -136,10 +147,11 @@ fn measure(part: Part, peers: bool) -> Result<ExitCode> {
             missed + hits::table(peers)?
         }
         Part::Ratio => ratio::table(peers)?,
+        Part::Scale => bail!("scale is measured by its steps"),
     };
     let (what, all) = match part {
         Part::Cost => ("floors missed", "every floor was reached"),
-        Part::Ratio => ("claims that do not hold", "every claim holds"),
+        Part::Ratio | Part::Scale => ("claims that do not hold", "every claim holds"),
     };
     match missed {
         _ if peers => {}

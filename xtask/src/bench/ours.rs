@@ -43,6 +43,25 @@ impl Device {
         serde_json::from_str(&text).context("the statistics are no JSON")
     }
 
+    /// The process that serves it.
+    pub(super) fn server(&self) -> Result<u32> {
+        let text = command::output(Command::new("ublk-bpf").args(["show", &self.id, "--json"]))?;
+        let shown: Value = serde_json::from_str(&text).context("what is shown is no JSON")?;
+        let server = shown["server"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        server.with_context(|| format!("ublkb{} has no server", self.id))
+    }
+
+    /// Bytes that a pinned map of its takes.
+    pub(super) fn map_bytes(&self, map: &str) -> Result<u64> {
+        let pin = format!("/sys/fs/bpf/ublk-bpf/ublkb{}/{map}", self.id);
+        let text = command::output(Command::new("bpftool").args(["-j", "map", "show", "pinned", &pin]))?;
+        let shown: Value = serde_json::from_str(&text).context("what bpftool shows is no JSON")?;
+        let bytes = &shown["bytes_memlock"];
+        // bpftool gives it as a number in some versions, and as words in others.
+        let number = bytes.as_u64().or_else(|| bytes.as_str()?.parse().ok());
+        number.with_context(|| format!("bpftool tells no size of the map {map}"))
+    }
+
     pub(super) fn stop(mut self) -> Result<()> {
         self.stopped = true;
         command::output(Command::new("ublk-bpf").args(["stop", &self.id])).map(drop)

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::super::fio::{self, Job, Summary};
 use super::super::hits;
 use super::super::ours::Device;
-use super::super::peers::{self, FAST};
+use super::super::peers::FAST;
 
 /// Runs of fio that count, for each case, after one that does not.
 const RUNS: usize = 3;
