@@ -32,7 +32,7 @@ const fn guest(cpus: u32) -> Guest {
     Guest { cpus, memory: "4G" }
 }
 
-const RUNTIME: &str = "--runtime=200ms";
+const RUNTIME: &str = "--runtime=100ms";
 
 fn rows() -> Result<()> {
     let cpus = std::thread::available_parallelism()?.get();
