@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::cache::{self, CacheDevice, CacheError, CacheService};
+use super::cache::{self, CacheDevice, CacheError, CacheService, MapsBefore};
 use super::claim::Claim;
 use super::isolation::isolate;
 use super::leftover;
@@ -169,7 +169,8 @@ fn serve_new(options: &Options, ready: impl FnOnce(&Ready)) -> Result<(), ServeE
     policy::swap(&spec.disk, &policy)?;
     let cached = cache.as_ref().zip(classifier.cache());
     let service = cached.map(|(cache, maps)| {
-        CacheService::new(cache, (&target, facts.sectors), maps, cache.warm(&target)?, false)
+        let entries = cache.warm(&target)?;
+        CacheService::new(cache, (&target, facts.sectors), maps, entries, MapsBefore::New)
     });
     let service = service.transpose()?;
     let cache = cache.as_ref().map(CacheDevice::record);
@@ -240,7 +241,9 @@ fn serve_again(id: DeviceId, ready: impl FnOnce(&Ready)) -> Result<(), ServeErro
             (&target, before.sectors),
             maps,
             entries,
-            detached.is_some(),
+            MapsBefore::Served {
+                was_detached: detached.is_some(),
+            },
         )
     });
     let service = service.transpose()?;

@@ -2,12 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::counts::{Cached, Counts};
 use crate::command;
+
+/// A client that has ended does not use a device for longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A device of ublk-bpf's; dropped, it is stopped.
 pub(super) struct Device {
@@ -64,7 +69,16 @@ impl Device {
 
     pub(super) fn stop(mut self) -> Result<()> {
         self.stopped = true;
-        command::output(Command::new("ublk-bpf").args(["stop", &self.id])).map(drop)
+        // The kernel takes a client's files from its ring a moment after the client has ended.
+        let deadline = Instant::now() + STOP_LIMIT;
+        loop {
+            match command::output(Command::new("ublk-bpf").args(["stop", &self.id])) {
+                Err(error) if error.to_string().contains("is in use") && Instant::now() < deadline => {
+                    std::thread::sleep(STOP_PAUSE);
+                }
+                ended => return ended.map(drop),
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The device's size, without a cache and with one.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -39,7 +39,12 @@ const CASES: [(&str, Option<&str>); 10] = [
     ("mem:16T", Some("4K")),
 ];
 
+/// The kernel frees a map some time after its last user has gone.
+const SETTLE: Duration = Duration::from_secs(2);
+
 fn rows() -> Result<()> {
+    // The first start reads the programs from their files and loads modules.
+    Device::start(&["--backing", "null:1G"])?.stop()?;
     CASES.into_iter().try_for_each(row)
 }
 
@@ -58,12 +63,16 @@ fn row((backing, block): (&str, Option<&str>)) -> Result<()> {
         options.extend(["--cache", "mem:1G", "--cache-block", block]);
     }
     let name = format!("| `{backing}` | {} ", block.unwrap_or("no cache"));
+    std::thread::sleep(SETTLE);
     let (before, started) = (available_mib()?, Instant::now());
     let device = match Device::start(&options) {
         Ok(device) => device,
         // A limit is a result too.
         Err(error) => {
-            let why = error.to_string().replace(['\n', '|'], " ");
+            let said = error.to_string().replace(['\n', '|'], " ");
+            let why = said
+                .rsplit_once("ublk-bpf: ")
+                .map_or(said.as_str(), |(_, why)| why);
             println!("{name}| refused: {why} | | | | | |");
             return Ok(());
         }
