@@ -18,7 +18,10 @@ One queue on one CPU, `null`, 4 KiB random reads; fio keeps every tag in use, an
         memory: "4G",
     }],
     rows,
-    why: "",
+    why: "\
+Cost falls until some 64 tags are in use, and is flat from there to 4096. What an entry of the kernel, a wake-up, a FETCH completion and a COMMIT cost is shared by the I/Os that come
+together: one at depth 1, and about 42 where the client submits 32 at a time. Nothing else depends on the depth: a verdict and the state of a request are found by the tag, in arrays. A tag takes about
+100 bytes of the server.",
 };
 
 const DEPTHS: [u32; 9] = [1, 2, 4, 16, 64, 128, 256, 1024, 4096];
