@@ -7,10 +7,12 @@
 //! What is measured has parts, each a module with its own guests: a new one gets a line in [`Part`] and in the two
 //! matches on it. Hit ratios are measured on the ordinary clock: dm-cache, with which ours is compared, works by it.
 
+mod boot;
 mod compared;
 mod counts;
 mod discard;
 mod fio;
+pub(crate) mod guard;
 mod hits;
 mod load;
 mod modes;
@@ -19,6 +21,7 @@ mod peers;
 mod profile;
 mod ratio;
 mod report;
+mod scale;
 mod subject;
 
 use std::process::ExitCode;
@@ -38,6 +41,7 @@ const GUEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Options of `bench`.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("what").args(["only", "guard"])))]
 pub(crate) struct Options {
     /// Measure only these: parts, or subjects of the part `compared`
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -48,8 +52,17 @@ pub(crate) struct Options {
     /// Say what can be measured
     #[arg(long)]
     list: bool,
+    /// Only a short run, which fails where an I/O costs more than xtask/baseline.toml says
+    #[arg(long, conflicts_with = "quick")]
+    guard: bool,
+    /// Write what the guard measures to xtask/baseline.toml
+    #[arg(long, requires = "guard", conflicts_with = "here")]
+    update: bool,
+    /// Of the part `scale`, measure only this
+    #[arg(long, value_name = "WHAT")]
+    step: Option<scale::Step>,
     /// Measure the one part in this system, with the ublk-bpf on the PATH
-    #[arg(long, hide = true, requires = "only")]
+    #[arg(long, hide = true, requires = "what")]
     here: bool,
 }
 
@@ -62,6 +75,8 @@ enum Part {
     Ratio,
     /// Where the instructions of an I/O go
     Profile,
+    /// How cost and memory grow with queues, depth, size and devices
+    Scale,
     /// Whether everything that ublk-bpf is compared with works
     #[value(hide = true)]
     Peers,
@@ -137,10 +152,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         list();
         return Ok(ExitCode::SUCCESS);
     }
+    if options.guard {
+        return run_guard(options);
+    }
     let selection = Selection::of(options)?;
     let plan = selection.plan(options);
     if options.here {
-        return here(&selection, &plan);
+        return here(options, &selection, &plan);
     }
     setup::guest_tools()?;
     let mut code = ExitCode::SUCCESS;
@@ -149,6 +167,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             Part::Compared => compared::run_on_host(&plan)?,
             Part::Ratio => ratio_on_host()?,
             Part::Profile => profile::run_on_host()?,
+            Part::Scale => scale::run_on_host(options.step)?,
             Part::Peers => peers_on_host()?,
         };
         if result != ExitCode::SUCCESS {
@@ -158,8 +177,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(code)
 }
 
+fn run_guard(options: &Options) -> Result<ExitCode> {
+    if !options.here {
+        return guard::run(options.update);
+    }
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    guard::measure_here()?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Measures in the guest, which was booted for one part.
-fn here(selection: &Selection, plan: &compared::Plan) -> Result<ExitCode> {
+fn here(options: &Options, selection: &Selection, plan: &compared::Plan) -> Result<ExitCode> {
     let [part] = selection.parts[..] else {
         bail!("one part at a time is measured here");
     };
@@ -167,6 +195,7 @@ fn here(selection: &Selection, plan: &compared::Plan) -> Result<ExitCode> {
         Part::Compared => compared::here(plan).map(|()| ExitCode::SUCCESS),
         Part::Ratio => ratio_here(),
         Part::Profile => profile::here().map(|()| ExitCode::SUCCESS),
+        Part::Scale => scale::here(options.step).map(|()| ExitCode::SUCCESS),
         Part::Peers => peers_here(),
     }
 }
@@ -270,7 +299,10 @@ mod tests {
     #[test]
     fn parts_and_subjects_are_told_apart() {
         let all = selection(&[]).expect("selected");
-        assert_eq!(all.parts, [Part::Compared, Part::Ratio, Part::Profile]);
+        assert_eq!(
+            all.parts,
+            [Part::Compared, Part::Ratio, Part::Profile, Part::Scale]
+        );
         let some = selection(&["--only", "brd,ublk-bpf-hit"]).expect("selected");
         assert_eq!(some.parts, [Part::Compared]);
         assert_eq!(some.subjects, ["brd", "ublk-bpf-hit"]);

@@ -2,12 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::counts::{Cached, Counts};
 use crate::command;
+
+/// A client that has ended does not use a device for longer.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A device of ublk-bpf's; dropped, it is stopped.
 pub(super) struct Device {
@@ -51,9 +56,33 @@ impl Device {
         serde_json::from_str(&text).context("the statistics are no JSON")
     }
 
+    /// Bytes that a pinned map of its takes.
+    pub(super) fn map_bytes(&self, map: &str) -> Result<u64> {
+        let pin = format!("/sys/fs/bpf/ublk-bpf/ublkb{}/{map}", self.id);
+        let text = command::output(Command::new("bpftool").args(["-j", "map", "show", "pinned", &pin]))?;
+        let shown: Value = serde_json::from_str(&text).context("what bpftool shows is no JSON")?;
+        let bytes = &shown["bytes_memlock"];
+        // bpftool gives it as a number in some versions, and as words in others.
+        let number = bytes.as_u64().or_else(|| bytes.as_str()?.parse().ok());
+        number.with_context(|| format!("bpftool tells no size of the map {map}"))
+    }
+
     pub(super) fn stop(mut self) -> Result<()> {
         self.stopped = true;
-        command::output(Command::new("ublk-bpf").args(["stop", &self.id])).map(drop)
+        stop(&self.id)
+    }
+}
+
+/// The kernel takes a client's files from its ring a moment after the client has ended.
+fn stop(id: &str) -> Result<()> {
+    let deadline = Instant::now() + STOP_LIMIT;
+    loop {
+        match command::output(Command::new("ublk-bpf").args(["stop", id])) {
+            Err(error) if error.to_string().contains("is in use") && Instant::now() < deadline => {
+                std::thread::sleep(STOP_PAUSE);
+            }
+            ended => return ended.map(drop),
+        }
     }
 }
 
@@ -71,7 +100,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         if !self.stopped {
             // On the way out of an error, which is what will be told.
-            let _ = command::output(Command::new("ublk-bpf").args(["stop", &self.id]));
+            let _ = stop(&self.id);
         }
     }
 }
