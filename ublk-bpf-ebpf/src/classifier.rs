@@ -87,6 +87,7 @@ mod classify {
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
     const PASSTHROUGH: u32 = Decision::new(Verdict::Passthrough, Reason::Default).pack();
+    const HIT: u32 = Decision::new(Verdict::Hit, Reason::Cached).pack();
 
     /// The answer while no policy is attached: pass through. A policy takes this function's place, so it must
     /// stay a function: `weak` keeps the linker from seeing through it.
@@ -178,14 +179,18 @@ mod classify {
         if cmd_flags & config!(any_flag) != 0 {
             request.flags = flags(cmd_flags);
         }
-        let heat = if HAS_CACHE { look_up(&mut request) } else { None };
-        if config!(written_shift) != 0 && request.op == Op::Read as u32 && never_written(&request) {
-            request.flags |= request_flags::NEVER_WRITTEN;
+        let heat = if HAS_CACHE {
+            look_up(&mut request)
+        } else {
+            core::ptr::null_mut()
+        };
+        if config!(written_shift) != 0 && request.op == Op::Read as u32 {
+            note_never_written(&mut request);
         }
         let answer = checked(policy(&request));
         leave_verdict(&request, slot, answer);
         count(&request, answer);
-        if let Some(heat) = heat {
+        if !heat.is_null() {
             warm(&request, heat, answer);
         }
     }
@@ -213,13 +218,16 @@ mod classify {
         bio.load::<u16>(Member::BioPriority).into()
     }
 
-    /// Says of a request whether the cache has it and how hot its block is. Returns where that is counted.
+    /// Says of a request whether the cache has it and how hot its block is. Returns where that is counted, or null: an
+    /// `Option` of it has a half that is never written, and the verifier finds it read.
     #[inline(always)]
-    fn look_up(request: &mut Request) -> Option<*mut u8> {
+    fn look_up(request: &mut Request) -> *mut u8 {
         let shift = config!(cache_shift) - 9;
         request.block = request.sector >> (shift & 63);
         let block = request.block as u32;
-        let entry = INDEX.get_ptr(block)?;
+        let Some(entry) = INDEX.get_ptr(block) else {
+            return core::ptr::null_mut();
+        };
         // SAFETY: the server writes the word with atomic stores of its whole.
         let entry = unsafe { entry.read_volatile() };
         // Nearly always nobody writes to it.
@@ -229,12 +237,14 @@ mod classify {
         {
             request.flags |= request_flags::CACHED;
         }
-        let word = HEAT.get_ptr_mut(block >> 3)?.cast::<u8>();
+        let Some(word) = HEAT.get_ptr_mut(block >> 3) else {
+            return core::ptr::null_mut();
+        };
         // SAFETY: one of the word's eight bytes.
-        let heat = unsafe { word.add((block & 7) as usize) };
+        let heat = unsafe { word.cast::<u8>().add((block & 7) as usize) };
         // SAFETY: as above. Others may write it at the same time: a count may get lost, which changes no answer much.
         request.heat = unsafe { heat.read_volatile() }.into();
-        Some(heat)
+        heat
     }
 
     /// Counts a read in its block's heat, unless the policy does not want that.
@@ -250,8 +260,8 @@ mod classify {
     /// What a policy answers is any number, to the verifier and so to us.
     #[inline(always)]
     fn checked(answer: u32) -> u32 {
-        // The commonest answer first: it is worth a dozen instructions.
-        if answer == PASSTHROUGH || Decision::is_answer(answer) {
+        // The commonest answers first: it is worth a dozen instructions.
+        if answer == PASSTHROUGH || answer == HIT || Decision::is_answer(answer) {
             return answer;
         }
         Decision::BAD_ANSWER.pack()
@@ -271,6 +281,15 @@ mod classify {
 
     /// Words of `written` that a request may need: 1 MiB in blocks of 4 KiB, not aligned to a word.
     const MAX_WORDS: u32 = 6;
+
+    /// Says of a read whether all of it was never written. A function of its own, for inlined some of it would be done for
+    /// every request.
+    #[inline(never)]
+    fn note_never_written(request: &mut Request) {
+        if never_written(request) {
+            request.flags |= request_flags::NEVER_WRITTEN;
+        }
+    }
 
     /// Whether every block of a read is marked as free of data.
     #[inline(always)]
@@ -321,13 +340,12 @@ mod classify {
             return;
         };
         let counters = decisions.cast::<u64>();
-        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too.
+        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too. Each verdict has eight
+        // reasons: `Decisions::word`.
         let verdict = (answer.wrapping_sub(Verdict::Passthrough as u32) & 3) as usize;
         let reason = (answer >> 8 & 7) as usize;
-        // SAFETY: At most word 3.
-        increment(unsafe { counters.add(verdict) }, 1);
-        // SAFETY: At most the last reason's word.
-        increment(unsafe { counters.add(Decisions::FIRST_REASON + reason) }, 1);
+        // SAFETY: At most word 31, the last before `Decisions::SECTORS`.
+        increment(unsafe { counters.add(verdict * Reason::COUNT + reason) }, 1);
         // SAFETY: One of its words.
         increment(
             unsafe { counters.add(Decisions::SECTORS) },

@@ -4,11 +4,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use ublk_bpf::control::{Control, DeviceId};
 use ublk_bpf_guest::device::CONFIGURATION;
+use ublk_bpf_guest::fio::Running;
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, traces};
 use ublk_bpf_guest::{Backing, Device, Fio, foreground, run, run_json, wait_until};
 
@@ -157,7 +159,7 @@ fn devices_whose_process_was_killed_are_recovered_one_by_one() {
     sleep(Duration::from_secs(1));
     devices[0].kill_server("waiting");
     wait_until("both devices wait", SOON, || devices[1].state() == "waiting");
-    assert!(jobs.iter_mut().all(|job| job.is_running()));
+    assert!(jobs.iter_mut().all(Running::is_running));
     for device in &devices {
         let said = run("ublk-bpf", &["run", "--recover", &device.id(), "--daemon"]);
         assert!(said.contains("is ready"), "{said}");
@@ -261,6 +263,30 @@ fn a_signal_stops_every_device_by_its_own_users() {
     let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    nothing_is_left();
+}
+
+#[test]
+fn a_signal_while_they_start_ends_those_that_are_there() {
+    fs::write(CONFIGURATION, "[[device]]\nbacking = \"mem:8M\"\n".repeat(8))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let server = Command::new("ublk-bpf")
+        .args(["run", "--config", CONFIGURATION])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot run ublk-bpf: {e}"));
+    wait_until("the first device is there", SOON, || {
+        Path::new("/dev/ublkb0").exists()
+    });
+    run("kill", &["-TERM", &server.id().to_string()]);
+    let output = server.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "ublk-bpf: asked to stop before all 8 devices were ready\n"
+    );
     nothing_is_left();
 }
 

@@ -2,34 +2,40 @@
 
 use crate::{Op, Reason, Verdict};
 
+/// How often the classifier decided the same for each [`Reason`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reasons {
+    /// [`Reason::Default`]
+    pub default: u64,
+    /// [`Reason::Advisory`]
+    pub advisory: u64,
+    /// [`Reason::NeverWritten`]
+    pub never_written: u64,
+    /// [`Reason::FaultRange`]
+    pub fault_range: u64,
+    /// [`Reason::User`]
+    pub user: u64,
+    /// [`Reason::Cached`]
+    pub cached: u64,
+    /// [`Reason::Sequential`]
+    pub sequential: u64,
+    /// [`Reason::BadAnswer`]
+    pub bad_answer: u64,
+}
+
 /// How often the classifier decided what, for one operation on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decisions {
     /// Requests that it advised to pass through.
-    pub passthrough: u64,
+    pub passthrough: Reasons,
     /// Requests that it found in the cache.
-    pub hit: u64,
+    pub hit: Reasons,
     /// Requests that it advised to drop.
-    pub drop: u64,
+    pub drop: Reasons,
     /// Requests that it left to the server.
-    pub slow: u64,
-    /// The same requests by [`Reason::Default`].
-    pub why_default: u64,
-    /// By [`Reason::Advisory`].
-    pub why_advisory: u64,
-    /// By [`Reason::NeverWritten`].
-    pub why_never_written: u64,
-    /// By [`Reason::FaultRange`].
-    pub why_fault_range: u64,
-    /// By [`Reason::User`].
-    pub why_user: u64,
-    /// By [`Reason::Cached`].
-    pub why_cached: u64,
-    /// By [`Reason::Sequential`].
-    pub why_sequential: u64,
-    /// By [`Reason::BadAnswer`].
-    pub why_bad_answer: u64,
+    pub slow: Reasons,
     /// Sectors of all these requests.
     pub sectors: u64,
     /// The operation, so that a dump says what each entry is.
@@ -37,11 +43,15 @@ pub struct Decisions {
 }
 
 impl Decisions {
-    /// Index of the first reason's counter, in words: the verdicts stand before it, from [`Verdict::Passthrough`]
-    /// on, and the reasons from here on in the order of their numbers.
-    pub const FIRST_REASON: usize = Verdict::COUNT - 1;
+    /// Index of the counter of a verdict and a reason, in words: from [`Verdict::Passthrough`] on each verdict has one
+    /// for each reason.
+    #[must_use]
+    pub const fn word(verdict: Verdict, reason: Reason) -> usize {
+        (verdict as usize - Verdict::Passthrough as usize) * Reason::COUNT + reason as usize
+    }
+
     /// Index of `sectors`, in words.
-    pub const SECTORS: usize = Self::FIRST_REASON + Reason::COUNT;
+    pub const SECTORS: usize = (Verdict::COUNT - 1) * Reason::COUNT;
     /// How many words this type has, `op` included.
     pub const WORDS: usize = Self::SECTORS + 2;
 }

@@ -53,13 +53,13 @@ mod index;
 mod request;
 
 pub use config::{CONFIG_GLOBAL, Config, Member, req_op};
-pub use counters::{CacheCounters, Decisions, ServerCounters};
+pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 
 /// Version of this interface. Pinned maps and programs of another version are not taken over.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bytes in a sector, the unit of every address and length that the block layer and ublk speak of.
 pub const SECTOR_SIZE: u64 = 512;
@@ -103,7 +103,8 @@ const _: () = {
     assert!(size_of::<CacheCounters>().is_multiple_of(8));
     assert!(size_of::<IndexEntry>() == 8);
     assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
-    assert!(core::mem::offset_of!(Decisions, why_default) == 8 * Decisions::FIRST_REASON);
+    assert!(size_of::<Reasons>() == 8 * Reason::COUNT);
+    assert!(core::mem::offset_of!(Decisions, slow) == 8 * Decisions::word(Verdict::Slow, Reason::Default));
     assert!(core::mem::offset_of!(Decisions, sectors) == 8 * Decisions::SECTORS);
 };
 

@@ -115,6 +115,7 @@ fn absolute(mut options: Options) -> anyhow::Result<Options> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::DeviceId;
 
     /// What a file of this text comes to, with nothing on the command line.
     fn of_file(text: &str) -> Vec<Options> {
@@ -153,7 +154,7 @@ mod tests {
                 (&Spec::Memory(2 << 20), 3, 128, false, "fault"),
             ]
         );
-        assert_eq!(all[1].id.map(|id| id.number()), Some(7));
+        assert_eq!(all[1].id.map(DeviceId::number), Some(7));
         assert_eq!(all[0].id, None);
     }
 

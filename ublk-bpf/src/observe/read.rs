@@ -76,13 +76,17 @@ fn decisions(pins: &PinDir) -> Result<Vec<OpDecisions>, PolicyError> {
 fn sum(op: Op, cpus: &[[u64; Decisions::WORDS]]) -> OpDecisions {
     // Wrapping, for a map's content is anybody's who has the right to it.
     let word = |at: usize| cpus.iter().fold(0u64, |sum, words| sum.wrapping_add(words[at]));
-    let verdicts: [u64; VERDICTS.len()] = std::array::from_fn(word);
+    let of = |verdict, reason| word(Decisions::word(verdict, reason));
+    let total = |counts: &mut dyn Iterator<Item = u64>| counts.fold(0, u64::wrapping_add);
+    let verdicts =
+        VERDICTS.map(|verdict| total(&mut Reason::ALL.into_iter().map(|reason| of(verdict, reason))));
     OpDecisions {
         op,
-        requests: verdicts.iter().fold(0, |sum, count| sum.wrapping_add(*count)),
+        requests: total(&mut verdicts.into_iter()),
         sectors: word(Decisions::SECTORS),
         verdicts,
-        reasons: std::array::from_fn::<u64, { Reason::COUNT }, _>(|at| word(Decisions::FIRST_REASON + at)),
+        reasons: Reason::ALL
+            .map(|reason| total(&mut VERDICTS.into_iter().map(|verdict| of(verdict, reason)))),
     }
 }
 
@@ -143,9 +147,10 @@ mod tests {
     fn cpus_are_summed_word_by_word() {
         let one: [u64; Decisions::WORDS] = std::array::from_fn(|at| at as u64);
         let sum = sum(Op::Write, &[one, one]);
-        assert_eq!(sum.verdicts, [0, 2, 4, 6]);
-        assert_eq!(sum.requests, 12);
-        assert_eq!(sum.reasons, [8, 10, 12, 14, 16, 18, 20, 22]);
-        assert_eq!(sum.sectors, 24);
+        // Of each CPU 0 + 1 + .. + 7 and so on, and 0 + 8 + 16 + 24 and so on.
+        assert_eq!(sum.verdicts, [56, 184, 312, 440]);
+        assert_eq!(sum.requests, 992);
+        assert_eq!(sum.reasons, [96, 104, 112, 120, 128, 136, 144, 152]);
+        assert_eq!(sum.sectors, 64);
     }
 }

@@ -85,9 +85,11 @@ struct Batch {
 /// The queue's batches.
 #[derive(Debug)]
 pub(super) struct Batches {
-    batches: [Batch; BATCHES],
-    /// The number of the batch that fills: batches are counted from 0 and take turns in `batches`.
-    filling: u64,
+    filling: Batch,
+    /// The one that is out, or empty.
+    other: Batch,
+    /// The number of the batch that fills: batches are counted from 0, and the two take turns.
+    number: u64,
     out: Option<Out>,
 }
 
@@ -99,16 +101,16 @@ impl Batches {
             len: 0,
         };
         Self {
-            batches: [batch(), batch()],
-            filling: 0,
+            filling: batch(),
+            other: batch(),
+            number: 0,
             out: None,
         }
     }
 
     /// Fills a batch with every tag and sends it out, for PREP.
     pub(super) fn prepare(&mut self) -> u8 {
-        let batch = index(self.filling);
-        let Batch { elements, len } = &mut self.batches[usize::from(batch)];
+        let Batch { elements, len } = &mut self.filling;
         for (element, tag) in elements.iter_mut().zip(0..) {
             *element = Element {
                 tag,
@@ -117,12 +119,21 @@ impl Batches {
             };
             *len += 1;
         }
+        self.turn()
+    }
+
+    /// The filling batch is out from now on, and the other one fills. Returns which went out.
+    #[inline]
+    fn turn(&mut self) -> u8 {
+        let batch = index(self.number);
         self.out = Some(Out {
             batch,
             from: 0,
             retries: 0,
         });
-        self.filling += 1;
+        std::mem::swap(&mut self.filling, &mut self.other);
+        self.number += 1;
+        assert!(self.is_empty(), "the batch that was out has come back");
         batch
     }
 
@@ -136,13 +147,13 @@ impl Batches {
     /// The number of the batch that fills. Those of lower numbers have been sent.
     #[inline]
     pub(super) fn filling(&self) -> u64 {
-        self.filling
+        self.number
     }
 
     /// Puts a result into the filling batch. Says whether it is full now.
     #[inline]
     pub(super) fn push(&mut self, tag: u16, result: i32) -> bool {
-        let batch = &mut self.batches[usize::from(index(self.filling))];
+        let batch = &mut self.filling;
         batch.elements[usize::from(batch.len)] = Element {
             tag,
             buf_index: tag,
@@ -155,14 +166,13 @@ impl Batches {
     /// Whether the filling batch has no room.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        let batch = &self.batches[usize::from(index(self.filling))];
-        usize::from(batch.len) == batch.elements.len()
+        usize::from(self.filling.len) == self.filling.elements.len()
     }
 
     /// Whether no result waits to be submitted.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.batches[usize::from(index(self.filling))].len == 0
+        self.filling.len == 0
     }
 
     /// Whether a COMMIT is out.
@@ -177,15 +187,7 @@ impl Batches {
         if self.is_out() || self.is_empty() {
             return None;
         }
-        let batch = index(self.filling);
-        self.out = Some(Out {
-            batch,
-            from: 0,
-            retries: 0,
-        });
-        self.filling += 1;
-        assert!(self.is_empty(), "the batch that was out has come back");
-        Some(batch)
+        Some(self.turn())
     }
 
     /// The first element of the COMMIT that is out.
@@ -197,7 +199,11 @@ impl Batches {
     /// All elements of a batch.
     #[inline]
     pub(super) fn elements(&self, batch: u8) -> &[Element] {
-        let batch = &self.batches[usize::from(batch)];
+        let batch = if batch == index(self.number) {
+            &self.filling
+        } else {
+            &self.other
+        };
         &batch.elements[..usize::from(batch.len)]
     }
 
@@ -214,7 +220,7 @@ impl Batches {
         let Some(out) = self.out.as_mut().filter(|out| out.batch == batch) else {
             panic!("a COMMIT of batch {batch} completed, but it is not out");
         };
-        let len = self.batches[usize::from(batch)].len;
+        let len = self.other.len;
         let elements = u32::from(len - out.from);
         let handled = match Errno::of_result(result) {
             None => result.unsigned_abs(),
@@ -248,7 +254,7 @@ impl Batches {
         if stopped_at == len {
             return (self.done(batch), None);
         }
-        let refused = self.batches[usize::from(batch)].elements[usize::from(stopped_at)];
+        let refused = self.other.elements[usize::from(stopped_at)];
         out.from = stopped_at + 1;
         out.retries = 0;
         let answer = if out.from == len {
@@ -261,14 +267,15 @@ impl Batches {
 
     /// The batch is free. Its elements stay readable until it fills again.
     fn done(&mut self, batch: u8) -> Answer {
-        debug_assert!(index(self.filling) != batch);
+        debug_assert!(index(self.number) != batch);
         self.out = None;
         Answer::Done
     }
 
     /// Empties a batch that is through.
     pub(super) fn clear(&mut self, batch: u8) {
-        self.batches[usize::from(batch)].len = 0;
+        debug_assert!(index(self.number) != batch);
+        self.other.len = 0;
     }
 
     /// Gives up the batch that is out.
