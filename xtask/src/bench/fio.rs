@@ -1,7 +1,7 @@
 //! Runs fio, with random reads unless something else is asked for, and reads what came of it.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -72,17 +72,8 @@ pub(super) fn run(job: &Job<'_>, options: &[&str]) -> Result<Run> {
     parse(&command::output(&mut command(job, options))?)
 }
 
-/// Starts a run whose result nobody wants; killed, it has ended, for its jobs are threads.
-pub(super) fn background(job: &Job<'_>, options: &[&str]) -> Result<Child> {
-    command(job, options)
-        .arg("--thread")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .context("cannot start fio")
-}
-
-fn command(job: &Job<'_>, options: &[&str]) -> Command {
+/// What [`run`] runs.
+pub(super) fn command(job: &Job<'_>, options: &[&str]) -> Command {
     let mut fio = Command::new("fio");
     fio.args(FIO)
         .arg(format!("--bs={}", job.block))

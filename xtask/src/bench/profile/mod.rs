@@ -9,8 +9,7 @@ mod page;
 mod parts;
 mod stacks;
 
-use std::process::{Child, Command, ExitCode};
-use std::time::Duration;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -28,10 +27,10 @@ use stacks::{Counted, Stack};
 const RUNS: usize = 3;
 /// Instructions between two samples: a prime, that nothing else repeats by.
 const PERIOD: u32 = 100_003;
-/// For so long samples are taken.
-const SAMPLED: &str = "2";
-/// Longer than perf takes to start and to end; then fio is killed.
-const FIO_LIMIT: &str = "--runtime=60";
+/// The run of fio that is sampled, which perf starts when it is ready.
+const SAMPLED: &str = "--runtime=1500ms";
+/// Milliseconds of it without samples: fio's own start.
+const DELAY: &str = "300";
 /// The device's tags.
 const DEPTH: u16 = 128;
 /// Where perf keeps its samples.
@@ -166,30 +165,12 @@ fn hit() -> Result<Device> {
 
 /// The stacks of fio's reads.
 fn sample(job: &Job<'_>) -> Result<Counted> {
-    let mut reads = Reads(fio::background(job, &[FIO_LIMIT])?);
-    std::thread::sleep(Duration::from_millis(500));
-    let period = PERIOD.to_string();
+    let reads = fio::command(job, &[SAMPLED]);
+    let mut record = Command::new("perf");
     // Without build ids: to read those of all that ran takes perf seconds after the last sample.
-    let record = [
-        "record",
-        "-q",
-        "-B",
-        "-N",
-        "-a",
-        "-e",
-        "cpu-clock",
-        "-g",
-        "-o",
-        SAMPLES,
-        "-c",
-        &period,
-    ];
-    command::output(Command::new("perf").args(record).args(["--", "sleep", SAMPLED]))?;
-    ensure!(
-        reads.0.try_wait()?.is_none(),
-        "fio ended before perf had its samples"
-    );
-    drop(reads);
+    record.args(["record", "-q", "-B", "-N", "-a", "-e", "cpu-clock", "-g"]);
+    record.args(["-o", SAMPLES, "-c", &PERIOD.to_string(), "-D", DELAY, "--"]);
+    command::output(record.arg(reads.get_program()).args(reads.get_args()))?;
     let script = ["script", "--no-inline", "-F", "comm,ip,sym,dso", "-i", SAMPLES];
     let text = command::output(Command::new("perf").args(script))?;
     let counted: Counted = stacks::read_perf(&text)
@@ -204,20 +185,9 @@ fn sample(job: &Job<'_>) -> Result<Counted> {
 
 /// Neither perf itself nor an idle CPU.
 fn is_counted(stack: &Stack) -> bool {
-    !["perf", "sleep", "swapper"]
+    !["perf", "swapper"]
         .iter()
         .any(|task| stack.task.starts_with(task))
-}
-
-/// fio in the background; dropped, it is killed.
-struct Reads(Child);
-
-impl Drop for Reads {
-    fn drop(&mut self) {
-        // One that has ended by itself cannot be killed.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn parse(line: &str) -> Result<Profile> {
