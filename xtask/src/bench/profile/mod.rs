@@ -26,13 +26,15 @@ use stacks::{Counted, Stack};
 /// Runs of fio without perf that count.
 const RUNS: usize = 3;
 /// Instructions between two samples: a prime, that nothing else repeats by.
-const PERIOD: u32 = 100_003;
+const PERIOD: u32 = 49_999;
 /// The run of fio that is sampled, which perf starts when it is ready.
 const SAMPLED: &str = "--runtime=1500ms";
 /// Milliseconds of it without samples: fio's own start.
 const DELAY: &str = "300";
 /// The device's tags.
 const DEPTH: u16 = 128;
+/// As many reads.
+const IN_FLIGHT: &str = "--iodepth=128";
 /// Where perf keeps its samples.
 const SAMPLES: &str = "/tmp/samples";
 /// What perf may spend, how deep it looks, and how: not stopped for being slow, and past the kernel's deepest stacks.
@@ -48,7 +50,6 @@ struct Case {
     name: &'static str,
     title: &'static str,
     start: fn() -> Result<Device>,
-    range_mib: Option<u64>,
 }
 
 const CASES: [Case; 3] = [
@@ -56,19 +57,16 @@ const CASES: [Case; 3] = [
         name: "null",
         title: "null",
         start: || passthrough("null:8G,unfilled"),
-        range_mib: None,
     },
     Case {
         name: "passthrough",
         title: "passthrough",
         start: || passthrough(FAST),
-        range_mib: None,
     },
     Case {
         name: "hit",
         title: "hit",
         start: hit,
-        range_mib: Some(RANGE_MIB),
     },
 ];
 
@@ -129,7 +127,7 @@ pub(super) fn here() -> Result<()> {
         let job = Job {
             devices: &[device.path()],
             block: "4k",
-            range_mib: case.range_mib,
+            range_mib: Some(RANGE_MIB),
         };
         let iops = median_iops(&job)?;
         let counted = sample(&job).with_context(|| format!("profiling {}", case.name))?;
@@ -146,7 +144,7 @@ pub(super) fn here() -> Result<()> {
 /// Without perf. The first run after a start costs more, and does not count.
 fn median_iops(job: &Job<'_>) -> Result<f64> {
     let runs: Result<Vec<f64>> = (0..=RUNS)
-        .map(|_| Ok(fio::run(job, &["--runtime=200ms"])?.iops))
+        .map(|_| Ok(fio::run(job, &[IN_FLIGHT, "--runtime=200ms"])?.iops))
         .collect();
     Ok(Summary::of(runs?.split_off(1))?.median)
 }
@@ -165,7 +163,7 @@ fn hit() -> Result<Device> {
 
 /// The stacks of fio's reads.
 fn sample(job: &Job<'_>) -> Result<Counted> {
-    let reads = fio::command(job, &[SAMPLED]);
+    let reads = fio::command(job, &[IN_FLIGHT, SAMPLED]);
     let mut record = Command::new("perf");
     // Without build ids: to read those of all that ran takes perf seconds after the last sample.
     record.args(["record", "-q", "-B", "-N", "-a", "-e", "cpu-clock", "-g"]);

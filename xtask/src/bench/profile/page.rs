@@ -73,8 +73,9 @@ fn share(profile: &Profile, part: Part) -> f64 {
         .counted
         .iter()
         .filter(|(stack, _)| parts::of(stack) == part);
+    let of_part: u64 = of_part.map(|(_, count)| count).sum();
     // Some ten thousand samples: exact.
-    of_part.map(|(_, count)| *count as f64).sum::<f64>() / all as f64
+    of_part as f64 / all as f64
 }
 
 pub(super) fn picture_name(case: &Case) -> String {
