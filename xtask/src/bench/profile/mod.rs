@@ -28,7 +28,7 @@ const RUNS: usize = 3;
 /// Instructions between two samples: a prime, that nothing else repeats by.
 const PERIOD: u32 = 49_999;
 /// The run of fio that is sampled, which perf starts when it is ready.
-const SAMPLED: &str = "--runtime=1500ms";
+const SAMPLED: &str = "--runtime=900ms";
 /// Milliseconds of it without samples: fio's own start.
 const DELAY: &str = "300";
 /// The device's tags.
