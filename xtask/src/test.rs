@@ -1,4 +1,5 @@
-//! `cargo xtask test`: unit and simulation tests on this machine, then those that need ublk in one guest.
+//! `cargo xtask test`: unit and simulation tests on this machine, then those that need ublk in one guest, and in another
+//! one whether an I/O costs more than it did.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use crate::bench::guard;
 use crate::guest::{self, Config, Inherit, Outcome, Sink};
 use crate::tally::Tally;
 use crate::{build_ebpf, command, progress, setup, vm, workspace};
@@ -76,6 +78,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if let Some(server) = server {
         in_guest(options.filter.as_deref(), server, programs, &mut tally)?;
+    }
+    if host && guest && options.filter.is_none() {
+        println!();
+        cost(&mut tally);
     }
     println!();
     for name in &tally.failures {
@@ -164,6 +170,15 @@ fn in_guest(
         }
     }
     Ok(())
+}
+
+/// Counts as one test that an I/O costs no more than it did.
+fn cost(tally: &mut Tally) {
+    match guard::holds() {
+        Ok(true) => tally.counts.passed += 1,
+        Ok(false) => tally.fail("instructions per I/O (cargo xtask bench --guard)"),
+        Err(error) => tally.fail(&format!("cargo xtask bench --guard: {error:#}")),
+    }
 }
 
 /// The objects of the policies that the tests attach, and where the guest has them.

@@ -250,6 +250,16 @@ pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
     })
 }
 
+/// Whose a cache's maps were until now.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MapsBefore {
+    /// Nobody's: the kernel made them, all zeroes. To write that again would take longer than all else of a start where
+    /// the device is large.
+    New,
+    /// A server's that died. `was_detached`: the cache had failed under it, and is not used any more.
+    Served { was_detached: bool },
+}
+
 /// A cache in service.
 #[derive(Debug)]
 pub(super) struct CacheService<'a> {
@@ -263,14 +273,13 @@ pub(super) struct CacheService<'a> {
 }
 
 impl<'a> CacheService<'a> {
-    /// A cache with these entries, for a device of `sectors` sectors. `was_detached`: it failed under an earlier server,
-    /// and is not used any more.
+    /// A cache with these entries, for a device of `sectors` sectors.
     pub(super) fn new(
         device: &'a CacheDevice,
         (backing, sectors): (&'a Target, u64),
         maps: &'a CacheMaps,
         entries: Vec<SavedEntry>,
-        was_detached: bool,
+        maps_before: MapsBefore,
     ) -> Result<Self, ServeError> {
         let shape = Shape {
             shift: device.options.shift(),
@@ -280,12 +289,14 @@ impl<'a> CacheService<'a> {
             mode: device.options.mode,
         };
         let cache = Cache::new(shape, maps.index(), maps.heat());
-        cache.clear();
-        if was_detached {
-            cache.detach(Failure {
-                during: "serving an earlier server,",
-                errno: Errno::EIO,
-            });
+        if let MapsBefore::Served { was_detached } = maps_before {
+            cache.clear();
+            if was_detached {
+                cache.detach(Failure {
+                    during: "serving an earlier server,",
+                    errno: Errno::EIO,
+                });
+            }
         }
         let doorbell = Doorbell::new().map_err(|source| ServeError::System {
             what: "make an eventfd",

@@ -6,7 +6,7 @@
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::cache::{self, CacheDevice, CacheError, CacheService};
+use super::cache::{self, CacheDevice, CacheError, CacheService, MapsBefore};
 use super::claim::Claim;
 use super::service::Service;
 use super::{Options, Ready, Record, ServeError};
@@ -75,7 +75,8 @@ impl Device for NewDevice {
         mark_data(target, &classifier)?;
         policy::swap(&spec.disk, &self.policy)?;
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
-            CacheService::new(cache, (target, facts.sectors), maps, cache.warm(target)?, false)
+            let entries = cache.warm(target)?;
+            CacheService::new(cache, (target, facts.sectors), maps, entries, MapsBefore::New)
         });
         let service = service.transpose()?;
         let cache = cache.map(CacheDevice::record);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::cache::{CacheDevice, CacheService};
+use super::cache::{CacheDevice, CacheService, MapsBefore};
 use super::claim::Claim;
 use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
 use super::record::{CacheRecord, Lock};
@@ -96,7 +96,10 @@ impl Device for LeftDevice {
         let detached = self.before.cache.and_then(|cache| cache.detached);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
             let entries = cache.survivors(target, maps);
-            CacheService::new(cache, (target, sectors), maps, entries, detached.is_some())
+            let maps_before = MapsBefore::Served {
+                was_detached: detached.is_some(),
+            };
+            CacheService::new(cache, (target, sectors), maps, entries, maps_before)
         });
         let service = service.transpose()?;
         let cache = cache.map(|cache| CacheRecord {

@@ -1,4 +1,4 @@
-//! fio's random reads, and what is made of several runs of them.
+//! Runs fio, with random reads unless something else is asked for, and reads what came of it.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,6 @@ use serde_json::Value;
 use crate::command;
 
 const FIO: [&str; 15] = [
-    "--name=bench",
     "--rw=randread",
     "--direct=1",
     "--ioengine=io_uring",
@@ -23,12 +22,14 @@ const FIO: [&str; 15] = [
     "--iodepth_batch_complete_min=32",
     "--runtime=1",
     "--time_based",
+    "--group_reporting",
     "--output-format=json",
 ];
 
 /// What fio reads.
 pub(super) struct Job<'a> {
-    pub(super) device: &'a Path,
+    /// Each is read by a process of its own.
+    pub(super) devices: &'a [&'a Path],
     /// Bytes a read, as fio takes them: `4k`.
     pub(super) block: &'a str,
     /// Only so much of the device, from its start, in MiB.
@@ -36,7 +37,7 @@ pub(super) struct Job<'a> {
 }
 
 /// Several measurements of the same.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Summary {
     pub(super) median: f64,
     /// The highest less the lowest, as a part of the median.
@@ -58,45 +59,79 @@ impl Summary {
     }
 }
 
-/// The I/Os per second of so many runs of 1 s each, after one that does not count.
-pub(super) fn measure(job: &Job<'_>, runs: usize) -> Result<Summary> {
-    // Measured: the first run within two seconds of the boot costs up to a tenth more, and none after it.
-    iops(job).context("the run that does not count")?;
-    let results = (0..runs).map(|_| iops(job)).collect::<Result<Vec<_>>>()?;
-    Summary::of(results)
+/// What one run of fio gave.
+#[derive(Debug, PartialEq)]
+pub(super) struct Run {
+    pub(super) iops: f64,
+    pub(super) ios: f64,
+    pub(super) seconds: f64,
 }
 
-/// The I/Os per second of one run.
-pub(super) fn iops(job: &Job<'_>) -> Result<f64> {
+/// Runs fio once. Of options that contradict each other it takes the later one: these, not the usual ones.
+pub(super) fn run(job: &Job<'_>, options: &[&str]) -> Result<Run> {
+    parse(&command::output(&mut command(job, options))?)
+}
+
+/// What [`run`] runs.
+pub(super) fn command(job: &Job<'_>, options: &[&str]) -> Command {
     let mut fio = Command::new("fio");
     fio.args(FIO)
-        .arg(format!("--filename={}", job.device.display()))
         .arg(format!("--bs={}", job.block))
-        .args(job.range_mib.map(|mib| format!("--size={mib}M")));
-    read_iops(&command::output(&mut fio)?)
+        .args(job.range_mib.map(|mib| format!("--size={mib}M")))
+        .args(options);
+    // What stands before the first name is about every job.
+    for device in job.devices {
+        fio.args(["--name=bench", &format!("--filename={}", device.display())]);
+    }
+    fio
 }
 
-fn read_iops(text: &str) -> Result<f64> {
+fn parse(text: &str) -> Result<Run> {
     // Notes may come before the JSON.
     let json = &text[text.find('{').context("fio printed no result")?..];
     let result: Value = serde_json::from_str(json).context("fio's result is no JSON")?;
-    let number = |path: &str| result.pointer(path).and_then(Value::as_f64);
-    ensure!(number("/jobs/0/error") == Some(0.0), "fio reports an error");
-    number("/jobs/0/read/iops")
-        .filter(|iops| *iops > 0.0)
-        .context("fio's result names no IOPS")
+    let number = |path: &str| {
+        let value = result.pointer(path).and_then(Value::as_f64);
+        value.with_context(|| format!("fio's result has no number {path}"))
+    };
+    ensure!(number("/jobs/0/error")? == 0.0, "fio reports an error");
+    let sum = |what: &str| -> Result<f64> {
+        Ok(number(&format!("/jobs/0/read/{what}"))? + number(&format!("/jobs/0/write/{what}"))?)
+    };
+    let run = Run {
+        iops: sum("iops")?,
+        ios: sum("total_ios")?,
+        // Milliseconds; one of the two is 0, for nothing is read and written at once.
+        seconds: sum("runtime")? / 1e3,
+    };
+    ensure!(run.iops > 0.0 && run.seconds > 0.0, "fio's result names no IOPS");
+    Ok(run)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn result(error: u8, iops: f64) -> String {
+        format!(
+            "note: something\n{{\"jobs\":[{{\"error\":{error},\
+             \"read\":{{\"iops\":{iops},\"total_ios\":15250,\"runtime\":100}},\
+             \"write\":{{\"iops\":0,\"total_ios\":0,\"runtime\":0}}}}]}}"
+        )
+    }
+
     #[test]
-    fn iops_are_read_from_fios_result() {
-        let text = "note: something\n{\"jobs\":[{\"error\":0,\"read\":{\"iops\":152500.5}}]}";
-        assert!((read_iops(text).expect("read") - 152_500.5).abs() < f64::EPSILON);
-        assert!(read_iops("{\"jobs\":[{\"error\":5,\"read\":{\"iops\":1}}]}").is_err());
-        assert!(read_iops("fio: nothing").is_err());
+    fn a_run_is_read_from_fios_result() {
+        let run = parse(&result(0, 152_500.5)).expect("read");
+        let expected = Run {
+            iops: 152_500.5,
+            ios: 15_250.0,
+            seconds: 0.1,
+        };
+        assert_eq!(run, expected);
+        assert!(parse(&result(5, 1.0)).is_err());
+        assert!(parse(&result(0, 0.0)).is_err());
+        assert!(parse("fio: nothing").is_err());
     }
 
     #[test]

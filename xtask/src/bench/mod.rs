@@ -1,31 +1,37 @@
 //! `cargo xtask bench`: what an I/O costs, and how often the cache hits.
 //!
 //! The cost is that of client, kernel and server together, counted in instructions. In a guest whose clock counts
-//! instructions, one nanosecond each, fio's I/Os per second repeat to within some two per cent whatever else the machine
-//! does, and the instructions of an I/O are 1e9 divided by them. What is printed is the median of several runs, after
-//! one that does not count: the first after a start reads low.
+//! instructions, one nanosecond each, fio's I/Os per second repeat whatever else the machine does, and the
+//! instructions of an I/O are 1e9 divided by them.
 //!
-//! Hit ratios are measured in another guest, on the ordinary clock: dm-cache, with which ours is compared, works by it.
+//! What is measured has parts, each a module with its own guests: a new one gets a line in [`Part`] and in the two
+//! matches on it. Hit ratios are measured on the ordinary clock: dm-cache, with which ours is compared, works by it.
 
-mod cost;
+mod boot;
+mod compared;
 mod counts;
 mod discard;
 mod fio;
+pub(crate) mod guard;
 mod hits;
 mod load;
+mod modes;
 mod ours;
 mod peers;
+mod profile;
 mod ratio;
 mod report;
+mod scale;
 mod subject;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
-use crate::guest::{self, Config, Outcome};
+use crate::guest::{self, Config, Outcome, Sink};
+use crate::setup::kernel::Kernel;
 use crate::{progress, setup, vm};
 
 /// The size of each ram disk, sparse: of the backing, the fast device and dm-cache's metadata.
@@ -35,115 +41,243 @@ const GUEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Options of `bench`.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("what").args(["only", "guard"])))]
 pub(crate) struct Options {
-    /// Measure only this
-    #[arg(long, value_name = "WHAT")]
-    only: Option<Part>,
-    /// Measure only what ublk-bpf's cache is compared with
+    /// Measure only these: parts, or subjects of the part `compared`
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Measure in five minutes what `compared` begins with: random reads, one queue, depth 128
     #[arg(long)]
-    peers: bool,
-    /// Measure in this system, with the ublk-bpf on the PATH
-    #[arg(long, hide = true, requires = "only")]
+    quick: bool,
+    /// Say what can be measured
+    #[arg(long)]
+    list: bool,
+    /// Only a short run, which fails where an I/O costs more than xtask/baseline.toml says
+    #[arg(long, conflicts_with = "quick")]
+    guard: bool,
+    /// Write what the guard measures to xtask/baseline.toml
+    #[arg(long, requires = "guard", conflicts_with = "here")]
+    update: bool,
+    /// Of the part `scale`, measure only this
+    #[arg(long, value_name = "WHAT")]
+    step: Option<scale::Step>,
+    /// Measure the one part in this system, with the ublk-bpf on the PATH
+    #[arg(long, hide = true, requires = "what")]
     here: bool,
 }
 
-/// What can be measured, each in a guest of its own.
+/// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Instructions per I/O
-    Cost,
+    /// Instructions per I/O, of ublk-bpf and its peers
+    Compared,
     /// Hit ratios of the cache, with and without a scan
     Ratio,
+    /// Where the instructions of an I/O go
+    Profile,
+    /// How cost and memory grow with queues, depth, size and devices
+    Scale,
     /// Whether everything that ublk-bpf is compared with works
     #[value(hide = true)]
     Peers,
 }
 
 impl Part {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cost => "cost",
-            Self::Ratio => "ratio",
-            Self::Peers => "peers",
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn is_hidden(self) -> bool {
+        self.to_possible_value().is_some_and(|value| value.is_hide_set())
+    }
+
+    fn about(self) -> String {
+        let value = self.to_possible_value();
+        let help = value.as_ref().and_then(|value| value.get_help());
+        help.map_or_else(String::new, ToString::to_string)
+    }
+}
+
+/// What is to be measured.
+#[derive(Debug, PartialEq, Eq)]
+struct Selection {
+    parts: Vec<Part>,
+    /// Of [`Part::Compared`]; none: all.
+    subjects: Vec<String>,
+}
+
+impl Selection {
+    fn of(options: &Options) -> Result<Self> {
+        let mut selection = Self {
+            parts: Vec::new(),
+            subjects: Vec::new(),
+        };
+        for name in &options.only {
+            if let Ok(part) = Part::from_str(name, false) {
+                selection.add(part);
+            } else if compared::kinds().iter().any(|kind| kind.name == name) {
+                selection.add(Part::Compared);
+                selection.subjects.push(name.clone());
+            } else {
+                bail!("there is no {name} to measure: see `cargo xtask bench --list`");
+            }
+        }
+        if options.quick && options.only.is_empty() {
+            selection.add(Part::Compared);
+        } else if options.only.is_empty() {
+            let parts = Part::value_variants().iter().copied();
+            selection.parts = parts.filter(|part| !part.is_hidden()).collect();
+        }
+        Ok(selection)
+    }
+
+    fn add(&mut self, part: Part) {
+        if !self.parts.contains(&part) {
+            self.parts.push(part);
+        }
+    }
+
+    fn plan(&self, options: &Options) -> compared::Plan {
+        compared::Plan {
+            quick: options.quick,
+            subjects: self.subjects.clone(),
         }
     }
 }
 
 /// Measures, and fails if a floor is not reached or a claim does not hold.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    if let (true, Some(part)) = (options.here, options.only) {
-        return measure(part, options.peers);
+    if options.list {
+        list();
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.guard {
+        return run_guard(options);
+    }
+    let selection = Selection::of(options)?;
+    let plan = selection.plan(options);
+    if options.here {
+        return here(options, &selection, &plan);
     }
     setup::guest_tools()?;
     let mut code = ExitCode::SUCCESS;
-    for part in options
-        .only
-        .map_or(vec![Part::Cost, Part::Ratio], |part| vec![part])
-    {
-        let outcome = in_guest(part, options.peers)?;
-        if outcome != Outcome::Exited(0) {
-            code = vm::exit_code(&outcome);
+    for part in &selection.parts {
+        let result = match part {
+            Part::Compared => compared::run_on_host(&plan)?,
+            Part::Ratio => ratio_on_host()?,
+            Part::Profile => profile::run_on_host()?,
+            Part::Scale => scale::run_on_host(options.step)?,
+            Part::Peers => peers_on_host()?,
+        };
+        if result != ExitCode::SUCCESS {
+            code = result;
         }
     }
     Ok(code)
 }
 
-fn in_guest(part: Part, peers: bool) -> Result<Outcome> {
-    let mut built = vec![vm::this_program()?];
-    if !peers && part != Part::Peers {
-        built.push(vm::server()?);
+fn run_guard(options: &Options) -> Result<ExitCode> {
+    if !options.here {
+        return guard::run(options.update);
     }
-    let kernel = setup::guest()?;
-    let mut config = Config {
-        cpus: if part == Part::Ratio { 2 } else { 1 },
-        icount: part != Part::Ratio,
-        memory: "4G".to_owned(),
-        silence: Some(GUEST_SILENCE),
-        built,
-        ..Config::default()
-    };
-    if part == Part::Peers {
-        setup::peers::obtain()?.hand_to(&mut config);
-    }
-    let clock = match part {
-        Part::Cost | Part::Peers => "on the instruction clock",
-        Part::Ratio => "for the hit ratios",
-    };
-    progress::note(&format!("booting Linux {} {clock}", kernel.release));
-    let mut argv = [vm::GUEST_XTASK, "bench", "--here", "--only", part.name()]
-        .map(str::to_owned)
-        .to_vec();
-    argv.extend(peers.then(|| "--peers".to_owned()));
-    guest::run(&config, &kernel, &argv, &mut guest::Inherit)
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    guard::measure_here()?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn measure(part: Part, peers: bool) -> Result<ExitCode> {
-    peers::make_ram_disks(RAM_DISK_MIB)?;
-    let missed = match part {
-        Part::Cost if peers => hits::table(peers)?,
-        Part::Cost => {
-            let missed = cost::table()?;
-            println!();
-            missed + hits::table(peers)?
-        }
-        Part::Ratio => ratio::table(peers)?,
-        Part::Peers => peers::table(),
+/// Measures in the guest, which was booted for one part.
+fn here(options: &Options, selection: &Selection, plan: &compared::Plan) -> Result<ExitCode> {
+    let [part] = selection.parts[..] else {
+        bail!("one part at a time is measured here");
     };
-    let (what, all) = match part {
-        Part::Cost => ("floors missed", "every floor was reached"),
-        Part::Ratio => ("claims that do not hold", "every claim holds"),
-        Part::Peers => ("do not work", "all of them work, and leave nothing behind"),
-    };
-    match missed {
-        _ if peers => {}
-        0 => println!("\n{all}"),
-        n => println!("\n{n} {what}"),
+    match part {
+        Part::Compared => compared::here(plan).map(|()| ExitCode::SUCCESS),
+        Part::Ratio => ratio_here(),
+        Part::Profile => profile::here().map(|()| ExitCode::SUCCESS),
+        Part::Scale => scale::here(options.step).map(|()| ExitCode::SUCCESS),
+        Part::Peers => peers_here(),
     }
-    Ok(if missed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+}
+
+fn list() {
+    println!("parts:");
+    for part in Part::value_variants().iter().filter(|part| !part.is_hidden()) {
+        println!("  {:<24}{}", part.name(), part.about());
+    }
+    println!("subjects of the part {}:", Part::Compared.name());
+    for kind in compared::kinds() {
+        println!("  {}", kind.name);
+    }
+}
+
+/// What every guest of the benchmark has, beside its CPUs and programs.
+fn machine() -> Config {
+    Config {
+        memory: "4G".to_owned(),
+        silence: Some(GUEST_SILENCE),
+        ..Config::default()
+    }
+}
+
+/// Boots a guest and runs this program's `bench --here` in it.
+fn in_guest(config: &Config, kernel: &Kernel, arguments: &[String], sink: &mut dyn Sink) -> Result<Outcome> {
+    let argv = [vm::GUEST_XTASK, "bench", "--here"].map(str::to_owned);
+    guest::run(config, kernel, &[&argv[..], arguments].concat(), sink)
+}
+
+fn ratio_on_host() -> Result<ExitCode> {
+    let kernel = setup::guest()?;
+    let config = Config {
+        cpus: 2,
+        built: vec![vm::this_program()?, vm::server()?],
+        ..machine()
+    };
+    progress::note(&format!("booting Linux {} for the hit ratios", kernel.release));
+    let only = ["--only".to_owned(), Part::Ratio.name()];
+    let outcome = in_guest(&config, &kernel, &only, &mut guest::Inherit)?;
+    Ok(vm::exit_code(&outcome))
+}
+
+fn peers_on_host() -> Result<ExitCode> {
+    let kernel = setup::guest()?;
+    let mut config = Config {
+        icount: true,
+        built: vec![vm::this_program()?],
+        ..machine()
+    };
+    setup::peers::obtain()?.hand_to(&mut config);
+    progress::note(&format!(
+        "booting Linux {} on the instruction clock",
+        kernel.release
+    ));
+    let only = ["--only".to_owned(), Part::Peers.name()];
+    let outcome = in_guest(&config, &kernel, &only, &mut guest::Inherit)?;
+    Ok(vm::exit_code(&outcome))
+}
+
+fn peers_here() -> Result<ExitCode> {
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    match peers::table() {
+        0 => println!("\nall of them work, and leave nothing behind"),
+        n => {
+            println!("\n{n} do not work");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ratio_here() -> Result<ExitCode> {
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    match ratio::table()? {
+        0 => println!("\nevery claim holds"),
+        n => {
+            println!("\n{n} claims that do not hold");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
@@ -157,12 +291,47 @@ mod tests {
         options: Options,
     }
 
+    fn selection(line: &[&str]) -> Result<Selection> {
+        let line = Line::try_parse_from([&["bench"], line].concat())?;
+        Selection::of(&line.options)
+    }
+
+    #[test]
+    fn parts_and_subjects_are_told_apart() {
+        let all = selection(&[]).expect("selected");
+        assert_eq!(
+            all.parts,
+            [Part::Compared, Part::Ratio, Part::Profile, Part::Scale]
+        );
+        let some = selection(&["--only", "brd,ublk-bpf-hit"]).expect("selected");
+        assert_eq!(some.parts, [Part::Compared]);
+        assert_eq!(some.subjects, ["brd", "ublk-bpf-hit"]);
+        assert_eq!(selection(&["--quick"]).expect("selected").parts, [Part::Compared]);
+        let error = selection(&["--only", "nothing"]).expect_err("no such name");
+        assert!(error.to_string().contains("--list"), "{error}");
+    }
+
+    #[test]
+    fn no_subject_is_called_like_a_part_or_another() {
+        let mut names: Vec<String> = compared::kinds()
+            .iter()
+            .map(|kind| kind.name.to_owned())
+            .collect();
+        names.extend(Part::value_variants().iter().map(|part| part.name()));
+        let all = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+
     #[test]
     fn the_guest_is_told_which_part_is_meant() {
         for part in Part::value_variants() {
-            let line = Line::try_parse_from(["bench", "--here", "--only", part.name()]).expect("parses");
-            assert_eq!(line.options.only, Some(*part));
+            let parts = selection(&["--here", "--only", &part.name()])
+                .expect("selected")
+                .parts;
+            assert_eq!(parts, [*part]);
         }
-        assert!(Line::try_parse_from(["bench", "--here"]).is_err());
+        assert!(selection(&["--here"]).is_err());
     }
 }

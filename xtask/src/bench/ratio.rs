@@ -45,13 +45,9 @@ struct Row {
     took: Duration,
 }
 
-/// Prints the table, and gives how many claims do not hold. With `peers_only`, nothing of ours is measured.
-pub(super) fn table(peers_only: bool) -> Result<usize> {
+/// Prints the table, and gives how many claims do not hold.
+pub(super) fn table() -> Result<usize> {
     heading();
-    if peers_only {
-        dm_cache()?;
-        return Ok(0);
-    }
     ours("lru", "clock")?;
     let resistant = ours("scan-resistant", "s3fifo")?;
     let smq = dm_cache()?;

@@ -19,6 +19,29 @@ pub(super) trait Subject {
     fn path(&self) -> &Path;
     /// The processes that serve it; none for one that the kernel serves alone.
     fn servers(&self) -> Vec<u32>;
+    /// Whether all reads since it was made went the way that the kind's name promises.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The device that does nothing but what must be done: what a subject is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Raw {
+    /// The kernel's ram disk, for what ends in memory.
+    Brd,
+    /// What forgets everything, for what forgets everything.
+    NullBlk,
+}
+
+impl Raw {
+    /// Its own name as a subject.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Brd => "brd",
+            Self::NullBlk => "null_blk",
+        }
+    }
 }
 
 /// One way to have a device.
@@ -26,6 +49,10 @@ pub(super) trait Subject {
 pub(super) struct Kind {
     /// What tables call it, and `--only` takes: `kublk-batch-zc-null`.
     pub(super) name: &'static str,
+    /// What it is compared with; a raw device says itself.
+    pub(super) raw: Raw,
+    /// The options that make it what it is, as the page tells them.
+    pub(super) options: &'static str,
     /// Who makes it, with the version.
     pub(super) version: fn() -> Result<String>,
     /// Makes one.

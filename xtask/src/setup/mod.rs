@@ -18,6 +18,7 @@ use anyhow::Result;
 
 use crate::{cache, progress};
 use kernel::Kernel;
+use packages::Program;
 use rust_src::Rustc;
 
 /// Options of `setup`.
@@ -26,7 +27,7 @@ pub(crate) struct Options {
     /// Only say what is missing; exit status 1 if something is
     #[arg(long)]
     check: bool,
-    /// Also obtain what the benchmark compares with, as `bench` does when it needs it
+    /// Also obtain what the benchmark compares and profiles with, as `bench` does when it needs it
     #[arg(long)]
     peers: bool,
 }
@@ -49,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     kernel_headers()?;
     let kernel = guest()?;
     if options.peers {
+        profiler()?;
         peers::obtain()?;
     }
     progress::note(&format!(
@@ -96,11 +98,13 @@ pub(crate) fn guest_tools() -> Result<()> {
     packages::obtain(packages::GUEST.iter().chain(&packages::TOOLS))
 }
 
+/// What the benchmark profiles with.
+pub(crate) fn profiler() -> Result<()> {
+    packages::obtain(&packages::PROFILER)
+}
+
 fn check(with_peers: bool) -> Result<ExitCode> {
-    let mut missing: Vec<String> = packages::missing(packages::GUEST.iter().chain(&packages::TOOLS))
-        .into_iter()
-        .map(|package| format!("package {package}"))
-        .collect();
+    let mut missing = missing_packages(packages::GUEST.iter().chain(&packages::TOOLS));
     if bpf_linker::present()?.is_none() {
         missing.push("bpf-linker".to_owned());
     }
@@ -114,6 +118,7 @@ fn check(with_peers: bool) -> Result<ExitCode> {
         missing.push("the kernel's headers".to_owned());
     }
     if with_peers {
+        missing.extend(missing_packages(&packages::PROFILER));
         missing.extend(peers::missing()?);
     }
     if missing.is_empty() {
@@ -126,4 +131,9 @@ fn check(with_peers: bool) -> Result<ExitCode> {
         if with_peers { " --peers" } else { "" }
     ));
     Ok(ExitCode::FAILURE)
+}
+
+fn missing_packages<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<String> {
+    let missing = packages::missing(programs).into_iter();
+    missing.map(|package| format!("package {package}")).collect()
 }

@@ -80,6 +80,12 @@ pub(crate) const PEERS_BUILD: [Program; 2] = [
     },
 ];
 
+/// What the benchmark profiles with.
+pub(crate) const PROFILER: [Program; 1] = [Program {
+    name: "perf",
+    package: "linux-perf",
+}];
+
 /// The packages of the programs that are not there.
 pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<&'static str> {
     programs

@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result};
 
 use super::disks::{FAST, SLOW, empty};
 use super::mapper::{BLOCK, Mapped, SECTOR};
-use super::warm::{CACHED_MIB, warm};
+use super::warm::warm;
 use super::{kernel_version, wait_until};
-use crate::bench::subject::{Kind, Subject};
+use crate::bench::compared::RANGE_MIB;
+use crate::bench::subject::{Kind, Raw, Subject};
 use crate::command;
 
 /// The name of the one set of caches that exists here.
@@ -22,6 +23,8 @@ const HEAD: u64 = 16 * SECTOR;
 
 pub(super) const KINDS: [Kind; 1] = [Kind {
     name: "bcache",
+    raw: Raw::Brd,
+    options: "write-through, `sequential_cutoff` 0, no congestion thresholds, all of it cached",
     version: kernel_version,
     start: |_| Ok(Box::new(Bcache::start()?)),
 }];
@@ -39,14 +42,14 @@ impl Bcache {
         empty(FAST)?;
         empty(SLOW)?;
         command::output(Command::new("modprobe").arg("bcache"))?;
-        let sectors = ((CACHED_MIB << 20) + HEAD) / SECTOR;
+        let sectors = ((RANGE_MIB << 20) + HEAD) / SECTOR;
         let backing = Mapped::create("bench-backing", &format!("0 {sectors} linear {SLOW} 0"))?;
         let path = make(backing.path())?;
         let cache = Self { path, backing };
         cache.bypass_nothing()?;
         // In order and by blocks first: what is promoted by small random reads makes a larger tree, and slower hits.
         read_all(&cache.path)?;
-        warm(&cache.path, CACHED_MIB, || cache.misses())?;
+        warm(&cache.path, RANGE_MIB, || cache.misses())?;
         // Of bcache's own data on the cache device only the tree of what is where would be read again, and that is small
         // enough here to stay in memory.
         empty(FAST)?;

@@ -8,12 +8,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::disks::{FAST, empty};
 use super::{kernel_version, wait_until};
-use crate::bench::subject::{Kind, Shape, Subject};
+use crate::bench::subject::{Kind, Raw, Shape, Subject};
 use crate::command;
 
 pub(super) const KINDS: [Kind; 3] = [
     Kind {
         name: "brd",
+        raw: Raw::Brd,
+        options: "a ram disk as it is",
         version: kernel_version,
         start: |_| {
             empty(FAST)?;
@@ -22,11 +24,15 @@ pub(super) const KINDS: [Kind; 3] = [
     },
     Kind {
         name: "null_blk",
+        raw: Raw::NullBlk,
+        options: "`queue_mode=2 irqmode=0 memory_backed=0`",
         version: kernel_version,
         start: |shape| Ok(Box::new(NullBlk::load(shape)?)),
     },
     Kind {
         name: "loop-direct",
+        raw: Raw::Brd,
+        options: "`--direct-io=on`, on a ram disk",
         version: kernel_version,
         start: |_| {
             empty(FAST)?;

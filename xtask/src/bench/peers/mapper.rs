@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::disks::{FAST, META, SLOW, empty, fill};
 use super::kernel_version;
-use super::warm::{CACHED_MIB, warm};
+use super::warm::warm;
 use crate::bench::RAM_DISK_MIB;
+use crate::bench::compared::RANGE_MIB;
 use crate::bench::counts::{Cached, Counts};
-use crate::bench::subject::{Kind, Subject};
+use crate::bench::subject::{Kind, Raw, Subject};
 use crate::command;
 
 /// Bytes of a cache block, for all: the default of ublk-bpf.
@@ -19,11 +20,13 @@ pub(super) const SECTOR: u64 = 512;
 /// The MiB of the metadata that says whether there is any.
 const META_HEAD_MIB: u64 = 1;
 /// So much may be on its way to dm-cache's fast device: the default, 2048 sectors, only makes the warming slow.
-pub(in crate::bench) const FAST_MIGRATION: u64 = 204_800;
+const FAST_MIGRATION: u64 = 204_800;
 
 pub(super) const KINDS: [Kind; 2] = [
     Kind {
         name: "dm-linear",
+        raw: Raw::Brd,
+        options: "`linear`, on a ram disk",
         version: kernel_version,
         start: |_| {
             empty(FAST)?;
@@ -32,12 +35,14 @@ pub(super) const KINDS: [Kind; 2] = [
     },
     Kind {
         name: "dm-cache",
+        raw: Raw::Brd,
+        options: "`writethrough smq`, blocks of 64k, all of it cached",
         version: kernel_version,
         start: |_| {
             empty(FAST)?;
-            let cache = DmCache::create(Path::new(FAST), CACHED_MIB << 20)?;
+            let cache = DmCache::create(Path::new(FAST), RANGE_MIB << 20)?;
             cache.set_migration_threshold(FAST_MIGRATION)?;
-            cache.warm(CACHED_MIB)?;
+            cache.warm(RANGE_MIB)?;
             empty(FAST)?;
             Ok(Box::new(cache))
         },

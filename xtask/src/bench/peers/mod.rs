@@ -21,7 +21,7 @@ use super::subject::Kind;
 
 pub(super) use check::table;
 pub(super) use disks::{FAST, SLOW, empty, fill, make_ram_disks};
-pub(super) use mapper::{BLOCK, DmCache, FAST_MIGRATION, linear};
+pub(super) use mapper::{BLOCK, DmCache, linear};
 
 /// What takes longer to appear or to end will not.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result};
 
 use super::wait_until;
-use crate::bench::subject::{Kind, Shape, Subject};
+use crate::bench::subject::{Kind, Raw, Shape, Subject};
 use crate::command;
 
 const DEVICE: &str = "/dev/nbd0";
@@ -14,6 +14,8 @@ const SOCKET: &str = "/run/bench-nbdkit";
 
 pub(super) const KINDS: [Kind; 1] = [Kind {
     name: "nbd-nbdkit",
+    raw: Raw::NullBlk,
+    options: "`nbdkit null`, `nbd-client -unix`, a connection for each queue",
     version,
     start: |shape| Ok(Box::new(Nbd::start(shape)?)),
 }];

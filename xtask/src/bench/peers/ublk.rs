@@ -8,31 +8,53 @@ use anyhow::{Context as _, Result};
 
 use super::disks::{FAST, empty};
 use super::wait_until;
-use crate::bench::subject::{Kind, Shape, Subject};
+use crate::bench::subject::{Kind, Raw, Shape, Subject};
 use crate::command;
 use crate::setup::peers::KUBLK_VERSION;
 
 /// kublk one request at a time and in batch mode, with copies and with automatic buffers (zero copy).
 pub(super) const KUBLK: [Kind; 8] = [
-    kublk("kublk-null", |shape| null(shape, &[])),
-    kublk("kublk-zc-null", |shape| null(shape, &["--auto_zc"])),
-    kublk("kublk-batch-null", |shape| null(shape, &["-b"])),
-    kublk("kublk-batch-zc-null", |shape| null(shape, &["-b", "--auto_zc"])),
-    kublk("kublk-loop", |shape| looped(shape, &[])),
-    kublk("kublk-zc-loop", |shape| looped(shape, &["--auto_zc"])),
-    kublk("kublk-batch-loop", |shape| looped(shape, &["-b"])),
-    kublk("kublk-batch-zc-loop", |shape| looped(shape, &["-b", "--auto_zc"])),
+    kublk("kublk-null", Raw::NullBlk, "`-t null`", |shape| null(shape, &[])),
+    kublk("kublk-zc-null", Raw::NullBlk, "`-t null --auto_zc`", |shape| {
+        null(shape, &["--auto_zc"])
+    }),
+    kublk("kublk-batch-null", Raw::NullBlk, "`-t null -b`", |shape| {
+        null(shape, &["-b"])
+    }),
+    kublk(
+        "kublk-batch-zc-null",
+        Raw::NullBlk,
+        "`-t null -b --auto_zc`",
+        |shape| null(shape, &["-b", "--auto_zc"]),
+    ),
+    kublk("kublk-loop", Raw::Brd, "`-t loop`", |shape| looped(shape, &[])),
+    kublk("kublk-zc-loop", Raw::Brd, "`-t loop --auto_zc`", |shape| {
+        looped(shape, &["--auto_zc"])
+    }),
+    kublk("kublk-batch-loop", Raw::Brd, "`-t loop -b`", |shape| {
+        looped(shape, &["-b"])
+    }),
+    kublk(
+        "kublk-batch-zc-loop",
+        Raw::Brd,
+        "`-t loop -b --auto_zc`",
+        |shape| looped(shape, &["-b", "--auto_zc"]),
+    ),
 ];
 
 /// rublk as it is fastest. Its null never looks at the data, and copies none in user copy mode; its loop has zero copy.
 pub(super) const RUBLK: [Kind; 2] = [
     Kind {
         name: "rublk-null",
+        raw: Raw::NullBlk,
+        options: "`null --user-copy`",
         version: rublk_version,
         start: |shape| Server::start("rublk", shape, &["null", "--user-copy"]),
     },
     Kind {
         name: "rublk-loop",
+        raw: Raw::Brd,
+        options: "`loop --zero-copy`, on a ram disk",
         version: rublk_version,
         start: |shape| {
             empty(FAST)?;
@@ -41,9 +63,16 @@ pub(super) const RUBLK: [Kind; 2] = [
     },
 ];
 
-const fn kublk(name: &'static str, start: fn(Shape) -> Result<Box<dyn Subject>>) -> Kind {
+const fn kublk(
+    name: &'static str,
+    raw: Raw,
+    options: &'static str,
+    start: fn(Shape) -> Result<Box<dyn Subject>>,
+) -> Kind {
     Kind {
         name,
+        raw,
+        options,
         version: kublk_version,
         start,
     }

@@ -7,22 +7,20 @@ use anyhow::{Result, bail};
 
 use crate::bench::fio::{self, Job};
 
-/// The size of what the caches among the peers are in front of, all of which they then hold.
-pub(super) const CACHED_MIB: u64 = 128;
 /// Promotion runs behind the reads.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the first MiBs of a device at random until nothing of it misses.
 pub(super) fn warm(device: &Path, mib: u64, misses: impl Fn() -> Result<u64>) -> Result<()> {
     let job = Job {
-        device,
+        devices: &[device],
         block: "4k",
         range_mib: Some(mib),
     };
     let started = Instant::now();
     while started.elapsed() < LIMIT {
         let before = misses()?;
-        fio::iops(&job)?;
+        fio::run(&job, &[])?;
         if misses()? == before {
             return Ok(());
         }

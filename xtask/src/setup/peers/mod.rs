@@ -48,10 +48,7 @@ impl Peers {
 
 /// What is not there.
 pub(crate) fn missing() -> Result<Vec<String>> {
-    let mut missing: Vec<String> = packages::missing(&packages::PEERS)
-        .into_iter()
-        .map(|package| format!("package {package}"))
-        .collect();
+    let mut missing = super::missing_packages(&packages::PEERS);
     if kublk::present()?.is_none() {
         missing.push("kublk".to_owned());
     }

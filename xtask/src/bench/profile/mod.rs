@@ -1,0 +1,218 @@
+//! Where the instructions of an I/O go: fio reads, perf samples the whole guest, and each sample's stack is given to a
+//! part of the I/O's way.
+//!
+//! perf's `cpu-clock` is a timer, and on the instruction clock a timer counts instructions. A sample that falls due
+//! while interrupts are off is taken where they come on again. What the interrupt itself costs is in no sample: so the
+//! shares are of a sampled run, and the instructions of an I/O, which they are shares of, are of a run without perf.
+
+mod page;
+mod parts;
+mod stacks;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::compared::RANGE_MIB;
+use super::fio::{self, Job, Summary};
+use super::ours::Device;
+use super::peers::{self, FAST};
+use super::{RAM_DISK_MIB, hits, report};
+use crate::guest::{self, Config, Outcome};
+use crate::{command, progress, setup, vm};
+use stacks::{Counted, Stack};
+
+/// Runs of fio without perf that count.
+const RUNS: usize = 3;
+/// Instructions between two samples: a prime, that nothing else repeats by.
+const PERIOD: u32 = 49_999;
+/// The run of fio that is sampled, which perf starts when it is ready.
+const SAMPLED: &str = "--runtime=900ms";
+/// Milliseconds of it without samples: fio's own start.
+const DELAY: &str = "300";
+/// The device's tags.
+const DEPTH: u16 = 128;
+/// As many reads.
+const IN_FLIGHT: &str = "--iodepth=128";
+/// Where perf keeps its samples.
+const SAMPLES: &str = "/tmp/samples";
+/// What perf may spend, how deep it looks, and how: not stopped for being slow, and past the kernel's deepest stacks.
+const SETTINGS: [(&str, &str); 3] = [
+    ("/proc/sys/kernel/perf_cpu_time_max_percent", "0"),
+    ("/proc/sys/kernel/perf_event_max_stack", "64"),
+    ("/proc/sys/kernel/kptr_restrict", "0"),
+];
+
+/// What is profiled.
+struct Case {
+    /// Names the picture, too.
+    name: &'static str,
+    title: &'static str,
+    start: fn() -> Result<Device>,
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        name: "null",
+        title: "null",
+        start: || passthrough("null:8G,unfilled"),
+    },
+    Case {
+        name: "passthrough",
+        title: "passthrough",
+        start: || passthrough(FAST),
+    },
+    Case {
+        name: "hit",
+        title: "hit",
+        start: hit,
+    },
+];
+
+/// What came of a case.
+struct Profile {
+    case: &'static Case,
+    /// Instructions of an I/O, without perf.
+    instructions: f64,
+    counted: Counted,
+}
+
+/// Boots the guest, and writes to the page what it measured.
+pub(super) fn run_on_host() -> Result<ExitCode> {
+    setup::profiler()?;
+    let kernel = setup::guest()?;
+    let config = Config {
+        icount: true,
+        built: vec![vm::this_program()?, vm::server()?],
+        programs: vec!["perf".to_owned()],
+        ..super::machine()
+    };
+    progress::note(&format!(
+        "booting Linux {} on the instruction clock, to profile",
+        kernel.release
+    ));
+    let mut collect = Collect(Vec::new());
+    let only = ["--only", "profile"].map(str::to_owned);
+    let outcome = super::in_guest(&config, &kernel, &only, &mut collect)?;
+    if outcome != Outcome::Exited(0) {
+        return Ok(vm::exit_code(&outcome));
+    }
+    let text = String::from_utf8_lossy(&collect.0);
+    let profiles = text.lines().map(parse).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        profiles.len() == CASES.len(),
+        "the guest sent {} profiles of {}",
+        profiles.len(),
+        CASES.len()
+    );
+    let section = page::section(&profiles);
+    println!("{section}");
+    report::replace("profile", &section)?;
+    for profile in &profiles {
+        report::picture(&page::picture_name(profile.case), &page::flame_graph(profile)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures every case, and prints a line of JSON for each.
+pub(super) fn here() -> Result<()> {
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    for (path, value) in SETTINGS {
+        std::fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))?;
+    }
+    for case in &CASES {
+        progress::note(&format!("profiling {}", case.title));
+        let device = (case.start)()?;
+        let job = Job {
+            devices: &[device.path()],
+            block: "4k",
+            range_mib: Some(RANGE_MIB),
+        };
+        let iops = median_iops(&job)?;
+        let counted = sample(&job).with_context(|| format!("profiling {}", case.name))?;
+        device.stop()?;
+        let folded: Vec<String> = counted
+            .iter()
+            .map(|(stack, count)| stacks::fold(stack, *count))
+            .collect();
+        println!("{}", json!({ "case": case.name, "iops": iops, "stacks": folded }));
+    }
+    Ok(())
+}
+
+/// Without perf. The first run after a start costs more, and does not count.
+fn median_iops(job: &Job<'_>) -> Result<f64> {
+    let runs: Result<Vec<f64>> = (0..=RUNS)
+        .map(|_| Ok(fio::run(job, &[IN_FLIGHT, "--runtime=200ms"])?.iops))
+        .collect();
+    Ok(Summary::of(runs?.split_off(1))?.median)
+}
+
+fn passthrough(backing: &str) -> Result<Device> {
+    let queue = ["--queues", "1", "--depth", "128", "--policy", "passthrough"];
+    Device::start(&[["--backing", backing].as_slice(), &queue].concat())
+}
+
+/// A cache that has what will be read, on a ram disk whose pages are as empty as passthrough's.
+fn hit() -> Result<Device> {
+    let device = hits::warm(RANGE_MIB, 1, DEPTH)?;
+    hits::discard_fast()?;
+    Ok(device)
+}
+
+/// The stacks of fio's reads.
+fn sample(job: &Job<'_>) -> Result<Counted> {
+    let reads = fio::command(job, &[IN_FLIGHT, SAMPLED]);
+    let mut record = Command::new("perf");
+    // Without build ids: to read those of all that ran takes perf seconds after the last sample.
+    record.args(["record", "-q", "-B", "-N", "-a", "-e", "cpu-clock", "-g"]);
+    record.args(["-o", SAMPLES, "-c", &PERIOD.to_string(), "-D", DELAY, "--"]);
+    command::output(record.arg(reads.get_program()).args(reads.get_args()))?;
+    let script = ["script", "--no-inline", "-F", "comm,ip,sym,dso", "-i", SAMPLES];
+    let text = command::output(Command::new("perf").args(script))?;
+    let counted: Counted = stacks::read_perf(&text)
+        .into_iter()
+        .filter(|(stack, _)| is_counted(stack))
+        .collect();
+    if counted.is_empty() {
+        bail!("perf took no sample");
+    }
+    Ok(counted)
+}
+
+/// Neither perf itself nor an idle CPU.
+fn is_counted(stack: &Stack) -> bool {
+    !["perf", "swapper"]
+        .iter()
+        .any(|task| stack.task.starts_with(task))
+}
+
+fn parse(line: &str) -> Result<Profile> {
+    let value: Value =
+        serde_json::from_str(line).with_context(|| format!("the guest sent no profile: {line}"))?;
+    let name = value["case"].as_str().unwrap_or_default();
+    let case = CASES.iter().find(|case| case.name == name);
+    let stacks = value["stacks"].as_array().context("a profile without stacks")?;
+    let counted = stacks.iter().map(|stack| stacks::unfold(stack.as_str()?));
+    Ok(Profile {
+        case: case.with_context(|| format!("an unknown case: {name}"))?,
+        instructions: 1e9 / value["iops"].as_f64().context("a profile without IOPS")?,
+        counted: counted
+            .collect::<Option<_>>()
+            .context("a profile with a stack that is none")?,
+    })
+}
+
+/// Keeps what the guest measured, and passes its errors on.
+struct Collect(Vec<u8>);
+
+impl guest::Sink for Collect {
+    fn out(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn err(&mut self, bytes: &[u8]) {
+        guest::Inherit.err(bytes);
+    }
+}
