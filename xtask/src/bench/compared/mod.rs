@@ -70,13 +70,7 @@ impl Plan {
 
     /// Turns of each subject that count.
     fn rounds(&self) -> usize {
-        if self.quick { 1 } else { 3 }
-    }
-
-    /// A run's length: 1 s gives the same within half a per cent, and takes three times as long. fio counts its time in
-    /// milliseconds, of which a run that nothing is averaged with needs more.
-    fn length(&self) -> &'static str {
-        if self.quick { "200ms" } else { "100ms" }
+        if self.quick { 1 } else { 2 }
     }
 
     fn cases(&self, cpus: u16) -> Vec<Case> {
@@ -123,7 +117,7 @@ pub(super) fn here(plan: &Plan) -> Result<()> {
         let mut failed = Vec::new();
         for kind in &kinds {
             let subject = kind.name.to_owned();
-            if let Err(error) = turn(kind, round, &plan.cases(cpus), plan.length()) {
+            if let Err(error) = turn(kind, round, &plan.cases(cpus)) {
                 let why = format!("with {}: {error:#}", plural(cpus, "CPU"));
                 Message::Failed { subject, why }.send()?;
                 failed.push(kind.name);
@@ -135,7 +129,7 @@ pub(super) fn here(plan: &Plan) -> Result<()> {
 }
 
 /// Makes a device, measures every case on it, and leaves nothing of it.
-fn turn(kind: &Kind, round: usize, cases: &[Case], length: &str) -> Result<()> {
+fn turn(kind: &Kind, round: usize, cases: &[Case]) -> Result<()> {
     let cpus = cases.first().context("there is no case")?.cpus;
     let name = kind.name.to_owned();
     Message::Turn { subject: name }.send()?;
@@ -148,17 +142,17 @@ fn turn(kind: &Kind, round: usize, cases: &[Case], length: &str) -> Result<()> {
         depth: TAGS,
     })?;
     let (writes, reads): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.pattern.writes());
-    run(kind, subject.as_ref(), round, &reads, length)?;
+    run(kind, subject.as_ref(), round, &reads)?;
     subject.check()?;
     if !writes.is_empty() {
         // The first write to a page of a ram disk allocates it.
         peers::fill(&subject.path().to_string_lossy(), RANGE_MIB)?;
-        run(kind, subject.as_ref(), round, &writes, length)?;
+        run(kind, subject.as_ref(), round, &writes)?;
     }
     Ok(())
 }
 
-fn run(kind: &Kind, subject: &dyn Subject, round: usize, cases: &[Case], length: &str) -> Result<()> {
+fn run(kind: &Kind, subject: &dyn Subject, round: usize, cases: &[Case]) -> Result<()> {
     let name = || kind.name.to_owned();
     for &case in cases {
         if round == 1 {
@@ -172,7 +166,7 @@ fn run(kind: &Kind, subject: &dyn Subject, round: usize, cases: &[Case], length:
             }
             .send()?;
         }
-        let sample = measure::sample(subject, case, length)?;
+        let sample = measure::sample(subject, case)?;
         let subject = name();
         Message::Run {
             subject,
