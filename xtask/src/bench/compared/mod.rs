@@ -32,7 +32,7 @@ const TAGS: u16 = 128;
 
 /// What a boot leaves to be done later is done by then: a run within the first seconds cost up to twice as much. The
 /// sleep takes no time, for the clock jumps to its end.
-const SETTLE: Duration = Duration::from_secs(10);
+pub(super) const SETTLE: Duration = Duration::from_secs(10);
 
 /// How much of the matrix is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]

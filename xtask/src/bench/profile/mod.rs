@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::compared::RANGE_MIB;
+use super::compared::{RANGE_MIB, SETTLE};
 use super::fio::{self, Job, Summary};
 use super::ours::Device;
 use super::peers::{self, FAST};
@@ -25,10 +25,11 @@ use stacks::{Counted, Stack};
 
 /// Runs of fio without perf that count.
 const RUNS: usize = 3;
-/// Instructions between two samples: a prime, that nothing else repeats by.
-const PERIOD: u32 = 49_999;
-/// The run of fio that is sampled, which perf starts when it is ready.
-const SAMPLED: &str = "--runtime=900ms";
+/// Instructions between two samples, in turns. fio's round of 32 I/Os is as regular as the clock: with one period alone the
+/// samples meet the same places of it again and again, and shares were off by a half.
+const PERIODS: [u32; 8] = [17_977, 21_001, 24_499, 28_001, 31_013, 36_007, 41_999, 48_017];
+/// The runs of fio that are sampled, which perf starts when it is ready.
+const SAMPLED: &str = "--runtime=500ms";
 /// Milliseconds of it without samples: fio's own start.
 const DELAY: &str = "300";
 /// The device's tags.
@@ -118,6 +119,7 @@ pub(super) fn run_on_host() -> Result<ExitCode> {
 /// Measures every case, and prints a line of JSON for each.
 pub(super) fn here() -> Result<()> {
     peers::make_ram_disks(RAM_DISK_MIB)?;
+    std::thread::sleep(SETTLE);
     for (path, value) in SETTINGS {
         std::fs::write(path, value).with_context(|| format!("cannot write {value} to {path}"))?;
     }
@@ -130,7 +132,12 @@ pub(super) fn here() -> Result<()> {
             range_mib: Some(RANGE_MIB),
         };
         let iops = median_iops(&job)?;
-        let counted = sample(&job).with_context(|| format!("profiling {}", case.name))?;
+        let mut counted = Counted::new();
+        for period in PERIODS {
+            let more = sample(&job, period).with_context(|| format!("profiling {}", case.name))?;
+            more.into_iter()
+                .for_each(|(stack, count)| *counted.entry(stack).or_default() += count);
+        }
         device.stop()?;
         let folded: Vec<String> = counted
             .iter()
@@ -161,13 +168,13 @@ fn hit() -> Result<Device> {
     Ok(device)
 }
 
-/// The stacks of fio's reads.
-fn sample(job: &Job<'_>) -> Result<Counted> {
+/// The stacks of fio's reads, one every `period` instructions.
+fn sample(job: &Job<'_>, period: u32) -> Result<Counted> {
     let reads = fio::command(job, &[IN_FLIGHT, SAMPLED]);
     let mut record = Command::new("perf");
     // Without build ids: to read those of all that ran takes perf seconds after the last sample.
     record.args(["record", "-q", "-B", "-N", "-a", "-e", "cpu-clock", "-g"]);
-    record.args(["-o", SAMPLES, "-c", &PERIOD.to_string(), "-D", DELAY, "--"]);
+    record.args(["-o", SAMPLES, "-c", &period.to_string(), "-D", DELAY, "--"]);
     command::output(record.arg(reads.get_program()).args(reads.get_args()))?;
     let script = ["script", "--no-inline", "-F", "comm,ip,sym,dso", "-i", SAMPLES];
     let text = command::output(Command::new("perf").args(script))?;

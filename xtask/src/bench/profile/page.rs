@@ -5,7 +5,7 @@ use inferno::flamegraph::color::{MultiPalette, Palette};
 use inferno::flamegraph::{self, Options};
 
 use super::parts::{self, Part};
-use super::{Case, PERIOD, Profile, stacks};
+use super::{Case, PERIODS, Profile, stacks};
 
 /// Narrower functions are left out of a picture, in per cent: they would be lines without a name.
 const NARROWEST: f64 = 0.2;
@@ -17,9 +17,12 @@ pub(super) fn section(profiles: &[Profile]) -> String {
          `null:8G,unfilled`, policy passthrough), **passthrough** (to an empty ram disk) and **hit** (policy lru, all \
          that is read is in the cache, on a ram disk without pages).\n\n\
          `cargo xtask bench --only profile` measures it: `perf record -e cpu-clock` samples the whole guest every \
-         {PERIOD} ns, which are as many instructions. The shares are those of the samples; the sum is 1e9 divided by the \
+         {} to {} ns in {} runs, which are as many instructions. The shares are those of the samples; the sum is 1e9 divided by the \
          IOPS of runs without perf. A sample goes to the part of its innermost function that \
-         `xtask/src/bench/profile/parts.rs` knows."
+         `xtask/src/bench/profile/parts.rs` knows.",
+        PERIODS[0],
+        PERIODS[PERIODS.len() - 1],
+        PERIODS.len()
     );
     let limits = "Limits: a sample that falls due while interrupts are off is taken where they come on again, so single \
                   functions such as `finish_task_switch` read high, and their callers low; parts hardly change by it. \
