@@ -18,8 +18,8 @@ real machine does it: an instruction that misses the CPU's caches counts as one 
 
 - **Raw device:** what nothing can be cheaper than. For what ends in memory that is `brd`, the kernel's RAM disk; for what
   forgets everything (`...null`, `...drop`, and nbdkit with its null plugin) it is `null_blk`. *Added* is what an I/O takes beyond it.
-- **All in one boot and by turns:** each subject is made, measured and unmade, then all of them once more; shown is the
-  better of the two, and how far apart they were (*spread*).
+- **All in one boot and by turns:** each subject is made, measured and unmade, then all of them once more for the cases of
+  the first table, which show the better of the two and how far apart they were (*spread*). All other cases are measured once.
 - **Each as it is fastest:** rublk copies nothing (user copy for its null, which does not look at the data, zero copy for its
   loop); kublk is there in four modes, one request at a time or in batches, with copies or with automatic buffers (`zc`).
 - **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted in a run of their own.

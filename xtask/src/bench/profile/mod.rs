@@ -27,7 +27,7 @@ use stacks::{Counted, Stack};
 const RUNS: usize = 3;
 /// Instructions between two samples, in turns. fio's round of 32 I/Os is as regular as the clock: with one period alone the
 /// samples meet the same places of it again and again, and shares were off by a half.
-const PERIODS: [u32; 8] = [17_977, 21_001, 24_499, 28_001, 31_013, 36_007, 41_999, 48_017];
+const PERIODS: [u32; 5] = [19_993, 24_499, 29_989, 36_007, 43_997];
 /// The runs of fio that are sampled, which perf starts when it is ready.
 const SAMPLED: &str = "--runtime=500ms";
 /// Milliseconds of it without samples: fio's own start.
