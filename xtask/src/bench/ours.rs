@@ -26,11 +26,23 @@ impl Device {
     pub(super) fn start(options: &[&str]) -> Result<Self> {
         let mut run = Command::new("ublk-bpf");
         let said = command::output(run.arg("run").args(options).arg("--daemon"))?;
-        let path = said.split_whitespace().next().unwrap_or_default();
+        Self::named(&said)
+    }
+
+    /// Makes the devices of a configuration file, all in one process.
+    pub(super) fn start_all(config: &Path) -> Result<Vec<Self>> {
+        let mut run = Command::new("ublk-bpf");
+        let said = command::output(run.args(["run", "--daemon", "--config"]).arg(config))?;
+        said.lines().map(Self::named).collect()
+    }
+
+    /// The device of a line that says that it is ready.
+    fn named(line: &str) -> Result<Self> {
+        let path = line.split_whitespace().next().unwrap_or_default();
         let id = path
             .strip_prefix("/dev/ublkb")
             .filter(|_| Path::new(path).exists())
-            .with_context(|| format!("ublk-bpf named no device, but said: {said}"))?;
+            .with_context(|| format!("ublk-bpf named no device, but said: {line}"))?;
         Ok(Self {
             id: id.to_owned(),
             path: path.into(),

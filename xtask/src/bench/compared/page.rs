@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::floors;
 use super::plot::PICTURES;
 use super::result::{Block, Case, plural};
-use super::results::{Cell, Results};
+use super::results::{Cell, Results, calls};
 use super::table::headline;
 
 /// What the page says of how all this was measured.
@@ -22,7 +22,8 @@ real machine does it: an instruction that misses the CPU's caches counts as one 
   the first table, which show the better of the two and how far apart they were (*spread*). All other cases are measured once.
 - **Each as it is fastest:** rublk copies nothing (user copy for its null, which does not look at the data, zero copy for its
   loop); kublk is there in four modes, one request at a time or in batches, with copies or with automatic buffers (`zc`).
-- **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted in a run of their own.
+- **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted with one CPU in a run of
+  their own.
 - RAM disks are empty when they are read (a page that was never written is cleared for the reader, not copied) and full
   when they are written (no page is allocated).
 - With two CPUs, two queues and two readers, one on each CPU, the clock counts the instructions of both. So IOPS do not
@@ -89,13 +90,13 @@ fn styled(subject: &str) -> String {
 
 fn wide(cell: &Cell) -> String {
     format!(
-        " | {} | {:.1} % | {} | {} | {:.0} % | {:.2}",
+        " | {} | {:.1} % | {} | {} | {:.0} % | {}",
         grouped(cell.iops.median),
         cell.iops.spread * 100.0,
         grouped(cell.instructions),
         added(cell),
         cell.server * 100.0,
-        cell.calls
+        calls(cell, 2)
     )
 }
 
@@ -174,12 +175,12 @@ fn matrix(results: &Results) -> String {
 
 fn narrow(cell: &Cell) -> String {
     format!(
-        " | {} | {} | {} | {:.0} % | {:.2}",
+        " | {} | {} | {} | {:.0} % | {}",
         grouped(cell.iops.median),
         grouped(cell.instructions),
         added(cell),
         cell.server * 100.0,
-        cell.calls
+        calls(cell, 2)
     )
 }
 

@@ -52,7 +52,7 @@ const PANELS: [Panel; 4] = [
     Panel {
         title: "System calls",
         unit: "of the server, per I/O",
-        value: |cell| Some(cell.calls),
+        value: |cell| cell.calls,
         digits: 2,
     },
 ];

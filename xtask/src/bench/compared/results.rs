@@ -33,8 +33,8 @@ pub(super) struct Cell {
     pub(super) server: f64,
     /// The part of the time in which nothing ran, beyond that with the raw device: fio itself sleeps before and after.
     pub(super) waits: f64,
-    /// System calls of the servers for an I/O.
-    pub(super) calls: f64,
+    /// System calls of the servers for an I/O, where they were counted.
+    pub(super) calls: Option<f64>,
 }
 
 impl Results {
@@ -94,7 +94,7 @@ impl Results {
             added,
             server,
             waits: idle - raw_median(|sample| sample.idle).unwrap_or(idle),
-            calls: *self.calls.get(&(subject.to_owned(), case))?,
+            calls: self.calls.get(&(subject.to_owned(), case)).copied(),
         })
     }
 
@@ -133,6 +133,12 @@ impl Results {
 
 fn summary(samples: &[Sample], value: fn(&Sample) -> f64) -> Option<Summary> {
     Summary::of(samples.iter().map(value).collect()).ok()
+}
+
+/// System calls for an I/O in so many places, or a dash.
+pub(super) fn calls(cell: &Cell, places: usize) -> String {
+    let number = |calls| format!("{calls:.places$}");
+    cell.calls.map_or_else(|| "-".to_owned(), number)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The results as text for a terminal.
 
 use super::result::{Block, Case, Pattern};
-use super::results::{Cell, Results};
+use super::results::{Cell, Results, calls};
 
 /// One table for each case; of a whole matrix only those that the page begins with.
 pub(super) fn text(results: &Results) -> String {
@@ -59,8 +59,10 @@ fn line(cell: &Cell) -> String {
         .map_or_else(|| "-".to_owned(), |added| format!("{added:.0}"));
     let server = format!("{:.0} %", cell.server * 100.0);
     format!(
-        "{:>10.0}{spread:>9}{:>13.0}{added:>9}{server:>9}{:>12.3}",
-        cell.iops.median, cell.instructions, cell.calls
+        "{:>10.0}{spread:>9}{:>13.0}{added:>9}{server:>9}{:>12}",
+        cell.iops.median,
+        cell.instructions,
+        calls(cell, 3)
     )
 }
 

@@ -1,6 +1,9 @@
-//! Devices beside one another, each with a server of its own.
+//! Devices beside one another, all in one server.
 
-use anyhow::Result;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
 
 use super::super::boot::Guest;
 use super::super::ours::Device;
@@ -9,7 +12,7 @@ use super::{NULL, Plan, available_mib, instructions};
 pub(super) const PLAN: Plan = Plan {
     title: "Devices",
     how: "\
-Devices on `null`, one queue of depth 128 each, policy `passthrough`, each served by a process of its own, on one CPU; 4 KiB random reads. *One loaded*: a client reads the first one, and the
+Devices on `null`, one queue of depth 128 each, policy `passthrough`, all served by one process, on one CPU; 4 KiB random reads. *One loaded*: a client reads the first one, and the
 others idle. *All loaded*: a client for each.",
     head: "\
 | devices | instructions per I/O, one loaded | more for each further device | all loaded | memory taken by each, MiB |
@@ -25,6 +28,8 @@ requests; it follows two pointers to the disk's name, compares and returns. With
 devices of a server. Loading all of them costs 5 % more at 16: as many clients and servers take turns on the CPU.",
 };
 
+/// The configuration of the devices.
+const CONFIG: &str = "/tmp/devices.toml";
 const COUNTS: [usize; 5] = [1, 2, 4, 8, 16];
 const RUNTIME: &str = "--runtime=200ms";
 
@@ -49,17 +54,9 @@ fn rows() -> Result<()> {
     Ok(())
 }
 
-/// So many devices. One server for all of them would be started here.
+/// So many devices, all served by one process.
 fn start(count: usize) -> Result<Vec<Device>> {
-    let options = [
-        "--backing",
-        NULL,
-        "--queues",
-        "1",
-        "--depth",
-        "128",
-        "--policy",
-        "passthrough",
-    ];
-    (0..count).map(|_| Device::start(&options)).collect()
+    let table = format!("[[device]]\nbacking = \"{NULL}\"\n");
+    fs::write(CONFIG, table.repeat(count)).with_context(|| format!("cannot write {CONFIG}"))?;
+    Device::start_all(Path::new(CONFIG))
 }
