@@ -23,9 +23,9 @@ others idle. *All loaded*: a client for each.",
     }],
     rows,
     why: "\
-Each further device adds some 153 instructions to every request of every disk, whether it is used or not: each has a classifier of its own on `block_rq_issue`, which the kernel runs for all
-requests; it follows two pointers to the disk's name, compares and returns. With 16 devices that is a third of a request to `null`. Growth is linear, and it is the reason to have one classifier for all the
-devices of a server. Loading all of them costs 5 % more at 16: as many clients and servers take turns on the CPU.",
+Each further device adds the same to every request of every disk, whether it is used or not: each has a classifier of its own on `block_rq_issue`, which the kernel runs for all requests. It
+compares the request's queue with that of its own disk and returns, which is a dozen instructions; the rest is the kernel's way in and out of a BPF program. Growth is linear. Loading all of them costs little more: as
+many clients and queue threads take turns on the CPU.",
 };
 
 /// The configuration of the devices.

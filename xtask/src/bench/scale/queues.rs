@@ -26,10 +26,10 @@ figure in every line; it says nothing about how many I/Os a second so many real 
     ],
     rows,
     why: "\
-With a second CPU a server thread runs elsewhere than its client, and a wake-up may be an interrupt to another CPU: that is the step from 6,522 to 6,745 with one queue, and further idle CPUs
-add nearly nothing to it. With a queue for each CPU nothing is shared on the way of a request: rings, tags, verdicts and counters are each queue's or each CPU's own. So the cost of an I/O hardly grows: 8 CPUs
-cost 2 % more than one, by IPIs, context switches and timer ticks, which come to every CPU by a clock that here counts the work of all of them; real CPUs, which work at the same time, pay fewer ticks for an I/O. The
-length of a run matters: what each client does as it begins and ends is part of it, and with runs of 100 ms, shared by all, that alone made 8 CPUs look 9 % dearer than one; the line of 16 CPUs, 24 % dearer, is of such runs. 32 CPUs boot too, in two minutes.",
+With a second CPU a server thread runs elsewhere than its client, and a wake-up may be an interrupt to another CPU: that is the step from the first line to the second with one queue, and
+further idle CPUs add nearly nothing to it. With a queue for each CPU nothing is shared on the way of a request: rings, tags, verdicts and counters are each queue's or each CPU's own. So the cost of an I/O hardly
+grows. What does grow are interrupts between CPUs, context switches and timer ticks, which come to every CPU by a clock that here counts the work of all of them (real CPUs, which work at the same time, pay fewer
+ticks for an I/O), and what each client does as it begins and ends, which is part of a run: the more clients share it, the fewer I/Os it is spread over. 32 CPUs boot too, in two minutes.",
 };
 
 const fn guest(cpus: u32) -> Guest {
