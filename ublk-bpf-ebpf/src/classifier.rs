@@ -45,6 +45,7 @@ mod classify {
         queues: 0,
         cache_shift: 0,
         heat_limit: 0,
+        reserved: 0,
     });
 
     // The loader sets the number of entries of each of these but `decisions`, `cache` and `codes`.

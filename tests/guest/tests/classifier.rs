@@ -486,6 +486,9 @@ fn bpftool_prints_names() {
     let slot = r#""verdict":"Drop","reason":"Advisory","hints":0,"op":"Discard","nr_sectors":8,"sector":8"#;
     assert!(dump("verdicts").contains(slot));
     let decisions = dump("decisions");
-    assert!(decisions.contains(r#""why_advisory":1"#) && decisions.contains(r#""op":"WriteZeroes""#));
+    assert!(
+        decisions.contains(r#""drop":{"default":0,"advisory":1,"#)
+            && decisions.contains(r#""op":"WriteZeroes""#)
+    );
     assert!(dump("server").contains(r#""verdict_missing":0"#));
 }

@@ -289,6 +289,10 @@ fn blocks_of_4_kib_are_served_by_every_way() {
 
 #[test]
 fn write_back_is_throttled_as_before_the_backing_device() {
+    // Another test may have left it without a device.
+    if Path::new("/sys/module/null_blk").exists() {
+        run("modprobe", &["-r", "null_blk"]);
+    }
     run("modprobe", &["null_blk", "nr_devices=1", "gb=1"]);
     let throttled = |backing: &str| {
         let device = Device::run(&["--backing", backing]);

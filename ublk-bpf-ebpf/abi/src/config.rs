@@ -29,6 +29,8 @@ pub struct Config {
     pub cache_shift: u32,
     /// Where a block's count in [`map::HEAT`](crate::map::HEAT) stops: 1 to 255.
     pub heat_limit: u32,
+    /// Zero: it fills the last word.
+    pub reserved: u32,
 }
 
 numbered! {

@@ -95,7 +95,8 @@ pub const POLICY_FUNCTION: &str = "policy";
 
 const _: () = {
     // No byte of `Config` is padding: it is handed over as bytes.
-    assert!(size_of::<Config>() == 72);
+    assert!(core::mem::offset_of!(Config, reserved) + 4 == size_of::<Config>());
+    assert!(size_of::<Config>() == 2 * 8 + (8 + request_flags::FROM_KERNEL) * 4);
     assert!(size_of::<Request>() == 40);
     assert!(size_of::<VerdictSlot>() == 16);
     assert!(size_of::<Decisions>() == Decisions::WORDS * 8);

@@ -1,6 +1,7 @@
 //! The classifier of one device: loaded, attached and pinned, or found again.
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -114,6 +115,7 @@ impl Spec {
             queues: self.queues.into(),
             cache_shift: self.cache.map_or(0, |cache| cache.shift),
             heat_limit: HEAT_LIMIT,
+            reserved: 0,
         }
     }
 
@@ -343,10 +345,16 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
 /// Whether the classifier that is pinned there was told of a cache.
 pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
     let words = config_words(pins)?;
-    Ok(words[CONFIG_WORDS - 1] & u64::from(u32::MAX) != 0)
+    Ok(number(&words, offset_of!(Config, cache_shift)) != 0)
 }
 
-/// The pinned configuration, as words of two numbers.
+/// The 32-bit number at this byte of the configuration.
+fn number(words: &[u64; CONFIG_WORDS], at: usize) -> u64 {
+    let half = if at.is_multiple_of(8) { 0 } else { 32 };
+    words[at / 8] >> half & u64::from(u32::MAX)
+}
+
+/// The pinned configuration.
 fn config_words(pins: &PinDir) -> Result<[u64; CONFIG_WORDS], PolicyError> {
     let map = open_map(&pins.map(CONFIG_PIN), size_of::<Config>(), 1)?;
     let failed = |e: aya::maps::MapError| PolicyError::Access {
@@ -361,18 +369,31 @@ fn config_words(pins: &PinDir) -> Result<[u64; CONFIG_WORDS], PolicyError> {
 fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
     let path = pins.map(CONFIG_PIN);
     let words = config_words(pins)?;
-    let halves = |word: u64| [word & u64::from(u32::MAX), word >> 32];
-    let [abi_version, depth] = halves(words[2]);
-    let [written_shift, _] = halves(words[3]);
-    let [cache_shift, _] = halves(words[CONFIG_WORDS - 1]);
+    let number = |at| number(&words, at);
     let wanted_shift = spec.written.map_or(0, |written| written.shift);
     let wanted_cache_shift = spec.cache.map_or(0, |cache| cache.shift);
     let [name, name_end] = spec.disk.name_words();
     let properties = [
-        ("its interface version", abi_version, ABI_VERSION.into()),
-        ("its queue depth", depth, spec.depth.into()),
-        ("its block shift", written_shift, wanted_shift.into()),
-        ("its cache block's shift", cache_shift, wanted_cache_shift.into()),
+        (
+            "its interface version",
+            number(offset_of!(Config, abi_version)),
+            ABI_VERSION.into(),
+        ),
+        (
+            "its queue depth",
+            number(offset_of!(Config, depth)),
+            spec.depth.into(),
+        ),
+        (
+            "its block shift",
+            number(offset_of!(Config, written_shift)),
+            wanted_shift.into(),
+        ),
+        (
+            "its cache block's shift",
+            number(offset_of!(Config, cache_shift)),
+            wanted_cache_shift.into(),
+        ),
         ("its disk name", words[0], name),
         ("its disk name", words[1], name_end),
     ];
