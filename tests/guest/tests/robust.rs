@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -255,22 +255,36 @@ fn a_policy_that_is_always_slow_is_only_slow() {
     }
 }
 
+/// A null_blk disk of this name in `/dev`, with these settings; dropped, it is gone.
+struct NullBlk(PathBuf);
+
+impl NullBlk {
+    fn new(name: &str, settings: &[(&str, &str)]) -> Self {
+        run("modprobe", &["null_blk", "nr_devices=0"]);
+        if !Path::new("/sys/kernel/config/nullb").exists() {
+            run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
+        }
+        let config = Path::new("/sys/kernel/config/nullb").join(name);
+        fs::create_dir(&config).unwrap_or_else(|e| panic!("{e}"));
+        for (setting, value) in settings {
+            write(config.join(setting), value);
+        }
+        write(config.join("power"), "1");
+        Self(config)
+    }
+}
+
+impl Drop for NullBlk {
+    fn drop(&mut self) {
+        // In the middle of a failure, too, which is what will be told.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
 #[test]
 fn blocks_of_4_kib_are_served_by_every_way() {
-    run("modprobe", &["null_blk", "nr_devices=0"]);
-    if !Path::new("/sys/kernel/config/nullb").exists() {
-        run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
-    }
-    let config = Path::new("/sys/kernel/config/nullb/blocks");
-    fs::create_dir(config).unwrap_or_else(|e| panic!("{e}"));
-    for (name, value) in [
-        ("size", "32"),
-        ("blocksize", "4096"),
-        ("memory_backed", "1"),
-        ("power", "1"),
-    ] {
-        write(config.join(name), value);
-    }
+    let settings = [("size", "32"), ("blocksize", "4096"), ("memory_backed", "1")];
+    let _disk = NullBlk::new("blocks", &settings);
     for policy in ["passthrough", SLOW] {
         let device = Device::run(&["--backing", "/dev/blocks", "--policy", policy]);
         assert_eq!(read(device.sysfs("queue/logical_block_size")), "4096");
@@ -284,16 +298,11 @@ fn blocks_of_4_kib_are_served_by_every_way() {
         assert_eq!(device.counter("failed"), 0);
         device.stop();
     }
-    fs::remove_dir(config).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
 fn write_back_is_throttled_as_before_the_backing_device() {
-    // Another test may have left it without a device.
-    if Path::new("/sys/module/null_blk").exists() {
-        run("modprobe", &["-r", "null_blk"]);
-    }
-    run("modprobe", &["null_blk", "nr_devices=1", "gb=1"]);
+    let _disk = NullBlk::new("throttled", &[("size", "32")]);
     let throttled = |backing: &str| {
         let device = Device::run(&["--backing", backing]);
         let latency = read(device.sysfs("queue/wbt_lat_usec"));
@@ -301,14 +310,13 @@ fn write_back_is_throttled_as_before_the_backing_device() {
         latency
     };
     for latency in ["3000", "0"] {
-        write("/sys/block/nullb0/queue/wbt_lat_usec", latency);
-        assert_eq!(throttled("/dev/nullb0"), latency);
+        write("/sys/block/throttled/queue/wbt_lat_usec", latency);
+        assert_eq!(throttled("/dev/throttled"), latency);
     }
     // What is only memory throttles nothing.
     let disk = Backing::brd(8);
     assert_eq!(throttled(disk.spec()), "0");
     assert_eq!(throttled("null:8M"), "0");
-    run("modprobe", &["-r", "null_blk"]);
 }
 
 #[test]
