@@ -27,9 +27,9 @@ use stacks::{Counted, Stack};
 const RUNS: usize = 3;
 /// Instructions between two samples, in turns. fio's round of 32 I/Os is as regular as the clock: with one period alone the
 /// samples meet the same places of it again and again, and shares were off by a half.
-const PERIODS: [u32; 5] = [19_993, 24_499, 29_989, 36_007, 43_997];
+const PERIODS: [u32; 3] = [23_993, 34_981, 49_999];
 /// The runs of fio that are sampled, which perf starts when it is ready.
-const SAMPLED: &str = "--runtime=500ms";
+const SAMPLED: &str = "--runtime=450ms";
 /// Milliseconds of it without samples: fio's own start.
 const DELAY: &str = "300";
 /// The device's tags.
