@@ -24,7 +24,7 @@ others idle. *All loaded*: a client for each.",
     rows,
     why: "\
 Each further device adds the same to every request of every disk, whether it is used or not: each has a classifier of its own on `block_rq_issue`, which the kernel runs for all requests. It
-compares the request's queue with that of its own disk and returns, which is a dozen instructions; the rest is the kernel's way in and out of a BPF program. Growth is linear. Loading all of them costs little more: as
+compares the request's queue with that of its own disk and returns, which is a dozen instructions; the rest is the kernel's way in and out of a BPF program. Growth is linear. Loading all of them costs more still: as
 many clients and queue threads take turns on the CPU.",
 };
 
