@@ -25,7 +25,8 @@ pub(super) fn section(profiles: &[Profile]) -> String {
         PERIODS.len()
     );
     let limits = "Limits: a sample that falls due while interrupts are off is taken where they come on again, so single \
-                  functions such as `finish_task_switch` read high, and their callers low; parts hardly change by it. \
+                  functions such as `finish_task_switch` read high, and their callers low; user programs \
+                  and BPF programs read up to a quarter lower than an exact count of their instructions. \
                   perf slows the sampled run, which may form slightly other batches. fio is stripped: its functions \
                   that are not exported are one block.";
     format!(
