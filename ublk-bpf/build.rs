@@ -1,47 +1,38 @@
-//! Finds the BPF objects that this crate embeds, and checks that they were built from the sources that are there.
+//! Copies the BPF objects that this crate embeds to `OUT_DIR`, after a check that they are as new as their sources.
+//!
+//! All paths are relative to this package, which is cargo's current folder for a build script. With absolute paths a
+//! copied checkout would go on embedding the objects of the one it was copied from, and never notice.
 
-#[path = "../xtask/src/fingerprint.rs"]
-mod fingerprint;
-
-use std::fs;
 use std::path::Path;
+use std::{env, fs};
 
-/// What `cargo xtask build-ebpf` makes.
-const OBJECTS: [&str; 7] = [
-    "classifier",
-    "passthrough",
-    "drop-discard",
-    "sparse",
-    "fault",
-    "lru",
-    "scan-resistant",
-];
+/// The checkout's root.
+const ROOT: &str = "..";
 
 fn main() {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let workspace = workspace.canonicalize().unwrap_or(workspace);
-    let objects = workspace.join("target/ebpf");
-    println!("cargo::rustc-env=UBLK_BPF_OBJECTS={}", objects.display());
-    if let Some(wrong) = wrong(&objects, &workspace.join(fingerprint::SOURCES)) {
-        println!("cargo::error={wrong}: run `cargo xtask build-ebpf`");
+    let root = Path::new(ROOT);
+    for name in ublk_bpf_objects::NAMES {
+        rerun_if_changed(&ublk_bpf_objects::path(root, name));
+    }
+    rerun_if_changed(&ublk_bpf_objects::stamp(root));
+    rerun_if_changed(&root.join(ublk_bpf_objects::SOURCES));
+    let fault = ublk_bpf_objects::fault(root).or_else(|| copy(root).err());
+    if let Some(fault) = fault {
+        println!("cargo::error={fault}: run `cargo xtask build-ebpf`");
     }
 }
 
-/// What is wrong with the objects, if anything is.
-fn wrong(objects: &Path, sources: &Path) -> Option<String> {
-    let stamp = objects.join(fingerprint::FILE);
-    println!("cargo::rerun-if-changed={}", sources.display());
-    println!("cargo::rerun-if-changed={}", stamp.display());
-    for name in OBJECTS {
-        let object = objects.join(format!("{name}.o"));
-        println!("cargo::rerun-if-changed={}", object.display());
-        if !object.metadata().is_ok_and(|facts| facts.len() > 0) {
-            return Some(format!("the BPF object {} is missing", object.display()));
-        }
+fn rerun_if_changed(path: &Path) {
+    println!("cargo::rerun-if-changed={}", path.display());
+}
+
+/// Copies every object to where the compiler looks for it.
+fn copy(root: &Path) -> Result<(), String> {
+    let out = env::var_os("OUT_DIR").ok_or("cargo has not set OUT_DIR")?;
+    for name in ublk_bpf_objects::NAMES {
+        let from = ublk_bpf_objects::path(root, name);
+        let to = Path::new(&out).join(format!("{name}.o"));
+        fs::copy(&from, &to).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
     }
-    match fingerprint::of(sources) {
-        Err(error) => Some(format!("cannot read {}: {error}", sources.display())),
-        Ok(now) if fs::read_to_string(stamp).is_ok_and(|then| then == now) => None,
-        Ok(_) => Some("the BPF objects are older than their sources".to_owned()),
-    }
+    Ok(())
 }

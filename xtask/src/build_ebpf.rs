@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::setup::BpfTools;
-use crate::{cache, command, fingerprint, setup, workspace};
+use crate::{cache, command, setup, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "ublk-bpf-ebpf";
@@ -55,12 +55,12 @@ pub(crate) fn ensure() -> Result<()> {
 
 /// Builds the workspace's own objects, and notes what sources they were built from.
 fn build_own(tools: &BpfTools) -> Result<Vec<PathBuf>> {
-    let sources = workspace::root().join(fingerprint::SOURCES);
+    let root = workspace::root()?;
     // Before the build: what is edited meanwhile makes the objects old.
-    let fingerprint =
-        fingerprint::of(&sources).with_context(|| format!("cannot read {}", sources.display()))?;
+    let fingerprint = ublk_bpf_objects::fingerprint(root)
+        .with_context(|| format!("cannot read {}", root.join(ublk_bpf_objects::SOURCES).display()))?;
     let objects = build(tools, None)?;
-    write_changed(&folder().join(fingerprint::FILE), fingerprint.as_bytes())?;
+    write_changed(&ublk_bpf_objects::stamp(root), fingerprint.as_bytes())?;
     Ok(objects)
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn policy(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Builds a policy crate, or the workspace's own objects, and gives the objects' paths.
 fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
-    let mut cargo = workspace::cargo();
+    let mut cargo = workspace::cargo()?;
     cargo.args([
         "build",
         "--profile",
@@ -84,7 +84,7 @@ fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
     ]);
     cargo
         .arg("--target-dir")
-        .arg(workspace::root().join("target/ebpf-build"));
+        .arg(workspace::root()?.join("target/ebpf-build"));
     cargo.arg("--message-format=json-render-diagnostics");
     match policy {
         None => {
@@ -141,7 +141,7 @@ fn parse_messages(text: &str) -> Vec<PathBuf> {
 }
 
 fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let folder = folder();
+    let folder = workspace::root()?.join(ublk_bpf_objects::FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut objects = Vec::new();
     for path in executables {
@@ -156,11 +156,6 @@ fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
     }
     objects.sort();
     Ok(objects)
-}
-
-/// The folder of the objects, which stays the same wherever cargo builds other things.
-fn folder() -> PathBuf {
-    workspace::root().join("target/ebpf")
 }
 
 fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -16,10 +16,10 @@ pub(crate) struct Options {
 
 /// Checks one thing after the other and stops at the first that does not hold.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    check("format", workspace::cargo().args(["fmt", "--all", "--check"]))?;
+    check("format", workspace::cargo()?.args(["fmt", "--all", "--check"]))?;
     build_ebpf::ensure()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    check("clippy", workspace::cargo().args(clippy))?;
+    check("clippy", workspace::cargo()?.args(clippy))?;
     // The classifier's and the policies' programs would overwrite one another's pages with those of the libraries.
     let doc = [
         "doc",
@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ];
     check(
         "documentation",
-        workspace::cargo().args(doc).env("RUSTDOCFLAGS", "-D warnings"),
+        workspace::cargo()?.args(doc).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     if options.no_test {
         return Ok(ExitCode::SUCCESS);

@@ -11,7 +11,6 @@ mod ci;
 mod command;
 mod cpio;
 mod demo;
-mod fingerprint;
 mod guest;
 mod progress;
 mod setup;

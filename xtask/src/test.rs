@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 fn on_host(filter: Option<&str>, server: Option<&(PathBuf, String)>, tally: &mut Tally) -> Result<()> {
     setup::kernel_headers()?;
     let (mut output, input) = std::io::pipe().context("cannot make a pipe")?;
-    let mut cargo = workspace::cargo();
+    let mut cargo = workspace::cargo()?;
     cargo
         .args(["test", "--workspace", "--exclude", GUEST_PACKAGE])
         .arg("--no-fail-fast")
@@ -185,7 +185,7 @@ fn cost(tally: &mut Tally) {
 fn policies() -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
     for package in POLICIES {
-        for object in build_ebpf::policy(&workspace::root().join(package))? {
+        for object in build_ebpf::policy(&workspace::root()?.join(package))? {
             let name = object
                 .file_name()
                 .context("an object has a name")?
@@ -229,7 +229,7 @@ fn script(filter: Option<&str>) -> [String; 3] {
 /// Always from the whole workspace, whatever is asked for: what is built of a library depends on who else is in the
 /// selection, and would be built again for another.
 fn build(options: &Options) -> Result<Vec<(String, PathBuf)>> {
-    let mut cargo = workspace::cargo();
+    let mut cargo = workspace::cargo()?;
     cargo.args(["test", "--workspace", "--no-run"]);
     cargo.arg("--message-format=json-render-diagnostics");
     if options.host {
@@ -247,7 +247,7 @@ fn build(options: &Options) -> Result<Vec<(String, PathBuf)>> {
     if !output.status.success() {
         bail!("`{}` failed: {}", command::line(&cargo), output.status);
     }
-    let manifest = workspace::root().join(GUEST_TESTS).join("Cargo.toml");
+    let manifest = workspace::root()?.join(GUEST_TESTS).join("Cargo.toml");
     Ok(parse_messages(
         &String::from_utf8_lossy(&output.stdout),
         &manifest,
@@ -256,7 +256,7 @@ fn build(options: &Options) -> Result<Vec<(String, PathBuf)>> {
 
 /// The names of the guest's test programs.
 fn guest_programs() -> Result<Vec<String>> {
-    let folder = workspace::root().join(GUEST_TESTS).join("tests");
+    let folder = workspace::root()?.join(GUEST_TESTS).join("tests");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();

@@ -112,9 +112,9 @@ pub(crate) fn exit_code(outcome: &Outcome) -> ExitCode {
 /// Builds `ublk-bpf` as it is shipped, with the BPF objects that it embeds, and gives its path and the guest's.
 pub(crate) fn server() -> Result<(PathBuf, String)> {
     build_ebpf::ensure()?;
-    let mut cargo = workspace::cargo();
+    let mut cargo = workspace::cargo()?;
     command::run(cargo.args(["build", "--release", "--package", "ublk-bpf"]))?;
-    let built = workspace::target_dir().join("release/ublk-bpf");
+    let built = workspace::target_dir()?.join("release/ublk-bpf");
     Ok((built, GUEST_SERVER.to_owned()))
 }
 

@@ -67,7 +67,9 @@ fn binary() -> &'static Path {
             .ancestors()
             .nth(2)
             .unwrap_or_else(|| panic!("{} is not in a target folder", test.display()));
-        let mut build = Command::new(env!("CARGO"));
+        // At run time: the folder of the cargo that compiled this test may be gone.
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--package", "ublk-bpf", "--bin", "ublk-bpf"]);
         if profile.ends_with("release") {
             build.arg("--release");

@@ -1,9 +1,9 @@
-//! The objects that come with this program, built by `cargo xtask build-ebpf` and embedded by `build.rs`.
+//! The objects that come with this program, built by `cargo xtask build-ebpf` and copied to `OUT_DIR` by `build.rs`.
 
 /// Embeds an object, aligned as its reader wants it.
 macro_rules! object {
     ($name:literal) => {
-        aya::include_bytes_aligned!(concat!(env!("UBLK_BPF_OBJECTS"), "/", $name, ".o"))
+        aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name, ".o"))
     };
 }
 

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use crate::workspace;
 
 /// The page.
-fn page() -> PathBuf {
-    workspace::root().join("docs/benchmarks.md")
+fn page() -> Result<PathBuf> {
+    Ok(workspace::root()?.join("docs/benchmarks.md"))
 }
 
 /// Puts `body` where the page has `<!-- section: NAME -->` to `<!-- end: NAME -->`.
@@ -17,7 +17,7 @@ fn page() -> PathBuf {
 /// # Errors
 /// If the page cannot be read or written, or has no such section.
 pub(super) fn replace(name: &str, body: &str) -> Result<()> {
-    let page = page();
+    let page = page()?;
     let text = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
     let text = replaced(&text, name, body)?;
     fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))
@@ -25,7 +25,7 @@ pub(super) fn replace(name: &str, body: &str) -> Result<()> {
 
 /// Writes a picture beside the page: `NAME.svg`.
 pub(super) fn picture(name: &str, svg: &str) -> Result<()> {
-    let path = page().with_file_name(format!("{name}.svg"));
+    let path = page()?.with_file_name(format!("{name}.svg"));
     fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))
 }
 

@@ -44,11 +44,11 @@ pub(crate) struct Options {
 /// Runs the scenario where it can be run.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.here {
-        let source = options
-            .source
-            .clone()
-            .unwrap_or_else(|| workspace::root().to_path_buf());
-        return scenario::run(&source, options.scratch_disk.as_deref());
+        let source = match &options.source {
+            Some(source) => source.as_path(),
+            None => workspace::root()?,
+        };
+        return scenario::run(source, options.scratch_disk.as_deref());
     }
     // What may need the user's hand comes before the long build.
     if options.guest || !apt::is_root() {
@@ -90,7 +90,7 @@ fn natively(server: &std::path::Path) -> Result<ExitCode> {
     let mut command = Command::new(&xtask);
     command
         .args(["demo", "--here", "--source"])
-        .arg(workspace::root())
+        .arg(workspace::root()?)
         .env("PATH", path);
     let status = command
         .status()
@@ -106,9 +106,9 @@ fn in_guest(server: (PathBuf, String)) -> Result<ExitCode> {
     setup::guest_tools()?;
     let kernel = setup::guest()?;
     let mut files = Vec::new();
-    for path in tree::files(workspace::root())? {
+    for path in tree::files(workspace::root()?)? {
         files.push((
-            workspace::root().join(&path),
+            workspace::root()?.join(&path),
             format!("{GUEST_SOURCE}/{}", path.display()),
         ));
     }

@@ -38,7 +38,7 @@ impl Crate {
         let Self { name, version, .. } = self;
         let folder = self.folder()?;
         let step = progress::step(format!("building {name} {version} (some minutes)"));
-        let mut cargo = workspace::cargo();
+        let mut cargo = workspace::cargo()?;
         cargo.current_dir(cache::dir()?);
         cargo
             .args(["install", "--quiet", name, "--locked", "--version", version])

@@ -77,9 +77,10 @@ pub(crate) fn obtain() -> Result<Rustc> {
 impl Toolchain {
     fn in_use() -> Result<Self> {
         let program = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let root = workspace::root()?;
         let rustc = || {
             let mut command = Command::new(&program);
-            command.current_dir(workspace::root());
+            command.current_dir(root);
             command
         };
         let said = command::output(rustc().args(["--version", "--verbose"]))?;

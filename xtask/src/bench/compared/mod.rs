@@ -257,7 +257,7 @@ fn write(plan: &Plan, results: &Results, took: Duration) -> Result<()> {
         progress::note("written: docs/benchmarks.md");
         return Ok(());
     }
-    let folder = workspace::target_dir().join("bench");
+    let folder = workspace::target_dir()?.join("bench");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (name, text) in pictures
         .iter()

@@ -75,7 +75,7 @@ impl Environment {
 
 /// The baseline of this repository.
 pub(super) fn read() -> Result<Baseline> {
-    let path = path();
+    let path = path()?;
     let text = fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}: `{UPDATE}` writes it", path.display()))?;
     parse(&text).with_context(|| format!("{PATH} is no baseline: `{UPDATE}` writes it anew"))
@@ -83,7 +83,7 @@ pub(super) fn read() -> Result<Baseline> {
 
 /// Makes this the baseline.
 pub(super) fn write(baseline: &Baseline) -> Result<PathBuf> {
-    let path = path();
+    let path = path()?;
     fs::write(&path, format(baseline)).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
@@ -94,8 +94,8 @@ pub(super) fn parse_figures(text: &str) -> Result<Figures> {
     complete(figures)
 }
 
-fn path() -> PathBuf {
-    workspace::root().join(PATH)
+fn path() -> Result<PathBuf> {
+    Ok(workspace::root()?.join(PATH))
 }
 
 fn parse(text: &str) -> Result<Baseline> {

@@ -1,15 +1,8 @@
-//! Which sources BPF objects were built from. `build-ebpf` writes it beside the objects that `ublk-bpf` embeds, and
-//! `ublk-bpf/build.rs`, which has this file too, compares: a server with objects of other sources would disbelieve
-//! every verdict.
+//! A hash of the sources below a folder.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// The folder of everything that BPF sees, in the workspace.
-pub(crate) const SOURCES: &str = "ublk-bpf-ebpf";
-/// The file beside the objects.
-pub(crate) const FILE: &str = "fingerprint";
 
 /// A number that changes when a source or manifest below `folder` does: 16 hexadecimal digits.
 pub(crate) fn of(folder: &Path) -> io::Result<String> {
