@@ -1,8 +1,8 @@
 //! The simulator's checks have teeth: each of these bugs is found.
 
+use sim_tests::{Bug, Options, Violation, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::driver::sim::{Bug, Options, Violation, World, run};
 
 /// Worlds in which a bug may show.
 const WORLDS: u64 = 300;

@@ -3,9 +3,9 @@
 //! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
 
 use sim_tests::variable;
+use sim_tests::{Fault, Options, Report, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::driver::sim::{Fault, Options, Report, World, run};
 
 /// Operations of a run without `SIM_OPS`.
 const OPERATIONS: u64 = 10_000_000;

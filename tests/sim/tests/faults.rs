@@ -3,7 +3,7 @@
 //! Every run prints its seeds. `SIM_SEED=N` runs that one world, `SIM_OPS=N` sends that many requests.
 
 use sim_tests::variable;
-use ublk_bpf::driver::sim::{Fault, Options, Report, run};
+use sim_tests::{Fault, Options, Report, run};
 
 /// Requests of a run without `SIM_OPS`.
 const REQUESTS: u64 = 1_000_000;

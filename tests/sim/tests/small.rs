@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
+use sim_tests::{CacheWorld, Options, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::driver::sim::{CacheWorld, Options, World, run};
 use ublk_bpf::queue::{Backing, Storage};
 
 fn backings() -> impl Strategy<Value = Backing> {

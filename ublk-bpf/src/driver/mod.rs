@@ -1,4 +1,3 @@
-//! Who carries out the machine's effects: [`uring`] on a real device, [`sim`] on a model of one.
+//! Who carries out the machine's effects: [`uring`], on a real device. The tests drive the same machine over a model of one.
 
-pub mod sim;
 pub mod uring;

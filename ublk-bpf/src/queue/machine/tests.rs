@@ -1,4 +1,4 @@
-//! The machine by hand: each path once. The simulator (`driver/sim.rs`) does the rest.
+//! The machine by hand: each path once. The simulator (`tests/sim`) does the rest.
 
 use std::sync::atomic::AtomicU64;
 

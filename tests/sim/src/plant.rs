@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ublk_bpf_abi::IndexEntry;
 
-use super::Sim;
 use super::backend::{Op, cache_range};
 use super::bug::Bug;
 use super::client::sectors;
 use super::kernel::Request;
-use crate::cache::{Cache, Mode};
-use crate::queue::{Device, Event, Io};
-use crate::sys::uapi::{UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES};
+use super::sim::Sim;
+use ublk_bpf::cache::{Cache, Mode};
+use ublk_bpf::queue::{Device, Event, Io};
+use ublk_bpf::sys::uapi::{UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES};
 
 /// Words of the index before the machine was told of something.
 pub(super) struct Before<'w>(Vec<(&'w AtomicU64, u64)>);

@@ -1,9 +1,9 @@
 //! What a run of the simulator is made of.
 
 use super::rng::Rng;
-use crate::cache::Mode;
-use crate::cache::evict::Algorithm;
-use crate::queue::{Backing, Config, Storage};
+use ublk_bpf::cache::Mode;
+use ublk_bpf::cache::evict::Algorithm;
+use ublk_bpf::queue::{Backing, Config, Storage};
 
 /// A cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,10 @@ use super::client::sectors;
 use super::fault::Fault;
 use super::kernel::{Cqe, MOST_IN_A_ROW, Place, Request};
 use super::pattern::{SECTOR, STALE, fill, writer_of};
-use super::{Check, Sim, index};
-use crate::queue::{Device, Io, Staging};
-use crate::sys::uapi::{
+use super::sim::Sim;
+use super::{Check, index};
+use ublk_bpf::queue::{Device, Io, Staging};
+use ublk_bpf::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
 };

@@ -10,9 +10,10 @@ use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
 use super::bug::Bug;
 use super::fault::Fault;
 use super::pattern::Writer;
+use super::sim::Sim;
 use super::world::{CacheWorld, World};
-use super::{Check, Sim, index};
-use crate::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, surviving};
+use super::{Check, index};
+use ublk_bpf::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
 const MOST_SERVERS: usize = 512;

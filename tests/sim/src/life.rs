@@ -2,13 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
+use super::Check;
 use super::cache::{Side, Start};
 use super::fault::Fault;
 use super::kernel::Place;
 use super::pattern::POISON;
-use super::{Check, Queue, Sim};
-use crate::queue::Event;
-use crate::sys::uapi::UBLK_IO_OP_READ;
+use super::sim::{Queue, Sim};
+use ublk_bpf::queue::Event;
+use ublk_bpf::sys::uapi::UBLK_IO_OP_READ;
 
 /// Why the present server is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

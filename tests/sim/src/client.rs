@@ -8,9 +8,10 @@ use super::fault::Fault;
 use super::history::End;
 use super::kernel::{Place, Request};
 use super::pattern::{POISON, SECTOR, fill, writer_of};
-use super::{Check, Sim, index};
-use crate::queue::{Backing, TakenVerdict};
-use crate::sys::uapi::{
+use super::sim::Sim;
+use super::{Check, index};
+use ublk_bpf::queue::{Backing, TakenVerdict};
+use ublk_bpf::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_META, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_SAME, UBLK_IO_OP_WRITE_ZEROES,
 };
