@@ -1,13 +1,13 @@
-//! The classifier: asks the policy about every request of one disk, before the server sees it.
+//! The classifier: runs the policy on every request of one disk before the server sees it.
 //!
-//! It hangs on the tracepoint `block_rq_issue`, which fires in the submitter's context when a request is
-//! started and before ublk hands its tag to the server, and leaves its verdict in the slot of the tag.
-//! The kernel skips it, silently, for a request that is issued while it already runs on that CPU, so a slot
-//! says which request it is about and the server checks that.
+//! It is attached to the tracepoint `block_rq_issue`, which fires in the submitter's context when a request starts and
+//! before ublk hands its tag to the server. It stores the verdict in the tag's slot. The kernel silently skips it for a
+//! request that is issued while it is already running on that CPU, so a slot identifies its request and the server
+//! checks it.
 //!
-//! It runs for every request of every disk, and for each of ours once: its length is measured, so it loads
-//! what it needs through plain pointers (the server puts the offsets of the running kernel's structures into its
-//! instructions, see [`Member`](ublk_bpf_abi::Member)) and calls no helper on the way to a verdict.
+//! It runs for every request of every disk, so every instruction counts. It loads what it needs through plain pointers
+//! (the server patches the running kernel's structure offsets into its instructions, see
+//! [`Member`](ublk_bpf_abi::Member)) and calls no helper before the verdict.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(linkage))]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -33,7 +33,7 @@ mod classify {
 
     const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-    /// What the loader says about this kernel and this device.
+    /// Configuration of this kernel and this device, set by the loader.
     #[unsafe(no_mangle)]
     static CONFIG: Global<Config> = Global::new(Config {
         disk_name: [0; 2],
@@ -48,17 +48,17 @@ mod classify {
         reserved: 0,
     });
 
-    // The loader sets the number of entries of each of these but `decisions`, `cache` and `codes`.
+    // The loader sets the number of entries of each map except `decisions`, `cache` and `codes`.
 
     /// The verdict of each tag.
     #[btf_map(name = "verdicts")]
     static VERDICTS: Array<VerdictSlot, 1, MMAPABLE> = Array::new();
 
-    /// What was decided, for each operation.
+    /// Decision counters, per operation.
     #[btf_map(name = "decisions")]
     static DECISIONS: PerCpuArray<Decisions, { Op::COUNT }> = PerCpuArray::new();
 
-    /// What the server counted, for each queue. Not read here: it lives and is pinned with the others.
+    /// Server counters, per queue. Not used here: created and pinned with the other maps.
     #[btf_map(name = "server")]
     static SERVER: Array<ServerCounters, 1, MMAPABLE> = Array::new();
 
@@ -66,19 +66,19 @@ mod classify {
     #[btf_map(name = "written")]
     static WRITTEN: Array<u64, 1, MMAPABLE> = Array::new();
 
-    /// Which blocks are in the cache, and where.
+    /// Which blocks are cached, and in which slot.
     #[btf_map(name = "index")]
     static INDEX: Array<IndexEntry, 1, MMAPABLE> = Array::new();
 
-    /// How often each block was read of late: a byte for each, eight to an entry.
+    /// Recent reads of each block: one byte per block, eight per entry.
     #[btf_map(name = "heat")]
     static HEAT: Array<u64, 1, MMAPABLE> = Array::new();
 
-    /// What the server counted of the cache. Not read here.
+    /// Cache counters of the server. Not used here.
     #[btf_map(name = "cache")]
     static CACHE: Array<CacheCounters, 1, MMAPABLE> = Array::new();
 
-    /// How often the policy had each reason of its own.
+    /// Counters of the policy's own reasons.
     #[btf_map(name = "codes")]
     static CODES: PerCpuArray<u64, 256> = PerCpuArray::new();
 
@@ -90,31 +90,31 @@ mod classify {
     const PASSTHROUGH: u32 = Decision::new(Verdict::Passthrough, Reason::Default).pack();
     const HIT: u32 = Decision::new(Verdict::Hit, Reason::Cached).pack();
 
-    /// The answer while no policy is attached: pass through. A policy takes this function's place, so it must
-    /// stay a function: `weak` keeps the linker from seeing through it.
+    /// The decision while no policy is attached: pass through. A policy replaces this function, so it must stay a
+    /// function: `weak` keeps the linker from inlining it.
     #[unsafe(no_mangle)]
     #[inline(never)]
     #[linkage = "weak"]
     extern "C" fn policy(request: *const Request) -> u32 {
-        // The loads keep the argument, and with it the function's type, as they are.
+        // Keeps the argument, and with it the function's type.
         core::hint::black_box(request);
         PASSTHROUGH
     }
 
-    /// One field of [`CONFIG`]: a load that the compiler may not fold and the verifier does.
+    /// One field of [`CONFIG`]. The compiler must not constant-fold this load; the verifier does.
     macro_rules! config {
         ($($field:tt)+) => {{
             let config = (&raw const CONFIG).cast::<Config>();
-            // SAFETY: `Global` is a transparent wrapper of an initialised `Config` that nobody writes.
+            // SAFETY: `Global` is a transparent wrapper of an initialised `Config` that is never written.
             unsafe { (&raw const (*config).$($field)+).read_volatile() }
         }};
     }
 
     #[btf_tracepoint(function = "block_rq_issue")]
     fn classify(ctx: BtfTracePointContext) -> i32 {
-        let rq = Kernel(ctx.arg::<*const u8>(0));
+        let rq = KernelPtr(ctx.arg::<*const u8>(0));
         if is_ours(rq) {
-            // The verifier knows which it is, and leaves out the other.
+            // The verifier knows the value and removes the dead branch.
             if config!(cache_shift) == 0 {
                 decide::<false>(rq);
             } else {
@@ -124,20 +124,20 @@ mod classify {
         0
     }
 
-    /// The request queue of our disk, once a request of it was seen: it has the same one as long as it lives.
-    static QUEUE: Remembered = Remembered(UnsafeCell::new(core::ptr::null()));
+    /// The request queue of our disk, once its first request was seen. It does not change during the disk's life.
+    static QUEUE: QueuePtr = QueuePtr(UnsafeCell::new(core::ptr::null()));
 
-    /// A pointer that is compared and never followed.
-    struct Remembered(UnsafeCell<*const u8>);
+    /// A pointer that is compared but never dereferenced.
+    struct QueuePtr(UnsafeCell<*const u8>);
 
-    // SAFETY: it is accessed by loads and stores of its whole only, and all CPUs store the same.
-    unsafe impl Sync for Remembered {}
+    // SAFETY: it is loaded and stored only as a whole word, and all CPUs store the same value.
+    unsafe impl Sync for QueuePtr {}
 
     /// Whether the request is for our disk.
     #[inline(always)]
-    fn is_ours(rq: Kernel) -> bool {
+    fn is_ours(rq: KernelPtr) -> bool {
         let queue = rq.pointer(Member::RequestQueue);
-        // SAFETY: see `Remembered`.
+        // SAFETY: see `QueuePtr`.
         let ours = unsafe { QUEUE.0.get().read_volatile() };
         if ours.is_null() {
             return is_first_of_ours(queue);
@@ -145,23 +145,22 @@ mod classify {
         queue.0 == ours
     }
 
-    /// Whether the disk is ours by its name: that is known before the disk exists, so that not even the first request
-    /// is missed.
+    /// Whether the disk has our name. The name is known before the disk exists, so the first request is not missed.
     #[inline(always)]
-    fn is_first_of_ours(queue: Kernel) -> bool {
+    fn is_first_of_ours(queue: KernelPtr) -> bool {
         let disk = queue.pointer(Member::QueueDisk);
         let is_ours = disk.load::<u64>(Member::DiskName) == config!(disk_name[0])
             && disk.load::<u64>(Member::DiskNameEnd) == config!(disk_name[1]);
         if is_ours {
-            // SAFETY: see `Remembered`.
+            // SAFETY: see `QueuePtr`.
             unsafe { QUEUE.0.get().write_volatile(queue.0) };
         }
         is_ours
     }
 
     #[inline(always)]
-    fn decide<const HAS_CACHE: bool>(rq: Kernel) {
-        let Some((qid, tag, slot)) = place(rq) else {
+    fn decide<const HAS_CACHE: bool>(rq: KernelPtr) {
+        let Some((qid, tag, slot)) = locate(rq) else {
             return;
         };
         let cmd_flags = rq.load::<u32>(Member::RequestFlags);
@@ -176,7 +175,7 @@ mod classify {
             heat: 0,
             ioprio: ioprio(rq),
         };
-        // Most requests carry none of them.
+        // Most requests have none of these flags.
         if cmd_flags & config!(any_flag) != 0 {
             request.flags = flags(cmd_flags);
         }
@@ -186,10 +185,10 @@ mod classify {
             core::ptr::null_mut()
         };
         if config!(written_shift) != 0 && request.op == Op::Read as u32 {
-            note_never_written(&mut request);
+            flag_never_written(&mut request);
         }
         let answer = checked(policy(&request));
-        leave_verdict(&request, slot, answer);
+        store_verdict(&request, slot, answer);
         count(&request, answer);
         if !heat.is_null() {
             warm(&request, heat, answer);
@@ -198,9 +197,10 @@ mod classify {
 
     /// The request's queue and tag, and the slot of its verdict.
     #[inline(always)]
-    fn place(rq: Kernel) -> Option<(u32, u32, u32)> {
+    fn locate(rq: KernelPtr) -> Option<(u32, u32, u32)> {
         let tag = rq.load::<u32>(Member::RequestTag);
-        // The verifier knows the number of queues and leaves out the other way. With one, a tag that is none has no slot.
+        // The verifier knows the number of queues and removes the dead branch. With one queue, an invalid tag has no
+        // slot.
         if config!(queues) == 1 {
             return Some((0, tag, tag));
         }
@@ -212,15 +212,15 @@ mod classify {
         Some((qid, tag, qid * depth + tag))
     }
 
-    /// The priority of who asks. A request without data has no bio, of which a load gives zero.
+    /// I/O priority of the submitter. A request without data has no bio; the load then returns zero.
     #[inline(always)]
-    fn ioprio(rq: Kernel) -> u32 {
+    fn ioprio(rq: KernelPtr) -> u32 {
         let bio = rq.pointer(Member::RequestBio);
         bio.load::<u16>(Member::BioPriority).into()
     }
 
-    /// Says of a request whether the cache has it and how hot its block is. Returns where that is counted, or null: an
-    /// `Option` of it has a half that is never written, and the verifier finds it read.
+    /// Looks up whether the request is cached and the heat of its block. Returns a pointer to the heat counter, or
+    /// null: with an `Option`, the verifier sees a read of its uninitialised half.
     #[inline(always)]
     fn look_up(request: &mut Request) -> *mut u8 {
         let shift = config!(cache_shift) - 9;
@@ -229,9 +229,9 @@ mod classify {
         let Some(entry) = INDEX.get_ptr(block) else {
             return core::ptr::null_mut();
         };
-        // SAFETY: the server writes the word with atomic stores of its whole.
+        // SAFETY: the server updates the word only with whole-word atomic operations.
         let entry = unsafe { entry.read_volatile() };
-        // Nearly always nobody writes to it.
+        // Almost always no write is in flight.
         if entry.is_present()
             && (entry.writing() == 0
                 || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors)))
@@ -243,32 +243,32 @@ mod classify {
         };
         // SAFETY: one of the word's eight bytes.
         let heat = unsafe { word.cast::<u8>().add((block & 7) as usize) };
-        // SAFETY: as above. Others may write it at the same time: a count may get lost, which changes no answer much.
+        // SAFETY: as above. Other CPUs may write it at the same time; a lost count is harmless.
         request.heat = unsafe { heat.read_volatile() }.into();
         heat
     }
 
-    /// Counts a read in its block's heat, unless the policy does not want that.
+    /// Counts a read in its block's heat, unless the policy hinted `COLD`.
     #[inline(always)]
     fn warm(request: &Request, heat: *mut u8, answer: u32) {
         let counts = answer & (hint::COLD as u32) << 16 == 0;
         if request.op == Op::Read as u32 && counts && request.heat < config!(heat_limit) {
-            // SAFETY: `look_up` found it in its map.
+            // SAFETY: `look_up` returned it, a valid pointer into the map.
             unsafe { heat.write_volatile(request.heat as u8 + 1) };
         }
     }
 
-    /// What a policy answers is any number, to the verifier and so to us.
+    /// Validates a policy's answer: to the verifier, and so to us, it can be any number.
     #[inline(always)]
     fn checked(answer: u32) -> u32 {
-        // The commonest answers first: it is worth a dozen instructions.
+        // The most common answers first: saves a dozen instructions.
         if answer == PASSTHROUGH || answer == HIT || Decision::is_answer(answer) {
             return answer;
         }
         Decision::BAD_ANSWER.pack()
     }
 
-    /// Our flags for the kernel's. A function of its own, for inlined it would take the caller's registers.
+    /// Translates the kernel's flags to ours. Not inlined, because it would use up the caller's registers.
     #[inline(never)]
     fn flags(cmd_flags: u32) -> u32 {
         let mut flags = 0;
@@ -280,19 +280,19 @@ mod classify {
         flags
     }
 
-    /// Words of `written` that a request may need: 1 MiB in blocks of 4 KiB, not aligned to a word.
+    /// Maximum words of `written` that a request spans: 1 MiB in 4 KiB blocks, not aligned to a word.
     const MAX_WORDS: u32 = 6;
 
-    /// Says of a read whether all of it was never written. A function of its own, for inlined some of it would be done for
-    /// every request.
+    /// Flags a read whose whole range was never written. Not inlined, because part of it would then run for every
+    /// request.
     #[inline(never)]
-    fn note_never_written(request: &mut Request) {
+    fn flag_never_written(request: &mut Request) {
         if never_written(request) {
             request.flags |= request_flags::NEVER_WRITTEN;
         }
     }
 
-    /// Whether every block of a read is marked as free of data.
+    /// Whether no block of a read is marked as holding data.
     #[inline(always)]
     fn never_written(request: &Request) -> bool {
         if request.nr_sectors == 0 {
@@ -320,29 +320,29 @@ mod classify {
         false
     }
 
-    /// Leaves the verdict for the server. The head goes last: a slot with a head is whole.
+    /// Stores the verdict for the server. The head is written last: a slot with a head is complete.
     #[inline(always)]
-    fn leave_verdict(request: &Request, slot: u32, answer: u32) {
+    fn store_verdict(request: &Request, slot: u32, answer: u32) {
         let Some(slot) = VERDICTS.get_ptr_mut(slot) else {
             return;
         };
         let head = VerdictSlot::head(answer, request.op, request.nr_sectors);
         let words = slot.cast::<u64>();
-        // SAFETY: A slot is two words, and the server reads no tag's slot before the tag arrives.
+        // SAFETY: A slot is two words, and the server does not read a slot before its tag arrives.
         unsafe { words.add(1).write_volatile(request.sector) };
         // SAFETY: As above.
         unsafe { words.write_volatile(head) };
     }
 
-    /// Counts the decision. Nobody else writes this CPU's counters: the program does not nest.
+    /// Counts the decision. Only this program writes this CPU's counters, and it does not nest.
     #[inline(always)]
     fn count(request: &Request, answer: u32) {
         let Some(decisions) = DECISIONS.get_ptr_mut(request.op) else {
             return;
         };
         let counters = decisions.cast::<u64>();
-        // Masks, not checks: they hold every index inside of `Decisions` in the verifier's eyes too. Each verdict has eight
-        // reasons: `Decisions::word`.
+        // Masks instead of checks: they prove to the verifier that every index is inside `Decisions`. Each verdict has
+        // eight reasons: see `Decisions::word`.
         let verdict = (answer.wrapping_sub(Verdict::Passthrough as u32) & 3) as usize;
         let reason = (answer >> 8 & 7) as usize;
         // SAFETY: At most word 31, the last before `Decisions::SECTORS`.
@@ -362,22 +362,22 @@ mod classify {
 
     #[inline(always)]
     fn increment(counter: *mut u64, by: u64) {
-        // SAFETY: `count` hands over counters of this CPU only.
+        // SAFETY: `count` passes only this CPU's counters.
         unsafe { *counter += by };
     }
 
-    /// A pointer to one of the kernel's structures. A load from it cannot fault: where the kernel is not sure of
-    /// the pointer, it makes the load give zero.
+    /// A pointer to a kernel structure. Loads from it cannot fault: if the pointer is invalid, the kernel makes the
+    /// load return zero.
     #[derive(Clone, Copy)]
-    struct Kernel(*const u8);
+    struct KernelPtr(*const u8);
 
-    impl Kernel {
-        /// Loads a member of the structure that it points to.
+    impl KernelPtr {
+        /// Loads a member of the structure.
         #[inline(always)]
         fn load<T: Copy>(self, member: Member) -> T {
             let placeholder = usize::from(member.placeholder());
-            // SAFETY: The verifier admits this load only at a member of `T`'s size of the structure that it knows
-            // the pointer to be, and the kernel catches its fault.
+            // SAFETY: The verifier accepts this load only if the structure has a member of this size at this offset,
+            // and the kernel handles a fault.
             unsafe { self.0.add(placeholder).cast::<T>().read_volatile() }
         }
 

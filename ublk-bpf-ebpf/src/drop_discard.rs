@@ -1,4 +1,4 @@
-//! Policy `drop-discard`: discards, which are advisory, are dropped; the rest goes to the backing device.
+//! Policy `drop-discard`: drops discards, which are advisory; everything else passes through.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy};
@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_discards_alone() {
+    fn drops_only_discards() {
         for op in Op::ALL {
             let request = Request::new(op, 8, 8);
             let dropped = decide(&request) == Decision::new(Verdict::Drop, Reason::Advisory);

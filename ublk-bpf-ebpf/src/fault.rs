@@ -1,7 +1,7 @@
-//! Policy `fault`: requests that touch a chosen range of sectors fail; the rest goes to the backing device.
+//! Policy `fault`: fails requests that overlap a configured range of sectors; everything else passes through.
 //!
-//! The range is entry 0 of the map `fault_range`, empty until someone fills it. The server fails a request
-//! only on a device that was made with `--allow-lossy`.
+//! The range is entry 0 of the map `fault_range`, empty by default. The server fails requests only on a device that was
+//! created with `--allow-lossy`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, FaultRange, Reason, Request, Verdict, hint, policy};
@@ -19,7 +19,7 @@ fn decide_by_map(request: &Request) -> Decision {
     }
 }
 
-/// On the host there is no map: nothing fails.
+/// On the host there is no map, so nothing fails.
 #[cfg(not(target_arch = "bpf"))]
 fn decide_by_map(request: &Request) -> Decision {
     decide(
@@ -48,7 +48,7 @@ mod tests {
     use ublk_bpf_policy::Op;
 
     #[test]
-    fn fails_the_range_and_the_operations_chosen() {
+    fn fails_selected_operations_in_the_range() {
         let range = FaultRange {
             first_sector: 100,
             last_sector: 107,

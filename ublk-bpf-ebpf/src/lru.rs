@@ -1,7 +1,7 @@
-//! Policy `lru`: what is read once comes into the cache, and what is there is read from there.
+//! Policy `lru`: serves cached blocks from the cache and promotes a block on every read miss.
 //!
-//! The simplest policy that uses a cache, and the fastest to fill one. A scan of more than the cache empties it of
-//! everything else: `scan-resistant` is for devices that are scanned.
+//! The simplest policy that uses a cache, and the fastest to fill it. A scan larger than the cache evicts everything
+//! else; use `scan-resistant` on devices that are scanned.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Priority, Request, policy};
@@ -24,7 +24,7 @@ mod tests {
     use ublk_bpf_policy::{Op, request_flags};
 
     #[test]
-    fn a_read_is_a_hit_or_promotes() {
+    fn a_read_hits_or_promotes() {
         let miss = Request::new(Op::Read, 0, 8);
         assert_eq!(decide(&miss), Decision::pass().promote(Priority::Normal));
         let cached = Request {
@@ -35,7 +35,7 @@ mod tests {
     }
 
     #[test]
-    fn all_else_passes() {
+    fn other_operations_pass_through() {
         for op in Op::ALL.into_iter().filter(|&op| op != Op::Read) {
             let request = Request {
                 flags: request_flags::CACHED,

@@ -1,4 +1,4 @@
-//! Policy `passthrough`: every request goes to the backing device.
+//! Policy `passthrough`: passes every request through to the backing device.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Reason, Request, Verdict, policy};
@@ -15,7 +15,7 @@ mod tests {
     use ublk_bpf_policy::Op;
 
     #[test]
-    fn passes_everything() {
+    fn passes_every_operation_through() {
         for op in 0..6 {
             let request = Request {
                 op,

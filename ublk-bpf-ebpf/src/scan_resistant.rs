@@ -1,81 +1,80 @@
-//! Policy `scan-resistant`: a block comes into the cache when it is read a second time, and long sequential runs go
-//! past the cache.
+//! Policy `scan-resistant`: promotes a block on its second read; long sequential runs bypass the cache.
 //!
-//! A run is what one task reads, or writes, with each request beginning where its last one ended. One that is longer
-//! than its cut-off neither promotes nor warms what it passes over, and is not served from the cache but where a block
-//! is hot: sequential I/O is what the backing device is good at. A run's requests within one block are one visit of
-//! it and counted once, however small they are.
+//! A run is a sequence of reads, or of writes, by one task in which each request starts where the previous one ended. A
+//! run longer than its cutoff does not promote blocks or count in their heat, and only hot blocks of it are served from
+//! the cache: backing devices are good at sequential I/O. The requests of a run within one block are one visit and
+//! count once, however small they are.
 //!
-//! The cut-offs are entry 0 of the map `cutoffs`, in bytes; 0 stands for the default.
+//! The cutoffs are entry 0 of the map `cutoffs`, in bytes; 0 selects the default.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Array, Decision, Op, Priority, Reason, Request, Verdict, current, map, policy};
 
-/// How often a block was read before the read that promotes it: the second read does.
+/// Heat at which a read promotes its block: the second read does.
 const PROMOTE_HEAT: u32 = 1;
-/// A block of so much heat is one that others than a scan read.
+/// Heat of a block that is read by more than a scan.
 const HOT: u32 = 2;
-/// Where a run of reads gets too long for the cache: a few read-ahead windows.
+/// Default cutoff for reads, in bytes: a few read-ahead windows.
 const READ_CUTOFF: u64 = 4 << 20;
-/// The same for writes: what is written in one go is seldom read soon.
+/// Default cutoff for writes, in bytes: bulk writes are seldom read back soon.
 const WRITE_CUTOFF: u64 = 1 << 20;
-/// Runs that are followed at a time. Two tasks that share a place break each other's runs and nothing else.
+/// Number of runs tracked at a time. Two tasks that share an entry break each other's runs, nothing else.
 const RUNS: u32 = 256;
 
 map! {
-    /// What operators may change.
+    /// The cutoffs, which operators can set.
     static CUTOFFS: Array<Cutoffs, 1> = "cutoffs";
     /// The runs, by task and direction.
-    static RUN: Array<Run, { RUNS as usize }> = "runs";
+    static RUN: Array<SequentialRun, { RUNS as usize }> = "runs";
 }
 
-/// The longest runs that concern the cache.
+/// Maximum length of runs that use the cache.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Cutoffs {
-    /// Of reads, in bytes. 0: [`READ_CUTOFF`].
+    /// For reads, in bytes. 0: [`READ_CUTOFF`].
     read_bytes: u64,
-    /// Of writes, in bytes. 0: [`WRITE_CUTOFF`].
+    /// For writes, in bytes. 0: [`WRITE_CUTOFF`].
     write_bytes: u64,
 }
 
-/// A run of requests, each of which begins where the one before it ended.
+/// A run of requests, each starting where the previous one ended.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Run {
-    /// The sector where the next one begins.
+struct SequentialRun {
+    /// The sector where the next request of the run starts.
     next: u64,
     /// Sectors so far.
     sectors: u64,
-    /// The block of the last request.
+    /// The block of the latest request.
     block: u64,
 }
 
-/// What a request is in its run.
+/// The position of a request in its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Step {
-    /// Bytes of the run, with this request's.
+struct RunPosition {
+    /// Length of the run in bytes, including this request.
     bytes: u64,
-    /// It goes on where the request before it ended.
-    goes_on: bool,
-    /// It goes on in the block of the request before it.
+    /// The request starts where the previous one ended.
+    is_sequential: bool,
+    /// It also is in the same block as the previous one.
     is_same_visit: bool,
 }
 
-impl Run {
+impl SequentialRun {
     #[inline(always)]
-    fn follow(&mut self, request: &Request) -> Step {
-        let goes_on = self.next == request.sector && self.sectors > 0;
-        let is_same_visit = goes_on && self.block == request.block;
-        let before = if goes_on { self.sectors } else { 0 };
+    fn track(&mut self, request: &Request) -> RunPosition {
+        let is_sequential = self.next == request.sector && self.sectors > 0;
+        let is_same_visit = is_sequential && self.block == request.block;
+        let before = if is_sequential { self.sectors } else { 0 };
         *self = Self {
             next: request.end(),
             sectors: before + u64::from(request.nr_sectors),
             block: request.block,
         };
-        Step {
+        RunPosition {
             bytes: self.sectors << 9,
-            goes_on,
+            is_sequential,
             is_same_visit,
         }
     }
@@ -90,19 +89,19 @@ fn decide(request: &Request) -> Decision {
 }
 
 fn read(request: &Request) -> Decision {
-    let step = follow(request);
-    let is_long = is_long(step, READ_CUTOFF, |cutoffs| cutoffs.read_bytes);
+    let position = track(request);
+    let is_long = is_long(position, READ_CUTOFF, |cutoffs| cutoffs.read_bytes);
     if is_long && !(request.is_cached() && request.heat >= HOT) {
         return Decision::new(Verdict::Passthrough, Reason::Sequential).cold();
     }
     let decision = if request.is_cached() {
         Decision::hit()
-    } else if request.heat >= PROMOTE_HEAT && !step.is_same_visit {
+    } else if request.heat >= PROMOTE_HEAT && !position.is_same_visit {
         Decision::pass().promote(Priority::Normal)
     } else {
         Decision::pass()
     };
-    if is_long || step.is_same_visit {
+    if is_long || position.is_same_visit {
         decision.cold()
     } else {
         decision
@@ -110,8 +109,8 @@ fn read(request: &Request) -> Decision {
 }
 
 fn write(request: &Request) -> Decision {
-    let step = follow(request);
-    if is_long(step, WRITE_CUTOFF, |cutoffs| cutoffs.write_bytes) {
+    let position = track(request);
+    if is_long(position, WRITE_CUTOFF, |cutoffs| cutoffs.write_bytes) {
         return Decision::new(Verdict::Passthrough, Reason::Sequential);
     }
     if request.heat >= HOT && !request.is_cached() {
@@ -120,27 +119,27 @@ fn write(request: &Request) -> Decision {
     Decision::pass()
 }
 
-/// Notes the request in its task's run.
+/// Adds the request to its task's run.
 #[inline(always)]
-fn follow(request: &Request) -> Step {
+fn track(request: &Request) -> RunPosition {
     let run = (current::pid() * 2 + u32::from(request.is_write())) % RUNS;
-    let alone = Step {
+    let alone = RunPosition {
         bytes: 0,
-        goes_on: false,
+        is_sequential: false,
         is_same_visit: false,
     };
-    RUN.update(run, |run| run.follow(request)).unwrap_or(alone)
+    RUN.update(run, |run| run.track(request)).unwrap_or(alone)
 }
 
-/// Whether the run is longer than its cut-off, which is looked up only for what is a run.
+/// Whether the run exceeds its cutoff. The cutoff is looked up only for runs.
 #[inline(always)]
-fn is_long(step: Step, default: u64, chosen: impl FnOnce(Cutoffs) -> u64) -> bool {
-    if !step.goes_on {
+fn is_long(position: RunPosition, default: u64, configured: impl FnOnce(Cutoffs) -> u64) -> bool {
+    if !position.is_sequential {
         return false;
     }
-    match CUTOFFS.get(0).map_or(0, chosen) {
-        0 => step.bytes > default,
-        cutoff => step.bytes > cutoff,
+    match CUTOFFS.get(0).map_or(0, configured) {
+        0 => position.bytes > default,
+        cutoff => position.bytes > cutoff,
     }
 }
 
@@ -153,12 +152,12 @@ mod tests {
 
     const BLOCK: u32 = 128;
 
-    fn begin() {
+    fn reset() {
         maps::clear();
         current::set(Task::new(1, "reader", 0));
     }
 
-    /// A request of a block of 64 KiB, or of a part of it.
+    /// A request for a 64 KiB block, or part of it.
     fn request(op: Op, sector: u64, nr_sectors: u32, heat: u32, flags: u32) -> Request {
         Request {
             block: sector / u64::from(BLOCK),
@@ -172,7 +171,7 @@ mod tests {
         decide(&request(Op::Read, sector, BLOCK, heat, 0))
     }
 
-    /// Reads or writes so many blocks from block 1 on and gives how many went past the cache.
+    /// Reads or writes `blocks` blocks from block 1 on; returns how many bypassed the cache.
     fn bypassed(op: Op, blocks: u64) -> usize {
         let run = (1..=blocks).map(|block| decide(&request(op, block * 128, BLOCK, 0, 0)));
         run.filter(|decision| decision.reason == Reason::Sequential)
@@ -181,7 +180,7 @@ mod tests {
 
     #[test]
     fn the_second_read_promotes() {
-        begin();
+        reset();
         assert_eq!(read(1280, 0), Decision::pass());
         assert_eq!(read(1280, 1), Decision::pass().promote(Priority::Normal));
         let cached = request(Op::Read, 1280, BLOCK, 2, request_flags::CACHED);
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_visit_in_small_pieces_counts_once() {
-        begin();
+        reset();
         let piece = |n: u64| decide(&request(Op::Read, 1280 + 32 * n, 32, 1, 0));
         assert_eq!(piece(0), Decision::pass().promote(Priority::Normal));
         assert_eq!(piece(1), Decision::pass().cold());
@@ -198,8 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn a_long_run_goes_past_the_cache() {
-        begin();
+    fn a_long_run_bypasses_the_cache() {
+        reset();
         assert_eq!(bypassed(Op::Read, 64), 0, "4 MiB");
         assert_eq!(bypassed(Op::Read, 80), 16);
         assert_eq!(bypassed(Op::Write, 16), 0, "1 MiB");
@@ -207,13 +206,13 @@ mod tests {
         assert_eq!(
             read(81 * 128, 5),
             Decision::new(Verdict::Passthrough, Reason::Sequential).cold(),
-            "however hot, if it is not cached"
+            "even if hot, when it is not cached"
         );
     }
 
     #[test]
-    fn what_is_hot_is_a_hit_in_a_long_run_too() {
-        begin();
+    fn a_hot_block_hits_even_in_a_long_run() {
+        reset();
         bypassed(Op::Read, 80);
         let cached = |block: u64, heat| {
             decide(&request(
@@ -229,15 +228,15 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_leaves_the_cache_as_it_is() {
+    fn a_scan_does_not_pollute_the_cache() {
         use testkit::{Kit, Trace};
-        begin();
+        reset();
         let load = |seed| {
             Trace::new()
                 .as_task(1, "database", 0)
                 .zipf(seed, 0.99, 4096, 20_000)
         };
-        // Three times the device, in requests of 16 KiB: what a scan's every block would be promoted by.
+        // Three passes over the device in 16 KiB requests, which would promote every block without scan resistance.
         let pass = || (0..4096 * 4).fold(Trace::new().as_task(2, "scan", 0), |t, n| t.read(n * 32, 32));
         let scan = pass().then(pass()).then(pass());
         let mut kit = Kit::new(decide).cache_blocks(400);
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn each_task_has_its_own_run() {
-        begin();
+        reset();
         bypassed(Op::Read, 64);
         current::set(Task::new(2, "other", 0));
         assert_eq!(read(9000, 0), Decision::pass());
@@ -262,8 +261,8 @@ mod tests {
     }
 
     #[test]
-    fn cutoffs_are_the_operators() {
-        begin();
+    fn operators_can_set_the_cutoffs() {
+        reset();
         let cutoffs = Cutoffs {
             read_bytes: 1 << 20,
             write_bytes: u64::MAX,
@@ -275,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_short_write_of_a_hot_block_promotes() {
-        begin();
+        reset();
         let write = |heat| decide(&request(Op::Write, 1280, 8, heat, 0));
         assert_eq!(write(HOT), Decision::pass().promote(Priority::Normal));
         assert_eq!(write(HOT - 1), Decision::pass());

@@ -1,6 +1,6 @@
-//! Policy `sparse`: reads of blocks that hold no data are answered with zeroes, without I/O.
+//! Policy `sparse`: zero-fills reads of blocks that hold no data, without I/O.
 //!
-//! Which blocks hold none is the server's knowledge: it sets `NEVER_WRITTEN` by way of the `written` map.
+//! The server tracks these blocks in the map `written`; the classifier sets `NEVER_WRITTEN` from it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy, request_flags};
@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn drops_reads_of_what_was_never_written() {
+    fn drops_reads_of_unwritten_blocks() {
         let request = |op: Op, flags| Request {
             flags,
             ..Request::new(op, 0, 8)

@@ -1,30 +1,30 @@
-//! Policy `cgroup-tiers`: who reads decides what comes into the cache, so that a backup does not empty a database's.
+//! Policy `cgroup-tiers`: controls cache access per cgroup, so that a backup does not evict a database's blocks.
 //!
-//! The map `tiers` has a tier for each cgroup, by its id (`stat -c %i /sys/fs/cgroup/NAME`). What the cache has is read from
-//! there whoever asks; the tier says what else a read does:
+//! The map `tiers` holds the tier of each cgroup, by ID (`stat -c %i /sys/fs/cgroup/NAME`). Cached blocks are served
+//! from the cache for every tier. The tier decides the side effects of a read:
 //!
-//! | tier | what a read does |
+//! | tier | effect of a read |
 //! |---|---|
-//! | 1, bulk | nothing: it promotes nothing and warms nothing |
-//! | 2, or no tier | promotes a block at its second read |
-//! | 3, favoured | promotes a block at once, to stay |
+//! | 1, bulk | none: no promotion, no heat |
+//! | 2, or no tier | promotes a block on its second read |
+//! | 3, favoured | promotes a block on its first read, with high priority |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Priority, Request, Table, Verdict, current, map, policy};
 
-/// Neither promotes nor warms.
+/// Does not promote or add heat.
 const BULK: u32 = 1;
-/// Promotes at once, with a high priority.
+/// Promotes on the first read, with high priority.
 const FAVOURED: u32 = 3;
-/// The reason that reads of the tier [`BULK`] are counted under.
+/// Reason code for reads of the tier [`BULK`].
 const CODE_BULK: u8 = 1;
 
 map! {
-    /// The cgroups that have a tier of their own.
+    /// Tiers by cgroup ID.
     static TIERS: Table<u64, Tier, 1024> = "tiers";
 }
 
-/// What a cgroup may do with the cache. A structure, so that `bpftool map dump` names it.
+/// Cache access of a cgroup. A struct, so that `bpftool map dump` prints the field name.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Tier {
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backup_leaves_the_databases_cache_alone() {
+    fn a_backup_does_not_pollute_the_databases_cache() {
         TIERS.insert(&BULK_CGROUP, &Tier { tier: BULK });
         let mut kit = Kit::new(decide).cache_blocks(400);
         kit.run(&database());
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tier_says_what_a_read_promotes() {
+    fn the_tier_decides_when_a_read_promotes() {
         for (tier, reads) in [(BULK, None), (2, Some(2)), (FAVOURED, Some(1))] {
             TIERS.insert(&5, &Tier { tier });
             let mut kit = Kit::new(decide);

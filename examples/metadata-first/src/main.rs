@@ -1,16 +1,16 @@
-//! Policy `metadata-first`: what file systems and waiting readers need stays in the cache, bulk is the first to go.
+//! Policy `metadata-first`: keeps metadata and synchronous reads in the cache and evicts bulk data first.
 //!
-//! | request | what it does to the cache |
+//! | request | effect on the cache |
 //! |---|---|
-//! | metadata of a file system, read or written | its block comes in and stays: priority high |
-//! | read-ahead, or anything of the idle I/O class | its block comes in at its second read: priority low |
-//! | another read, for which somebody waits | its block comes in: priority normal |
-//! | another write | nothing |
+//! | read or write of file-system metadata | promotes the block with high priority |
+//! | read-ahead, or any read of the idle I/O class | promotes the block on its second read, with low priority |
+//! | other read (synchronous) | promotes the block with normal priority |
+//! | other write | none |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Priority, Request, policy};
 
-/// The I/O class of those who give way to everybody else (`ionice -c 3`).
+/// The idle I/O class (`ionice -c 3`).
 const IDLE: u32 = 3;
 
 fn decide(request: &Request) -> Decision {
@@ -31,7 +31,7 @@ fn decide(request: &Request) -> Decision {
     }
 }
 
-/// A block that came in as something else gets the priority of metadata too.
+/// Raises the priority of a block that was promoted for other reasons.
 fn metadata(request: &Request) -> Decision {
     if request.is_read() && request.is_cached() {
         return Decision::hit().promote(Priority::High);
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_request_gives_the_priority() {
+    fn the_kind_of_request_decides_the_priority() {
         let once = Trace::new().read(0, 8);
         assert_eq!(priority(&once), Some(Priority::Normal));
         let meta = Trace::new().with_flags(META);
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_outlasts_a_flood_of_bulk() {
+    fn metadata_survives_a_flood_of_bulk_reads() {
         const FILES: u32 = 1;
         let metadata = || {
             let trace = Trace::new().as_task(FILES, "find", 0).with_flags(META);

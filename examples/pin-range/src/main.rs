@@ -1,26 +1,26 @@
-//! Policy `pin-range`: ranges of sectors that stay in the cache, or never come into it.
+//! Policy `pin-range`: pins ranges of sectors in the cache, or bans them from it.
 //!
-//! The map `ranges` has room for eight of them. The first that a request touches holds; a request that touches none
-//! promotes its block at its second read.
+//! The map `ranges` holds up to eight ranges. The first range that overlaps a request applies. A request that overlaps
+//! none promotes its block on the second read.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Array, Decision, Priority, Request, Verdict, map, policy};
 
-/// Comes into the cache at its first read and stays.
+/// Promoted on the first read, and pinned.
 const PIN: u64 = 1;
-/// Is neither brought into the cache nor read from there.
+/// Never promoted and never served from the cache.
 const BAN: u64 = 2;
-/// The reason that reads of banned ranges are counted under.
+/// Reason code for reads of banned ranges.
 const CODE_BANNED: u8 = 2;
-/// How many ranges there may be: each costs a look-up until one is found.
+/// Maximum number of ranges. Each costs a look-up until one matches.
 const RANGES: u32 = 8;
 
 map! {
-    /// What operators chose. The first entry without a rule ends the list.
-    static CHOSEN: Array<Range, { RANGES as usize }> = "ranges";
+    /// The configured ranges. The first entry without a rule ends the list.
+    static CONFIGURED: Array<Range, { RANGES as usize }> = "ranges";
 }
 
-/// Sectors that a rule is for.
+/// A range of sectors and its rule.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Range {
@@ -28,7 +28,7 @@ struct Range {
     first_sector: u64,
     /// Last sector.
     last_sector: u64,
-    /// [`PIN`] or [`BAN`]; 0: the list ends here.
+    /// [`PIN`] or [`BAN`]; 0 ends the list.
     rule: u64,
 }
 
@@ -49,7 +49,7 @@ fn decide(request: &Request) -> Decision {
 /// The rule for a request; 0 if there is none.
 fn rule(request: &Request) -> u64 {
     for index in 0..RANGES {
-        match CHOSEN.get(index) {
+        match CONFIGURED.get(index) {
             Some(range) if range.rule == 0 => return 0,
             Some(range) if request.overlaps(range.first_sector, range.last_sector) => return range.rule,
             _ => {}
@@ -74,13 +74,13 @@ mod tests {
                 last_sector,
                 rule,
             };
-            assert!(CHOSEN.set(index, &range));
+            assert!(CONFIGURED.set(index, &range));
         }
         Kit::new(decide).cache_blocks(40)
     }
 
     #[test]
-    fn what_is_pinned_stays_whatever_is_read() {
+    fn pinned_blocks_survive_other_reads() {
         let mut kit = kit();
         kit.run(&Trace::new().sequential(0, 1280));
         let others = Trace::new().sequential(1 << 20, 60 * 128);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_banned_never_comes_in() {
+    fn banned_blocks_are_never_promoted() {
         let mut kit = kit();
         let report = kit.run(&Trace::new().read(1280, 128).read(1280, 128).read(1280, 128));
         assert_eq!((report.by_code(CODE_BANNED), report.promoted), (3, 0));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn all_else_comes_in_at_its_second_read() {
+    fn other_blocks_are_promoted_on_the_second_read() {
         let report = kit().run(&Trace::new().read(1 << 20, 8).read(1 << 20, 8).read(1 << 20, 8));
         assert_eq!((report.hits, report.misses), (1, 2));
     }

@@ -1,7 +1,7 @@
-//! Policy `size-histogram`: passes everything through, and counts how large reads and writes are.
+//! Policy `size-histogram`: passes everything through and keeps a histogram of read and write sizes.
 //!
-//! Row `n` of the map `sizes` counts requests of 2^n sectors up to 2^(n+1) - 1: row 0 is 512 bytes, row 3 is 4 KiB,
-//! row 11 is 1 MiB. `bpftool map dump pinned /sys/fs/bpf/ublk-bpf/ublkbN/maps/sizes` prints it.
+//! Row `n` of the map `sizes` counts requests of 2^n to 2^(n+1) - 1 sectors: row 0 is 512 bytes, row 3 is 4 KiB, row 11
+//! is 1 MiB. `bpftool map dump pinned /sys/fs/bpf/ublk-bpf/ublkbN/maps/sizes` prints it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy};
@@ -9,13 +9,10 @@ use ublk_bpf_policy::{Decision, Op, Reason, Request, Verdict, policy};
 /// Rows of the histogram: the largest request is 1 MiB, 2^11 sectors.
 const ROWS: u32 = 12;
 
-/// How many requests of a size there were.
+/// Number of requests of one size.
 #[repr(C)]
 #[derive(Clone, Copy)]
-#[cfg_attr(
-    not(target_arch = "bpf"),
-    expect(dead_code, reason = "there are maps in BPF only")
-)]
+#[cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "only BPF has maps"))]
 struct Row {
     reads: u64,
     writes: u64,
@@ -33,7 +30,7 @@ fn decide(request: &Request) -> Decision {
     Decision::new(Verdict::Passthrough, Reason::Default)
 }
 
-/// The row of a request that moves data.
+/// The histogram row of a read or write.
 fn row(request: &Request) -> Option<u32> {
     match request.op() {
         Op::Read | Op::Write => Some(request.nr_sectors.checked_ilog2()?.min(ROWS - 1)),
@@ -46,7 +43,7 @@ fn count(row: u32, op: Op) {
     let Some(row) = SIZES.get_ptr_mut(row) else {
         return;
     };
-    // SAFETY: The map gives this CPU's own row, and a policy is not interrupted by itself.
+    // SAFETY: The map returns this CPU's own row, and a policy does not interrupt itself.
     let row = unsafe { &mut *row };
     match op {
         Op::Write => row.writes += 1,
@@ -54,7 +51,7 @@ fn count(row: u32, op: Op) {
     }
 }
 
-/// On the host there is no map to count in.
+/// On the host there is no map.
 #[cfg(not(target_arch = "bpf"))]
 fn count(_row: u32, _op: Op) {}
 
@@ -77,12 +74,12 @@ mod tests {
         assert_eq!(
             row(&request(Op::Read, 1 << 20)),
             Some(11),
-            "larger than there is a row for"
+            "larger than the last row"
         );
     }
 
     #[test]
-    fn what_moves_no_data_has_no_row() {
+    fn requests_without_data_have_no_row() {
         assert_eq!(row(&request(Op::Flush, 0)), None);
         assert_eq!(row(&request(Op::Discard, 2048)), None);
     }

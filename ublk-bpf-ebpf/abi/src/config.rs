@@ -1,13 +1,13 @@
-//! What the classifier is told when it is loaded.
+//! Load-time configuration of the classifier.
 
 use crate::request_flags;
 
 /// The name of the classifier's read-only global of type [`Config`].
 pub const CONFIG_GLOBAL: &str = "CONFIG";
 
-/// What the classifier is told when it is loaded, as one read-only global that the kernel freezes.
+/// Load-time configuration of the classifier: one read-only global that the kernel freezes.
 ///
-/// The verifier knows the values of a frozen map, and leaves out what they rule out.
+/// The verifier knows the values in a frozen map and removes the branches they make dead.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
@@ -17,27 +17,27 @@ pub struct Config {
     pub abi_version: u32,
     /// Tags in a hardware queue.
     pub depth: u32,
-    /// Block size of [`map::WRITTEN`](crate::map::WRITTEN) as a power of two, in bytes; 0: the map says nothing.
+    /// log2 of the block size of [`map::WRITTEN`](crate::map::WRITTEN), in bytes; 0: the map is not used.
     pub written_shift: u32,
-    /// `req_flag_bits` of the running kernel, as masks, in the order of [`request_flags`]' first bits.
+    /// The running kernel's `req_flag_bits` as masks, in the order of the first bits of [`request_flags`].
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
-    /// All of `flag_masks`.
+    /// All of `flag_masks`, or-ed together.
     pub any_flag: u32,
     /// Hardware queues of the device.
     pub queues: u32,
-    /// Cache block size as a power of two, in bytes; 0: the device has no cache.
+    /// log2 of the cache block size, in bytes; 0: the device has no cache.
     pub cache_shift: u32,
-    /// Where a block's count in [`map::HEAT`](crate::map::HEAT) stops: 1 to 255.
+    /// Maximum heat of a block ([`map::HEAT`](crate::map::HEAT)): 1 to 255.
     pub heat_limit: u32,
-    /// Zero: it fills the last word.
+    /// Zero. Pads the struct to whole words.
     pub reserved: u32,
 }
 
 numbered! {
-    /// A member of one of the kernel's structures that the classifier loads.
+    /// A member of a kernel structure that the classifier loads.
     ///
-    /// Its offset differs from kernel to kernel, and Rust cannot leave it to the loader as C does (by CO-RE). So the
-    /// classifier's instructions have a placeholder in its stead, and the server puts the running kernel's offset there.
+    /// Its offset differs between kernels, and Rust has no CO-RE relocations. The classifier's instructions therefore
+    /// hold a placeholder, and the server patches in the running kernel's offset.
     Member {
         /// `struct request_queue *`
         RequestQueue = 0, "request.q";
@@ -57,9 +57,9 @@ numbered! {
         BioPriority = 7, "bio.bi_ioprio";
         /// `struct gendisk *`
         QueueDisk = 8, "request_queue.disk";
-        /// `char[32]`: its first eight bytes.
+        /// `char[32]`: the first eight bytes.
         DiskName = 9, "gendisk.disk_name";
-        /// The next eight of them.
+        /// The next eight bytes of the name.
         DiskNameEnd = 10, "gendisk.disk_name+8";
         /// `unsigned int`
         HctxNumber = 11, "blk_mq_hw_ctx.queue_num";
@@ -67,10 +67,10 @@ numbered! {
 }
 
 impl Member {
-    /// The placeholder of the first one. No structure that a BPF program has to do with is so long.
+    /// Placeholder of the first member, larger than any kernel structure that the classifier reads.
     pub const FIRST_PLACEHOLDER: u16 = 0x7f00;
 
-    /// What stands for its offset in a load instruction.
+    /// The value that a load instruction holds in place of this member's offset.
     #[must_use]
     #[inline(always)]
     pub const fn placeholder(self) -> u16 {
@@ -78,7 +78,7 @@ impl Member {
     }
 }
 
-/// `REQ_OP_*` as the classifier knows them. The loader compares them with the running kernel's `enum req_op`.
+/// `REQ_OP_*` values compiled into the classifier. The loader checks them against the running kernel's `enum req_op`.
 pub mod req_op {
     /// `REQ_OP_READ`
     pub const READ: u32 = 0;

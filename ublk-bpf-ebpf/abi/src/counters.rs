@@ -1,8 +1,8 @@
-//! What is counted, by the classifier and by the server.
+//! Counters of the classifier and of the server.
 
 use crate::{Op, Reason, Verdict};
 
-/// How often the classifier decided the same for each [`Reason`].
+/// Number of decisions with one verdict, by [`Reason`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reasons {
@@ -24,27 +24,27 @@ pub struct Reasons {
     pub bad_answer: u64,
 }
 
-/// How often the classifier decided what, for one operation on one CPU.
+/// Number of decisions by verdict and reason, for one operation on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decisions {
-    /// Requests that it advised to pass through.
+    /// Requests to pass through.
     pub passthrough: Reasons,
-    /// Requests that it found in the cache.
+    /// Requests to serve from the cache.
     pub hit: Reasons,
-    /// Requests that it advised to drop.
+    /// Requests to drop.
     pub drop: Reasons,
-    /// Requests that it left to the server.
+    /// Requests for the slow path.
     pub slow: Reasons,
     /// Sectors of all these requests.
     pub sectors: u64,
-    /// The operation, so that a dump says what each entry is.
+    /// The operation, so that a dump labels each entry.
     pub op: Op,
 }
 
 impl Decisions {
-    /// Index of the counter of a verdict and a reason, in words: from [`Verdict::Passthrough`] on each verdict has one
-    /// for each reason.
+    /// Index of the counter of a verdict and a reason, in words. Each verdict from [`Verdict::Passthrough`] on has one
+    /// counter per reason.
     #[must_use]
     pub const fn word(verdict: Verdict, reason: Reason) -> usize {
         (verdict as usize - Verdict::Passthrough as usize) * Reason::COUNT + reason as usize
@@ -52,11 +52,11 @@ impl Decisions {
 
     /// Index of `sectors`, in words.
     pub const SECTORS: usize = (Verdict::COUNT - 1) * Reason::COUNT;
-    /// How many words this type has, `op` included.
+    /// Size of this type in words, including `op`.
     pub const WORDS: usize = Self::SECTORS + 2;
 }
 
-/// Declares a set of counters once: the struct, its field names and its descriptions feed every output.
+/// Declares a set of counters once: every output uses these fields, names and descriptions.
 macro_rules! counters {
     ($(#[$about:meta])* $set:ident { $($(#[doc = $doc:literal])+ $name:ident,)+ }) => {
         $(#[$about])*
@@ -84,7 +84,7 @@ macro_rules! counters {
                 Self { $($name,)+ }
             }
 
-            /// Adds other counts.
+            /// Adds the counts of `other`; wraps on overflow.
             pub const fn add(&mut self, other: &Self) {
                 $(self.$name = self.$name.wrapping_add(other.$name);)+
             }
@@ -93,49 +93,49 @@ macro_rules! counters {
 }
 
 counters! {
-    /// What the server did on one hardware queue since the device was made. Only ever grows.
+    /// What the server did on one hardware queue since the device was created. Counters never decrease.
     ServerCounters {
-        /// Requests that arrived from the kernel.
+        /// Requests received from the kernel.
         arrived,
-        /// Requests completed with success.
+        /// Requests completed successfully.
         completed,
         /// Requests completed with an error.
         failed,
-        /// Requests served between their own pages and the backing device.
+        /// Requests served by the backing device, without a user-space copy.
         passthrough,
-        /// Reads served between their own pages and the cache device.
+        /// Reads served by the cache device, without a user-space copy.
         hits,
-        /// Reads that the policy found in the cache and the server did not: served from the backing device.
+        /// Reads with a hit verdict that were not cached; served by the backing device.
         hits_lost,
-        /// Reads that failed on the cache device: served from the backing device.
+        /// Reads that failed on the cache device; served by the backing device.
         hits_failed,
-        /// Writes that went to the cache device as well.
+        /// Writes that also updated the cache device.
         cache_writes,
-        /// Blocks that a write, discard or write-zeroes took out of the cache.
+        /// Cached blocks invalidated by a write, discard or write-zeroes.
         invalidated,
-        /// Promotions that the policy asked for and the promoter was told of.
+        /// Promotion hints passed to the promoter.
         hinted,
-        /// Promotions that the policy asked for when too many others waited.
+        /// Promotion hints dropped because too many were waiting.
         hints_dropped,
-        /// Requests completed without I/O because the policy said so and nothing was lost by it.
+        /// Requests completed without I/O, on the advice of the policy.
         dropped,
         /// Requests served by the slow path.
         slow,
-        /// Tags that came without a verdict: the classifier was not run for them.
+        /// Requests without a verdict: the classifier did not run for them.
         verdict_missing,
-        /// Verdicts that were about another request than the descriptor's.
+        /// Verdicts that did not match the request.
         verdict_stale,
-        /// Verdicts that are none: a number out of range, or a hit without a cache.
+        /// Verdicts out of range, or hits on a device without a cache.
         verdict_invalid,
-        /// Drops that would have lost data, so the request was served in full.
+        /// Drops that would have lost data; served in full.
         drop_refused,
-        /// Requests whose pages could not be registered with the ring, served by copy.
+        /// Requests whose pages could not be registered with the ring; served by copy.
         unregistered,
         /// Copies between a request's pages and the server's memory.
         user_copies,
-        /// Bytes of these copies.
+        /// Bytes copied between request pages and the server's memory.
         user_copy_bytes,
-        /// Backend reads and writes that came back short and were continued.
+        /// Short backend reads and writes that were continued.
         short_io,
         /// Backend operations that failed.
         io_errors,
@@ -143,35 +143,35 @@ counters! {
         io_submitted,
         /// COMMIT commands submitted.
         commits,
-        /// COMMIT commands that stopped early and were resubmitted behind the failing element.
+        /// COMMIT commands that stopped early; the rest was resubmitted.
         partial_commits,
-        /// Elements that the kernel refused to commit.
+        /// Results that the kernel refused to commit.
         commit_refused,
-        /// FETCH commands issued, the first ones included.
+        /// FETCH commands issued.
         fetches,
-        /// Completions of FETCH that brought tags.
+        /// FETCH completions that returned tags.
         fetch_batches,
-        /// Times that the thread entered the kernel for its ring.
+        /// io_uring_enter(2) calls of the queue thread.
         enters,
     }
 }
 
 counters! {
-    /// What was done behind the requests to keep the cache filled. Only ever grows, but for `used`.
+    /// Work that keeps the cache filled, outside the request path. Counters never decrease, except `used`.
     CacheCounters {
-        /// Blocks that hold something now.
+        /// Cache blocks in use.
         used,
-        /// Blocks that were brought into the cache.
+        /// Blocks promoted into the cache.
         promoted,
-        /// Blocks that had to make room.
+        /// Blocks evicted to make room.
         evicted,
-        /// Promotions that a write overtook, so that what was read is not used.
+        /// Promotions discarded because the block was written meanwhile.
         overtaken,
-        /// Promotions given up because every block was in use.
+        /// Promotions abandoned because no block could be evicted.
         no_room,
-        /// Operations for promotions that failed.
+        /// I/O operations of promotions that failed.
         errors,
-        /// Bytes that went through a staging buffer on their way into the cache.
+        /// Bytes copied into the cache through a staging buffer.
         staged_bytes,
     }
 }

@@ -1,60 +1,60 @@
-//! What a policy answers, and how the answer reaches the server.
+//! A policy's decision, and how it reaches the server.
 
 use crate::Op;
 
 numbered! {
-    /// What the policy advises the server to do with a request. Advice: the server owns correctness.
+    /// What the policy advises the server to do with a request. The server owns correctness.
     Verdict {
-        /// The slot is empty: no advice for the tag's present request.
+        /// The slot is empty: there is no advice for this request.
         None = 0, "none";
-        /// Move the data between the request's own pages and the backing device.
+        /// Move the data between the request's pages and the backing device.
         Passthrough = 1, "passthrough";
-        /// The same with the cache device, if the block is there when the server looks; if not, as `Passthrough`.
+        /// Serve a read from the cache device if the block is still cached; otherwise as `Passthrough`.
         Hit = 2, "hit";
-        /// Complete at once, without I/O, if nothing is lost by it.
+        /// Complete without I/O, if no data is lost.
         Drop = 3, "drop";
-        /// Let the server look at it: the only path that copies data.
+        /// Hand it to the server's slow path, the only one that copies data.
         Slow = 4, "slow";
     }
 }
 
 numbered! {
-    /// Why a policy came to its verdict.
+    /// Why a policy chose its verdict.
     Reason {
-        /// The policy's ordinary answer.
+        /// The policy's default.
         Default = 0, "default";
-        /// A discard, which is advisory and may be dropped.
+        /// A discard is advisory and may be dropped.
         Advisory = 1, "advisory";
-        /// Every block of the range was never written and reads as zeroes.
+        /// No block of the range was ever written: it reads as zeroes.
         NeverWritten = 2, "never-written";
-        /// The range was chosen to fail.
+        /// The range is configured to fail.
         FaultRange = 3, "fault-range";
-        /// A reason of a user's own policy.
+        /// A reason that the policy defines; see [`Decision::code`].
         User = 4, "user";
         /// The block is in the cache.
         Cached = 5, "cached";
-        /// It is part of a long sequential run, which would fill the cache with what is not read again.
+        /// Part of a long sequential run, which would fill the cache with data that is not read again.
         Sequential = 6, "sequential";
-        /// The policy's answer was none: not a verdict, or a reason outside this list.
+        /// The policy returned an invalid decision.
         BadAnswer = 7, "bad-answer";
     }
 }
 
 numbered! {
-    /// How long a block shall stay in the cache, given with [`hint::PROMOTE`].
+    /// How strongly to keep a block in the cache, set with [`hint::PROMOTE`].
     Priority {
-        /// As its reads deserve.
+        /// Kept according to how often it is read.
         Normal = 0, "normal";
-        /// The first to go.
+        /// Evicted first.
         Low = 1, "low";
-        /// Goes only where all others of its heat have gone.
+        /// Evicted only after all other blocks of the same heat.
         High = 2, "high";
-        /// Stays as long as no more than three quarters of the cache ask for that.
+        /// Not evicted, as long as at most three quarters of the cache are pinned.
         Pinned = 3, "pinned";
     }
 }
 
-/// What the policy answers, packed into the `u32` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
+/// A policy's decision, packed into the `u32` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
 /// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, code in the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
@@ -64,25 +64,25 @@ pub struct Decision {
     pub reason: Reason,
     /// Bits of [`hint`].
     pub hints: u8,
-    /// With [`Reason::User`]: a reason of the policy's own, which is counted in
-    /// [`map::CODES`](crate::map::CODES). 0 with every other reason.
+    /// With [`Reason::User`]: the policy's own reason, counted in [`map::CODES`](crate::map::CODES). 0 with every
+    /// other reason.
     pub code: u8,
 }
 
-/// What a policy asks for beside its verdict.
+/// Requests to the server in addition to the verdict.
 pub mod hint {
-    /// With [`Verdict::Drop`](crate::Verdict::Drop): complete with an error (`EIO`), not with success.
+    /// With [`Verdict::Drop`](crate::Verdict::Drop): fail the request with `EIO`.
     pub const FAIL: u8 = 1 << 0;
-    /// Bring the request's block into the cache, behind the request. A block that is there gets the
-    /// [`Priority`](crate::Priority) that comes with it.
+    /// Promote the request's block into the cache after the request. A block that is already cached takes the new
+    /// [`Priority`](crate::Priority).
     pub const PROMOTE: u8 = 1 << 1;
     /// The bits that hold a [`Priority`](crate::Priority).
     pub const PRIORITY: u8 = 3 << PRIORITY_SHIFT;
-    /// Where they start.
+    /// Lowest bit of [`PRIORITY`].
     pub const PRIORITY_SHIFT: u8 = 2;
-    /// Do not count this read in its block's heat.
+    /// Do not count this read in the block's heat.
     pub const COLD: u8 = 1 << 4;
-    /// Every bit that means something.
+    /// All defined bits.
     pub const ALL: u8 = FAIL | PROMOTE | PRIORITY | COLD;
 }
 
@@ -98,19 +98,19 @@ impl Decision {
         }
     }
 
-    /// To the backing device, for no particular reason.
+    /// Pass through to the backing device, with the default reason.
     #[must_use]
     pub const fn pass() -> Self {
         Self::new(Verdict::Passthrough, Reason::Default)
     }
 
-    /// From the cache, because the block is there.
+    /// Serve from the cache, because the block is cached.
     #[must_use]
     pub const fn hit() -> Self {
         Self::new(Verdict::Hit, Reason::Cached)
     }
 
-    /// A decision for a reason of the policy's own, which is counted under this number.
+    /// A decision with the policy's own reason `code`, counted in [`map::CODES`](crate::map::CODES).
     #[must_use]
     pub const fn coded(verdict: Verdict, code: u8) -> Self {
         Self {
@@ -119,7 +119,7 @@ impl Decision {
         }
     }
 
-    /// The decision with these [`hint`] bits, and those that it has.
+    /// Adds these [`hint`] bits.
     #[must_use]
     pub const fn with_hints(self, hints: u8) -> Self {
         Self {
@@ -128,7 +128,7 @@ impl Decision {
         }
     }
 
-    /// The decision, and the request's block is to come into the cache and to stay there like this.
+    /// Also promotes the request's block into the cache, with this priority.
     #[must_use]
     pub const fn promote(self, priority: Priority) -> Self {
         let others = self.hints & !hint::PRIORITY;
@@ -138,7 +138,7 @@ impl Decision {
         }
     }
 
-    /// The decision, and this read is not to count in its block's heat.
+    /// Also keeps this read out of the block's heat.
     #[must_use]
     pub const fn cold(self) -> Self {
         self.with_hints(hint::COLD)
@@ -151,8 +151,8 @@ impl Decision {
         self.verdict as u32 | (self.reason as u32) << 8 | (self.hints as u32) << 16 | (self.code as u32) << 24
     }
 
-    /// Whether this number is an answer that a policy may give: a verdict other than [`Verdict::None`], a
-    /// reason other than [`Reason::BadAnswer`], known hints, and a code only with [`Reason::User`].
+    /// Whether this is a valid packed decision: a verdict other than [`Verdict::None`], a reason other than
+    /// [`Reason::BadAnswer`], only defined hints, and a code only with [`Reason::User`].
     #[must_use]
     #[inline(always)]
     pub const fn is_answer(packed: u32) -> bool {
@@ -165,16 +165,16 @@ impl Decision {
             && (packed >> 24 == 0 || reason == Reason::User as u32)
     }
 
-    /// What the classifier makes of a policy's answer that is none.
+    /// What the classifier substitutes for an invalid decision.
     pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
 }
 
-/// The classifier's advice for one tag, taken (read and cleared) by the server when the tag arrives.
+/// The classifier's verdict for one tag, which the server takes (reads and clears) when the tag arrives.
 ///
-/// The first eight bytes are `head`, which the server swaps for zero: an empty slot is one whose verdict is
-/// [`Verdict::None`]. `op`, `nr_sectors` and `sector` say which request it is about; the server compares
-/// them with the descriptor, because the kernel skips a BPF program that already runs on the CPU, and a
-/// slot may then hold the advice for the tag's previous request.
+/// The server clears the first eight bytes, [`head`](Self::head): a slot is empty if its verdict is [`Verdict::None`].
+/// `op`, `nr_sectors` and `sector` identify the request. The server compares them with the descriptor: the kernel
+/// skips a BPF program that is already running on the CPU, and the slot may then hold the verdict for the tag's
+/// previous request.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VerdictSlot {
@@ -184,7 +184,7 @@ pub struct VerdictSlot {
     pub reason: Reason,
     /// Bits of [`hint`].
     pub hints: u8,
-    /// What the request asks for.
+    /// The operation.
     pub op: Op,
     /// The request's length in sectors.
     pub nr_sectors: u32,
@@ -193,12 +193,12 @@ pub struct VerdictSlot {
 }
 
 impl VerdictSlot {
-    /// The first eight bytes of a slot, little endian, of a packed [`Decision`] about a request. `packed` is an
-    /// [answer](Decision::is_answer) and `op` an [`Op`].
+    /// The first eight bytes of a slot, little endian. `packed` is a [valid](Decision::is_answer) packed
+    /// [`Decision`] and `op` an [`Op`].
     #[must_use]
     #[inline(always)]
     pub const fn head(packed: u32, op: u32, nr_sectors: u32) -> u64 {
-        // A packed decision has the slot's first three bytes as the slot has them; its code is only counted.
+        // The first three bytes of a packed decision are those of the slot; its code is not stored, only counted.
         (packed & 0x00ff_ffff) as u64 | (op as u64) << 24 | (nr_sectors as u64) << 32
     }
 }

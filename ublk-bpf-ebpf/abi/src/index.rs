@@ -1,45 +1,45 @@
-//! Where in the cache a block is.
+//! The cache index: the state and slot of each block.
 
 numbered! {
-    /// What the cache has of a block.
+    /// State of a block in the cache.
     BlockState {
-        /// Nothing.
+        /// Not cached.
         Absent = 0, "absent";
-        /// Its slot is being filled: nothing that may be read.
+        /// Its slot is being filled and must not be read.
         Filling = 1, "filling";
-        /// Its content.
+        /// Cached.
         Present = 2, "present";
     }
 }
 
-/// Parts of a block that writes in flight are told apart by.
+/// Regions of a block; writes in flight are tracked per region.
 pub const REGIONS: u32 = 16;
 
-/// One block of the backing device, in one word, so that every step of its life is one compare-and-swap:
-/// state in bits 0..2, slot in bits 2..32, writers in bits 32..48, regions that are being written in bits 48..64.
+/// One block of the backing device in one word, so that every state change is one compare-and-swap:
+/// state in bits 0..2, slot in bits 2..32, writers in bits 32..48, regions being written in bits 48..64.
 ///
-/// The server alone writes it. A block with writers is never begun to be filled; one that is present has the bits of
-/// the regions set that a write in flight puts on both devices, and is not read there.
+/// Only the server writes it. A fill does not start while the block has writers. A present block has a bit set for
+/// each region that a write in flight is storing on both devices; reads of these regions bypass the cache.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IndexEntry(pub u64);
 
 impl IndexEntry {
-    /// Nothing in the cache, and nobody writes.
+    /// Not cached, no writers.
     pub const ABSENT: Self = Self(0);
-    /// The most slots that an entry can tell apart: 2^30.
+    /// Number of slots that an entry can address: 2^30.
     pub const MAX_SLOTS: u32 = 1 << 30;
-    /// The most writes in flight that it can count.
+    /// Maximum number of writes in flight that it can count.
     pub const MAX_WRITERS: u32 = 0xffff;
 
-    /// A block in `slot`, which is below [`Self::MAX_SLOTS`].
+    /// An entry for `slot`, which is below [`Self::MAX_SLOTS`].
     #[must_use]
     #[inline(always)]
     pub const fn new(state: BlockState, slot: u32) -> Self {
         Self(state as u64 | (slot as u64) << 2)
     }
 
-    /// What the cache has of the block; `None` for a number that is no state.
+    /// State of the block; `None` if the bits hold no valid state.
     #[must_use]
     #[inline(always)]
     pub const fn state(self) -> Option<BlockState> {
@@ -51,14 +51,14 @@ impl IndexEntry {
         }
     }
 
-    /// Whether the block's content is in its slot.
+    /// Whether the block is cached.
     #[must_use]
     #[inline(always)]
     pub const fn is_present(self) -> bool {
         self.0 & 3 == BlockState::Present as u64
     }
 
-    /// Where it is, if it is anywhere.
+    /// The slot; meaningless if the block is absent.
     #[must_use]
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the slot is in the low half")]
@@ -66,14 +66,14 @@ impl IndexEntry {
         (self.0 as u32) >> 2
     }
 
-    /// Writes, discards and write-zeroes of the block that are in flight.
+    /// Number of writes, discards and write-zeroes in flight on the block.
     #[must_use]
     #[inline(always)]
     pub const fn writers(self) -> u32 {
         (self.0 >> 32) as u32 & Self::MAX_WRITERS
     }
 
-    /// The regions that writes in flight put on both devices, a bit each.
+    /// Regions that writes in flight are storing on both devices, one bit each.
     #[must_use]
     #[inline(always)]
     pub const fn writing(self) -> u16 {
@@ -87,7 +87,7 @@ impl IndexEntry {
         self.is_present() && self.writing() & regions == 0
     }
 
-    /// The entry with so many writers and these regions being written.
+    /// The entry with this number of writers and these regions being written.
     #[must_use]
     #[inline(always)]
     pub const fn with_writers(self, writers: u32, writing: u16) -> Self {
@@ -95,7 +95,7 @@ impl IndexEntry {
         Self(place | ((writers & Self::MAX_WRITERS) as u64) << 32 | (writing as u64) << 48)
     }
 
-    /// The same writers, and nothing in the cache.
+    /// The entry marked absent, with the same writers.
     #[must_use]
     #[inline(always)]
     pub const fn emptied(self) -> Self {
@@ -103,8 +103,8 @@ impl IndexEntry {
     }
 }
 
-/// The regions of a cache block of `1 << shift` bytes that `sectors` (not 0) from `sector` on touch; `shift` is 12 to
-/// 20. What is beyond the block's end counts as its last region.
+/// Bit mask of the regions of a cache block of `1 << shift` bytes that `sectors` (not 0) from `sector` on overlap.
+/// `shift` is 12 to 20. A range past the end of the block counts as its last region.
 #[must_use]
 #[inline(always)]
 pub const fn regions(shift: u32, sector: u64, sectors: u32) -> u16 {
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_of_an_entry_do_not_touch() {
+    fn the_fields_of_an_entry_do_not_overlap() {
         let entry =
             IndexEntry::new(BlockState::Present, IndexEntry::MAX_SLOTS - 1).with_writers(0xffff, 0x8001);
         assert_eq!(entry.state(), Some(BlockState::Present));
@@ -142,8 +142,8 @@ mod tests {
         assert_eq!(
             regions(12, 9, 1),
             0b1100,
-            "a sector is two regions of a block of 4 KiB"
+            "in a 4 KiB block, a sector is two regions"
         );
-        assert_eq!(regions(16, 120, 128), 1 << 15, "beyond its end");
+        assert_eq!(regions(16, 120, 128), 1 << 15, "past the end");
     }
 }

@@ -1,15 +1,15 @@
-//! What the classifier, the policies and the server agree on.
+//! The interface between the classifier, the policies and the server.
 //!
-//! Everything here crosses the line between BPF and user space through a map, a global or a function
-//! argument, so every type is `#[repr(C)]` or `#[repr(u8)]` and has a fixed size. User space never reads
-//! one of these enums straight from a map: it reads integers and parses them, because a map's content is
-//! an input like any other ([`Verdict::parse`], [`Reason::parse`], [`Op::parse`]).
+//! Everything here crosses between BPF and user space in a map, a global or a function argument, so every type is
+//! `#[repr(C)]` or `#[repr(u8)]` and has a fixed size. User space never reads one of these enums directly from a
+//! map. It reads integers and parses them, because map contents are untrusted input ([`Verdict::parse`],
+//! [`Reason::parse`], [`Op::parse`]).
 //!
-//! BPF Type Format carries these names to `bpftool map dump`, so they are the operator's words too.
+//! BTF carries these names to `bpftool map dump`, so they are part of the user interface.
 #![no_std]
 
-/// Declares an enum that crosses the line as a number: its values, their numbers and the names that commands and
-/// tables print, once.
+/// Declares an enum that crosses between BPF and user space as a number, with its values, their numbers and the names
+/// that commands print.
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $number:literal, $text:literal;)+ }) => {
         $(#[$doc])*
@@ -20,13 +20,13 @@ macro_rules! numbered {
         }
 
         impl $name {
-            /// How many values there are.
+            /// Number of values.
             pub const COUNT: usize = [$($text),+].len();
 
-            /// Every value, in the order of its number.
+            /// All values, in numeric order.
             pub const ALL: [Self; Self::COUNT] = [$(Self::$value),+];
 
-            /// The value of this number, if there is one.
+            /// The value with this number, if there is one.
             #[must_use]
             pub const fn parse(raw: u8) -> Option<Self> {
                 Some(match raw {
@@ -35,7 +35,7 @@ macro_rules! numbered {
                 })
             }
 
-            /// The name that commands and tables print.
+            /// The name that commands print.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -58,33 +58,33 @@ pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 
-/// Version of this interface. Pinned maps and programs of another version are not taken over.
+/// Version of this interface. A server does not take over pinned maps and programs of another version.
 pub const ABI_VERSION: u32 = 3;
 
-/// Bytes in a sector, the unit of every address and length that the block layer and ublk speak of.
+/// Bytes in a sector, the unit of all addresses and lengths in the block layer and ublk.
 pub const SECTOR_SIZE: u64 = 512;
 
-/// The name of each map as the BPF object, the pin directory and `bpftool` know it. At most 15 bytes.
+/// Map names, as used in the BPF object, the pin directory and `bpftool`. At most 15 bytes.
 pub mod map {
     /// `verdict[qid * depth + tag]`: array of [`VerdictSlot`](crate::VerdictSlot), mmapable.
-    /// The classifier writes a slot, the server takes it.
+    /// The classifier fills a slot, the server takes it.
     pub const VERDICTS: &str = "verdicts";
-    /// `decisions[op]`: per-CPU array of [`Decisions`](crate::Decisions), counted by the classifier.
+    /// `decisions[op]`: per-CPU array of [`Decisions`](crate::Decisions), written by the classifier.
     pub const DECISIONS: &str = "decisions";
     /// `server[qid]`: array of [`ServerCounters`](crate::ServerCounters), mmapable, written by the server.
     pub const SERVER: &str = "server";
-    /// Array of `u64`, mmapable: bit `b % 64` of word `b / 64` is set if block `b` may hold data, clear if
-    /// the server knows that it reads as zeroes. Written by the server, read by the classifier.
+    /// Array of `u64`, mmapable: bit `b % 64` of word `b / 64` is set if block `b` may hold data and clear if
+    /// it is known to read as zeroes. Written by the server, read by the classifier.
     pub const WRITTEN: &str = "written";
     /// `index[block]`: array of [`IndexEntry`](crate::IndexEntry), mmapable: which blocks of the backing device are
-    /// in the cache, and where. Written by the server, read by the classifier.
+    /// cached, and in which slot. Written by the server, read by the classifier.
     pub const INDEX: &str = "index";
-    /// Array of `u64`, mmapable, eight bytes of it for eight blocks: byte `block % 8` of word `block / 8` counts reads
-    /// of the block. Counted by the classifier, halved by the server.
+    /// Array of `u64`, mmapable, one byte per block: byte `block % 8` of word `block / 8` counts reads of the block.
+    /// Incremented by the classifier, halved periodically by the server.
     pub const HEAT: &str = "heat";
     /// Array of one [`CacheCounters`](crate::CacheCounters), mmapable, written by the server.
     pub const CACHE: &str = "cache";
-    /// `codes[code]`: per-CPU array of `u64`: how often a policy decided for this reason of its own.
+    /// `codes[code]`: per-CPU array of `u64`: number of decisions with this reason of the policy's own.
     pub const CODES: &str = "codes";
     /// Array of one [`FaultRange`](crate::FaultRange), owned by the policy `fault`.
     pub const FAULT_RANGE: &str = "fault_range";
@@ -94,7 +94,7 @@ pub mod map {
 pub const POLICY_FUNCTION: &str = "policy";
 
 const _: () = {
-    // No byte of `Config` is padding: it is handed over as bytes.
+    // `Config` has no padding: it is passed as bytes.
     assert!(core::mem::offset_of!(Config, reserved) + 4 == size_of::<Config>());
     assert!(size_of::<Config>() == 2 * 8 + (8 + request_flags::FROM_KERNEL) * 4);
     assert!(size_of::<Request>() == 40);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_parse_to_what_they_came_from() {
+    fn every_number_parses_to_its_value() {
         for op in Op::ALL {
             assert_eq!(Op::parse(op as u8), Some(op));
         }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_answers_are_answers() {
+    fn only_valid_decisions_are_accepted() {
         let drop = Decision::new(Verdict::Drop, Reason::Advisory);
         assert!(Decision::is_answer(drop.pack()));
         assert!(Decision::is_answer(drop.with_hints(hint::FAIL).pack()));

@@ -1,8 +1,8 @@
-//! Who asks: the task that submits the request.
+//! The task that submits the request.
 //!
-//! Each of these is a call, so that a policy that does not ask pays nothing. They tell the truth about I/O that a
-//! process issues itself, reads and direct I/O; buffered writes are issued later, by the kernel's own threads. On the
-//! host they tell what [`set`] said last in this thread.
+//! Each item is a function, so a policy that does not use it pays nothing. The answers are correct for I/O that a
+//! process submits itself: reads and direct I/O. Kernel threads submit buffered writes later. On the host, these
+//! functions return what this thread last passed to [`set`].
 
 #[cfg(target_arch = "bpf")]
 use core::mem::MaybeUninit;
@@ -10,16 +10,16 @@ use core::mem::MaybeUninit;
 #[cfg(target_arch = "bpf")]
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated};
 
-/// The id of the thread, as the kernel numbers tasks (`gettid(2)`).
+/// Thread ID, as in `gettid(2)`.
 #[must_use]
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 pub fn pid() -> u32 {
-    // The lower half.
+    // The low half is the thread.
     bpf_get_current_pid_tgid() as u32
 }
 
-/// The id of the process (`getpid(2)`).
+/// Process ID, as in `getpid(2)`.
 #[must_use]
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
@@ -27,7 +27,7 @@ pub fn tgid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
-/// The thread's name, filled up with zeroes; all zeroes if it cannot be had.
+/// Thread name, zero padded; all zeroes if it cannot be read.
 #[must_use]
 #[inline(always)]
 pub fn comm() -> [u8; 16] {
@@ -38,15 +38,15 @@ pub fn comm() -> [u8; 16] {
     name
 }
 
-/// Whether the thread has this name, of which the kernel keeps 15 bytes. A few instructions, where comparing
-/// [`comm`] is a loop.
+/// Whether the thread has this name. Compares the first 15 bytes, as many as the kernel keeps. Takes a few
+/// instructions, while comparing [`comm`] takes a loop.
 #[must_use]
 #[inline(always)]
 pub fn is_named(name: &str) -> bool {
     comm_words() == words(name)
 }
 
-/// A name as [`comm_words`] gives it.
+/// A name in the form that [`comm_words`] returns.
 #[inline(always)]
 const fn words(name: &str) -> [u64; 2] {
     let name = name.as_bytes();
@@ -59,23 +59,23 @@ const fn words(name: &str) -> [u64; 2] {
     words
 }
 
-/// The thread's name as two words, little endian as BPF is here: they are compared and copied faster than bytes.
+/// Thread name as two little-endian words, which are faster to compare and copy than bytes.
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 fn comm_words() -> [u64; 2] {
     let mut words = MaybeUninit::<[u64; 2]>::uninit();
-    // SAFETY: There are 16 bytes to write to.
+    // SAFETY: The buffer has 16 bytes.
     unsafe { generated::bpf_get_current_comm(words.as_mut_ptr().cast(), 16) };
-    // SAFETY: The helper has written all of them; zeroes, where it failed.
+    // SAFETY: The helper writes all of them; zeroes if it fails.
     unsafe { words.assume_init() }
 }
 
-/// The id of the thread's cgroup (version 2): the inode number of its directory, `stat -c %i /sys/fs/cgroup/NAME`.
+/// ID of the thread's cgroup (version 2): the inode number of its directory, `stat -c %i /sys/fs/cgroup/NAME`.
 #[must_use]
 #[inline(always)]
 #[cfg(target_arch = "bpf")]
 pub fn cgroup_id() -> u64 {
-    // SAFETY: The helper takes nothing and gives a number.
+    // SAFETY: The helper takes no arguments and returns a number.
     unsafe { generated::bpf_get_current_cgroup_id() }
 }
 
@@ -88,21 +88,21 @@ pub use native::{Task, cgroup_id, pid, set, tgid};
 mod native {
     use core::cell::Cell;
 
-    /// A task that issues requests.
+    /// A task that submits requests.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
     pub struct Task {
-        /// What [`pid`] says.
+        /// Returned by [`pid`].
         pub pid: u32,
-        /// What [`tgid`] says.
+        /// Returned by [`tgid`].
         pub tgid: u32,
-        /// What `comm` says.
+        /// Returned by `comm`.
         pub comm: [u8; 16],
-        /// What [`cgroup_id`] says.
+        /// Returned by [`cgroup_id`].
         pub cgroup_id: u64,
     }
 
     impl Task {
-        /// The only thread of a process. Of a name of more than 15 bytes, those are taken, as the kernel does.
+        /// A single-threaded process. Truncates `comm` to 15 bytes, as the kernel does.
         #[must_use]
         pub fn new(pid: u32, comm: &str, cgroup_id: u64) -> Self {
             let mut name = [0; 16];
@@ -124,18 +124,18 @@ mod native {
         };
     }
 
-    /// Says who asks from now on, in this thread of the host's.
+    /// Sets the task that submits requests, for this thread of the host.
     pub fn set(task: Task) {
         CURRENT.set(task);
     }
 
-    /// The id of the thread.
+    /// Thread ID.
     #[must_use]
     pub fn pid() -> u32 {
         CURRENT.get().pid
     }
 
-    /// The id of the process.
+    /// Process ID.
     #[must_use]
     pub fn tgid() -> u32 {
         CURRENT.get().tgid
@@ -147,7 +147,7 @@ mod native {
         [u64::from_le_bytes(word(0)), u64::from_le_bytes(word(8))]
     }
 
-    /// The id of the thread's cgroup.
+    /// ID of the thread's cgroup.
     #[must_use]
     pub fn cgroup_id() -> u64 {
         CURRENT.get().cgroup_id
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_as_the_kernel_keeps_them() {
+    fn names_are_compared_up_to_15_bytes() {
         set(Task::new(1, "tar", 7));
         assert!(is_named("tar"));
         assert!(!is_named("ta") && !is_named("tart") && !is_named(""));

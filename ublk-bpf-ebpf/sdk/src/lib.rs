@@ -1,6 +1,6 @@
-//! What a policy for ublk-bpf is written with.
+//! SDK for ublk-bpf policies.
 //!
-//! A policy is one function from a request to a decision, which [`policy!`] makes the entry of a BPF object:
+//! A policy is one function from a request to a decision. [`policy!`] makes it the entry point of a BPF object:
 //!
 //! ```
 //! #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -16,12 +16,12 @@
 //! policy!(decide);
 //! ```
 //!
-//! Built for `bpfel-unknown-none` this becomes an object that `ublk-bpf run --policy FILE.o` and
-//! `ublk-bpf policy swap ID FILE.o` load. Built for the host it is an empty program whose function can be
-//! unit-tested like any other. A policy may own maps: `bpf` is `aya-ebpf`, where it exists.
+//! Built for `bpfel-unknown-none`, this is an object that `ublk-bpf run --policy FILE.o` and
+//! `ublk-bpf policy swap ID FILE.o` load. Built for the host, it is an empty program whose function can be unit-tested
+//! like any other. A policy can have [maps] of its own; on BPF, `bpf` re-exports `aya-ebpf`.
 //!
-//! A policy's answer is advice. Whatever it says, the server loses no data by it, unless the device was made
-//! with `--allow-lossy`.
+//! A decision is advice. Whatever a policy returns, the server loses no data, unless the device was created with
+//! `--allow-lossy`.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod current;
@@ -36,23 +36,23 @@ pub use ublk_bpf_abi::{
     Decision, FaultRange, Op, Priority, Reason, Request, SECTOR_SIZE, Verdict, hint, request_flags,
 };
 
-/// Makes a function `fn(&Request) -> Decision` the entry of this crate's BPF object.
+/// Makes a function `fn(&Request) -> Decision` the entry point of this crate's BPF object.
 ///
-/// The object's licence is `Dual MIT/GPL`; another one that the kernel takes for GPL-compatible (which the
-/// helpers that a policy calls may need) is named as `policy!(decide, license = "GPL")`.
+/// The object's licence is `Dual MIT/GPL`. Use `policy!(decide, license = "GPL")` for a different one. Some BPF helpers
+/// need a licence that the kernel accepts as GPL-compatible.
 #[macro_export]
 macro_rules! policy {
     ($decide:path) => {
         $crate::policy!($decide, license = "Dual MIT/GPL");
     };
     ($decide:path, license = $license:literal) => {
-        /// What the classifier calls: the kernel puts it in the place of the classifier's own `policy`.
+        /// Called by the classifier: the kernel replaces the classifier's own `policy` with it.
         #[cfg(target_arch = "bpf")]
         #[unsafe(no_mangle)]
         #[unsafe(link_section = "freplace/policy")]
         extern "C" fn policy(request: *const $crate::Request) -> u32 {
-            // SAFETY: The verifier admits this access only because the caller passes a whole `Request` or
-            // null, and null is what `as_ref` looks for.
+            // SAFETY: The verifier accepts this access because the caller passes a whole `Request` or null, and
+            // `as_ref` checks for null.
             match unsafe { request.as_ref() } {
                 Some(request) => $decide(request).pack(),
                 None => 0,
@@ -73,7 +73,7 @@ macro_rules! policy {
             bytes
         };
 
-        /// Not a program of the host's: this keeps the function in use where there is no BPF.
+        /// Does nothing on the host; it keeps the function in use there.
         #[cfg(not(target_arch = "bpf"))]
         fn main() {
             let _: fn(&$crate::Request) -> $crate::Decision = $decide;
@@ -81,14 +81,14 @@ macro_rules! policy {
     };
 }
 
-/// BPF programs do not panic: the verifier refuses one that could get here.
+/// BPF programs do not panic: the verifier rejects a program that could reach this loop.
 #[cfg(all(target_arch = "bpf", not(test)))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The guide's program, compiled as it stands there.
+/// Compiles the programs of the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/policies.md")]
 struct Guide;

@@ -1,24 +1,24 @@
-//! Maps that a policy owns, the same in BPF and in a test.
+//! Maps that a policy owns, with the same interface in BPF and in tests.
 //!
-//! [`map!`](crate::map!) declares one. In BPF it is a map of the kernel's, which `bpftool` sees by its name; on the host it is
-//! memory of the thread that uses it, so that tests that run side by side do not see each other's.
+//! [`map!`](crate::map!) declares one. In BPF it is a kernel map, which `bpftool` shows under its name. On the host it
+//! is thread-local memory, so that tests running in parallel do not share it.
 //!
-//! Values are copied in and out. Two CPUs may do that to one value at a time, and one of the changes is then lost: what
-//! must be exact is counted by an atomic instruction or in a map for each CPU (`bpf::btf_maps`).
+//! Values are copied in and out. If two CPUs update a value at the same time, one update is lost. For exact counts use
+//! an atomic instruction or a per-CPU map (`bpf::btf_maps`).
 
-/// Declares maps of a policy's own: `static NAME: TYPE = "name";`, where the name is what `bpftool` calls the map, at
-/// most 15 bytes.
+/// Declares a policy's maps: `static NAME: TYPE = "name";`. `bpftool` shows the map under this name, which has at most
+/// 15 bytes.
 ///
 /// ```
 /// use ublk_bpf_policy::{Table, map};
 ///
 /// map! {
-///     /// How often each process asked.
-///     static ASKED: Table<u32, u64, 1024> = "asked";
+///     /// Requests of each process.
+///     static REQUESTS: Table<u32, u64, 1024> = "requests";
 /// }
 ///
-/// ASKED.insert(&7, &1);
-/// assert_eq!(ASKED.get(&7), Some(1));
+/// REQUESTS.insert(&7, &1);
+/// assert_eq!(REQUESTS.get(&7), Some(1));
 /// ```
 #[macro_export]
 macro_rules! map {
@@ -27,7 +27,7 @@ macro_rules! map {
             $(#[$about])*
             #[cfg_attr(target_arch = "bpf", unsafe(link_section = ".maps"), unsafe(export_name = $name))]
             $visibility static $map: $type = {
-                const { assert!($name.len() <= 15, "the kernel takes names of up to 15 bytes") };
+                const { assert!($name.len() <= 15, "a map name has at most 15 bytes") };
                 <$type>::new()
             };
         )+
@@ -47,8 +47,8 @@ mod bpf {
     use aya_ebpf::bindings::bpf_map_type::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH};
     use aya_ebpf::helpers::generated::{bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem};
 
-    /// Declares the definition of a map, which the loader reads from the object's type information: the kind and the
-    /// number of entries are the lengths of arrays that do not exist.
+    /// Declares a BTF map definition, which the loader reads from the object's type information. Array lengths encode
+    /// the map type and the number of entries.
     macro_rules! definition {
         ($(#[$about:meta])* $name:ident<$($type:ident),+>, $kind:ident, $key:ty => $value:ty) => {
             $(#[$about])*
@@ -60,13 +60,13 @@ mod bpf {
                 max_entries: *const [i32; N],
             }
 
-            // SAFETY: The pointers are never followed, and the kernel's maps are for all CPUs.
+            // SAFETY: The pointers are never dereferenced, and kernel maps are safe to use from all CPUs.
             unsafe impl<$($type,)+ const N: usize> Sync for $name<$($type,)+ N> {}
 
             impl<$($type,)+ const N: usize> $name<$($type,)+ N> {
                 /// The definition, for [`map!`](crate::map!).
                 #[must_use]
-                #[expect(clippy::new_without_default, reason = "it is a declaration, not a value")]
+                #[expect(clippy::new_without_default, reason = "a declaration, not a value")]
                 pub const fn new() -> Self {
                     Self { r#type: null(), key: null(), value: null(), max_entries: null() }
                 }
@@ -74,14 +74,14 @@ mod bpf {
                 #[inline(always)]
                 fn find(&self, key: &$key) -> Option<NonNull<$value>> {
                     let map = from_ref(self).cast_mut().cast::<c_void>();
-                    // SAFETY: The loader has put the map in the definition's place, and the key is of its type.
+                    // SAFETY: The loader replaces the definition with the map, and the key has its key type.
                     NonNull::new(unsafe { bpf_map_lookup_elem(map, from_ref(key).cast()) }.cast())
                 }
 
                 #[inline(always)]
                 fn put(&self, key: &$key, value: &$value) -> bool {
                     let map = from_ref(self).cast_mut().cast::<c_void>();
-                    // SAFETY: As above; so is the value.
+                    // SAFETY: As above; the value has its value type.
                     unsafe { bpf_map_update_elem(map, from_ref(key).cast(), from_ref(value).cast(), 0) == 0 }
                 }
             }
@@ -89,22 +89,22 @@ mod bpf {
     }
 
     definition! {
-        /// `N` values, numbered from 0; zeroes until someone writes them. The cheapest map to look things up in.
+        /// `N` values with indices from 0, initially zero. The map with the cheapest look-up.
         Array<V>, BPF_MAP_TYPE_ARRAY, u32 => V
     }
     definition! {
-        /// Up to `N` values by key.
+        /// A hash table of up to `N` values.
         Table<K, V>, BPF_MAP_TYPE_HASH, K => V
     }
     definition! {
-        /// The `N` values, or nearly so, that were used last, by key.
+        /// A hash table that evicts the least recently used values, approximately, to stay within `N`.
         LruTable<K, V>, BPF_MAP_TYPE_LRU_HASH, K => V
     }
 
-    /// Changes a value where it is.
+    /// Changes a value in place.
     #[inline(always)]
     fn change<V: Copy, R>(place: NonNull<V>, change: impl FnOnce(&mut V) -> R) -> R {
-        // SAFETY: The lookup found a value, which stays readable and writable while the program runs.
+        // SAFETY: The look-up found a value, which stays readable and writable while the program runs.
         let mut value = unsafe { place.read() };
         let result = change(&mut value);
         // SAFETY: As above.
@@ -113,21 +113,21 @@ mod bpf {
     }
 
     impl<V: Copy, const N: usize> Array<V, N> {
-        /// The value of this number; `None` from `N` on.
+        /// The value at `index`; `None` if `index` is not below `N`.
         #[must_use]
         #[inline(always)]
         pub fn get(&self, index: u32) -> Option<V> {
-            // SAFETY: The lookup found a value.
+            // SAFETY: The look-up found a value.
             self.find(&index).map(|place| unsafe { place.read() })
         }
 
-        /// Replaces the value of this number. Says whether there is one.
+        /// Sets the value at `index`. Returns whether `index` is below `N`.
         #[inline(always)]
         pub fn set(&self, index: u32, value: &V) -> bool {
             self.put(&index, value)
         }
 
-        /// Changes the value of this number and gives what the function gives; `None` from `N` on.
+        /// Changes the value at `index` and returns the result of `function`; `None` if `index` is not below `N`.
         #[inline(always)]
         pub fn update<R>(&self, index: u32, function: impl FnOnce(&mut V) -> R) -> Option<R> {
             self.find(&index).map(|place| change(place, function))
@@ -137,31 +137,31 @@ mod bpf {
     macro_rules! by_key {
         ($name:ident) => {
             impl<K: Ord + Copy, V: Copy, const N: usize> $name<K, V, N> {
-                /// The value of this key, if it has one.
+                /// The value for `key`, if there is one.
                 #[must_use]
                 #[inline(always)]
                 pub fn get(&self, key: &K) -> Option<V> {
-                    // SAFETY: The lookup found a value.
+                    // SAFETY: The look-up found a value.
                     self.find(key).map(|place| unsafe { place.read() })
                 }
 
-                /// Gives the key this value, in the place of an older one. Says whether there was room.
+                /// Inserts or replaces the value for `key`. Returns false if the table is full.
                 #[inline(always)]
                 pub fn insert(&self, key: &K, value: &V) -> bool {
                     self.put(key, value)
                 }
 
-                /// Changes the value of this key and gives what the function gives; `None` if it has none.
+                /// Changes the value for `key` and returns the result of `function`; `None` if there is none.
                 #[inline(always)]
                 pub fn update<R>(&self, key: &K, function: impl FnOnce(&mut V) -> R) -> Option<R> {
                     self.find(key).map(|place| change(place, function))
                 }
 
-                /// Takes the key's value away. Says whether it had one.
+                /// Removes the value for `key`. Returns whether there was one.
                 #[inline(always)]
                 pub fn remove(&self, key: &K) -> bool {
                     let map = from_ref(self).cast_mut().cast::<c_void>();
-                    // SAFETY: The loader has put the map in the definition's place, and the key is of its type.
+                    // SAFETY: The loader replaces the definition with the map, and the key has its key type.
                     unsafe { bpf_map_delete_elem(map, from_ref(key).cast()) == 0 }
                 }
             }
@@ -183,16 +183,16 @@ mod native {
     use std::collections::BTreeMap;
 
     thread_local! {
-        /// The content of this thread's maps, by the address of each map.
+        /// Contents of this thread's maps, by the address of each map.
         static CONTENT: RefCell<BTreeMap<usize, Box<dyn Any>>> = const { RefCell::new(BTreeMap::new()) };
     }
 
-    /// Empties every map of this thread, for a test that may share its thread with others (`--test-threads=1`).
+    /// Clears every map of this thread, for tests that may share a thread with others (`--test-threads=1`).
     pub fn clear() {
         CONTENT.take();
     }
 
-    /// A map's values, each with the time of its last use.
+    /// A map's values, each with its time of last use.
     struct Content<K, V> {
         entries: BTreeMap<K, (u64, V)>,
         time: u64,
@@ -206,11 +206,11 @@ mod native {
             Some(value)
         }
 
-        fn put(&mut self, key: K, value: V, most: usize, makes_room: bool) -> bool {
+        fn put(&mut self, key: K, value: V, capacity: usize, evicts: bool) -> bool {
             self.time += 1;
-            if self.entries.len() >= most && !self.entries.contains_key(&key) {
+            if self.entries.len() >= capacity && !self.entries.contains_key(&key) {
                 let oldest = self.entries.iter().min_by_key(|(_, (used, _))| *used);
-                let Some(oldest) = oldest.map(|(&key, _)| key).filter(|_| makes_room) else {
+                let Some(oldest) = oldest.map(|(&key, _)| key).filter(|_| evicts) else {
                     return false;
                 };
                 self.entries.remove(&oldest);
@@ -220,10 +220,10 @@ mod native {
         }
     }
 
-    /// Where a map is: an address of its own, by which each thread finds its content.
-    struct Place(AtomicU8);
+    /// Identity of a map: a unique address, by which each thread finds its contents.
+    struct MapId(AtomicU8);
 
-    impl Place {
+    impl MapId {
         const fn new() -> Self {
             Self(AtomicU8::new(0))
         }
@@ -247,99 +247,99 @@ mod native {
         }
     }
 
-    /// `N` values, numbered from 0; zeroes until someone writes them. The cheapest map to look things up in.
+    /// `N` values with indices from 0, initially zero. The map with the cheapest look-up.
     pub struct Array<V, const N: usize> {
-        place: Place,
+        id: MapId,
         values: PhantomData<fn() -> V>,
     }
 
     impl<V: Copy + 'static, const N: usize> Array<V, N> {
         /// The definition, for [`map!`](crate::map!).
         #[must_use]
-        #[expect(clippy::new_without_default, reason = "it is a declaration, not a value")]
+        #[expect(clippy::new_without_default, reason = "a declaration, not a value")]
         pub const fn new() -> Self {
             Self {
-                place: Place::new(),
+                id: MapId::new(),
                 values: PhantomData,
             }
         }
 
-        /// The value of this number; `None` from `N` on.
+        /// The value at `index`; `None` if `index` is not below `N`.
         #[must_use]
         pub fn get(&self, index: u32) -> Option<V> {
             self.update(index, |value| *value)
         }
 
-        /// Replaces the value of this number. Says whether there is one.
+        /// Sets the value at `index`. Returns whether `index` is below `N`.
         pub fn set(&self, index: u32, value: &V) -> bool {
             self.update(index, |place| *place = *value).is_some()
         }
 
-        /// Changes the value of this number and gives what the function gives; `None` from `N` on.
+        /// Changes the value at `index` and returns the result of `function`; `None` if `index` is not below `N`.
         pub fn update<R>(&self, index: u32, function: impl FnOnce(&mut V) -> R) -> Option<R> {
             if index as usize >= N {
                 return None;
             }
-            Some(self.place.with(|content| {
+            Some(self.id.with(|content| {
                 let (_, value) = content.entries.entry(index).or_insert_with(|| (0, zeroed()));
                 function(value)
             }))
         }
     }
 
-    /// What the kernel fills an array with.
+    /// The initial value of an array element.
     fn zeroed<V: Copy>() -> V {
-        // SAFETY: As in BPF, where the kernel makes the same value and nobody is asked: a map's values are integers and
-        // structures of them.
+        // SAFETY: As in BPF, where the kernel zeroes the value without knowing its type: map values are integers and
+        // structures of them, for which all zeroes is valid.
         unsafe { core::mem::zeroed() }
     }
 
     macro_rules! by_key {
-        ($(#[$about:meta])* $name:ident, $makes_room:literal) => {
+        ($(#[$about:meta])* $name:ident, $evicts:literal) => {
             $(#[$about])*
             pub struct $name<K, V, const N: usize> {
-                place: Place,
+                id: MapId,
                 entries: PhantomData<fn() -> (K, V)>,
             }
 
             impl<K: Ord + Copy + 'static, V: Copy + 'static, const N: usize> $name<K, V, N> {
                 /// The definition, for [`map!`](crate::map!).
                 #[must_use]
-                #[expect(clippy::new_without_default, reason = "it is a declaration, not a value")]
+                #[expect(clippy::new_without_default, reason = "a declaration, not a value")]
                 pub const fn new() -> Self {
-                    Self { place: Place::new(), entries: PhantomData }
+                    Self { id: MapId::new(), entries: PhantomData }
                 }
 
-                /// The value of this key, if it has one.
+                /// The value for `key`, if there is one.
                 #[must_use]
                 pub fn get(&self, key: &K) -> Option<V> {
                     self.update(key, |value| *value)
                 }
 
-                /// Gives the key this value, in the place of an older one. Says whether there was room.
+                /// Inserts or replaces the value for `key`. Returns false if the table is full.
                 pub fn insert(&self, key: &K, value: &V) -> bool {
-                    self.place.with(|content: &mut Content<K, V>| content.put(*key, *value, N, $makes_room))
+                    self.id.with(|content: &mut Content<K, V>| content.put(*key, *value, N, $evicts))
                 }
 
-                /// Changes the value of this key and gives what the function gives; `None` if it has none.
+                /// Changes the value for `key` and returns the result of `function`; `None` if there is none.
                 pub fn update<R>(&self, key: &K, function: impl FnOnce(&mut V) -> R) -> Option<R> {
-                    self.place.with(|content: &mut Content<K, V>| content.used(key).map(function))
+                    self.id.with(|content: &mut Content<K, V>| content.used(key).map(function))
                 }
 
-                /// Takes the key's value away. Says whether it had one.
+                /// Removes the value for `key`. Returns whether there was one.
                 pub fn remove(&self, key: &K) -> bool {
-                    self.place.with(|content: &mut Content<K, V>| content.entries.remove(key).is_some())
+                    self.id.with(|content: &mut Content<K, V>| content.entries.remove(key).is_some())
                 }
             }
         };
     }
 
     by_key! {
-        /// Up to `N` values by key.
+        /// A hash table of up to `N` values.
         Table, false
     }
     by_key! {
-        /// The `N` values, or nearly so, that were used last, by key.
+        /// A hash table that evicts the least recently used values, approximately, to stay within `N`.
         LruTable, true
     }
 }
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_is_there_from_the_start() {
+    fn an_array_starts_as_zeroes() {
         assert_eq!(NUMBERS.get(1), Some(0));
         assert!(NUMBERS.set(1, &5));
         assert_eq!(NUMBERS.update(1, |value| core::mem::replace(value, 6)), Some(5));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_takes_no_more() {
+    fn a_full_table_rejects_new_keys() {
         assert!(FEW.insert(&1, &1) && FEW.insert(&2, &2) && FEW.insert(&2, &3));
         assert!(!FEW.insert(&3, &3));
         assert!(FEW.remove(&1) && !FEW.remove(&1));
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn an_lru_table_forgets_what_was_not_used() {
+    fn an_lru_table_evicts_the_least_recently_used() {
         assert!(LAST.insert(&1, &1) && LAST.insert(&2, &2));
         assert_eq!(LAST.get(&1), Some(1));
         assert!(LAST.insert(&3, &3));
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_do_not_see_each_others_maps() {
+    fn threads_have_separate_maps() {
         NUMBERS.set(0, &1);
         let other = std::thread::spawn(|| NUMBERS.get(0));
         assert_eq!(other.join().expect("it ran"), Some(0));

@@ -117,9 +117,9 @@ classifier: program 7, not run for 1 requests of any disk (it was running alread
 policy: the default one (passthrough)
 
 server
-  arrived                      11  Requests that arrived from the kernel.
-  completed                    11  Requests completed with success.
-  verdict_missing               1  Tags that came without a verdict: the classifier was not run for them.
+  arrived                      11  Requests received from the kernel.
+  completed                    11  Requests completed successfully.
+  verdict_missing               1  Requests without a verdict: the classifier did not run for them.
 ";
         assert_eq!(text, expected);
     }

@@ -1,33 +1,33 @@
-//! The model of the cache.
+//! A model of the cache.
 
 use std::collections::HashMap;
 
 use crate::Priority;
 
-/// How many reads of each slot lie between two halvings of all heat.
-const READS_A_SLOT: usize = 10;
-/// What the hand takes from a block before it takes the block.
+/// Reads per slot between two halvings of all heat.
+const READS_PER_SLOT: usize = 10;
+/// Maximum number of times that the clock hand spares a block.
 const CHANCES: u8 = 3;
 
-/// Blocks in slots, the hand of a CLOCK that finds which has to go, and the heat of all blocks.
-pub(super) struct Cache {
-    slots: Vec<Slot>,
+/// Slots with their blocks, the hand of the CLOCK that evicts them, and the heat of all blocks.
+pub(super) struct CacheModel {
+    slots: Vec<ModelSlot>,
     size: usize,
     index: HashMap<u64, usize>,
     hand: usize,
     heat: HashMap<u64, u8>,
     reads: usize,
-    /// Blocks that had to make room.
+    /// Blocks evicted to make room.
     pub(super) evicted: u64,
 }
 
-struct Slot {
+struct ModelSlot {
     block: Option<u64>,
     priority: Priority,
     chances: u8,
 }
 
-impl Cache {
+impl CacheModel {
     pub(super) fn new(size: usize) -> Self {
         Self {
             slots: Vec::new(),
@@ -53,14 +53,14 @@ impl Cache {
         let heat = self.heat.entry(block).or_default();
         *heat = heat.saturating_add(1);
         self.reads += 1;
-        if self.reads >= READS_A_SLOT * self.size.max(1) {
+        if self.reads >= READS_PER_SLOT * self.size.max(1) {
             self.reads = 0;
             self.heat.values_mut().for_each(|heat| *heat /= 2);
             self.heat.retain(|_, heat| *heat > 0);
         }
     }
 
-    /// Notes that a block was of use.
+    /// Marks a cached block as used.
     pub(super) fn reference(&mut self, block: u64) {
         if let Some(&slot) = self.index.get(&block) {
             let slot = &mut self.slots[slot];
@@ -68,14 +68,14 @@ impl Cache {
         }
     }
 
-    /// Takes a block out.
-    pub(super) fn forget(&mut self, block: u64) {
+    /// Invalidates a block.
+    pub(super) fn invalidate(&mut self, block: u64) {
         if let Some(slot) = self.index.remove(&block) {
             self.slots[slot].block = None;
         }
     }
 
-    /// Brings a block in, or gives one that is there another priority. Says whether it came in.
+    /// Promotes a block, or changes the priority of a cached one. Returns whether it was added.
     pub(super) fn promote(&mut self, block: u64, wanted: Priority) -> bool {
         let priority = self.granted(block, wanted);
         if let Some(&slot) = self.index.get(&block) {
@@ -85,7 +85,7 @@ impl Cache {
         let Some(slot) = self.room() else {
             return false;
         };
-        self.slots[slot] = Slot {
+        self.slots[slot] = ModelSlot {
             block: Some(block),
             priority,
             chances: 0,
@@ -94,7 +94,7 @@ impl Cache {
         true
     }
 
-    /// What a block gets that asks for this: no more than three quarters are pinned.
+    /// The priority that a block gets: at most three quarters of the cache are pinned.
     fn granted(&self, block: u64, wanted: Priority) -> Priority {
         let others = self
             .slots
@@ -106,7 +106,7 @@ impl Cache {
         wanted
     }
 
-    /// An empty slot, if one can be had.
+    /// An empty slot, evicting a block if necessary.
     fn room(&mut self) -> Option<usize> {
         if let Some(free) = self.free() {
             return Some(free);
@@ -121,7 +121,7 @@ impl Cache {
 
     fn free(&mut self) -> Option<usize> {
         if self.slots.len() < self.size {
-            self.slots.push(Slot {
+            self.slots.push(ModelSlot {
                 block: None,
                 priority: Priority::Normal,
                 chances: 0,
@@ -134,8 +134,8 @@ impl Cache {
         self.slots.iter().position(|slot| slot.block.is_none())
     }
 
-    /// The block that has to go: of a low priority if there is one, else the first one without a chance left from the hand
-    /// on, of a high priority only after a whole round in vain.
+    /// The slot to evict: one of low priority if there is any, otherwise the first from the hand on that has no chance
+    /// left. High priority is evicted only after a full round found nothing else.
     fn victim(&mut self) -> Option<usize> {
         if let Some(low) = self.slots.iter().position(|slot| slot.priority == Priority::Low) {
             return Some(low);
@@ -160,8 +160,8 @@ impl Cache {
 mod tests {
     use super::*;
 
-    fn full(priorities: &[Priority]) -> Cache {
-        let mut cache = Cache::new(priorities.len());
+    fn full(priorities: &[Priority]) -> CacheModel {
+        let mut cache = CacheModel::new(priorities.len());
         for (block, &priority) in (0..).zip(priorities) {
             assert!(cache.promote(block, priority));
         }
@@ -169,21 +169,21 @@ mod tests {
     }
 
     #[test]
-    fn low_goes_first_and_high_last() {
+    fn low_is_evicted_first_and_high_last() {
         let mut cache = full(&[Priority::High, Priority::Normal, Priority::Low]);
         cache.reference(1);
         assert!(cache.promote(10, Priority::High));
         assert_eq!(cache.priority(2), None, "low");
         assert!(cache.promote(11, Priority::High));
-        assert_eq!(cache.priority(1), None, "normal, though it was used");
+        assert_eq!(cache.priority(1), None, "normal, although it was used");
         assert!(cache.promote(12, Priority::Normal));
         assert_eq!(cache.evicted, 3);
     }
 
     #[test]
-    fn three_quarters_are_pinned_at_most() {
+    fn at_most_three_quarters_are_pinned() {
         let mut cache = full(&[Priority::Pinned; 4]);
-        let pinned = |cache: &Cache| {
+        let pinned = |cache: &CacheModel| {
             (0..4)
                 .filter(|&b| cache.priority(b) == Some(Priority::Pinned))
                 .count()
@@ -196,9 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn heat_is_halved_from_time_to_time() {
-        let mut cache = Cache::new(2);
-        for _ in 0..2 * READS_A_SLOT - 1 {
+    fn heat_is_halved_periodically() {
+        let mut cache = CacheModel::new(2);
+        for _ in 0..2 * READS_PER_SLOT - 1 {
             cache.warm(1);
         }
         assert_eq!(cache.heat(1), 19);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn no_cache_takes_nothing() {
-        assert!(!Cache::new(0).promote(1, Priority::Pinned));
+    fn an_empty_cache_accepts_nothing() {
+        assert!(!CacheModel::new(0).promote(1, Priority::Pinned));
     }
 }

@@ -1,4 +1,4 @@
-//! Runs a policy on the host against a trace of requests and a model of a cache, and says what came of it.
+//! Runs a policy on the host against a trace of requests and a model of the cache, and reports the result.
 //!
 //! ```
 //! use ublk_bpf_policy::testkit::{Kit, Trace};
@@ -18,27 +18,27 @@
 //! assert!(report.hit_ratio_of(DATABASE) > 0.5, "{report}");
 //! ```
 //!
-//! The model is simpler than the server: a block is there as soon as it is promoted, nothing limits the rate of that, and
-//! which block has to go is found by one CLOCK. It is for what a policy decides, not for the last percent of a hit ratio.
+//! The model is simpler than the server: promotion is immediate and not rate-limited, and eviction is a single CLOCK.
+//! Use it to test what a policy decides, not for exact hit ratios.
 
 mod cache;
 mod report;
 mod trace;
 
 use crate::{Decision, Op, Priority, Request, SECTOR_SIZE, Verdict, current, hint, request_flags};
-use cache::Cache;
+use cache::CacheModel;
 pub use report::{Report, Share};
 pub use trace::{Trace, ZIPF_SECTORS};
 
 pub use crate::current::Task;
 pub use crate::maps::clear as clear_maps;
 
-/// A policy and the device that it decides for.
+/// A policy and the model of a device.
 pub struct Kit {
     decide: Box<dyn Fn(&Request) -> Decision>,
     block_sectors: u64,
     write_around: bool,
-    cache: Cache,
+    cache: CacheModel,
 }
 
 impl Kit {
@@ -49,22 +49,22 @@ impl Kit {
             decide: Box::new(decide),
             block_sectors: (64 << 10) / SECTOR_SIZE,
             write_around: false,
-            cache: Cache::new(1024),
+            cache: CacheModel::new(1024),
         }
     }
 
-    /// Makes the cache so many blocks large, and empty. 0: the device has none.
+    /// Sets the cache size in blocks and empties the cache. 0: the device has no cache.
     #[must_use]
     pub fn cache_blocks(mut self, blocks: usize) -> Self {
-        self.cache = Cache::new(blocks);
+        self.cache = CacheModel::new(blocks);
         self
     }
 
-    /// Makes a block so many bytes large: a power of two from 4 KiB to 1 MiB.
+    /// Sets the cache block size in bytes: a power of two from 4 KiB to 1 MiB.
     ///
     /// # Panics
     ///
-    /// If it is none.
+    /// If the size is anything else.
     #[must_use]
     pub fn block_size(mut self, bytes: u64) -> Self {
         assert!(
@@ -75,18 +75,18 @@ impl Kit {
         self
     }
 
-    /// Lets a write take its block out of the cache instead of bringing it up to date there.
+    /// Makes writes invalidate cached blocks instead of updating them.
     #[must_use]
     pub fn write_around(mut self) -> Self {
         self.write_around = true;
         self
     }
 
-    /// Runs a trace and reports on it. The cache stays as it is afterwards, for the next one: a first run warms up.
+    /// Runs a trace and returns a report. The cache keeps its contents for the next run, so a first run can warm it up.
     ///
     /// # Panics
     ///
-    /// If the policy gives what is no answer, such as a code with another reason than [`Reason::User`](crate::Reason::User).
+    /// If the policy returns an invalid decision, such as a code without [`Reason::User`](crate::Reason::User).
     pub fn run(&mut self, trace: &Trace) -> Report {
         let mut report = Report::default();
         for (task, request) in trace.requests() {
@@ -98,19 +98,19 @@ impl Kit {
         report
     }
 
-    /// Whether the block that this sector is in is in the cache.
+    /// Whether the block of this sector is cached.
     #[must_use]
     pub fn is_cached(&self, sector: u64) -> bool {
         self.priority_of(sector).is_some()
     }
 
-    /// The priority of the block that this sector is in, if it is in the cache.
+    /// The priority of the block of this sector, if it is cached.
     #[must_use]
     pub fn priority_of(&self, sector: u64) -> Option<Priority> {
         self.cache.priority(sector / self.block_sectors)
     }
 
-    /// The heat of the block that this sector is in.
+    /// The heat of the block of this sector.
     #[must_use]
     pub fn heat_of(&self, sector: u64) -> u32 {
         self.cache.heat(sector / self.block_sectors)
@@ -126,7 +126,7 @@ impl Kit {
         let decision = (self.decide)(&request);
         assert!(
             Decision::is_answer(decision.pack()),
-            "{decision:?} about {request:?} is no answer"
+            "invalid decision {decision:?} for {request:?}"
         );
         report.decided(decision);
         if request.is_read() {
@@ -157,16 +157,16 @@ impl Kit {
         }
     }
 
-    /// What a request that is no read does to the blocks that are in the cache.
+    /// Applies a request other than a read to the cached blocks.
     fn change(&mut self, request: &Request) {
-        let forgets = match request.op() {
+        let invalidates = match request.op() {
             Op::Write => self.write_around,
             Op::Discard | Op::WriteZeroes => request.nr_sectors > 0,
             Op::Read | Op::Flush | Op::Other => false,
         };
-        if forgets {
+        if invalidates {
             let last = (request.end() - 1) / self.block_sectors;
-            (request.block..=last).for_each(|block| self.cache.forget(block));
+            (request.block..=last).for_each(|block| self.cache.invalidate(block));
         }
     }
 }
@@ -177,7 +177,7 @@ fn priority(decision: Decision) -> Priority {
     Priority::ALL[usize::from(number)]
 }
 
-/// The requests that the block layer makes of one: reads and writes end where a cache block ends.
+/// Splits a request as the block layer does: reads and writes end at cache block boundaries.
 fn split(request: &Request, block_sectors: u64) -> impl Iterator<Item = Request> {
     let whole = *request;
     let is_split = whole.is_read() || whole.is_write();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_end_where_blocks_end() {
+    fn requests_are_split_at_block_boundaries() {
         let parts: Vec<_> = split(&Request::new(Op::Read, 100, 200), 128)
             .map(|part| (part.sector, part.nr_sectors))
             .collect();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_read_hits_and_a_discard_forgets() {
+    fn a_second_read_hits_and_a_discard_invalidates() {
         let mut kit = Kit::new(greedy).cache_blocks(4);
         let report = kit.run(&Trace::new().read(0, 128).read(8, 8).flush());
         assert_eq!((report.hits, report.misses, report.promoted), (1, 1, 1));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_most_stays() {
+    fn popular_blocks_stay_cached() {
         let mut kit = Kit::new(greedy).cache_blocks(100);
         let load = Trace::new().as_task(1, "db", 0).zipf(1, 0.99, 1000, 20_000);
         kit.run(&load);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_told_apart() {
+    fn tasks_are_counted_separately() {
         let database = Trace::new().as_task(1, "db", 0).read(0, 8).read(0, 8);
         let backup = Trace::new().as_task(2, "tar", 0).sequential(1 << 20, 2048);
         let report = Kit::new(greedy).run(&database.interleave(backup));
@@ -270,8 +270,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "is no answer")]
-    fn what_is_no_answer_is_refused() {
+    #[should_panic(expected = "invalid decision")]
+    fn an_invalid_decision_panics() {
         let decide = |_: &Request| Decision {
             code: 1,
             ..Decision::pass()

@@ -1,40 +1,40 @@
-//! What came of a trace.
+//! The result of a trace.
 
 use core::fmt;
 use std::collections::BTreeMap;
 
 use crate::{Decision, Reason};
 
-/// What a policy did with the requests of a trace, each counted as often as the block layer splits it.
+/// What a policy did with the requests of a trace, counted after the block layer split them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Reads that the cache served.
+    /// Reads served by the cache.
     pub hits: u64,
-    /// Reads that the backing device served.
+    /// Reads served by the backing device.
     pub misses: u64,
-    /// Blocks that were brought into the cache.
+    /// Blocks promoted into the cache.
     pub promoted: u64,
-    /// Blocks that had to make room.
+    /// Blocks evicted to make room.
     pub evicted: u64,
-    /// How often each reason was given.
+    /// Decisions by reason.
     pub reasons: BTreeMap<Reason, u64>,
-    /// How often each of the policy's own reasons was given.
+    /// Decisions by the policy's own reasons.
     pub codes: BTreeMap<u8, u64>,
-    /// Each task's reads, by its pid.
+    /// Reads of each task, by pid.
     pub tasks: BTreeMap<u32, Share>,
 }
 
-/// One task's part of the reads.
+/// Reads of one task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Reads that the cache served.
+    /// Reads served by the cache.
     pub hits: u64,
-    /// Reads that the backing device served.
+    /// Reads served by the backing device.
     pub misses: u64,
 }
 
 impl Share {
-    /// Hits in all reads, 0 to 1; 0 where there were no reads.
+    /// Hits divided by reads, 0 to 1; 0 if there were no reads.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "no trace has 2^52 requests")]
     pub fn hit_ratio(&self) -> f64 {
@@ -43,14 +43,14 @@ impl Share {
 }
 
 impl Report {
-    /// Hits in all reads, 0 to 1; 0 where there were no reads.
+    /// Hits divided by reads, 0 to 1; 0 if there were no reads.
     #[must_use]
     pub fn hit_ratio(&self) -> f64 {
         let (hits, misses) = (self.hits, self.misses);
         Share { hits, misses }.hit_ratio()
     }
 
-    /// Hits in the reads of a task.
+    /// Hit ratio of one task, 0 to 1.
     ///
     /// # Panics
     ///
@@ -63,13 +63,13 @@ impl Report {
         share.hit_ratio()
     }
 
-    /// How often this reason was given.
+    /// Decisions with this reason.
     #[must_use]
     pub fn by_reason(&self, reason: Reason) -> u64 {
         self.reasons.get(&reason).copied().unwrap_or(0)
     }
 
-    /// How often this reason of the policy's own was given.
+    /// Decisions with this reason of the policy's own.
     #[must_use]
     pub fn by_code(&self, code: u8) -> u64 {
         self.codes.get(&code).copied().unwrap_or(0)
@@ -93,7 +93,7 @@ impl Report {
     }
 }
 
-/// One line for all and one for each task, for the message of an assertion.
+/// One line for all tasks and one per task, for assertion messages.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ratio = self.hit_ratio() * 100.0;

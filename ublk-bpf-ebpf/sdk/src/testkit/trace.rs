@@ -1,15 +1,14 @@
-//! What is asked of the device, and by whom.
+//! Traces: the requests to a device and the tasks that submit them.
 
 use crate::current::Task;
 use crate::{Op, Request};
 
 /// Sectors in a read of [`Trace::zipf`]: 64 KiB.
 pub const ZIPF_SECTORS: u32 = 128;
-/// Sectors in a request of [`Trace::sequential`]: 1 MiB, as read-ahead and `dd bs=1M` ask for.
+/// Sectors in a request of [`Trace::sequential`]: 1 MiB, as from read-ahead and `dd bs=1M`.
 const SEQUENTIAL_SECTORS: u32 = 2048;
 
-/// Requests in the order that they are made in. Each is made by the task, and with the flags and the priority, named last
-/// before it.
+/// Requests in order. Each has the task, flags and priority that were set most recently before it.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     requests: Vec<(Task, Request)>,
@@ -25,28 +24,28 @@ impl Trace {
         Self::default()
     }
 
-    /// What follows is asked by the only thread of a process with this id, name and cgroup.
+    /// Later requests come from a single-threaded process with this ID, name and cgroup.
     #[must_use]
     pub fn as_task(mut self, pid: u32, comm: &str, cgroup_id: u64) -> Self {
         self.task = Task::new(pid, comm, cgroup_id);
         self
     }
 
-    /// What follows has these [`request_flags`](crate::request_flags).
+    /// Later requests have these [`request_flags`](crate::request_flags).
     #[must_use]
     pub fn with_flags(mut self, flags: u32) -> Self {
         self.flags = flags;
         self
     }
 
-    /// What follows has this I/O priority ([`Request::ioprio`]).
+    /// Later requests have this I/O priority ([`Request::ioprio`]).
     #[must_use]
     pub fn with_ioprio(mut self, class: u32, level: u32) -> Self {
         self.ioprio = class << 13 | level & 7;
         self
     }
 
-    /// A request of any kind.
+    /// Adds a request of any kind.
     #[must_use]
     pub fn request(mut self, op: Op, sector: u64, nr_sectors: u32) -> Self {
         let request = Request {
@@ -58,44 +57,45 @@ impl Trace {
         self
     }
 
-    /// A read.
+    /// Adds a read.
     #[must_use]
     pub fn read(self, sector: u64, nr_sectors: u32) -> Self {
         self.request(Op::Read, sector, nr_sectors)
     }
 
-    /// A write.
+    /// Adds a write.
     #[must_use]
     pub fn write(self, sector: u64, nr_sectors: u32) -> Self {
         self.request(Op::Write, sector, nr_sectors)
     }
 
-    /// A discard.
+    /// Adds a discard.
     #[must_use]
     pub fn discard(self, sector: u64, nr_sectors: u32) -> Self {
         self.request(Op::Discard, sector, nr_sectors)
     }
 
-    /// A flush.
+    /// Adds a flush.
     #[must_use]
     pub fn flush(self) -> Self {
         self.request(Op::Flush, u64::MAX, 0)
     }
 
-    /// Reads of 1 MiB from `sector` on, until so many sectors are read.
+    /// Adds sequential 1 MiB reads of `sectors` sectors, starting at `sector`.
     #[must_use]
     pub fn sequential(self, sector: u64, sectors: u64) -> Self {
         self.run(Op::Read, sector, sectors)
     }
 
-    /// Writes of 1 MiB from `sector` on, until so many sectors are written.
+    /// Adds sequential 1 MiB writes of `sectors` sectors, starting at `sector`.
     #[must_use]
     pub fn sequential_writes(self, sector: u64, sectors: u64) -> Self {
         self.run(Op::Write, sector, sectors)
     }
 
-    /// `n` random reads of [`ZIPF_SECTORS`] each from `blocks` places of that size: the chance of the place of rank `r` is
-    /// proportional to `1 / r^theta`, and the ranks are scattered over the device. The same `seed` gives the same reads.
+    /// Adds `n` random reads of [`ZIPF_SECTORS`] each over `blocks` blocks of that size with a Zipfian distribution:
+    /// the block of rank `r` is read with a probability proportional to `1 / r^theta`. Ranks are scattered over the
+    /// device. The same `seed` gives the same reads.
     #[must_use]
     pub fn zipf(mut self, seed: u64, theta: f64, blocks: u32, n: usize) -> Self {
         let mut sums = Vec::new();
@@ -108,20 +108,20 @@ impl Trace {
         for _ in 0..n {
             let point = unit(&mut random) * sum;
             let rank = sums.partition_point(|&sum| sum < point) as u64;
-            let place = rank * SCATTER % u64::from(blocks.max(1));
-            self = self.read(place * u64::from(ZIPF_SECTORS), ZIPF_SECTORS);
+            let block = rank * SCATTER % u64::from(blocks.max(1));
+            self = self.read(block * u64::from(ZIPF_SECTORS), ZIPF_SECTORS);
         }
         self
     }
 
-    /// The other trace after this one.
+    /// Appends the other trace.
     #[must_use]
     pub fn then(mut self, other: Self) -> Self {
         self.requests.extend(other.requests);
         self
     }
 
-    /// Both traces at a time: each in its order, spread evenly over the other.
+    /// Merges both traces, each in its order, spread evenly over the other.
     #[must_use]
     pub fn interleave(mut self, other: Self) -> Self {
         let (ours, theirs) = (self.requests.len(), other.requests.len());
@@ -155,10 +155,10 @@ impl Trace {
     }
 }
 
-/// A prime: its multiples are all different modulo any smaller number.
+/// A prime: its multiples are distinct modulo any smaller number.
 const SCATTER: u64 = 2_654_435_761;
 
-/// A number from 0 to 1 (splitmix64).
+/// A random number from 0 to 1 (splitmix64).
 #[expect(clippy::cast_precision_loss, reason = "a double holds these 53 bits")]
 fn unit(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_ends_where_it_shall() {
+    fn a_run_has_the_requested_length() {
         let trace = Trace::new().sequential(8, 3000);
         let lengths: Vec<u32> = trace
             .requests()
