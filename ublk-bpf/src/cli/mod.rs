@@ -66,6 +66,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return error::usage(&error),
     };
+    crate::sys::process::protect_new_files();
     log_to_stderr(cli.verbose);
     if !matches!(cli.command, Command::Run(_)) {
         crate::sys::process::end_with_the_reader();

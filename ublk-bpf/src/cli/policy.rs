@@ -10,7 +10,8 @@ use super::args::{Device, Format};
 use super::table;
 use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, builtin};
 use crate::server::Record;
-use crate::server::record::{Lock, RecordError};
+use crate::server::lock::Lock;
+use crate::server::record::RecordError;
 
 /// List policies, or change a device's policy while it runs
 #[derive(Debug, clap::Args)]

@@ -18,7 +18,7 @@ const CACHE_WORDS: usize = CacheCounters::FIELDS.len();
 /// Reads everything that is counted for a disk. Counters go on while they are read: a sum may be some requests
 /// ahead of another.
 pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
-    let pins = PinDir::of(disk);
+    let pins = PinDir::open(disk)?;
     let not_classified = || PolicyError::NotClassified {
         path: pins.path().to_owned(),
     };

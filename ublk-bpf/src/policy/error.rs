@@ -7,6 +7,7 @@ use super::object::ObjectError;
 use super::offsets::BtfError;
 use super::patch::PatchError;
 use super::verifier::Refusal;
+use crate::sys::trust::Distrusted;
 
 /// Why a classifier or a policy could not be loaded, attached, replaced or found.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,9 @@ pub enum PolicyError {
         /// Why it failed.
         source: io::Error,
     },
+    /// Others than root can write where pins are.
+    #[error(transparent)]
+    Distrusted(#[from] Distrusted),
     /// No classifier is pinned for this disk.
     #[error("no classifier is pinned at {}: is there a running ublk-bpf device of this id?", path.display())]
     NotClassified {

@@ -8,7 +8,7 @@ use super::pin::{Disk, PinDir};
 
 /// Says which requests of a disk the policy `fault` fails from now on. The policy must be in place.
 pub fn set_fault_range(disk: &Disk, range: FaultRange) -> Result<(), PolicyError> {
-    let path = PinDir::of(disk).policy_maps().join(map::FAULT_RANGE);
+    let path = PinDir::open(disk)?.policy_maps().join(map::FAULT_RANGE);
     let failed = |e: MapError| PolicyError::Access {
         map: map::FAULT_RANGE,
         detail: chain(&e),

@@ -192,7 +192,7 @@ impl Classifier {
     /// when this is dropped, until [`Classifier::remove_when_dropped`] is called. Its verdicts are the earlier
     /// server's: [`Verdicts::clear`] them before the device goes on.
     pub fn reopen(spec: &Spec) -> Result<Self, PolicyError> {
-        let pins = PinDir::of(&spec.disk);
+        let pins = PinDir::open(&spec.disk)?;
         for needed in [pins.classifier(), pins.link()] {
             if !needed.exists() {
                 return Err(PolicyError::NotClassified {

@@ -9,16 +9,21 @@
 //!     maps/                             the policy's own maps
 //! ```
 //!
+//! Only root can enter a directory, write to it, or replace it: whoever can put a pin there has his program run for the
+//! device's requests. What is not so is refused ([`PinDir::open`]).
+//!
 //! A directory is its device's for the device's life. A server that is killed leaves it behind: the next server
 //! of that device takes it over ([`super::Classifier::reopen`]) or, once the device is gone, it is removed.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::error::PolicyError;
+use crate::sys::trust::{self, OpenError};
 
 /// Where bpffs is mounted by custom.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -26,6 +31,8 @@ const BPFFS: &str = "/sys/fs/bpf";
 const ROOT: &str = "/sys/fs/bpf/ublk-bpf";
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+/// Of every directory of ours. The kernel gives pins the mode 0600.
+const DIRECTORY_MODE: u32 = 0o700;
 
 /// A disk, by the name that the classifier looks for and that its pins go by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,12 +86,25 @@ pub struct PinDir {
 }
 
 impl PinDir {
-    /// The directory of a disk, which need not exist.
+    /// The names of a disk's pins, which need not exist.
     #[must_use]
     pub fn of(disk: &Disk) -> Self {
         Self {
             path: Path::new(ROOT).join(disk.name()),
         }
+    }
+
+    /// The same, for who uses what is pinned there: as far as the directories exist, they are root's alone to write.
+    ///
+    /// # Errors
+    /// [`PolicyError::Distrusted`] if others could have put something there.
+    pub fn open(disk: &Disk) -> Result<Self, PolicyError> {
+        check_root()?;
+        let pins = Self::of(disk);
+        for path in [pins.path.clone(), pins.policy_maps()] {
+            trust::check_directory("pin directory", &path).map_err(|error| distrusted(&path, error))?;
+        }
+        Ok(pins)
     }
 
     /// The directory itself.
@@ -133,12 +153,19 @@ impl PinDir {
     pub(super) fn create(&self) -> Result<(), PolicyError> {
         ensure_bpffs()?;
         self.remove()?;
-        fs::create_dir_all(self.policy_maps()).map_err(|e| pin_error("making", self.policy_maps(), e))
+        let maps = self.policy_maps();
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(DIRECTORY_MODE);
+        builder
+            .create(&maps)
+            .map_err(|e| pin_error("making", maps.clone(), e))?;
+        check_root()
     }
 
     /// Removes the directory with everything in it: the classifier and the policy are detached. No directory is
     /// as good as a removed one.
     pub fn remove(&self) -> Result<(), PolicyError> {
+        check_root()?;
         // The classifier's link goes first, so that it does not run on with half of its pins gone.
         for path in [self.link(), self.policy_link()] {
             unlink(&path)?;
@@ -164,6 +191,7 @@ pub(super) fn unlink(path: &Path) -> Result<(), PolicyError> {
 
 /// Every disk that has a pin directory, whether its server lives or not.
 pub fn pinned_disks() -> Result<Vec<Disk>, PolicyError> {
+    check_root()?;
     let entries = match fs::read_dir(ROOT) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -203,22 +231,38 @@ pub fn ensure_bpffs() -> Result<(), PolicyError> {
         source,
     };
     if is_bpffs(path).map_err(failed)? {
-        return Ok(());
+        return check_root();
     }
-    // SAFETY: The strings are static and NUL-terminated; bpffs wants no data.
+    // SAFETY: The strings are static and NUL-terminated; bpffs takes its options as a string.
     let result = unsafe {
         libc::mount(
             c"bpf".as_ptr(),
             c"/sys/fs/bpf".as_ptr(),
             c"bpf".as_ptr(),
             0,
-            std::ptr::null(),
+            c"mode=0700".as_ptr().cast(),
         )
     };
     if result != 0 {
         return Err(failed(io::Error::last_os_error()));
     }
+    check_root()
+}
+
+/// Checks that nobody but root can put pins of ours in the place of the server's: bpffs as the kernel mounts it is everyone's
+/// to write, and sticky.
+fn check_root() -> Result<(), PolicyError> {
+    let (mount, root) = (Path::new(BPFFS), Path::new(ROOT));
+    trust::check_parent("BPF file system", mount).map_err(|error| distrusted(mount, error))?;
+    trust::check_directory("pin directory", root).map_err(|error| distrusted(root, error))?;
     Ok(())
+}
+
+fn distrusted(path: &Path, error: OpenError) -> PolicyError {
+    match error {
+        OpenError::Distrusted(why) => why.into(),
+        OpenError::System(source) => pin_error("opening", path.to_owned(), source),
+    }
 }
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {

@@ -75,7 +75,7 @@ impl Policy {
 /// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the
 /// old, the default one answers: passthrough. No request is lost by that. The old policy's maps go with it.
 pub fn swap(disk: &Disk, policy: &Policy) -> Result<(), PolicyError> {
-    let pins = PinDir::of(disk);
+    let pins = PinDir::open(disk)?;
     let classifier = open_classifier(&pins)?;
     let what = format!("policy {}", policy.name());
     let mut ebpf = EbpfLoader::new()
@@ -93,7 +93,7 @@ pub fn swap(disk: &Disk, policy: &Policy) -> Result<(), PolicyError> {
 
 /// Takes away the policy of a disk, so that the default one answers: passthrough. Says whether there was one.
 pub fn reset(disk: &Disk) -> Result<bool, PolicyError> {
-    let pins = PinDir::of(disk);
+    let pins = PinDir::open(disk)?;
     open_classifier(&pins)?;
     detach(&pins)
 }

@@ -44,11 +44,9 @@ pub fn run_in_background(
 ) -> Result<String, BackgroundError> {
     // What the server would say next, but before the first file is made.
     Control::open()?;
-    record::make_directory()?;
     // The ids are not known yet, which the log's names have in them.
-    let log_path = record::first_log_path(std::process::id());
+    let (log, log_path) = record::make_first_log(std::process::id())?;
     let system = BackgroundError::System;
-    let log = File::create(&log_path).map_err(system)?;
     let null = File::options()
         .read(true)
         .write(true)

@@ -6,7 +6,8 @@ use std::thread::{Scope, ScopedJoinHandle};
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
 use super::isolation::protect_thread;
-use super::record::{CacheRecord, Detached, Lock, Record, now};
+use super::lock::Lock;
+use super::record::{CacheRecord, Detached, Record, now};
 use super::{CacheOptions, ServeError};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
 use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape};

@@ -1,6 +1,7 @@
 //! A device of this server's: chosen, locked and made, and deleted in the end.
 
-use super::record::{self, Lock, RecordError};
+use super::lock::Lock;
+use super::record::{self, RecordError};
 use super::{Options, ServeError, leftover};
 use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
 

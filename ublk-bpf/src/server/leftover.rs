@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::record::{self, Lock, RecordError};
+use super::lock::Lock;
+use super::record::{self, RecordError};
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 
@@ -36,14 +37,12 @@ pub enum RemoveError {
 /// If a directory is there but cannot be read.
 pub fn known() -> Result<Vec<DeviceId>, RecordError> {
     let mut ids: BTreeSet<DeviceId> = record::ids()?.into_iter().collect();
-    // Without the right to look at the pins, the records have to do.
-    ids.extend(
-        pinned_disks()
-            .unwrap_or_default()
-            .iter()
-            .filter_map(Disk::id)
-            .filter_map(DeviceId::new),
-    );
+    let pinned = match pinned_disks() {
+        Err(PolicyError::Distrusted(why)) => return Err(why.into()),
+        // Without the right to look at the pins, the records have to do.
+        other => other.unwrap_or_default(),
+    };
+    ids.extend(pinned.iter().filter_map(Disk::id).filter_map(DeviceId::new));
     Ok(ids.into_iter().collect())
 }
 

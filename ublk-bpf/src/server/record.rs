@@ -1,32 +1,23 @@
-//! What a server leaves in `/run/ublk-bpf` for others to find: a record of its device, and a lock that it holds
-//! for its life.
+//! What a server leaves in `/run/ublk-bpf` for others to find: a record of its device, and its log.
 //!
-//! The lock says whether the server lives, so nobody has to trust a process id that may have been given to another
+//! Whether the server lives is said by a [`Lock`], not by the process id in the record, which may have been given to another
 //! process since. A record whose lock is free is a leftover: its server died.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::lock::Lock;
+use super::run_dir::{DIRECTORY, RunDir};
 use super::{CacheOptions, Options};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
+use crate::sys::trust::Distrusted;
 use crate::target::Spec;
-
-/// Where records, locks and logs are.
-pub const DIRECTORY: &str = "/run/ublk-bpf";
 
 /// Version of the record's format.
 const VERSION: u32 = 2;
-
-/// Who asks for a lock has it for less than this, unless it is made to wait for a processor.
-const ASKING: Duration = Duration::from_millis(1);
-
-/// No record is larger; a file that is was not written by a server.
-const MAX_BYTES: u64 = 64 << 10;
 
 /// A device as its server made it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +102,9 @@ pub enum RecordError {
     /// Another process serves or cleans the device.
     #[error("ublkb{0} is served by another process: stop it with `ublk-bpf stop {0}`")]
     Locked(DeviceId),
+    /// Others than root can write to the record, the lock, or where they are.
+    #[error(transparent)]
+    Distrusted(#[from] Distrusted),
     /// The system refused.
     #[error("cannot {what} {}: {source}", path.display())]
     System {
@@ -192,19 +186,14 @@ impl Record {
     /// # Errors
     /// If there is none, or it is not one.
     pub fn read(id: DeviceId) -> Result<Self, RecordError> {
-        let path = path(id, "json");
-        let text = match read_bounded(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RecordError::Absent(id)),
-            Err(source) => {
-                return Err(RecordError::System {
-                    what: "read",
-                    path,
-                    source,
-                });
-            }
-            Ok(text) => text,
-        };
-        Self::parse(&text, id).map_err(|reason| RecordError::Corrupt { path, id, reason })
+        let name = file_name(id, "json");
+        let run = RunDir::open()?.ok_or(RecordError::Absent(id))?;
+        let text = run.read(&name)?.ok_or(RecordError::Absent(id))?;
+        Self::parse(&text, id).map_err(|reason| RecordError::Corrupt {
+            path: run.path(&name),
+            id,
+            reason,
+        })
     }
 
     fn parse(text: &[u8], id: DeviceId) -> Result<Self, String> {
@@ -229,21 +218,15 @@ impl Record {
     /// # Errors
     /// If the file system refuses.
     pub fn write(&self) -> Result<(), RecordError> {
-        let path = path(self.id(), "json");
-        let write = || -> io::Result<()> {
-            let mut text = serde_json::to_vec_pretty(self)?;
-            text.push(b'\n');
-            let fresh = path.with_extension("json.new");
-            let mut file = File::create(&fresh)?;
-            file.set_permissions(fs::Permissions::from_mode(0o644))?;
-            file.write_all(&text)?;
-            fs::rename(&fresh, &path)
-        };
-        write().map_err(|source| RecordError::System {
+        let run = RunDir::make()?;
+        let name = file_name(self.id(), "json");
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| RecordError::System {
             what: "write the record",
-            path: path.clone(),
-            source,
-        })
+            path: run.path(&name),
+            source: error.into(),
+        })?;
+        text.push(b'\n');
+        run.write_record(&name, &text)
     }
 }
 
@@ -260,18 +243,10 @@ pub(super) fn now() -> u64 {
 /// If the file system refuses.
 pub(super) fn forget(id: DeviceId) -> Result<(), RecordError> {
     let policy = Lock::change_policy(id)?;
-    remove_extra(&path(id, "json.new"));
-    let path = path(id, "json");
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(RecordError::System {
-                what: "remove",
-                path,
-                source,
-            });
-        }
-        _ => {}
-    }
+    let run = RunDir::make()?;
+    let name = file_name(id, "json");
+    run.remove(&run.new_name(&name))?;
+    run.remove(&name)?;
     policy.remove_file();
     Ok(())
 }
@@ -281,19 +256,12 @@ pub(super) fn forget(id: DeviceId) -> Result<(), RecordError> {
 /// # Errors
 /// If the directory is there but cannot be read.
 pub fn ids() -> Result<Vec<DeviceId>, RecordError> {
-    let failed = |source| RecordError::System {
-        what: "read",
-        path: DIRECTORY.into(),
-        source,
-    };
-    let entries = match fs::read_dir(DIRECTORY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
+    let Some(run) = RunDir::open()? else {
+        return Ok(Vec::new());
     };
     let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(failed)?.file_name();
-        let Some((stem, "json" | "lock")) = name.to_str().and_then(|name| name.split_once('.')) else {
+    for name in run.names()? {
+        let Some((stem, "json" | "lock")) = name.split_once('.') else {
             continue;
         };
         ids.extend(
@@ -310,16 +278,25 @@ pub fn ids() -> Result<Vec<DeviceId>, RecordError> {
 /// The log of the server of device `id` when it runs in the background.
 #[must_use]
 pub fn log_path(id: DeviceId) -> PathBuf {
-    path(id, "log")
+    Path::new(DIRECTORY).join(file_name(id, "log"))
 }
+
+/// Makes the log of a server that does not know its devices yet, for process `process`, which started it and waits for it.
+pub(super) fn make_first_log(process: u32) -> Result<(fs::File, PathBuf), RecordError> {
+    let name = format!("{FIRST_LOG}{process}.log");
+    let run = RunDir::make()?;
+    Ok((run.create(&name)?, run.path(&name)))
+}
+
+const FIRST_LOG: &str = "starting-";
 
 /// Gives the log at `first` the name that it has for device `id`. The devices of a process have one log, each by its own
 /// name.
 pub(super) fn name_log(first: &Path, id: DeviceId) {
-    let path = log_path(id);
-    remove_extra(&path);
-    if let Err(error) = fs::hard_link(first, &path) {
-        tracing::warn!("cannot name the log {}: {error}", path.display());
+    let first = first.file_name().unwrap_or_default().to_string_lossy();
+    let linked = RunDir::make().and_then(|run| run.link(&first, &file_name(id, "log")));
+    if let Err(error) = linked {
+        tracing::warn!("{error}");
     }
 }
 
@@ -328,13 +305,6 @@ pub(super) fn remove_log(id: DeviceId) {
     remove_extra(&log_path(id));
 }
 
-/// The log of a server in the background that does not know its devices yet; `process` started it and waits for it.
-pub(super) fn first_log_path(process: u32) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{FIRST_LOG}{process}.log"))
-}
-
-const FIRST_LOG: &str = "starting-";
-
 /// Removes those logs whose servers were killed. A server that starts while another process has the number of the one
 /// that began it loses nothing but its first words.
 pub(super) fn remove_first_logs() {
@@ -342,9 +312,10 @@ pub(super) fn remove_first_logs() {
         let process = name.strip_prefix(FIRST_LOG)?.strip_suffix(".log")?;
         Some(!Path::new("/proc").join(process).exists())
     };
-    for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().and_then(is_stale) == Some(true) {
-            remove_extra(&entry.path());
+    let Ok(Some(run)) = RunDir::open() else { return };
+    for name in run.names().unwrap_or_default() {
+        if is_stale(&name) == Some(true) {
+            remove_extra(&run.path(&name));
         }
     }
 }
@@ -359,31 +330,9 @@ pub(super) fn remove_extra(path: &Path) {
     }
 }
 
-/// Makes the directory of records, if it is not there.
-///
-/// # Errors
-/// If the file system refuses.
-pub fn make_directory() -> Result<(), RecordError> {
-    fs::create_dir_all(DIRECTORY).map_err(|source| RecordError::System {
-        what: "make",
-        path: DIRECTORY.into(),
-        source,
-    })
-}
-
-fn path(id: DeviceId, kind: &str) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("ublkb{id}.{kind}"))
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not a regular file of at most 64 KiB",
-        ));
-    }
-    fs::read(path)
+/// The name of a file of device `id`.
+pub(super) fn file_name(id: DeviceId, kind: &str) -> String {
+    format!("{}.{kind}", id.disk_name())
 }
 
 /// The kernel's name for this boot; empty if it does not say.
@@ -392,125 +341,6 @@ fn boot_id() -> String {
         .unwrap_or_default()
         .trim()
         .to_owned()
-}
-
-/// A lock on a device, held until this is dropped or the process ends, however it ends.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-    path: PathBuf,
-}
-
-impl Lock {
-    /// Takes the lock that the server of device `id` holds for its life.
-    ///
-    /// # Errors
-    /// [`RecordError::Locked`] if another process has it.
-    pub fn serve(id: DeviceId) -> Result<Self, RecordError> {
-        make_directory()?;
-        Self::take(&path(id, "lock"), |file| match try_lock(file) {
-            Ok(()) => Ok(()),
-            Err(TryLockError::WouldBlock) => Err(RecordError::Locked(id)),
-            Err(TryLockError::Error(source)) => Err(RecordError::System {
-                what: "lock",
-                path: path(id, "lock"),
-                source,
-            }),
-        })
-    }
-
-    /// Waits for the lock that serialises changes of the policy of device `id`.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn change_policy(id: DeviceId) -> Result<Self, RecordError> {
-        Self::wait_for(&path(id, "policy-lock"))
-    }
-
-    /// Waits for the lock that a server holds while it chooses its device: between the making of a device and the
-    /// lock on it, it looks like a leftover.
-    ///
-    /// # Errors
-    /// If the file system refuses.
-    pub fn start() -> Result<Self, RecordError> {
-        make_directory()?;
-        Self::wait_for(&Path::new(DIRECTORY).join("start.lock"))
-    }
-
-    fn wait_for(path: &Path) -> Result<Self, RecordError> {
-        let failed = |source| RecordError::System {
-            what: "lock",
-            path: path.to_owned(),
-            source,
-        };
-        Self::take(path, |file| file.lock().map_err(failed))
-    }
-
-    /// Locks the file at `path` by `lock`. The holder before may remove the file between the opening and the
-    /// locking of it here: a lock counts on the file that is there.
-    fn take(path: &Path, lock: impl Fn(&File) -> Result<(), RecordError>) -> Result<Self, RecordError> {
-        loop {
-            let file = open_lock(path)?;
-            lock(&file)?;
-            if is_same_file(&file, path) {
-                return Ok(Self {
-                    _file: file,
-                    path: path.to_owned(),
-                });
-            }
-        }
-    }
-
-    /// Whether some process serves device `id`. Asks without disturbing others who ask.
-    #[must_use]
-    pub fn is_served(id: DeviceId) -> bool {
-        match File::open(path(id, "lock")) {
-            // The lock taken here lasts until the end of this function.
-            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
-            // A user without privileges cannot know; the file alone says that there was a server.
-            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
-        }
-    }
-
-    /// Removes the lock's file, while holding it; the lock itself lasts until this is dropped.
-    pub fn remove_file(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
-/// Locks the file, unless a server has it: who only asks ([`Lock::is_served`]) has it for a moment.
-fn try_lock(file: &File) -> Result<(), TryLockError> {
-    for _ in 0..5 {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => std::thread::sleep(ASKING),
-            other => return other,
-        }
-    }
-    file.try_lock()
-}
-
-fn open_lock(path: &Path) -> Result<File, RecordError> {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| RecordError::System {
-            what: "open",
-            path: path.to_owned(),
-            source,
-        })
-}
-
-fn is_same_file(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::leftover;
-use super::record::{self, CacheRecord, Detached, Lock, Record, RecordError};
+use super::lock::Lock;
+use super::record::{self, CacheRecord, Detached, Record, RecordError};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
@@ -113,7 +114,7 @@ impl DeviceState {
 /// If it has no record, or one that cannot be read.
 pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError> {
     let record = Record::read(id)?;
-    let is_served = Lock::is_served(id);
+    let is_served = Lock::is_served(id)?;
     let log = record::log_path(id);
     Ok(Status {
         id: id.number(),

@@ -6,7 +6,8 @@
 use std::time::{Duration, Instant};
 
 use super::leftover::{self, RemoveError};
-use super::record::{Lock, RecordError};
+use super::lock::Lock;
+use super::record::RecordError;
 use super::users;
 use crate::control::{Control, DeviceId, Error};
 

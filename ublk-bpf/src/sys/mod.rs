@@ -9,4 +9,5 @@ pub(crate) mod file;
 pub mod fork;
 pub mod mmap;
 pub mod process;
+pub mod trust;
 pub mod uapi;

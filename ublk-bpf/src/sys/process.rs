@@ -73,6 +73,24 @@ pub fn end_with_the_reader() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// The effective user id of the process.
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: takes no pointer, and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Takes the write permission of group and others from every file that the process makes from now on, whatever umask it
+/// was started with.
+pub fn protect_new_files() {
+    file_mode_mask(0o022);
+}
+
+/// Sets the umask of the process, and returns the one before (`umask(2)`).
+pub(crate) fn file_mode_mask(mask: libc::mode_t) -> libc::mode_t {
+    // SAFETY: takes no pointer, and cannot fail.
+    unsafe { libc::umask(mask) }
+}
+
 /// The size of a page in bytes.
 pub fn page_size() -> usize {
     // SAFETY: takes no pointer.

@@ -1,0 +1,225 @@
+//! Whether a file or directory is root's alone to write: what the server writes for later commands to act on must not be
+//! another user's word.
+//!
+//! The facts come from an opened descriptor, so that what is checked is what is used. Links are not followed. A path below
+//! a directory that passed is safe to use by name: only root can change the names in it.
+
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The bits of a mode that let group or others write.
+const WRITE_BY_OTHERS: u32 = 0o022;
+/// `S_ISVTX`: in such a directory only the owner of an entry can rename or remove it.
+const STICKY: u32 = 0o1000;
+
+/// A file or directory that others than root can change, or that is not what it is to be.
+#[derive(Debug, thiserror::Error)]
+#[error("the {what} {} {why}", path.display())]
+pub struct Distrusted {
+    /// What it is to be: `record`, `run directory`.
+    what: &'static str,
+    path: PathBuf,
+    why: Why,
+}
+
+/// What is wrong, and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Owner(u32),
+    Mode(u32),
+    Link,
+    Kind(&'static str),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner(uid) => write!(
+                f,
+                "belongs to user {uid}, and only root's is used: check what it holds, then remove it or give it to root (chown root)"
+            ),
+            Self::Mode(mode) => write!(
+                f,
+                "can be written by others than root (mode {mode:04o}): check what it holds, then remove it or protect it (chmod go-w)"
+            ),
+            Self::Link => f.write_str("is a symbolic link, which is not followed: remove it"),
+            Self::Kind(wanted) => write!(f, "is not a {wanted}: remove it"),
+        }
+    }
+}
+
+/// Why a trusted file could not be opened.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// It is not to be trusted.
+    Distrusted(Distrusted),
+    /// The system refused.
+    System(io::Error),
+}
+
+/// Opens a regular file that only root can write, with these options. Neither a link nor a FIFO holds the caller up.
+pub(crate) fn open_file(
+    what: &'static str,
+    path: &Path,
+    options: &mut std::fs::OpenOptions,
+) -> Result<File, OpenError> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = options.custom_flags(flags).open(path).map_err(|error| {
+        // `ENXIO`: a FIFO without a reader. `EISDIR`: a directory cannot be opened for writing.
+        match error.raw_os_error() {
+            Some(libc::ELOOP) => distrusted(what, path, Why::Link),
+            Some(libc::ENXIO | libc::EISDIR) => distrusted(what, path, Why::Kind("regular file")),
+            _ => OpenError::System(error),
+        }
+    })?;
+    let facts = file.metadata().map_err(OpenError::System)?;
+    if !facts.is_file() {
+        return Err(distrusted(what, path, Why::Kind("regular file")));
+    }
+    match doubt(facts.uid(), facts.mode()) {
+        Some(why) => Err(distrusted(what, path, why)),
+        None => Ok(file),
+    }
+}
+
+/// Checks that a directory is root's alone to write. `Ok(false)`: there is none.
+pub(crate) fn check_directory(what: &'static str, path: &Path) -> Result<bool, OpenError> {
+    let Some(facts) = facts_of(path)? else {
+        return Ok(false);
+    };
+    let why = match facts {
+        _ if facts.is_symlink() => Some(Why::Link),
+        _ if !facts.is_dir() => Some(Why::Kind("directory")),
+        _ => doubt(facts.uid(), facts.mode()),
+    };
+    why.map_or(Ok(true), |why| Err(distrusted(what, path, why)))
+}
+
+/// Checks that nobody but root can replace entries of root's in a directory that others may write to: it is root's, and
+/// sticky if others may write to it. `Ok(false)`: there is none.
+pub(crate) fn check_parent(what: &'static str, path: &Path) -> Result<bool, OpenError> {
+    let Some(facts) = facts_of(path)? else {
+        return Ok(false);
+    };
+    match doubt(facts.uid(), facts.mode()) {
+        Some(Why::Mode(mode)) if mode & STICKY != 0 => Ok(true),
+        Some(why) => Err(distrusted(what, path, why)),
+        None => Ok(true),
+    }
+}
+
+/// The facts of what stands at a path, which is a link's own where it is one.
+fn facts_of(path: &Path) -> Result<Option<Metadata>, OpenError> {
+    let mut options = File::options();
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    match options.read(true).custom_flags(flags).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened
+            .and_then(|file| file.metadata())
+            .map(Some)
+            .map_err(OpenError::System),
+    }
+}
+
+/// What is wrong with the owner or the mode. A server that runs with capabilities and not as root trusts itself too.
+fn doubt(owner: u32, mode: u32) -> Option<Why> {
+    let mode = mode & 0o7777;
+    if owner != 0 && owner != super::process::effective_user() {
+        Some(Why::Owner(owner))
+    } else if mode & WRITE_BY_OTHERS != 0 {
+        Some(Why::Mode(mode))
+    } else {
+        None
+    }
+}
+
+fn distrusted(what: &'static str, path: &Path, why: Why) -> OpenError {
+    OpenError::Distrusted(Distrusted {
+        what,
+        path: path.to_owned(),
+        why,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn refusal<T>(result: Result<T, OpenError>) -> String {
+        match result {
+            Err(OpenError::Distrusted(why)) => why.to_string(),
+            Err(OpenError::System(error)) => panic!("{error}"),
+            Ok(_) => panic!("it is trusted"),
+        }
+    }
+
+    fn open(path: &Path) -> Result<File, OpenError> {
+        open_file("record", path, File::options().read(true))
+    }
+
+    #[test]
+    fn what_others_can_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "text").unwrap();
+        for (mode, trusted) in [(0o644, true), (0o600, true), (0o664, false), (0o646, false)] {
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            assert_eq!(open(&path).is_ok(), trusted, "{mode:o}");
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode | 0o111)).unwrap();
+            assert_eq!(
+                check_directory("run directory", folder.path()).is_ok(),
+                trusted,
+                "{mode:o}"
+            );
+        }
+        let said = refusal(open(&path));
+        let wanted = format!(
+            "the record {} can be written by others than root (mode 0646)",
+            path.display()
+        );
+        assert!(said.starts_with(&wanted), "{said}");
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+        assert!(matches!(check_parent("mount", folder.path()), Ok(true)));
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+        assert!(refusal(check_parent("mount", folder.path())).contains("0777"));
+    }
+
+    #[test]
+    fn the_owner_is_root_or_who_asks() {
+        let me = super::super::process::effective_user();
+        assert_eq!(doubt(0, 0o100_600), None);
+        assert_eq!(doubt(me, 0o100_644), None);
+        assert_eq!(doubt(me ^ 65534, 0o100_600), Some(Why::Owner(me ^ 65534)));
+        assert_eq!(doubt(0, 0o041_777), Some(Why::Mode(0o1777)));
+    }
+
+    #[test]
+    fn links_and_other_kinds_are_refused_and_hold_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "text").unwrap();
+        let link = folder.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert!(refusal(open(&link)).contains("symbolic link"));
+        assert!(refusal(open(folder.path())).contains("not a regular file"));
+        assert!(refusal(check_directory("run directory", &file)).contains("not a directory"));
+        let to_folder = folder.path().join("to-folder");
+        symlink(folder.path(), &to_folder).unwrap();
+        assert!(refusal(check_directory("run directory", &to_folder)).contains("symbolic link"));
+        let fifo = std::ffi::CString::new(folder.path().join("fifo").into_os_string().into_encoded_bytes());
+        let fifo = fifo.unwrap();
+        // SAFETY: the path is a C string that lives over the call.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        assert!(refusal(open(&folder.path().join("fifo"))).contains("not a regular file"));
+        assert!(matches!(
+            check_directory("run directory", &folder.path().join("none")),
+            Ok(false)
+        ));
+    }
+}
