@@ -1,4 +1,4 @@
-//! What devices are put on.
+//! Backings of test devices.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use crate::{run, try_run, write};
 /// Where null_blk disks are made.
 const NULL_BLK: &str = "/sys/kernel/config/nullb";
 
-/// A backing of a test device, made for the test and taken away with it.
+/// The backing of a test device, created for the test and removed when dropped.
 #[derive(Debug)]
 pub struct Backing {
     spec: String,
@@ -20,7 +20,7 @@ enum Undo {
     DetachLoop(String),
     UnloadModule(&'static str),
     RemoveFolder(PathBuf),
-    /// Other disks of the module's may still be there.
+    /// The module may still have other disks.
     UnloadUnusedModule(&'static str),
 }
 
@@ -91,12 +91,12 @@ impl Backing {
         }
     }
 
-    /// What `--backing` takes.
+    /// The argument of `--backing`.
     pub fn spec(&self) -> &str {
         &self.spec
     }
 
-    /// Its path, for a look past the device; none for memory.
+    /// Its path, to check it directly; none for memory.
     pub fn path(&self) -> Option<&Path> {
         (!self.spec.starts_with("mem:")).then(|| Path::new(&self.spec))
     }
@@ -116,7 +116,7 @@ impl Drop for Backing {
     }
 }
 
-/// Drops the page cache, so that what is read next comes from the devices.
+/// Drops the page cache, so that later reads come from the devices.
 pub fn drop_caches() {
     run("sync", &[]);
     write("/proc/sys/vm/drop_caches", "3");

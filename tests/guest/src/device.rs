@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::leftover::SOON;
 use crate::{run, run_json, try_run, wait_until};
 
-/// Where the configuration of several devices is.
+/// Path of the configuration file for several devices.
 pub const CONFIGURATION: &str = "/tmp/devices.toml";
 
 /// A running device; stopped when dropped.
@@ -37,7 +37,7 @@ impl Device {
         lines.lines().map(Self::announced).collect()
     }
 
-    /// The device that this line says is ready.
+    /// The device that this "is ready" line announces.
     pub fn announced(line: &str) -> Self {
         let id = line
             .split_once("ublkb")
@@ -95,7 +95,7 @@ impl Device {
         run_json("ublk-bpf", &["show", &self.id(), "--json"])
     }
 
-    /// What `show` calls its state.
+    /// Its state, as `show` prints it.
     pub fn state(&self) -> String {
         self.show()["state"].as_str().unwrap_or_default().to_owned()
     }
@@ -147,7 +147,7 @@ impl Drop for Device {
     }
 }
 
-/// A server in the foreground, once it has said that so many devices are ready, and what it said.
+/// Starts a server in the foreground and waits until `devices` devices are ready; returns it with its output.
 pub fn foreground(args: &[&str], devices: usize) -> (Child, String) {
     let mut child = Command::new("ublk-bpf")
         .arg("run")

@@ -11,10 +11,10 @@ pub struct Fio {
     args: Vec<String>,
 }
 
-/// What a job did, as fio itself counted it.
+/// Result of a job, as counted by fio.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// Reads issued, those of the verification included.
+    /// Reads issued, including those of the verification.
     pub reads: u64,
     /// Writes issued.
     pub writes: u64,
@@ -46,7 +46,7 @@ impl Fio {
         job.arg("filename", &path.display().to_string())
     }
 
-    /// Mixed random reads and writes of 512 bytes to 1 MiB whose content is verified as it goes and at the end.
+    /// Mixed random reads and writes of 512 bytes to 1 MiB, verified during and after the run.
     pub fn verify(path: &Path) -> Self {
         Self::new(path)
             .arg("rw", "randrw")

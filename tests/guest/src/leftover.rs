@@ -1,4 +1,4 @@
-//! What commands that fail say, and what they leave behind.
+//! Error messages of failed commands, and the traces that they leave behind.
 
 use std::fs;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use crate::{try_run, wait_until};
 /// How long a process may take to end, under emulation.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// The one line that a command fails with.
+/// The single error line of a failing command.
 pub fn refused(args: &[&str]) -> String {
     refused_by("ublk-bpf", args)
 }
 
-/// The one line that `ublk-bpf` fails with when another program runs it.
+/// The single error line of `ublk-bpf` when run by another program.
 pub fn refused_by(program: &str, args: &[&str]) -> String {
     let output = try_run(program, args);
     assert!(!output.status.success(), "{args:?} succeeded");
@@ -41,7 +41,7 @@ pub fn nothing_is_left() {
     wait_until("nothing is left", SOON, || traces().is_empty());
 }
 
-/// Everything in the system that a device may leave: nodes, pins, records, processes.
+/// All traces that a device may leave in the system: nodes, pins, records, processes.
 pub fn traces() -> Vec<String> {
     let mut traces = names("/dev");
     traces.retain(|name| name.starts_with("ublkb") || name.starts_with("ublkc"));

@@ -1,4 +1,4 @@
-//! What the guest tests share: devices served by the real `ublk-bpf`, backings, and the programs that judge them.
+//! Shared helpers of the guest tests: devices served by the real `ublk-bpf`, backings, and programs that check them.
 //!
 //! These tests need root and a kernel with batch-mode ublk, so `cargo xtask test` runs them in the guest, one at
 //! a time. A failure panics with the command and what it printed.
@@ -38,7 +38,7 @@ pub fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a program to its end, whatever it comes to.
+/// Runs a program to its end and returns its result, whether it succeeded or not.
 pub fn try_run(program: &str, args: &[&str]) -> Output {
     Command::new(program)
         .args(args)
@@ -69,7 +69,7 @@ pub fn read(path: impl AsRef<Path>) -> String {
     text.trim().to_owned()
 }
 
-/// Writes text to a file of the kernel's.
+/// Writes text to a kernel file, such as one in sysfs.
 pub fn write(path: impl AsRef<Path>, text: &str) {
     let path = path.as_ref();
     std::fs::write(path, text).unwrap_or_else(|e| panic!("cannot write {text:?} to {}: {e}", path.display()));

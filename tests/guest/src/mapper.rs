@@ -13,7 +13,7 @@ pub struct Mapper {
 }
 
 impl Mapper {
-    /// A device that passes everything on to the block device `below`, and that device-mapper calls `name`.
+    /// A device named `name` that passes everything through to the block device `below`.
     pub fn linear(name: &str, below: &str) -> Self {
         let disk = below.rsplit('/').next().unwrap_or(below);
         let mapper = Self {
@@ -38,14 +38,14 @@ impl Mapper {
         self.switch(&format!("0 {} error", self.sectors));
     }
 
-    /// From now on every write fails, and reads do not.
+    /// From now on every write fails; reads succeed.
     pub fn fail_writes(&self) {
         run("modprobe", &["dm_flakey"]);
         // Up for 0 seconds, then down for as long as a test may take.
         self.switch(&self.table("flakey", "0 0 3600 1 error_writes"));
     }
 
-    /// From now on everything is passed on again.
+    /// From now on everything passes through again.
     pub fn heal(&self) {
         self.switch(&self.table("linear", "0"));
     }
@@ -62,7 +62,7 @@ impl Mapper {
 
     #[expect(clippy::unused_self, reason = "there is a device only while there is a value")]
     fn setup(&self, args: &[&str]) {
-        // Else it waits for udev.
+        // Otherwise it waits for udev.
         run("dmsetup", &[args, &["--noudevrules", "--noudevsync"]].concat());
     }
 }

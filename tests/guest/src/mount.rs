@@ -10,12 +10,12 @@ use crate::run;
 pub enum FileSystem {
     /// ext4.
     Ext4,
-    /// XFS, which its mkfs makes on 300 MiB and more.
+    /// XFS; mkfs needs at least 300 MiB.
     Xfs,
 }
 
 impl FileSystem {
-    /// Makes an empty one on this device.
+    /// Creates an empty file system on this device.
     pub fn make(self, device: &str) {
         match self {
             Self::Ext4 => run("mkfs.ext4", &["-q", "-F", device]),
@@ -23,7 +23,7 @@ impl FileSystem {
         };
     }
 
-    /// Mounts the one on this device, with these options of `mount -o`.
+    /// Mounts the file system on this device, with these `mount -o` options.
     pub fn mount(self, device: &str, options: &str) -> Mount {
         match self {
             Self::Ext4 => Mount::new(device, &["-t", "ext4", "-o", options]),
@@ -34,7 +34,7 @@ impl FileSystem {
         }
     }
 
-    /// Panics unless the one on this device, which is not mounted, is whole.
+    /// Panics unless the unmounted file system on this device is consistent.
     pub fn check(self, device: &str) {
         match self {
             Self::Ext4 => run("e2fsck", &["-f", "-n", device]),
@@ -50,10 +50,10 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts what is on this device, with these options of `mount`.
+    /// Mounts the file system on this device, with these `mount` options.
     pub fn new(device: &str, options: &[&str]) -> Self {
         let at = "/tmp/mnt";
-        std::fs::create_dir_all(at).expect("cannot make the mount point");
+        std::fs::create_dir_all(at).expect("cannot create the mount point");
         let mut args = options.to_vec();
         args.extend([device, at]);
         run("mount", &args);
@@ -70,7 +70,7 @@ impl Mount {
         Path::new(self.at).join(name).display().to_string()
     }
 
-    /// Makes a sparse file of `mib` MiB on it and gives its path.
+    /// Creates a sparse file of `mib` MiB on it and returns its path.
     pub fn make_file(&self, name: &str, mib: u64) -> String {
         let path = self.file(name);
         File::create(&path)

@@ -1,4 +1,4 @@
-//! What an operator sees with bpftool: names, fields, enum names, and counts that agree with fio's to the last I/O.
+//! bpftool output: names, fields, enum names, and counts that match fio's exactly.
 
 use serde_json::Value;
 use ublk_bpf_guest::{Backing, Device, Fio, run, run_json};
@@ -19,7 +19,7 @@ fn bpftool_prints_names_and_counts_agree_with_fio() {
         "{policy}"
     );
 
-    // The partition scan is over once the device is ready and udev-less: what comes now is fio's alone.
+    // The partition scan ends before the device is ready, and there is no udev: from here on all I/O is fio's.
     let before = decisions(&pin("decisions"));
     let done = Fio::new(device.path())
         .arg("rw", "randrw")
@@ -66,7 +66,7 @@ fn decisions(pin: &str) -> Dump {
 }
 
 impl Dump {
-    /// How often a verdict was given to an operation for a reason, summed over the CPUs.
+    /// Number of decisions with a verdict and a reason for an operation, summed over the CPUs.
     fn sum(&self, op: &str, verdict: &str, reason: &str) -> u64 {
         let mut sum = 0;
         for entry in self.0.as_array().expect("a dump is an array") {

@@ -1,5 +1,5 @@
-//! The cache: every byte is right whatever is cached, evicted, swapped or broken beside it; a hit costs no copy; and
-//! what was cached is there after a restart, or not used.
+//! The cache: every byte is correct under caching, eviction, policy swaps and device failures; a hit copies nothing;
+//! and cached data is still there after a restart, or is not used.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
@@ -16,17 +16,17 @@ use ublk_bpf_guest::{
     write,
 };
 
-/// Size of the devices, in MiB, and of a cache that is much smaller: 5 %.
+/// Size of the devices, in MiB, and of a much smaller cache: 5 %.
 const MIB: u64 = 80;
 const SMALL: u64 = 4;
-/// Operations on the same sectors are ordered for most of a torture, and not for the rest: 50,000 in all.
+/// Operations of a torture with ordered and with overlapping accesses: 50,000 in all.
 const ORDERED: u64 = 40_000;
 const OVERLAPPING: u64 = 10_000;
-/// Policies that come and go under a torture, one of them with random bytes for answers.
+/// Policies that are swapped during a torture; one returns random bytes.
 const POLICIES: [&str; 4] = ["scan-resistant", "/root/policies/hostile.o", "lru", "passthrough"];
-/// As much of a device as is cached to be read again, for fio.
+/// The part of a device that is cached and read again, for fio.
 const SET: &str = "4m";
-/// What is missed is promoted, as fast as it can be.
+/// Promotes every miss, without a limit.
 const PROMOTE: [&str; 4] = ["--policy", "lru", "--promote-limit", "1G"];
 
 /// A backing and a cache for it.
@@ -61,7 +61,7 @@ impl Pair {
         Device::run(&self.options(more))
     }
 
-    /// The line that a start with these options is refused with.
+    /// The error line of a start with these options.
     fn refused(&self, more: &[&str]) -> String {
         let args = [&["run", "--daemon"], &self.options(more)[..]].concat();
         assert_eq!(try_run("ublk-bpf", &args).status.code(), Some(1), "{args:?}");
@@ -118,7 +118,7 @@ fn torture(mode: &str, eviction: &str, block: &str, seed: u64) {
     report.compare(pair.backing.spec());
 }
 
-/// Does this while one policy follows the other, then leaves the last.
+/// Runs `work` while policies are swapped, and leaves the last one attached.
 fn swapping(device: &Device, work: impl FnOnce() -> Report) -> Report {
     let done = AtomicBool::new(false);
     scope(|scope| {
@@ -227,14 +227,14 @@ fn a_killed_server_leaves_the_cache_warm() {
     run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
     all_hits(&device);
     report.compare(device.path());
-    // What is cached since then is right too.
+    // Blocks cached since then are correct too.
     let report = Torture::new(device.path()).operations(2_000).seed(42).run();
     device.stop();
     report.compare(pair.backing.spec());
 }
 
 #[test]
-fn a_cache_is_not_believed_after_its_backing_changed() {
+fn a_cache_is_refused_after_its_backing_changed() {
     let pair = Pair::files(MIB, 16);
     let (device, _) = warmed(&pair, &[]);
     device.stop();
@@ -256,7 +256,7 @@ fn a_cache_is_not_believed_after_its_backing_changed() {
         .open(device.path())
         .and_then(|file| file.read_exact_at(&mut found, 8192))
         .expect("the device is read");
-    assert!(found == block, "the device serves what was there before");
+    assert!(found == block, "the device serves stale data");
     warm(&device);
     device.stop();
     let device = pair.run(&[]);
@@ -265,7 +265,7 @@ fn a_cache_is_not_believed_after_its_backing_changed() {
 }
 
 #[test]
-fn a_cache_is_not_used_for_another_backing() {
+fn a_cache_is_refused_for_another_backing() {
     let pair = Pair::files(MIB, 16);
     let (device, report) = warmed(&pair, &[]);
     device.stop();
@@ -282,16 +282,16 @@ fn a_cache_is_not_used_for_another_backing() {
 }
 
 #[test]
-fn a_cache_that_fails_is_left() {
+fn a_failing_cache_is_detached() {
     outlive(Mapper::fail);
 }
 
 #[test]
-fn a_cache_that_fails_writes_is_left() {
+fn a_cache_that_fails_writes_is_detached() {
     outlive(Mapper::fail_writes);
 }
 
-/// A cache that breaks under load costs no byte and no error, and is not used any more.
+/// A cache device that fails under load causes no error and no wrong data, and is not used again.
 fn outlive(fail: fn(&Mapper)) {
     let backing = Backing::brd(MIB);
     let disk = Backing::loop_device("cache", 16);
@@ -310,7 +310,7 @@ fn outlive(fail: fn(&Mapper)) {
     let mut load = Fio::verify(device.path())
         .arg("size", "48m")
         .arg("iodepth", "16")
-        // On a fast machine too it goes on for some seconds after the failure.
+        // Also on a fast machine it runs for some seconds after the failure.
         .arg("rate", "6m,6m")
         .start();
     sleep(Duration::from_secs(1));
@@ -328,7 +328,7 @@ fn outlive(fail: fn(&Mapper)) {
         "{show:#}"
     );
 
-    // A cache that comes back has missed what was written.
+    // A cache device that comes back has missed writes.
     cache.heal();
     let hits = device.counter("hits");
     let report = Torture::new(device.path()).operations(5_000).seed(51).run();
@@ -379,7 +379,7 @@ fn read_set(device: &Device) -> u64 {
     done.reads
 }
 
-/// Asserts that the cache says of itself that it was stopped cleanly.
+/// Asserts that the cache is marked clean.
 fn assert_clean(pair: &Pair) {
     let said = run("ublk-bpf", &["cache", "inspect", pair.cache.spec()]);
     let denied = ["unclean", "not clean"].iter().any(|words| said.contains(words));
@@ -392,7 +392,7 @@ fn number(stats: &Value, part: &str, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {part}.{name} in {stats:#}"))
 }
 
-/// The system calls that the thread of a device's queue makes.
+/// System calls of a device's queue thread.
 struct QueueCalls;
 
 impl QueueCalls {
@@ -414,7 +414,7 @@ impl QueueCalls {
         Self
     }
 
-    /// The numbers of the calls it made.
+    /// The numbers of its system calls.
     fn finish(self) -> Vec<libc::c_long> {
         write(Self::ENTER, "0");
         let trace = read(Self::path("trace"));

@@ -1,9 +1,6 @@
 //! The classifier and the policies in a kernel, on null_blk disks: no ublk device is needed to see what they decide.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that meets what it does not expect should say so at once"
-)]
+#![expect(clippy::unwrap_used, reason = "a test should panic at the first surprise")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::{File, OpenOptions};
@@ -22,8 +19,8 @@ const QUEUES: u16 = 2;
 const DEPTH: u16 = 64;
 const BLOCK: usize = 4096;
 
-/// A disk of null_blk for one test, and the classifier on it. One test at a time: the kernel counts the misses of a
-/// program over all disks.
+/// A null_blk disk for one test, with the classifier attached. One test at a time: the kernel counts a program's misses
+/// over all disks.
 struct Fixture {
     _alone: Option<MutexGuard<'static, ()>>,
     disk: Disk,
@@ -41,7 +38,7 @@ impl Fixture {
         }
     }
 
-    /// One more disk for the same test.
+    /// Another disk for the same test.
     fn another(number: u32, written: Option<WrittenSpec>) -> Self {
         static MODULE: Once = Once::new();
         MODULE.call_once(|| {
@@ -107,7 +104,7 @@ impl Fixture {
     }
 }
 
-/// Memory that O_DIRECT takes.
+/// Memory aligned for O_DIRECT.
 struct Aligned {
     start: *mut u8,
     layout: Layout,
@@ -123,7 +120,7 @@ impl Aligned {
     }
 
     fn as_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `start` has so many initialised bytes, and is borrowed with `self`.
+        // SAFETY: `start` points to `len` initialised bytes, and the slice borrows `self`.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
     }
 }
@@ -135,7 +132,7 @@ impl Drop for Aligned {
     }
 }
 
-/// A verdict as the server would find it.
+/// A verdict as the server finds it.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seen {
     sector: u64,
@@ -240,7 +237,7 @@ fn every_request_leaves_its_verdict_and_is_counted() {
 }
 
 #[test]
-fn other_disks_are_left_alone() {
+fn other_disks_are_ignored() {
     let mine = Fixture::new(1, None);
     let other = Fixture::another(2, None);
     let classifier = mine.load();
@@ -289,7 +286,7 @@ fn sparse_drops_reads_of_unwritten_blocks_only() {
 }
 
 #[test]
-fn fault_asks_for_errors_in_its_range() {
+fn fault_fails_requests_in_its_range() {
     let fixture = Fixture::new(4, None);
     let classifier = fixture.load();
     policy::swap(&fixture.disk, &Policy::parse("fault").unwrap()).unwrap();
@@ -320,7 +317,7 @@ fn fault_asks_for_errors_in_its_range() {
 }
 
 #[test]
-fn answers_that_are_none_become_slow_and_are_counted() {
+fn invalid_decisions_become_slow_and_are_counted() {
     let fixture = Fixture::new(5, None);
     let classifier = fixture.load();
     let answers = [0, 5, 1 | 7 << 8, 1 | 8 << 8, 3 | 32 << 16, 1 | 1 << 24, u32::MAX];
@@ -363,7 +360,7 @@ fn a_policy_that_the_verifier_refuses_leaves_the_old_one() {
         [seen(Op::Discard, 0, 8, Verdict::Drop, Reason::Advisory)]
     );
     assert!(policy::reset(&fixture.disk).unwrap());
-    assert!(!policy::reset(&fixture.disk).unwrap(), "there is none any more");
+    assert!(!policy::reset(&fixture.disk).unwrap(), "no policy is attached");
     fixture.discard(0, 4096);
     assert_eq!(take_all(&classifier)[0].verdict, Verdict::Passthrough as u8);
 }
@@ -411,7 +408,7 @@ fn policies_are_swapped_under_load_and_no_request_is_lost() {
 }
 
 #[test]
-fn pins_outlive_their_maker_and_are_found_removed_and_refused() {
+fn pins_outlive_the_process_and_are_found_removed_and_refused() {
     let written = WrittenSpec::for_device(1 << 21, 16);
     let fixture = Fixture::new(8, written);
     let pins = policy::PinDir::of(&fixture.disk);

@@ -1,9 +1,6 @@
 //! The control plane on a real ublk: every command, and every refusal that can be provoked.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that meets what it does not expect should say so at once"
-)]
+#![expect(clippy::unwrap_used, reason = "a test should panic at the first surprise")]
 
 use std::fs::{File, read_to_string};
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,7 +19,7 @@ use zerocopy::IntoBytes;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// The control plane, for one test at a time: some look at the list of all devices.
+/// The control plane, for one test at a time: some tests list all devices.
 struct Ublk {
     control: Control,
     before: Vec<DeviceId>,
@@ -42,7 +39,7 @@ fn ublk() -> Ublk {
 }
 
 impl Drop for Ublk {
-    /// No test leaves a device behind, or another cannot trust what it sees.
+    /// Each test removes its devices, so that the next one starts clean.
     fn drop(&mut self) {
         let left = ids(&self.control);
         for id in left.iter().filter(|id| !self.before.contains(id)) {
@@ -60,7 +57,7 @@ fn ids(control: &Control) -> Vec<DeviceId> {
     control.list().unwrap().iter().map(|info| info.id).collect()
 }
 
-/// A server that readies the queue of a device but serves no request: enough for what is tested here.
+/// A server that makes a queue ready but serves no request: enough for these tests.
 struct Server {
     _char_device: File,
     _ring: IoUring,
@@ -74,7 +71,7 @@ impl Server {
         ring.submitter()
             .register_buffers_sparse(info.depth.into())
             .unwrap();
-        // Whose memory this is the kernel learns from the descriptors' mapping.
+        // The kernel learns the server's memory from the mapping of the descriptors.
         Descriptors::map(char_device.as_fd(), 0, info.depth, info.descriptor_bytes).unwrap();
 
         let elements: Vec<_> = (0..info.depth)
@@ -107,7 +104,7 @@ impl Server {
     }
 }
 
-/// A device that nobody reads from by itself.
+/// A device without a partition scan, so that nothing reads from it unprompted.
 fn quiet() -> AddDevice {
     AddDevice {
         depth: 4,
@@ -180,7 +177,7 @@ fn a_device_is_added_shown_and_deleted() {
 }
 
 #[test]
-fn an_id_in_use_and_nonsense_are_refused() {
+fn an_id_in_use_and_invalid_parameters_are_refused() {
     let ublk = ublk();
     let id = DeviceId::new(41);
     let device = AddDevice { id, ..quiet() };
@@ -198,7 +195,7 @@ fn an_id_in_use_and_nonsense_are_refused() {
         said(ublk.control.add(&nonsense)),
         "a queue cannot have a depth of 5000: 2 to 4096 are possible"
     );
-    // Reissue without recovery: a combination that this library does not make by itself.
+    // Reissue without recovery: a combination that this library never creates.
     let nonsense = AddDevice {
         extra: Features::RECOVERY_REISSUE,
         ..quiet()
@@ -223,7 +220,7 @@ fn the_deepest_device_can_be_added() {
 }
 
 #[test]
-fn parameters_come_back_as_they_were_told() {
+fn parameters_read_back_as_set() {
     let ublk = ublk();
     let device = ublk.control.add(&quiet()).unwrap();
     let none = said(ublk.control.params(device.id));
@@ -251,7 +248,7 @@ fn parameters_come_back_as_they_were_told() {
 }
 
 #[test]
-fn the_block_layer_shows_what_was_told() {
+fn the_block_layer_shows_the_parameters() {
     let ublk = ublk();
     let device = ublk.control.add(&quiet()).unwrap();
     let params = Params {
@@ -390,7 +387,7 @@ fn a_server_that_dies_leaves_what_was_asked_for() {
 }
 
 #[test]
-fn a_start_without_ready_queues_ends_in_time() {
+fn a_start_without_ready_queues_times_out() {
     let ublk = ublk();
     let device = ublk.control.add(&quiet()).unwrap();
     ublk.control.set_params(&device, &Params::new(2048)).unwrap();
@@ -409,7 +406,7 @@ fn a_start_without_ready_queues_ends_in_time() {
 }
 
 #[test]
-fn a_delete_while_the_server_lives_ends_in_time() {
+fn a_delete_with_a_live_server_times_out() {
     let ublk = ublk();
     let device = ublk.control.add(&quiet()).unwrap();
     let server = Server::attach(&device);
@@ -436,7 +433,7 @@ fn a_delete_while_the_server_lives_ends_in_time() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn a_missing_device_is_named() {
     let ublk = ublk();
     let id = DeviceId::new(4242).unwrap();
     let control = &ublk.control;
@@ -460,7 +457,7 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_user_without_privileges_is_told_to_be_root() {
+fn an_unprivileged_user_is_told_to_run_as_root() {
     const NOBODY: libc::c_long = 65534;
     std::thread::spawn(|| {
         // SAFETY: takes no pointer. The bare system call changes this thread alone, which ends with the test.

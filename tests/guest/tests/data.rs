@@ -1,4 +1,4 @@
-//! Every byte is right: random I/O of every size over every kind of backing, with one queue and with four, at
+//! Every byte is correct: random I/O of every size over every kind of backing, with one queue and with four, at
 //! several depths, verified by fio and then compared with the backing itself.
 
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ublk_bpf_guest::{Backing, Device, Fio, backing::drop_caches, read};
 
-/// Each queue count and depth that a backing is tried with, and how much fio writes then.
+/// Queue counts and depths to test each backing with, and how much fio writes.
 const SHAPES: [(u32, u32, &str); 8] = [
     (1, 1, "6m"),
     (1, 2, "8m"),
@@ -61,7 +61,7 @@ fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
         "--depth",
         &depth_text,
     ]);
-    // The kernel's batch mode has no queue of depth 1: such a device gets the least that there is.
+    // Batch mode has no queue of depth 1: such a device gets the minimum depth.
     assert_eq!(read(device.sysfs("mq/0/nr_tags")), depth.max(2).to_string());
     assert_eq!(
         std::fs::read_dir(device.sysfs("mq")).expect("mq").count(),
@@ -83,12 +83,12 @@ fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
         assert_eq!(
             through_device,
             checksum(path),
-            "the backing holds something else than the device showed"
+            "the backing differs from what the device showed"
         );
     }
 }
 
-/// A checksum of everything on a device or in a file (FNV-1a over its 64-bit words).
+/// Checksum of a whole device or file (FNV-1a over its 64-bit words).
 fn checksum(path: &Path) -> u64 {
     let mut file = File::open(path).unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()));
     let mut buffer = vec![0; 1 << 20];

@@ -1,11 +1,11 @@
-//! The examples on a device with a cache: each has the effect that its README tells of.
+//! The examples on a device with a cache: each has the effect that its README describes.
 
 use std::path::Path;
 use std::time::Duration;
 
 use ublk_bpf_guest::{Device, run, run_json, wait_until, write};
 
-/// How long promotions may take that nothing delays.
+/// Time limit for undelayed promotions.
 const SOON: Duration = Duration::from_secs(30);
 /// Bytes in a cache block, as `--cache-block` has it by default.
 const BLOCK: u64 = 64 << 10;
@@ -22,7 +22,7 @@ fn device(policy: &str) -> Device {
     ])
 }
 
-/// A number of the cache's, as bpftool shows it.
+/// A cache counter, as bpftool shows it.
 fn cache(device: &Device, field: &str) -> u64 {
     let map = device.pins().join("cache").display().to_string();
     let entries = run_json("bpftool", &["-j", "map", "dump", "pinned", &map]);
@@ -31,7 +31,7 @@ fn cache(device: &Device, field: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {field}: {entries:#}"))
 }
 
-/// How often the policy had this reason of its own.
+/// Number of decisions with this reason of the policy's own.
 fn code(device: &Device, code: usize) -> u64 {
     let map = device.pins().join("codes").display().to_string();
     let entries = run_json("bpftool", &["-j", "map", "dump", "pinned", &map]);
@@ -56,7 +56,7 @@ fn read(device: &Device, first: u64, blocks: u64) {
     run("sh", &["-c", &dd(device, first, blocks)]);
 }
 
-/// Waits until at least so many blocks were promoted, and no more are; gives how many.
+/// Waits until at least `blocks` blocks were promoted and promotion has settled; returns how many.
 fn promoted(device: &Device, blocks: u64) -> u64 {
     wait_until(&format!("{blocks} blocks are promoted"), SOON, || {
         cache(device, "promoted") >= blocks
@@ -81,7 +81,7 @@ fn update(device: &Device, map: &str, key: &[String], value: &[String]) {
 }
 
 #[test]
-fn cgroup_tiers_lets_a_backup_have_no_say() {
+fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     let device = device("cgroup-tiers");
     let cgroup = Path::new("/sys/fs/cgroup/backup");
     std::fs::create_dir_all(cgroup).expect("a cgroup");
@@ -111,7 +111,7 @@ fn cgroup_tiers_lets_a_backup_have_no_say() {
 }
 
 #[test]
-fn pin_range_keeps_what_is_pinned_and_nothing_that_is_banned() {
+fn pin_range_keeps_pinned_and_rejects_banned_blocks() {
     let device = device("pin-range");
     let sectors = |blocks: u64| blocks * BLOCK / 512;
     let index = |index: u64| bytes(&[index])[..4].to_vec();
@@ -128,7 +128,7 @@ fn pin_range_keeps_what_is_pinned_and_nothing_that_is_banned() {
     read(&device, 16, 16);
     read(&device, 16, 16);
     assert_eq!(code(&device, 2), 32);
-    // Three times as much as there is room for.
+    // Three times the size of the cache.
     for _ in 0..3 {
         read(&device, 32, 144);
         std::thread::sleep(Duration::from_millis(500));

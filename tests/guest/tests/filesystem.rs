@@ -1,4 +1,4 @@
-//! A file system on the device: made, filled, checked, and still whole when it is mounted from the backing itself.
+//! A file system on the device: created, filled, checked, and intact when mounted from the backing itself.
 
 use ublk_bpf_guest::{Backing, Device, Mount, backing::drop_caches, run};
 
@@ -50,7 +50,7 @@ fn ext4_is_clean_on_every_kind_of_backing() {
     }
 }
 
-/// Copies a tree onto a new file system, deletes a part of it, trims, and returns what is on it then.
+/// Copies a tree onto a new file system, deletes a part of it, trims, and returns the remaining files.
 fn fill(device: &str) -> String {
     let mounted = Mount::new(device, &["-o", "discard"]);
     for copy in 0..3 {

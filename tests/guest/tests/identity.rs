@@ -1,4 +1,4 @@
-//! Whether a backing is the one that a cache was saved with, on real file systems and devices.
+//! Detection of a different or changed backing of a saved cache, on real file systems and devices.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ fn identity(path: &Path) -> Identity {
     Identity::of(&target).expect("the target can be read")
 }
 
-/// Writes one sector where no sample is, past the file system if there is one.
+/// Writes one sector that is not sampled, bypassing the file system if there is one.
 fn write_sector(path: &Path) {
     let file = File::options().write(true).open(path).expect("it is there");
     file.write_all_at(&[0x5a; 512], (32 << 20) + 512)
@@ -33,7 +33,7 @@ fn a_device_is_the_same_until_it_is_written_to() {
         fs::read(path).unwrap();
         drop_caches();
         assert_eq!(saved.compare(&identity(path)), Ok(()), "{saved}");
-        // brd does not count what it does, so a sector beside the samples goes unnoticed there.
+        // brd does not count I/O, so a change of a sector that is not sampled goes unnoticed.
         if backing.spec() != "/dev/ram0" {
             write_sector(path);
             let noticed = saved.compare(&identity(path));

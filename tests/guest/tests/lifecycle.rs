@@ -1,5 +1,5 @@
-//! A device's life: made, found by other commands, stopped, lost with its server, taken over; and nothing is left of
-//! one that is gone or never came to be.
+//! The life of a device: created, found by other commands, stopped, lost with its server, recovered. A device that is
+//! gone or failed to start leaves nothing behind.
 
 use std::fs;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn signals_stop_a_server_in_the_foreground() {
 }
 
 #[test]
-fn more_queues_than_cpus_are_told() {
+fn more_queues_than_cpus_are_reported() {
     let (child, line) = foreground(&["--backing", "mem:64M", "--queues", "64"], 1);
     assert!(!line.contains("64 queues"), "{line}");
     run("kill", &["-TERM", &child.id().to_string()]);
@@ -93,7 +93,7 @@ fn a_mounted_device_is_stopped_only_by_force() {
         said.starts_with(&format!("ublkb{id} is in use by a mount on /mnt/lifecycle")),
         "{said}"
     );
-    // A signal respects the mount as well, and the device goes on.
+    // A signal respects the mount too, and the device keeps running.
     let log = format!("/run/ublk-bpf/ublkb{id}.log");
     run("kill", &["-TERM", &device.server()]);
     wait_until("the server says that it is in use", SOON, || {
@@ -110,7 +110,7 @@ fn a_mounted_device_is_stopped_only_by_force() {
     run("mkfs.ext4", &["-q", device.path_str()]);
     run("mount", &[device.path_str(), "/mnt/lifecycle"]);
     run("ublk-bpf", &["stop", &device.id(), "--force"]);
-    // The file system is without its device now.
+    // The file system has lost its device.
     assert!(
         fs::write("/mnt/lifecycle/file", "content").is_err()
             || !try_run("sync", &["/mnt/lifecycle/file"]).status.success()
@@ -120,7 +120,7 @@ fn a_mounted_device_is_stopped_only_by_force() {
 }
 
 #[test]
-fn a_device_goes_with_its_server_and_what_is_left_is_cleaned_up() {
+fn a_device_dies_with_its_server_and_is_cleaned_up() {
     // By the next server,
     let device = Device::run(&["--backing", "mem:64M"]);
     let id = device.id();
@@ -172,7 +172,7 @@ fn a_waiting_device_can_be_stopped() {
     let backing = Backing::file("waiting", 64);
     let device = Device::run(&["--backing", backing.spec(), "--recovery", "fail"]);
     device.kill_server("waiting");
-    // Another server leaves it alone.
+    // Another server does not touch it.
     Device::run(&["--backing", "mem:32M"]).stop();
     assert_eq!(device.state(), "waiting");
     device.stop();
@@ -180,7 +180,7 @@ fn a_waiting_device_can_be_stopped() {
 }
 
 #[test]
-fn bad_input_is_told_in_a_line_and_leaves_nothing() {
+fn bad_input_is_refused_in_one_line_and_leaves_nothing() {
     fs::write("/tmp/text.o", "no object").unwrap_or_else(|error| panic!("{error}"));
     fs::write("/tmp/odd.img", [0; 1000]).unwrap_or_else(|error| panic!("{error}"));
     let used = Backing::file("used", 16);
@@ -222,7 +222,7 @@ fn bad_input_is_told_in_a_line_and_leaves_nothing() {
 }
 
 #[test]
-fn a_record_that_is_none_is_told_and_can_be_removed() {
+fn an_invalid_record_is_reported_and_can_be_removed() {
     let device = Device::run(&["--backing", "mem:64M"]);
     let record = format!("/run/ublk-bpf/ublkb{}.json", device.id());
     assert!(Path::new(&record).exists());

@@ -1,4 +1,4 @@
-//! Discards, write-zeroes, flushes and forced writes reach the backing, seen there and not taken on trust.
+//! Discards, write-zeroes, flushes and forced writes reach the backing, verified on the backing itself.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -100,7 +100,7 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
 }
 
 #[test]
-fn a_device_tells_the_truth_about_its_backing() {
+fn a_device_reports_its_backings_limits() {
     let disk = NullBlk::new();
     let device = Device::run(&["--backing", disk.path()]);
     assert_eq!(read(device.sysfs("size")), read(disk.sysfs("size")));
@@ -130,7 +130,7 @@ fn a_device_tells_the_truth_about_its_backing() {
     device.stop();
 }
 
-/// A null_blk disk that keeps what is written, in blocks of 4 KiB, behind a volatile cache.
+/// A memory-backed null_blk disk with 4 KiB blocks and a volatile cache.
 struct NullBlk;
 
 impl NullBlk {
@@ -205,7 +205,7 @@ fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).expect("stat").blocks() * 512
 }
 
-/// Asserts what ranges (offset, length) hold, past the page cache of whoever looked before.
+/// Asserts the content of ranges (offset, length), without earlier readers' page cache.
 fn assert_content(path: &Path, ranges: &[(u64, u64, u8)]) {
     ublk_bpf_guest::backing::drop_caches();
     let mut file = OpenOptions::new()

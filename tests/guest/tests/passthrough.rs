@@ -1,4 +1,4 @@
-//! Passthrough makes no copy in the server: its counters say so, and so does the kernel.
+//! Passthrough makes no copy in the server, by its own counters and by the kernel's.
 
 use std::path::Path;
 
@@ -37,8 +37,8 @@ fn passthrough_calls_no_user_copy() {
 }
 
 #[test]
-fn the_slow_path_is_seen_to_copy() {
-    // The counterpart: what the test above looks for is there to be seen.
+fn the_slow_path_copies() {
+    // The counterpart: shows that the test above can detect copies.
     let device = Device::run(&["--backing", "mem:16M", "--policy", &user_policy("hostile")]);
     let trace = UserCopies::count(&device);
     Fio::new(device.path())

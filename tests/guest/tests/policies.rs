@@ -1,4 +1,4 @@
-//! Policies: each does what it says, is replaced under load without a lost I/O, and harms nothing.
+//! Policies: each works as documented, is swapped under load without losing I/O, and does no harm.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
@@ -20,7 +20,7 @@ fn a_hostile_policy_costs_time_and_nothing_else() {
             .arg("io_size", "24m")
             .arg("iodepth", "16")
             .run();
-        // File-system I/O brings flushes, discards and write-zeroes under it too.
+        // File-system I/O adds flushes, discards and write-zeroes.
         run("mkfs.ext4", &["-q", "-F", device.path_str()]);
         run("e2fsck", &["-f", "-n", device.path_str()]);
         assert_eq!(device.counter("failed"), 0);
@@ -36,7 +36,7 @@ fn a_hostile_policy_costs_time_and_nothing_else() {
 }
 
 #[test]
-fn a_refusal_names_the_line_and_says_what_helps() {
+fn a_verifier_refusal_names_the_line_and_a_remedy() {
     let device = Device::run(&["--backing", "mem:8M"]);
     // Not `refused-long`: the verifier writes 15 MB about it, which takes it half a minute under emulation.
     for (mistake, reason, place, hint) in [
@@ -74,7 +74,7 @@ fn a_refusal_names_the_line_and_says_what_helps() {
 fn ten_swaps_under_load_lose_nothing() {
     let backing = Backing::brd(64);
     let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
-    // fio cannot verify what it wrote several times over, so one job follows another until the swaps are done.
+    // fio cannot verify data that it overwrote, so jobs run one after another until the swaps are done.
     let swapped = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -124,7 +124,7 @@ fn ten_swaps_under_load_lose_nothing() {
 }
 
 #[test]
-fn a_policy_of_ones_own_counts_in_its_own_map() {
+fn a_user_policy_counts_in_its_own_map() {
     let device = Device::run(&["--backing", "mem:32M"]);
     device.swap("/root/policies/size-histogram.o");
     let done = Fio::new(device.path())
@@ -210,7 +210,7 @@ fn sparse_answers_reads_of_holes_without_io() {
 }
 
 #[test]
-fn fault_fails_its_range_only_where_that_is_allowed() {
+fn fault_fails_its_range_only_with_allow_lossy() {
     for lossy in [true, false] {
         let mut options = vec!["--backing", "mem:16M", "--policy", "fault"];
         if lossy {

@@ -1,4 +1,4 @@
-//! What a server asks of the kernel for itself, as root.
+//! Process attributes that a server sets as root.
 
 use std::fs::read_to_string;
 use std::thread;
@@ -6,7 +6,7 @@ use std::thread;
 use ublk_bpf::sys::process::{is_io_flusher, leave_mount_namespace, lock_memory, set_io_flusher};
 
 #[test]
-fn an_io_flusher_stays_one_in_the_threads_it_makes() {
+fn threads_inherit_the_io_flusher_state() {
     thread::spawn(|| {
         assert!(!is_io_flusher().unwrap());
         set_io_flusher().unwrap();

@@ -1,5 +1,5 @@
-//! What goes wrong around a device: servers killed at every stage, backings that change, fill up or are protected, users
-//! without the right, objects that are none.
+//! Failures around a device: servers killed at every stage, backings that change, fill up or are write-protected,
+//! unprivileged users, and invalid policy objects.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -43,7 +43,7 @@ fn kill_at(call: &str, path: Option<&str>, when: u32, args: &[&str]) {
     });
 }
 
-/// The next server removes what a killed one left, and nothing is left of itself.
+/// The next server removes what a killed one left behind, and leaves nothing itself.
 fn next_server_cleans_up(after: &str) {
     let next = Device::run(&["--backing", "mem:8M"]);
     assert_eq!(
@@ -59,7 +59,7 @@ fn next_server_cleans_up(after: &str) {
 }
 
 #[test]
-fn a_server_killed_between_the_device_and_its_lock_leaves_nothing_for_good() {
+fn a_server_killed_between_device_and_lock_is_cleaned_up() {
     // It opens the lock file once: before or after the device is made, this is the gap.
     kill_at(
         "openat",
@@ -71,7 +71,7 @@ fn a_server_killed_between_the_device_and_its_lock_leaves_nothing_for_good() {
 }
 
 #[test]
-fn a_server_killed_at_any_command_of_its_start_leaves_nothing_for_good() {
+fn a_server_killed_at_any_start_command_is_cleaned_up() {
     // Commands to the kernel's ublk go through this call: GET_FEATURES, GET_DEV_INFO, ADD_DEV, SET_PARAMS, START_DEV.
     for when in 1..=5 {
         kill_at("io_uring_enter", None, when, &["run", "--backing", "mem:8M"]);
@@ -80,7 +80,7 @@ fn a_server_killed_at_any_command_of_its_start_leaves_nothing_for_good() {
 }
 
 #[test]
-fn a_server_killed_at_some_moment_of_its_start_or_end_leaves_nothing_for_good() {
+fn a_server_killed_while_starting_or_stopping_is_cleaned_up() {
     let start = Instant::now();
     let device = Device::run(&["--backing", "mem:8M"]);
     let time = start.elapsed();
@@ -102,7 +102,7 @@ fn a_server_killed_at_some_moment_of_its_start_or_end_leaves_nothing_for_good() 
         let _ = server.wait();
         next_server_cleans_up(&format!("kill {step}"));
     }
-    // The log of a server in the background goes with the rest.
+    // The log of a background server is removed too.
     kill_at("bpf", None, 3, &["run", "--daemon", "--backing", "mem:8M"]);
     next_server_cleans_up("a kill in the background");
 }
@@ -133,7 +133,7 @@ fn a_device_is_not_recovered_on_another_backing() {
     assert!(said.contains("4M") && said.contains("16M"), "{said}");
     assert_eq!(device.state(), "waiting");
 
-    // A larger one has everything that the device needs.
+    // A larger backing is sufficient.
     open(path).set_len(32 << 20).unwrap_or_else(|e| panic!("{e}"));
     open(path)
         .write_all_at(&[0xa5; 4096], 8 << 20)
@@ -192,7 +192,7 @@ fn queues_that_lose_their_device_leave_it_for_another_server() {
     file.write_all_at(&[0xa5; 8192], 4096)
         .and_then(|()| file.sync_all())
         .unwrap_or_else(|e| panic!("{e}"));
-    // Without load: the driver's batch mode fails what is issued from here until a new server is there.
+    // Without load: in batch mode the driver fails requests issued from here until a new server is there.
     let control = Control::open().unwrap_or_else(|e| panic!("{e}"));
     control
         .quiesce(id, Duration::from_secs(10))
@@ -255,7 +255,7 @@ fn a_policy_that_is_always_slow_is_only_slow() {
     }
 }
 
-/// A null_blk disk of this name in `/dev`, with these settings; dropped, it is gone.
+/// A null_blk disk with this name in `/dev` and these settings; removed when dropped.
 struct NullBlk(PathBuf);
 
 impl NullBlk {
@@ -276,7 +276,7 @@ impl NullBlk {
 
 impl Drop for NullBlk {
     fn drop(&mut self) {
-        // In the middle of a failure, too, which is what will be told.
+        // Also while a test is failing: its own panic is the one to report.
         let _ = fs::remove_dir(&self.0);
     }
 }
@@ -301,7 +301,7 @@ fn blocks_of_4_kib_are_served_by_every_way() {
 }
 
 #[test]
-fn write_back_is_throttled_as_before_the_backing_device() {
+fn write_back_throttling_matches_the_backing_device() {
     let _disk = NullBlk::new("throttled", &[("size", "32")]);
     let throttled = |backing: &str| {
         let device = Device::run(&["--backing", backing]);
@@ -313,14 +313,14 @@ fn write_back_is_throttled_as_before_the_backing_device() {
         write("/sys/block/throttled/queue/wbt_lat_usec", latency);
         assert_eq!(throttled("/dev/throttled"), latency);
     }
-    // What is only memory throttles nothing.
+    // Memory does not throttle.
     let disk = Backing::brd(8);
     assert_eq!(throttled(disk.spec()), "0");
     assert_eq!(throttled("null:8M"), "0");
 }
 
 #[test]
-fn a_protected_disk_makes_a_protected_device() {
+fn a_write_protected_disk_makes_a_read_only_device() {
     let disk = Backing::brd(8);
     open(Path::new(disk.spec()))
         .write_all_at(&[0x5a; 4096], 4096)
@@ -347,7 +347,7 @@ fn a_protected_disk_makes_a_protected_device() {
 }
 
 #[test]
-fn a_full_file_system_fails_writes_until_there_is_room() {
+fn a_full_file_system_fails_writes_until_it_has_space() {
     run("mkdir", &["-p", "/mnt/full"]);
     run("mount", &["-t", "tmpfs", "-o", "size=12m", "tmpfs", "/mnt/full"]);
     File::create("/mnt/full/disk.img")
@@ -378,7 +378,7 @@ fn a_full_file_system_fails_writes_until_there_is_room() {
 }
 
 #[test]
-fn users_without_the_right_are_told_in_a_line() {
+fn unprivileged_users_are_refused_in_one_line() {
     let before = traces();
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "ublk-bpf"];
     for args in [
@@ -409,7 +409,7 @@ fn users_without_the_right_are_told_in_a_line() {
 }
 
 #[test]
-fn an_object_that_is_no_policy_is_told_in_a_line() {
+fn an_object_that_is_not_a_policy_is_refused_in_one_line() {
     let before = traces();
     for daemon in [&[][..], &["--daemon"]] {
         let said = refused(&[&["run", "--backing", "mem:8M", "--policy", OTHER], daemon].concat());

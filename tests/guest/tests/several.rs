@@ -1,4 +1,4 @@
-//! Several devices in one process: each holds its own data, is stopped, fails and is recovered by itself; all of them
+//! Several devices in one process: each has its own data and is stopped, fails and is recovered on its own; all of them
 //! start, or none does.
 
 use std::fs::{self, File, OpenOptions};
@@ -14,10 +14,10 @@ use ublk_bpf_guest::fio::Running;
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, traces};
 use ublk_bpf_guest::{Backing, Device, Fio, foreground, run, run_json, wait_until};
 
-/// Bytes of a block that says whose it is.
+/// Bytes of a block that identifies its device.
 const BLOCK: usize = 4096;
 
-/// A configuration with a device on each of these, and what all of them share.
+/// A configuration with a device on each backing, and shared settings.
 fn on(shared: &str, backings: &[&Backing]) -> String {
     let tables = backings
         .iter()
@@ -86,7 +86,7 @@ fn devices_of_one_process_hold_their_own_data_under_load() {
             .start()
     };
     let jobs: Vec<_> = devices.iter().enumerate().map(job).collect();
-    // One device's policy is nobody else's.
+    // Each device has its own policy.
     devices[1].swap("drop-discard");
     let policies: Vec<_> = devices.iter().map(|one| one.show()["policy"].clone()).collect();
     assert_eq!(policies, ["sparse", "drop-discard", "lru"]);
@@ -113,7 +113,7 @@ fn a_device_is_stopped_alone_and_the_last_one_ends_the_process() {
     let backings = [Backing::file("alone", 16), Backing::file("rest", 32)];
     let devices = Device::run_all(&on("", &backings.each_ref()));
     let Ok([first, second]) = <[Device; 2]>::try_from(devices) else {
-        panic!("two devices were wanted");
+        panic!("expected two devices");
     };
     let server = first.server();
     let mut job = Fio::verify(second.path())
@@ -130,7 +130,7 @@ fn a_device_is_stopped_alone_and_the_last_one_ends_the_process() {
     first.stop();
     assert!(!Path::new(log.as_str().unwrap_or_default()).exists());
     assert!(job.is_running() && is_alive(&server));
-    // What it was on is free, and so is its number.
+    // Its backing and its number are free again.
     let again = Device::run(&["--backing", backings[0].spec()]);
     assert_eq!(again.id(), id);
     assert_ne!(again.server(), server);
@@ -199,7 +199,7 @@ fn if_one_cannot_start_none_does() {
         ),
         (on("", &[&first, &first]), "device 2 of 2: backing "),
         (cached(&first) + &cached(&second), "device 2 of 2: "),
-        // and these when the first one serves already.
+        // and these when the first device is already running.
         (format!("{tables}id = 5"), "device 2 of 2: "),
         (
             format!("{tables}policy = \"/root/policies/refused-bounds.o\""),
@@ -218,12 +218,12 @@ fn if_one_cannot_start_none_does() {
 }
 
 #[test]
-fn a_signal_stops_every_device_by_its_own_users() {
-    // The number that the second wants is not given to the first.
+fn a_signal_stops_each_device_unless_it_is_in_use() {
+    // The first device does not get the second one's number.
     let devices =
         Device::run_all("[[device]]\nbacking = \"mem:8M\"\n[[device]]\nbacking = \"mem:16M\"\nid = 0");
     let Ok([free, used]) = <[Device; 2]>::try_from(devices) else {
-        panic!("two devices were wanted");
+        panic!("expected two devices");
     };
     assert_eq!((free.id().as_str(), used.id().as_str()), ("1", "0"));
     assert_eq!(used.show()["size"], 16 << 20);
@@ -267,7 +267,7 @@ fn a_signal_stops_every_device_by_its_own_users() {
 }
 
 #[test]
-fn a_signal_while_they_start_ends_those_that_are_there() {
+fn a_signal_during_the_start_stops_started_devices() {
     fs::write(CONFIGURATION, "[[device]]\nbacking = \"mem:8M\"\n".repeat(8))
         .unwrap_or_else(|e| panic!("{e}"));
     let server = Command::new("ublk-bpf")
@@ -291,14 +291,14 @@ fn a_signal_while_they_start_ends_those_that_are_there() {
 }
 
 #[test]
-fn a_device_that_fails_ends_alone_and_is_told_in_the_end() {
+fn a_failed_device_ends_alone_and_is_reported_at_exit() {
     let backings = [Backing::file("taken", 16), Backing::file("kept", 16)];
     fs::write(CONFIGURATION, on("recovery = \"reissue\"", &backings.each_ref()))
         .unwrap_or_else(|e| panic!("{e}"));
     let (child, lines) = foreground(&["--config", CONFIGURATION], 2);
     let devices: Vec<_> = lines.lines().map(Device::announced).collect();
     mark(&devices[0], 0xa5);
-    // Taken away as another program would do it.
+    // Removed, as by another program.
     let id = devices[0].id();
     let control = Control::open().unwrap_or_else(|e| panic!("{e}"));
     control

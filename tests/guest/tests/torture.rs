@@ -13,7 +13,7 @@ use ublk_bpf_guest::{Backing, Device, FileSystem, Mapper, Torture};
 const MIB: u64 = 64;
 
 #[test]
-fn every_byte_is_right_on_every_backing() {
+fn every_byte_is_correct_on_every_backing() {
     for backing in [
         Backing::file("torture", MIB),
         Backing::brd(MIB),
@@ -32,7 +32,7 @@ fn every_byte_is_right_on_every_backing() {
 }
 
 #[test]
-fn reads_beside_writes_find_whole_sectors_of_their_time() {
+fn reads_during_writes_see_whole_current_sectors() {
     // On this disk a sector is read and written whole, as on real ones: brd and files in memory may tear one.
     let backing = Backing::null_blk("whole", MIB);
     let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
@@ -48,7 +48,7 @@ fn reads_beside_writes_find_whole_sectors_of_their_time() {
 }
 
 #[test]
-fn files_on_file_systems_are_right() {
+fn files_on_file_systems_are_correct() {
     for system in [FileSystem::Ext4, FileSystem::Xfs] {
         let backing = Backing::file("torture-files", 320);
         let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
@@ -66,7 +66,7 @@ fn files_on_file_systems_are_right() {
 }
 
 #[test]
-fn a_failing_disk_is_found_out() {
+fn a_failing_disk_is_detected() {
     let disk = Backing::brd(16);
     let mapper = Mapper::linear("failing", disk.spec());
     let torture = || Torture::new(mapper.path()).operations(500);
@@ -83,7 +83,7 @@ fn a_failing_disk_is_found_out() {
     }
 }
 
-/// How a disk lies, now and then.
+/// How a disk occasionally lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lie {
     None,
@@ -95,19 +95,19 @@ enum Lie {
     Short,
     /// A write leaves half a sector as it was.
     Torn,
-    /// A byte of a read is another.
+    /// One byte of a read is wrong.
     Flipped,
-    /// A read returns what was there before.
+    /// A read returns stale data.
     Stale,
-    /// A range is not made zeroes.
+    /// A range is not zeroed.
     NotZeroed,
-    /// A discard goes on into the next sector.
+    /// A discard extends into the next sector.
     WideDiscard,
-    /// What a discard left is zeroes to one read, and to the next it is not.
+    /// Discarded sectors read as zeroes once, and not the next time.
     Undecided,
 }
 
-/// A disk in memory, with a second that has what was there before each sector's last write.
+/// A disk in memory, and a copy with the previous content of each sector.
 struct Liar {
     lie: Lie,
     /// Operations of the kind in question.
@@ -123,7 +123,7 @@ struct Memory {
 
 impl Liar {
     const BYTES: usize = 4 << 20;
-    /// One in so many operations is lied about.
+    /// Lies about one in this many operations.
     const RARE: u64 = 5;
 
     fn new(lie: Lie) -> Self {
@@ -142,7 +142,7 @@ impl Liar {
         self.now.lock().expect("no thread panicked")
     }
 
-    /// Whether this is the time for the lie, if it is one of these.
+    /// Whether to lie now, if the lie is one of these.
     fn lies(&self, lies: &[Lie]) -> bool {
         lies.contains(&self.lie) && (self.asked.fetch_add(1, Relaxed) + 1).is_multiple_of(Self::RARE)
     }
@@ -250,7 +250,7 @@ fn an_honest_disk_passes() {
 }
 
 #[test]
-fn a_lying_disk_is_found_out() {
+fn a_lying_disk_is_detected() {
     for lie in [
         Lie::Dropped,
         Lie::Misplaced,
@@ -282,7 +282,7 @@ fn a_lying_disk_is_found_out() {
 struct Cache {
     backing: Mutex<Vec<u8>>,
     blocks: Mutex<HashMap<usize, Block>>,
-    /// Whether a fill that a write came into is thrown away.
+    /// Whether a fill that raced with a write is discarded.
     careful: bool,
 }
 
@@ -321,7 +321,7 @@ impl Cache {
     fn fill(&self, block: usize) {
         let generation = self.block(block, |block| block.generation);
         let content = self.backing()[block * Self::BLOCK..][..Self::BLOCK].to_vec();
-        // Here a write may come, to the block and not to what is read of it.
+        // A write to the block can happen here.
         yield_now();
         self.block(block, |block| {
             if block.generation == generation || !self.careful {
@@ -389,7 +389,7 @@ impl Disk for Cache {
 }
 
 #[test]
-fn a_cache_whose_fills_race_with_writes_is_found_out() {
+fn a_cache_with_racing_fills_is_detected() {
     for overlapping in [false, true] {
         let torture = |careful| {
             let torture = Torture::on(Cache::new(careful)).operations(20_000).seed(5);

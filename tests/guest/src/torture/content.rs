@@ -1,17 +1,17 @@
-//! What a sector holds: a function of who wrote it and where, so that whatever is found tells where it comes from.
+//! Sector contents: a function of the write and the position, so that any content identifies its origin.
 
-/// Bytes of the unit in which content is told apart. A disk writes this much whole or not at all.
+/// Bytes of the unit in which content is identified. A disk writes this much atomically.
 pub(super) const SECTOR: usize = 512;
 /// The version of a sector of zeroes.
 pub(super) const ZEROES: u64 = 0;
-/// The version of what is laid down before the first operation; operation N writes version N + 2.
+/// The version written before the first operation; operation N writes version N + 2.
 pub(super) const FIRST: u64 = 1;
 
-/// The sector says its version, its position and a checksum of both in as many bytes; the rest is from the table.
+/// Bytes at the start of a sector for its version, position and a checksum of both; the rest is from the table.
 const HEADER: usize = 24;
 const TABLE: usize = 1 << 16;
 
-/// The contents that belong to a seed.
+/// The contents for a seed.
 #[derive(Debug)]
 pub(super) struct Pattern {
     seed: u64,
@@ -27,7 +27,7 @@ impl Pattern {
         }
     }
 
-    /// Writes what version `version` of the sectors from `first` on holds.
+    /// Fills the buffer with version `version` of the sectors from `first` on.
     pub(super) fn fill(&self, buffer: &mut [u8], first: u64, version: u64) {
         for (position, sector) in (first..).zip(buffer.chunks_exact_mut(SECTOR)) {
             let (header, body) = self.sector(position, version);
@@ -46,7 +46,7 @@ impl Pattern {
             .or_else(|| first_difference(&found[HEADER..], body).map(|at| at + HEADER))
     }
 
-    /// The version and position that `found` has the whole content of.
+    /// The version and position whose complete content `found` holds.
     pub(super) fn origin(&self, found: &[u8]) -> Option<(u64, u64)> {
         let (version, position) = (version(found), word(found, 8));
         self.difference(found, position, version)
@@ -71,7 +71,7 @@ pub(super) fn version(sector: &[u8]) -> u64 {
     word(sector, 0)
 }
 
-/// A number that is as good as random for each number (the finaliser of splitmix64).
+/// A pseudorandom hash of a number (the finaliser of splitmix64).
 pub(super) fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

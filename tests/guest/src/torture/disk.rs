@@ -1,4 +1,4 @@
-//! How the torture reaches what it tortures.
+//! Access to the disk under torture.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
@@ -8,22 +8,22 @@ use std::path::Path;
 
 use super::content::SECTOR;
 
-/// Something that holds bytes. Offsets and lengths are in bytes, and multiples of its unit.
+/// A disk. Offsets and lengths are in bytes, and multiples of its unit.
 pub trait Disk: Sync {
-    /// How many bytes it has.
+    /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// What reads and writes are multiples of, a multiple of 512 bytes.
+    /// Alignment of reads and writes, a multiple of 512 bytes.
     fn unit(&self) -> u64 {
         SECTOR as u64
     }
 
-    /// What zeroing is a multiple of.
+    /// Alignment of zeroing.
     fn zeroing_unit(&self) -> u64 {
         self.unit()
     }
 
-    /// Whether it has an operation that leaves open what is there afterwards.
+    /// Whether it supports discard, which leaves the content undefined.
     fn has_discard(&self) -> bool {
         true
     }
@@ -32,39 +32,39 @@ pub trait Disk: Sync {
     ///
     /// # Errors
     ///
-    /// What the disk says, which no torture expects; so too below.
+    /// The error of the disk, which no torture expects; likewise below.
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Writes the whole buffer; if `forced`, to stable media.
     ///
     /// # Errors
     ///
-    /// What the disk says.
+    /// The error of the disk.
     fn write(&self, buffer: &[u8], offset: u64, forced: bool) -> io::Result<()>;
 
-    /// Makes a range read as zeroes, by one way or (if `punch`) by another.
+    /// Zeroes a range: by punching a hole if `punch` is set, otherwise in place.
     ///
     /// # Errors
     ///
-    /// What the disk says.
+    /// The error of the disk.
     fn zero(&self, offset: u64, length: u64, punch: bool) -> io::Result<()>;
 
-    /// Gives a range up: its content stays or becomes zeroes.
+    /// Discards a range: its content stays or becomes zeroes.
     ///
     /// # Errors
     ///
-    /// What the disk says.
+    /// The error of the disk.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
 
-    /// Brings what was written to stable media.
+    /// Flushes writes to stable media.
     ///
     /// # Errors
     ///
-    /// What the disk says.
+    /// The error of the disk.
     fn flush(&self) -> io::Result<()>;
 }
 
-/// A block device or a file, past the page cache.
+/// A block device or file, accessed with direct I/O.
 #[derive(Debug)]
 pub(super) struct Direct {
     plain: File,
@@ -75,7 +75,7 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    /// Opens it to write too, or only to read.
+    /// Opens it read-write or read-only.
     pub(super) fn open(path: &Path, writable: bool) -> io::Result<Self> {
         let open = |flags| {
             OpenOptions::new()
@@ -181,7 +181,7 @@ impl Disk for Direct {
     }
 }
 
-/// Bytes of a device's logical block.
+/// Size of a device's logical block, in bytes.
 fn logical_block(device: &File) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: BLKSSZGET writes one int, which `bytes` is.
@@ -198,7 +198,7 @@ fn said(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Memory that direct I/O takes.
+/// Memory aligned for direct I/O.
 #[derive(Debug)]
 pub(super) struct Aligned {
     memory: Vec<u8>,
@@ -214,7 +214,7 @@ impl Aligned {
         Self { memory, skip }
     }
 
-    /// Its first so many bytes.
+    /// Its first `length` bytes.
     pub(super) fn first(&mut self, length: usize) -> &mut [u8] {
         &mut self.memory[self.skip..][..length]
     }

@@ -1,10 +1,10 @@
-//! A torture: random operations by several threads at once, and a model of what each sector holds then.
+//! A torture test: random operations by concurrent threads, checked against a model of every sector.
 //!
-//! [`Torture::new`] orders operations that touch the same sectors, so that every read has one answer, and lets those
-//! run at once that touch the same block of a cache but no common sector. With [`Torture::overlapping`] nothing is
-//! ordered: a read beside writes must find each sector whole, and as one of them left it.
+//! [`Torture::new`] orders operations on the same sectors, so that every read has one correct result. Operations that
+//! share a cache block but no sector run concurrently. With [`Torture::overlapping`] nothing is ordered: a read during
+//! writes must return each sector whole, as one of them left it.
 //!
-//! Operation N of a seed is always the same, whichever thread does it.
+//! Operation N of a seed is always the same, regardless of the thread that runs it.
 
 mod content;
 mod disk;
@@ -22,10 +22,10 @@ use content::{FIRST, Pattern, SECTOR, ZEROES, mix};
 use disk::{Aligned, Direct};
 use model::{Model, Ranges};
 
-/// The most that one operation reads or writes, in bytes.
+/// Maximum size of a read or write, in bytes.
 const LARGEST: u64 = 1 << 20;
 
-/// A torture to be run.
+/// A torture test to run.
 pub struct Torture {
     disk: Box<dyn Disk>,
     threads: usize,
@@ -34,43 +34,43 @@ pub struct Torture {
     overlapping: bool,
 }
 
-/// What a torture did, and what it left on the disk.
+/// Result of a torture: its operations and the expected content of the disk.
 #[derive(Debug)]
 pub struct Report {
-    /// How many operations of each kind were done.
+    /// Number of operations of each kind.
     pub done: Done,
     model: Model,
     pattern: Pattern,
     size: u64,
 }
 
-/// A number of operations of each kind.
+/// Number of operations of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// Reads, each compared byte by byte.
     pub reads: u64,
-    /// Writes, the forced ones included.
+    /// Writes, including forced ones.
     pub writes: u64,
-    /// Ranges made zeroes.
+    /// Ranges zeroed.
     pub zeroes: u64,
-    /// Ranges given up.
+    /// Ranges discarded.
     pub discards: u64,
     /// Flushes.
     pub flushes: u64,
 }
 
 impl Torture {
-    /// Of the block device at this path; its content is lost.
+    /// Tortures the block device at this path; its content is lost.
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self::on(direct(path.as_ref(), true))
     }
 
-    /// Of a file on a file system, as large as it is; its content is lost.
+    /// Tortures a file on a file system at its current size; its content is lost.
     pub fn on_file(path: impl AsRef<Path>) -> Self {
         Self::new(path)
     }
 
-    /// Of anything that holds bytes.
+    /// Tortures any disk.
     pub fn on(disk: impl Disk + 'static) -> Self {
         Self {
             disk: Box::new(disk),
@@ -81,35 +81,35 @@ impl Torture {
         }
     }
 
-    /// With so many threads (8, if not said).
+    /// Sets the number of threads (default 8).
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// With so many operations in all (10,000, if not said).
+    /// Sets the total number of operations (default 10,000).
     #[must_use]
     pub fn operations(mut self, operations: u64) -> Self {
         self.operations = operations;
         self
     }
 
-    /// With the operations of this seed.
+    /// Sets the seed of the operations.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// With operations on the same sectors at the same time, for a disk that never tears a sector: one on memory may.
+    /// Allows concurrent operations on the same sectors, for disks that never tear a sector (disks in memory may).
     #[must_use]
     pub fn overlapping(mut self) -> Self {
         self.overlapping = true;
         self
     }
 
-    /// Runs it, then reads the whole disk; panics with the seed, the operation and the first byte that is wrong.
+    /// Runs it, then reads the whole disk; panics with the seed, the operation and the first wrong byte.
     pub fn run(self) -> Report {
         let seed = self.seed;
         self.find().unwrap_or_else(|fault| panic!("seed {seed}: {fault}"))
@@ -145,9 +145,9 @@ impl Torture {
 }
 
 impl Report {
-    /// Compares all that is at this path with what must be there, and panics at the first byte that differs.
+    /// Compares everything at this path with the expected content; panics at the first difference.
     ///
-    /// For a look past the device once it is stopped: at its backing.
+    /// For checking the backing once the device is stopped.
     pub fn compare(&self, path: impl AsRef<Path>) {
         let path = path.as_ref();
         self.verify(&direct(path, false))
@@ -173,7 +173,7 @@ impl Report {
     }
 }
 
-/// What a torture found to be wrong.
+/// A fault found by a torture.
 #[derive(Debug)]
 pub struct Fault {
     operation: Option<u64>,
@@ -190,7 +190,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A torture that runs.
+/// A running torture.
 struct Run<'a> {
     torture: &'a Torture,
     model: Model,
@@ -202,7 +202,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Writes what the model begins with.
+    /// Writes the initial content of the model.
     fn lay_down(&self) -> Result<(), Fault> {
         let mut buffer = Aligned::new(bytes(LARGEST));
         for range in pieces(self.size) {
@@ -227,13 +227,13 @@ impl Run<'_> {
                 .collect();
             let mut done = Done::default();
             for thread in threads {
-                done.add(thread.join().expect("a fault is told, not panicked")?);
+                done.add(thread.join().expect("faults are returned, not panicked")?);
             }
             Ok(done)
         })
     }
 
-    /// One thread's share, until all operations are done or one has failed.
+    /// The work of one thread, until all operations are done or one has failed.
     fn work(&self, thread: usize) -> Result<Done, Fault> {
         let mut buffer = Aligned::new(bytes(LARGEST));
         let mut done = Done::default();
@@ -327,7 +327,7 @@ impl Operation {
         let kind = Kind::choose(&mut dice, disk.has_discard());
         let unit = match kind {
             Kind::Zero { .. } => disk.zeroing_unit(),
-            // Half of what is done has the shape of a file system's I/O.
+            // Half of the operations resemble a file system's I/O.
             _ if dice.percent(50) => disk.unit().max(4096),
             _ => disk.unit(),
         };
@@ -348,8 +348,8 @@ impl Operation {
     }
 }
 
-/// Where an operation begins: most in a tenth of the disk, which is more than a small cache, and half of those in a
-/// quarter of that, which is less.
+/// Start of an operation: most are in one tenth of the disk, larger than a small cache, and half of those in a quarter
+/// of it, which is smaller.
 fn place(dice: &mut Dice, size: u64) -> (u64, u64) {
     let hot = size / 2..size / 2 + size / 10;
     match dice.below(100) {
@@ -392,7 +392,7 @@ impl Done {
     }
 }
 
-/// A sequence of numbers that are as good as random.
+/// A pseudorandom sequence.
 struct Dice(u64);
 
 impl Dice {
@@ -411,7 +411,7 @@ fn pieces(size: u64) -> impl Iterator<Item = Range<u64>> {
     (0..size.div_ceil(LARGEST)).map(move |i| i * LARGEST..size.min((i + 1) * LARGEST))
 }
 
-/// What was found in a range, in words: where, whose it is, and whose it should be.
+/// Describes a mismatch: position, origin of the content, and expected origin.
 fn describe(pattern: &Pattern, range: &Range<u64>, found: &[u8], wrong: &model::Wrong) -> String {
     let sector = wrong.byte / SECTOR * SECTOR;
     let content = &found[sector..sector + SECTOR];

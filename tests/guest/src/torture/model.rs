@@ -1,9 +1,9 @@
-//! What each sector may hold, and since when.
+//! A model of the contents that each sector may have, over time.
 //!
-//! Every change of a sector has a start and an end on one clock. A change that began after another had ended replaces
-//! it when it ends itself; of changes that overlapped, any may be the one that stays. A read may return what had not
-//! been replaced when it began and had begun when it ended, nothing older and nothing of its own. A read beside which
-//! nothing changed tells which of several it is, and it must stay that.
+//! Every change of a sector has a start and an end on a common clock. A change that starts after another one ended
+//! replaces it when it ends itself. If changes overlap, any of them may win. A read may return content that was not yet
+//! replaced when the read started and whose change had started when the read ended, and nothing else. A read without
+//! concurrent changes decides which of several candidates is there, and later reads must agree.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -13,15 +13,15 @@ use super::content::{FIRST, Pattern, SECTOR, ZEROES, version};
 
 /// Sectors under one lock.
 const GROUP: u64 = 128;
-/// A time that has not come.
+/// A time in the future.
 const NEVER: u64 = u64::MAX;
 
-/// What every sector of a disk may hold.
+/// Possible contents of every sector of a disk.
 #[derive(Debug)]
 pub(super) struct Model {
     groups: Vec<Mutex<Vec<Sector>>>,
     clock: AtomicU64,
-    /// Since when each thread's read runs.
+    /// Start time of each thread's read.
     reads: Vec<AtomicU64>,
 }
 
@@ -34,11 +34,11 @@ struct Candidate {
     version: u64,
     start: u64,
     end: u64,
-    /// When it was known to be there no more.
+    /// When it was replaced for certain.
     gone: u64,
 }
 
-/// A change that has begun.
+/// A change in progress.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Change {
@@ -48,7 +48,7 @@ pub(super) struct Change {
     replaces: bool,
 }
 
-/// A read that has begun.
+/// A read in progress.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Reading {
@@ -56,17 +56,17 @@ pub(super) struct Reading {
     since: u64,
 }
 
-/// What was found that may not be.
+/// Content that is not allowed.
 #[derive(Debug)]
 pub(super) struct Wrong {
     /// The first byte that differs, from the first that was read.
     pub(super) byte: usize,
-    /// The sector's versions that were possible.
+    /// The versions that were possible for the sector.
     pub(super) possible: Vec<u64>,
 }
 
 impl Model {
-    /// A disk of `sectors` sectors, all of them laid down and read by at most `threads` threads at a time.
+    /// A disk of `sectors` initialised sectors, accessed by at most `threads` threads.
     pub(super) fn new(sectors: u64, threads: usize) -> Self {
         let laid_down = Candidate {
             version: FIRST,
@@ -85,12 +85,12 @@ impl Model {
         }
     }
 
-    /// A write of this version begins (of zeroes, if it is that of zeroes).
+    /// Starts a write of this version (of zeroes, for the version of zeroes).
     pub(super) fn begin_write(&self, sectors: Range<u64>, version: u64) -> Change {
         self.begin(sectors, version, true)
     }
 
-    /// A discard begins: each of the sectors may become zeroes or stay.
+    /// Starts a discard: each of the sectors may become zeroes or keep its content.
     pub(super) fn begin_discard(&self, sectors: Range<u64>) -> Change {
         self.begin(sectors, ZEROES, false)
     }
@@ -113,7 +113,7 @@ impl Model {
         }
     }
 
-    /// The change is done: a read that begins now finds what it left.
+    /// Ends the change: a read that starts now returns its content.
     pub(super) fn end(&self, change: Change) {
         let Change {
             sectors,
@@ -135,9 +135,9 @@ impl Model {
         });
     }
 
-    /// A read by this thread begins.
+    /// Starts a read by this thread.
     pub(super) fn begin_read(&self, thread: usize) -> Reading {
-        // First the word that it runs, so that nothing is forgotten that it may find.
+        // Register the read first, so that no content that it may find is dropped.
         self.reads[thread].store(self.clock.load(SeqCst), SeqCst);
         Reading {
             thread,
@@ -145,7 +145,7 @@ impl Model {
         }
     }
 
-    /// The read found this in the sectors from `first` on.
+    /// Ends the read with this content of the sectors from `first` on.
     pub(super) fn end_read(
         &self,
         reading: &Reading,
@@ -201,7 +201,7 @@ impl Model {
     }
 }
 
-/// The versions that a read may find that began at `since` and ends now.
+/// The versions that a read from `since` to now may return.
 fn possible(sector: &Sector, since: u64) -> impl Iterator<Item = u64> {
     sector
         .iter()
@@ -219,7 +219,7 @@ fn judge(sector: &Sector, since: u64, pattern: &Pattern, position: u64, found: &
     differences.max().flatten().or(Some(0))
 }
 
-/// A read that began at `since` found this version: it is the one, if nothing changed beside the read.
+/// A read that started at `since` found this version: it is settled if there was no concurrent change.
 fn settle(sector: &mut Sector, version: u64, since: u64, now: u64) {
     if sector.len() == 1 || sector.iter().any(|candidate| candidate.end >= since) {
         return;
@@ -229,14 +229,14 @@ fn settle(sector: &mut Sector, version: u64, since: u64, now: u64) {
     }
 }
 
-/// Ranges of sectors in use: by one that changes them, or by any number that read them.
+/// Locked ranges of sectors: by one writer or any number of readers.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
     held: Mutex<Vec<(Range<u64>, bool)>>,
     freed: Condvar,
 }
 
-/// A range in use, until dropped.
+/// A locked range, released when dropped.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     ranges: &'a Ranges,
@@ -245,7 +245,7 @@ pub(super) struct Held<'a> {
 }
 
 impl Ranges {
-    /// Waits until no one else uses any of it, or only shares what is shared.
+    /// Waits until the range is free, or shared if this use is shared.
     pub(super) fn hold(&self, range: Range<u64>, shared: bool) -> Held<'_> {
         let free = |held: &mut Vec<(Range<u64>, bool)>| {
             held.iter()
