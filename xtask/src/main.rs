@@ -14,7 +14,6 @@ mod demo;
 mod guest;
 mod progress;
 mod setup;
-mod tally;
 mod test;
 mod vm;
 mod workspace;

@@ -90,6 +90,8 @@ fn base(kernel: &Kernel) -> Result<PathBuf> {
     let key = key(kernel, &busybox, &files)?;
     let folder = cache::dir()?.join("initramfs");
     let path = folder.join(format!("{key:016x}.cpio"));
+    // Guests that boot at the same time build it once.
+    let _lock = cache::lock()?;
     if path.exists() {
         return Ok(path);
     }

@@ -1,11 +1,12 @@
 //! The qemu process and its channels: four sockets, each read by a thread that passes on what comes.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,7 @@ pub(crate) enum Source {
     Out,
     /// The command's standard error (hvc1).
     Err,
-    /// What the guest's process 1 says to us (hvc2).
+    /// What the guest's process 1 and its command say to us, and we to them (hvc2).
     Control,
 }
 
@@ -46,6 +47,8 @@ pub(crate) enum Received {
 pub(crate) struct Machine {
     qemu: Child,
     incoming: Receiver<(Source, Vec<u8>)>,
+    /// Our end of the control channel, once qemu has connected.
+    control: Arc<OnceLock<UnixStream>>,
 }
 
 impl Machine {
@@ -54,12 +57,13 @@ impl Machine {
         let mut command = Command::new("qemu-system-x86_64");
         arguments(&mut command, config, kernel, folder);
         let (sender, incoming) = channel();
+        let control = Arc::new(OnceLock::new());
         for (source, name) in SOURCES {
             let path = folder.join(name);
             let listener =
                 UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-            let sender = sender.clone();
-            std::thread::spawn(move || pass_on(&listener, source, &sender));
+            let (sender, control) = (sender.clone(), Arc::clone(&control));
+            std::thread::spawn(move || pass_on(&listener, source, &sender, &control));
         }
         command
             .stdin(Stdio::null())
@@ -70,7 +74,19 @@ impl Machine {
         let qemu = command
             .spawn()
             .context("cannot start qemu-system-x86_64: run `cargo xtask setup`")?;
-        Ok(Self { qemu, incoming })
+        Ok(Self {
+            qemu,
+            incoming,
+            control,
+        })
+    }
+
+    /// Sends a line to who reads the control channel in the guest.
+    pub(crate) fn tell(&self, line: &str) -> Result<()> {
+        let mut control = self.control.get().context("the control channel is not open")?;
+        control
+            .write_all(format!("{line}\n").as_bytes())
+            .context("cannot write to the control channel")
     }
 
     /// Waits for something from the guest.
@@ -103,10 +119,20 @@ impl Drop for Machine {
     }
 }
 
-fn pass_on(listener: &UnixListener, source: Source, sender: &Sender<(Source, Vec<u8>)>) {
+fn pass_on(
+    listener: &UnixListener,
+    source: Source,
+    sender: &Sender<(Source, Vec<u8>)>,
+    control: &OnceLock<UnixStream>,
+) {
     let Ok((mut stream, _)) = listener.accept() else {
         return;
     };
+    if source == Source::Control
+        && let Ok(ours) = stream.try_clone()
+    {
+        control.get_or_init(|| ours);
+    }
     let mut buffer = [0; 16 * 1024];
     while let Some(bytes) = read(&mut stream, &mut buffer) {
         if sender.send((source, bytes.to_vec())).is_err() {
@@ -134,13 +160,15 @@ fn die_with_parent() -> std::io::Result<()> {
 fn arguments(command: &mut Command, config: &Config, kernel: &Kernel, folder: &Path) {
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-m", &config.memory]);
+    // The guest's CPUs take turns in one thread. With a thread for each, QEMU 7.2 now and then runs an `int3` that the
+    // kernel has put into its text for a moment, after the text is whole again: the kernel dies with "Oops: int3".
+    command.args(["-accel", "tcg,thread=single"]);
     if config.icount {
-        // One guest nanosecond for each instruction, of whichever CPU: they take turns. Without the string instructions
-        // that copy any number of bytes in one, so that a copy has its price.
-        command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
-        command.args(["-cpu", "max,-erms,-fsrm"]);
+        // One guest nanosecond for each instruction, of whichever CPU. Without the string instructions that copy any
+        // number of bytes in one, so that a copy has its price.
+        command.args(["-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm"]);
     } else {
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-cpu", "max"]);
     }
     command.args(["-smp", &config.cpus.to_string()]);
     command

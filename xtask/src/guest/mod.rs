@@ -27,7 +27,7 @@ use watch::{Channel, Console};
 const BOOT_ATTEMPTS: u32 = 2;
 /// A guest that has not reached its command by then will not.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// CPUs that can boot by then when they take turns.
+/// CPUs that can boot by then: they take turns.
 const BOOT_CPUS: u32 = 4;
 /// Time for what is still on its way after the command's end, or after the kernel's death.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -80,11 +80,7 @@ impl Default for Config {
 
 impl Config {
     fn boot_limit(&self) -> Duration {
-        if self.icount {
-            BOOT_LIMIT * self.cpus.div_ceil(BOOT_CPUS)
-        } else {
-            BOOT_LIMIT
-        }
+        BOOT_LIMIT * self.cpus.div_ceil(BOOT_CPUS)
     }
 
     fn kernel_arguments(&self) -> String {
@@ -112,10 +108,15 @@ pub(crate) enum Outcome {
     Hung(String),
 }
 
-/// Who gets the command's output as it comes.
+/// Who gets the command's output as it comes, and answers its questions.
 pub(crate) trait Sink {
     fn out(&mut self, bytes: &[u8]);
     fn err(&mut self, bytes: &[u8]);
+
+    /// What the command shall do next: it writes the line `next` to /dev/hvc2 and reads a line from there. Nothing ends it.
+    fn next(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// Passes the command's output on as our own.
@@ -192,8 +193,11 @@ struct Session<'a> {
     console: Console,
     out: Channel,
     err: Channel,
+    /// What has come of a control line that is not whole.
     control: String,
     command_started: bool,
+    /// The status that the guest's process 1 reported.
+    exit: Option<u8>,
     started: Instant,
     heard: Instant,
 }
@@ -218,6 +222,7 @@ impl<'a> Session<'a> {
             err: Channel::new(marker),
             control: String::new(),
             command_started: false,
+            exit: None,
             started: now,
             heard: now,
         }
@@ -226,11 +231,11 @@ impl<'a> Session<'a> {
     fn drive(&mut self) -> Result<Outcome> {
         loop {
             match self.machine.receive(Duration::from_millis(100))? {
-                Received::Bytes(source, bytes) => self.take(source, &bytes),
+                Received::Bytes(source, bytes) => self.take(source, &bytes)?,
                 Received::Nothing => {}
                 Received::Closed => return self.closed(),
             }
-            if let Some(status) = self.exit_status()? {
+            if let Some(status) = self.exit {
                 self.drain();
                 return Ok(self.died().unwrap_or(Outcome::Exited(status)));
             }
@@ -244,7 +249,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn take(&mut self, source: Source, bytes: &[u8]) {
+    fn take(&mut self, source: Source, bytes: &[u8]) -> Result<()> {
         self.heard = Instant::now();
         match source {
             Source::Console => {
@@ -257,27 +262,30 @@ impl<'a> Session<'a> {
             Source::Err => self.sink.err(&self.err.feed(bytes)),
             Source::Control => {
                 self.control.push_str(&String::from_utf8_lossy(bytes));
-                if !self.command_started && self.control.contains("ready\n") {
-                    self.command_started = true;
-                    // qemu has read the files, or holds them open.
-                    self.folder = None;
+                while let Some((line, rest)) = self.control.split_once('\n') {
+                    let (line, rest) = (line.to_owned(), rest.to_owned());
+                    self.control = rest;
+                    self.obey(&line)?;
                 }
             }
         }
+        Ok(())
     }
 
-    /// The status that the guest's process 1 reported.
-    fn exit_status(&self) -> Result<Option<u8>> {
-        let Some((_, rest)) = self.control.split_once("exit ") else {
-            return Ok(None);
-        };
-        let Some((status, _)) = rest.split_once('\n') else {
-            return Ok(None);
-        };
-        status
-            .parse()
-            .map(Some)
-            .with_context(|| format!("the guest reported the exit status {status:?}"))
+    /// Does what a control line asks for.
+    fn obey(&mut self, line: &str) -> Result<()> {
+        if line == "ready" {
+            self.command_started = true;
+            // qemu has read the files, or holds them open.
+            self.folder = None;
+        } else if line == "next" {
+            let next = self.sink.next().unwrap_or_default();
+            self.machine.tell(&next)?;
+        } else if let Some(status) = line.strip_prefix("exit ") {
+            let status = status.parse();
+            self.exit = Some(status.with_context(|| format!("the guest reported {line:?}"))?);
+        }
+        Ok(())
     }
 
     /// Receives what is still on its way.
@@ -288,9 +296,9 @@ impl<'a> Session<'a> {
         };
         while !arrived(self) && Instant::now() < deadline {
             match self.machine.receive(Duration::from_millis(100)) {
-                Ok(Received::Bytes(source, bytes)) => self.take(source, &bytes),
+                Ok(Received::Bytes(source, bytes)) if self.take(source, &bytes).is_ok() => {}
                 Ok(Received::Nothing) => {}
-                Ok(Received::Closed) | Err(_) => break,
+                Ok(_) | Err(_) => break,
             }
         }
         self.flush();
@@ -357,7 +365,7 @@ fn marker() -> String {
 /// The guest's command as a shell script, with those of our variables that steer what is printed.
 fn script(argv: &[String]) -> String {
     let mut script = String::new();
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "UBLK_BPF_SEED"] {
+    for name in ["RUST_LOG", "RUST_BACKTRACE", "UBLK_BPF_SEED", "UBLK_BPF_SWAPS"] {
         if let Some(value) = std::env::var_os(name) {
             script.push_str(&format!("export {name}={}\n", command::quote(&value)));
         }

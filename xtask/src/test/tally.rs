@@ -4,9 +4,9 @@ use std::ops::AddAssign;
 
 /// Tests by how they ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
+pub(super) struct Counts {
+    pub(super) passed: u64,
+    pub(super) failed: u64,
 }
 
 impl AddAssign for Counts {
@@ -24,17 +24,17 @@ impl std::fmt::Display for Counts {
 
 /// Reads a test program's output as it comes.
 #[derive(Default)]
-pub(crate) struct Tally {
-    pub(crate) counts: Counts,
+pub(super) struct Tally {
+    pub(super) counts: Counts,
     /// The names of the tests that failed.
-    pub(crate) failures: Vec<String>,
+    pub(super) failures: Vec<String>,
     unfinished: Vec<u8>,
     running: Option<String>,
 }
 
 impl Tally {
     /// Takes what was printed.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             if byte != b'\n' {
                 self.unfinished.push(byte);
@@ -57,13 +57,19 @@ impl Tally {
     }
 
     /// Counts a failure that is no test's own.
-    pub(crate) fn fail(&mut self, what: &str) {
+    pub(super) fn fail(&mut self, what: &str) {
         self.counts.failed += 1;
         self.failures.push(what.to_owned());
     }
 
+    /// Adds what another counted.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.failures.extend(other.failures);
+    }
+
     /// The test that has begun and not ended.
-    pub(crate) fn running(&self) -> Option<&str> {
+    pub(super) fn running(&self) -> Option<&str> {
         self.running.as_deref()
     }
 }

@@ -1,0 +1,211 @@
+//! The tests that need ublk: as many guests at once as this machine has CPUs for, each of which asks for the next test
+//! program as soon as it is done with one.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+
+use super::programs;
+use super::sections::Sections;
+use super::tally::Tally;
+use crate::guest::{self, Config, Outcome, Sink};
+use crate::setup::kernel::Kernel;
+use crate::{command, progress, setup};
+
+/// Where the guest has the test programs.
+const FOLDER: &str = "/usr/local/lib/tests";
+/// Where the guest's script asks for the next one.
+const CONTROL: &str = "/dev/hvc2";
+/// CPUs of a guest. They take turns on one of this machine's.
+const CPUS: u32 = 4;
+const MEMORY: &str = "4G";
+/// Guests at once: each takes up to [`MEMORY`].
+const MOST: usize = 4;
+/// A test is silent until it ends, and everything is slow under emulation.
+const SILENCE: Duration = Duration::from_secs(600);
+/// The programs that take longest, in this order: begun last, one of them would run alone at the end.
+const LONGEST: [&str; 4] = ["torture", "cache", "robust", "several"];
+
+/// Runs all these test programs.
+pub(super) fn run(
+    filter: Option<&str>,
+    server: (PathBuf, String),
+    programs: Vec<(String, PathBuf)>,
+    live: bool,
+) -> Result<Tally> {
+    let kernel = setup::guest()?;
+    let names = longest_first(programs.iter().map(|(name, _)| name.clone()).collect());
+    let guests = names
+        .len()
+        .min(available_parallelism().map_or(1, usize::from))
+        .clamp(1, MOST);
+    let place = |(name, path)| (path, format!("{FOLDER}/{name}"));
+    let config = Config {
+        cpus: CPUS,
+        memory: MEMORY.to_owned(),
+        silence: Some(SILENCE),
+        files: programs::policies()?,
+        built: programs.into_iter().map(place).chain([server]).collect(),
+        ..Config::default()
+    };
+    progress::note(&format!(
+        "booting Linux {} for the tests that need ublk ({guests} at a time)",
+        kernel.release
+    ));
+    let queue = Queue(Mutex::new(names.into()));
+    let mut tally = Tally::default();
+    std::thread::scope(|scope| {
+        let one = || one_guest(&config, &kernel, &script(filter), &queue, live && guests == 1);
+        let started: Vec<_> = (0..guests).map(|_| scope.spawn(one)).collect();
+        for guest in started {
+            tally.absorb(guest.join().map_err(|_| anyhow!("a guest's thread panicked"))??);
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    for name in queue.rest() {
+        tally.fail(&format!("{name} was not run: no guest was left"));
+    }
+    Ok(tally)
+}
+
+/// Runs programs of the queue in one guest until none is left.
+fn one_guest(
+    config: &Config,
+    kernel: &Kernel,
+    script: &[String],
+    queue: &Queue,
+    live: bool,
+) -> Result<Tally> {
+    let mut job = Job {
+        tally: Tally::default(),
+        sections: Sections::new(live),
+        queue,
+    };
+    let outcome = guest::run(config, kernel, script, &mut job)?;
+    let Job { mut tally, .. } = job;
+    match outcome {
+        Outcome::Exited(0) => {}
+        Outcome::Exited(_) if tally.counts.failed > 0 => {}
+        ended => {
+            let test = tally
+                .running()
+                .map_or_else(String::new, |name| format!(" during the test {name}"));
+            let what = format!("{}{test}", guest::describe(&ended));
+            eprintln!("error: {what}");
+            tally.fail(&what);
+        }
+    }
+    Ok(tally)
+}
+
+/// The programs that no guest has begun.
+struct Queue(Mutex<VecDeque<String>>);
+
+impl Queue {
+    fn names(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rest(&self) -> Vec<String> {
+        self.names().drain(..).collect()
+    }
+}
+
+/// What one guest does: it takes programs from the queue, and their output is passed on and counted.
+struct Job<'a> {
+    tally: Tally,
+    sections: Sections,
+    queue: &'a Queue,
+}
+
+impl Sink for Job<'_> {
+    fn out(&mut self, bytes: &[u8]) {
+        self.tally.feed(bytes);
+        self.sections.feed(bytes);
+    }
+
+    fn err(&mut self, bytes: &[u8]) {
+        let _ = std::io::stderr().write_all(bytes);
+    }
+
+    fn next(&mut self) -> Option<String> {
+        self.queue.names().pop_front()
+    }
+}
+
+/// These programs in the order in which they are begun.
+fn longest_first(mut names: Vec<String>) -> Vec<String> {
+    let rank = |name: &String| {
+        LONGEST
+            .iter()
+            .position(|long| long == name)
+            .unwrap_or(LONGEST.len())
+    };
+    names.sort_by(|one, other| rank(one).cmp(&rank(other)).then_with(|| one.cmp(other)));
+    names
+}
+
+/// What a guest runs: the test programs that it is given, one test at a time, and on after a failure.
+fn script(filter: Option<&str>) -> [String; 3] {
+    let filter = filter.map_or_else(String::new, |filter| command::quote(filter.as_ref()));
+    let script = format!(
+        "exec 5<>{CONTROL}; status=0; \
+         while echo next >&5 && read -r program <&5 && [ -n \"$program\" ]; do \
+         echo; echo \"     Running $program (guest)\"; \
+         {FOLDER}/\"$program\" --test-threads=1 {filter} 5>&- || status=1; done; exit $status"
+    );
+    ["sh".to_owned(), "-c".to_owned(), script]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_programs_are_begun_first() {
+        let names = ["classifier", "several", "torture", "data"].map(str::to_owned);
+        assert_eq!(
+            longest_first(names.to_vec()),
+            ["torture", "several", "classifier", "data"]
+        );
+        let there = programs::guest_programs().expect("listed");
+        for name in LONGEST {
+            assert!(
+                there.iter().any(|other| other == name),
+                "{name} is not in {there:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_guest_goes_on_after_a_failure_and_remembers_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, body) in [("a", "exit 1"), ("b", "echo \"$2\"")] {
+            let path = folder.path().join(name);
+            crate::cache::write_whole(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
+            let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(path, executable).expect("made executable");
+        }
+        // A file in the place of the channel: each question goes to the dots, and the answer stands after them.
+        let control = folder.path().join("control");
+        std::fs::write(&control, "....\na\n....\nb\n....\n\n").expect("written");
+        let [shell, flag, script] = script(Some("it's"));
+        let script = script
+            .replace(FOLDER, &folder.path().to_string_lossy())
+            .replace(CONTROL, &control.to_string_lossy());
+        let output = std::process::Command::new(shell)
+            .args([flag, script])
+            .output()
+            .expect("sh runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("Running b (guest)\nit's\n"), "{output:?}");
+        assert_eq!(output.status.code(), Some(1));
+        let asked = std::fs::read_to_string(control).expect("read");
+        assert_eq!(asked, "next\na\nnext\nb\nnext\n\n");
+    }
+}
