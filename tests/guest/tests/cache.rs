@@ -141,12 +141,12 @@ fn swapping(device: &Device, work: impl FnOnce() -> Report) -> Report {
 }
 
 #[test]
-fn ext4_is_whole_on_a_cached_device() {
+fn ext4_is_consistent_on_a_cached_device() {
     file_system(FileSystem::Ext4, "write-through");
 }
 
 #[test]
-fn xfs_is_whole_on_a_cached_device() {
+fn xfs_is_consistent_on_a_cached_device() {
     file_system(FileSystem::Xfs, "write-around");
 }
 

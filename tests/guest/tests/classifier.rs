@@ -206,7 +206,7 @@ fn altered_passthrough(old: &[u8], new: &[u8]) -> PolicyObject {
 const ANSWER: [u8; 8] = [0xb4, 0, 0, 0, 1, 0, 0, 0];
 
 #[test]
-fn every_request_leaves_its_verdict_and_is_counted() {
+fn every_request_gets_a_verdict_and_is_counted() {
     let fixture = Fixture::new(0, None);
     let classifier = fixture.load();
     fixture.read(800, BLOCK);

@@ -134,7 +134,7 @@ fn said<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
 }
 
 #[test]
-fn the_kernel_has_what_is_served() {
+fn the_kernel_supports_the_served_features() {
     let ublk = ublk();
     let features = ublk.control.features().unwrap();
     features
@@ -372,7 +372,7 @@ fn a_device_is_quiesced_and_recovered() {
 }
 
 #[test]
-fn a_server_that_dies_leaves_what_was_asked_for() {
+fn a_dead_server_leaves_the_state_that_recovery_selects() {
     let ublk = ublk();
     let control = &ublk.control;
     for (recovery, state) in [(Recovery::None, State::Dead), (Recovery::Fail, State::Quiesced)] {

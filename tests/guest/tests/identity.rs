@@ -26,7 +26,7 @@ fn write_sector(path: &Path) {
 }
 
 #[test]
-fn a_device_is_the_same_until_it_is_written_to() {
+fn a_device_keeps_its_identity_until_it_is_written() {
     for backing in [Backing::brd(128), Backing::loop_device("identity", 128)] {
         let path = backing.path().unwrap();
         let saved = identity(path);
@@ -49,7 +49,7 @@ fn a_device_is_the_same_until_it_is_written_to() {
 }
 
 #[test]
-fn a_device_is_another_than_one_of_the_same_size() {
+fn devices_of_the_same_size_have_different_identities() {
     let (one, two) = (Backing::loop_device("one", 64), Backing::loop_device("two", 64));
     let difference = identity(one.path().unwrap())
         .compare(&identity(two.path().unwrap()))
@@ -62,7 +62,7 @@ fn a_device_is_another_than_one_of_the_same_size() {
 }
 
 #[test]
-fn a_file_on_ext4_is_the_same_over_a_mount_until_it_is_written_to() {
+fn a_file_on_ext4_keeps_its_identity_over_a_mount_until_it_is_written() {
     let disk = Backing::file("fs", 128);
     run("mkfs.ext4", &["-q", "-F", disk.spec()]);
     let at = Path::new("/tmp/identity");

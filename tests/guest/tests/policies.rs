@@ -174,7 +174,7 @@ fn drop_discard_keeps_the_data() {
 }
 
 #[test]
-fn sparse_answers_reads_of_holes_without_io() {
+fn sparse_serves_reads_of_holes_without_io() {
     let backing = Backing::file("sparse", 16);
     let path = backing.path().expect("a file");
     let before = OpenOptions::new().write(true).open(path).expect("open");

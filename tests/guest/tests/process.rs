@@ -21,7 +21,7 @@ fn threads_inherit_the_io_flusher_state() {
 }
 
 #[test]
-fn a_mount_namespace_is_left_by_the_thread_alone() {
+fn only_the_calling_thread_leaves_its_mount_namespace() {
     let namespace = || std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
     let before = namespace();
     let left = thread::spawn(move || {

@@ -177,7 +177,7 @@ fn a_device_is_recovered_without_its_policys_object() {
 }
 
 #[test]
-fn queues_that_lose_their_device_leave_it_for_another_server() {
+fn a_quiesced_device_is_left_for_another_server() {
     let backing = Backing::file("quiesced", 16);
     let device = Device::run(&[
         "--backing",
@@ -282,7 +282,7 @@ impl Drop for NullBlk {
 }
 
 #[test]
-fn blocks_of_4_kib_are_served_by_every_way() {
+fn blocks_of_4_kib_are_served_by_every_path() {
     let settings = [("size", "32"), ("blocksize", "4096"), ("memory_backed", "1")];
     let _disk = NullBlk::new("blocks", &settings);
     for policy in ["passthrough", SLOW] {

@@ -1,4 +1,4 @@
-//! Policy `hostile`: random answers. It may cost time; it must not cost data.
+//! Policy `hostile`: random answers. It may cost time, but no data.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -7,14 +7,14 @@ mod answer {
     use ublk_bpf_policy::Request;
     use ublk_bpf_policy::bpf::helpers::generated::bpf_get_prandom_u32;
 
-    /// Not made with the SDK's macro, whose function can only answer with what is a decision.
+    /// Does not use the SDK's macro, whose function can only return valid decisions.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "freplace/policy")]
     extern "C" fn policy(request: *const Request) -> u32 {
         core::hint::black_box(request);
-        // SAFETY: The helper takes nothing and gives a number.
+        // SAFETY: The helper takes no arguments and returns a number.
         let random = unsafe { bpf_get_prandom_u32() };
-        // Every second answer looks like a decision: any verdict, any reason, any hints.
+        // Every second answer resembles a decision: any verdict, any reason, any hints.
         if random & 1 == 0 {
             random >> 1
         } else {

@@ -1,4 +1,4 @@
-//! A BPF object that is no policy: a program for a tracepoint.
+//! A BPF object that is not a policy: a tracepoint program.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

@@ -1,4 +1,4 @@
-//! Policy `slow`: every request through a staging buffer.
+//! Policy `slow`: sends every request through a staging buffer.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Reason, Request, Verdict, policy};

@@ -98,7 +98,7 @@ impl IndexEntry {
     /// The entry marked absent, with the same writers.
     #[must_use]
     #[inline(always)]
-    pub const fn emptied(self) -> Self {
+    pub const fn invalidated(self) -> Self {
         Self::ABSENT.with_writers(self.writers(), 0)
     }
 }
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(entry.state(), Some(BlockState::Present));
         assert_eq!(entry.slot(), IndexEntry::MAX_SLOTS - 1);
         assert_eq!((entry.writers(), entry.writing()), (0xffff, 0x8001));
-        assert_eq!(entry.emptied(), IndexEntry::ABSENT.with_writers(0xffff, 0));
+        assert_eq!(entry.invalidated(), IndexEntry::ABSENT.with_writers(0xffff, 0));
         assert_eq!(IndexEntry(3).state(), None);
         assert!(entry.serves(2) && !entry.serves(1));
     }

@@ -52,7 +52,7 @@ pub struct Change {
     /// The slot that the data has to go to as well, behind the backing device.
     pub lease: Option<Lease>,
     /// Blocks that left the cache.
-    pub emptied: u32,
+    pub invalidated: u32,
 }
 
 /// Why the cache device is not used any more.
@@ -160,22 +160,28 @@ impl<'m> Cache<'m> {
             .then(|| self.begin_write_through(offset, length))
             .flatten();
         match lease {
-            Some(_) => Change { lease, emptied: 0 },
+            Some(_) => Change {
+                lease,
+                invalidated: 0,
+            },
             None => self.begin_discard(offset, length),
         }
     }
 
     /// To be called before a discard or write-zeroes of this range is issued. `length` is not 0.
     pub fn begin_discard(&self, offset: u64, length: u64) -> Change {
-        let mut emptied = 0;
+        let mut invalidated = 0;
         for word in self.words(offset, length) {
             let before = update(word, |entry| {
                 debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
-                entry.emptied().with_writers(entry.writers() + 1, 0)
+                entry.invalidated().with_writers(entry.writers() + 1, 0)
             });
-            emptied += u32::from(before.is_present());
+            invalidated += u32::from(before.is_present());
         }
-        Change { lease: None, emptied }
+        Change {
+            lease: None,
+            invalidated,
+        }
     }
 
     /// The change of this range that began with `change` has ended. `is_good`: if its data has gone to the leased slot,
@@ -191,7 +197,7 @@ impl<'m> Cache<'m> {
                         if is_good {
                             entry.with_writers(writers, entry.writing() & !regions)
                         } else {
-                            entry.emptied().with_writers(writers, 0)
+                            entry.invalidated().with_writers(writers, 0)
                         }
                     }
                     _ => entry.with_writers(writers, entry.writing()),
@@ -397,7 +403,7 @@ mod tests {
         let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
         assert!(beside.lease.is_some());
         let over = cache.begin_write(3 * BLOCK + 2048, 4096);
-        assert_eq!((over.lease, over.emptied), (None, 1));
+        assert_eq!((over.lease, over.invalidated), (None, 1));
         assert!(!cache.begin_fill(3, 1) && !cache.slots.take(2), "somebody writes");
         cache.end_change(3 * BLOCK, 4096, first.lease, true);
         cache.end_change(3 * BLOCK + 2048, 4096, over.lease, true);
@@ -423,7 +429,7 @@ mod tests {
             cache.slots.give(0, 9);
             assert!(cache.begin_fill(9, 0));
             let change = cache.begin_write(9 * BLOCK, 512);
-            assert_eq!((change.lease, change.emptied), (None, 0));
+            assert_eq!((change.lease, change.invalidated), (None, 0));
             assert!(!cache.end_fill(9, 0), "what was read may be old");
             cache.end_change(9 * BLOCK, 512, None, true);
             assert!(!cache.end_fill(9, 0));
@@ -436,13 +442,13 @@ mod tests {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteAround);
         let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.lease, change.emptied), (None, 1));
+        assert_eq!((change.lease, change.invalidated), (None, 1));
         cache.end_change(3 * BLOCK, 512, None, true);
         assert!(cache.slots.take(2));
         cache.slots.give(2, 3);
         assert!(cache.restore(3, 2));
         let change = cache.begin_discard(BLOCK, 4 * BLOCK);
-        assert_eq!(change.emptied, 1);
+        assert_eq!(change.invalidated, 1);
         for block in 1..5 {
             assert!(!cache.begin_fill(block, 0), "block {block} is being discarded");
         }
@@ -461,7 +467,7 @@ mod tests {
         cache.detach(failure);
         assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
         let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.lease, change.emptied), (None, 1));
+        assert_eq!((change.lease, change.invalidated), (None, 1));
         assert!(!cache.hint(0, Priority::Normal));
         assert_eq!(cache.failure(), Some(&failure));
     }

@@ -82,7 +82,7 @@ impl Cache<'_> {
     /// Takes every block out of the cache.
     pub(super) fn empty(&self) {
         for word in self.index {
-            update(word, IndexEntry::emptied);
+            update(word, IndexEntry::invalidated);
         }
     }
 

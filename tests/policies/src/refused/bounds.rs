@@ -1,4 +1,4 @@
-//! Believes that a number from outside is small.
+//! Assumes that an external index is small.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -14,7 +14,7 @@ mod bpf {
         let Some(limits) = LIMITS.get(0) else {
             return Decision::pass();
         };
-        // SAFETY: There is none: this is the mistake.
+        // SAFETY: None: this is the mistake.
         if request.sector < unsafe { *limits.get_unchecked(request.op as usize) } {
             return Decision::hit();
         }

@@ -1,4 +1,4 @@
-//! Waits for what may never come.
+//! Loops on a condition that may never change.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Request, policy};

@@ -1,4 +1,4 @@
-//! Calls a helper that is for network programs.
+//! Calls a helper that only network programs may use.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

@@ -1,4 +1,4 @@
-//! Ends, but only after more branches than the verifier follows.
+//! Terminates, but only after more branches than the verifier follows.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use core::hint::black_box;

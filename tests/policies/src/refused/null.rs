@@ -1,4 +1,4 @@
-//! Believes that a look-up finds something.
+//! Assumes that a look-up succeeds.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -11,7 +11,7 @@ mod bpf {
     static LIMITS: Array<u64, 4> = Array::new();
 
     fn decide(request: &Request) -> Decision {
-        // SAFETY: There is none: this is the mistake.
+        // SAFETY: None: this is the mistake.
         let limit = unsafe { LIMITS.get_ptr(request.op).unwrap_unchecked() };
         // SAFETY: As above.
         if request.sector < unsafe { *limit } {

@@ -1,4 +1,4 @@
-//! Has a path that panics, which in BPF is a loop without an end.
+//! Has a path that panics, which in BPF is an endless loop.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use ublk_bpf_policy::{Decision, Request, policy};

@@ -41,7 +41,7 @@ impl<'w> Machine<'w> {
             Action::Write => cache.begin_write(offset, length),
             Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
         };
-        self.counters.invalidated += u64::from(change.emptied);
+        self.counters.invalidated += u64::from(change.invalidated);
         self.counters.cache_writes += u64::from(change.lease.is_some());
         let leased = change
             .lease
@@ -55,7 +55,7 @@ impl<'w> Machine<'w> {
             && request.action == Action::Discard
         {
             let change = cache.begin_discard(request.offset, request.length);
-            self.counters.invalidated += u64::from(change.emptied);
+            self.counters.invalidated += u64::from(change.invalidated);
             cache.end_change(request.offset, request.length, None, true);
         }
     }
