@@ -237,6 +237,24 @@ fn a_backing_that_cannot_serve_is_named() {
 }
 
 #[test]
+fn a_cache_that_cannot_serve_is_not_called_a_backing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir(at.join("folder")).unwrap();
+    File::create(at.join("empty")).unwrap();
+    for (name, why) in [
+        ("missing", "does not exist"),
+        ("folder", "is a directory"),
+        ("empty", "is empty"),
+    ] {
+        let outcome = run_in(at, &["run", "--backing", "mem:1M", "--cache", name]);
+        assert_eq!(outcome.status, 1);
+        let line = format!("ublk-bpf: cache {}: {why}", at.join(name).display());
+        assert!(outcome.stderr.starts_with(&line), "{}", outcome.stderr);
+    }
+}
+
+#[test]
 fn a_backing_in_use_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = File::create(folder.path().join("used")).unwrap();
@@ -284,7 +302,7 @@ fn a_wrong_configuration_is_told_with_its_line() {
     for (text, why) in [
         (
             "backing = \"mem:1M\"\ncaches = \"x\"\n",
-            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         ("depth = 0\n", "line 1: depth is 0: give 1 to 4096"),
         ("id = 2000000\n", "line 1: id is 2000000: give 0 to 1048575"),
@@ -337,7 +355,7 @@ fn several_devices_are_checked_before_one_is_made() {
     for (text, line) in [
         (
             "[[device]]\n[[device]]\ndepht = 4\n",
-            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         (
             "backing = \"a\"\n[[device]]\n",

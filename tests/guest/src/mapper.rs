@@ -45,6 +45,12 @@ impl Mapper {
         self.switch(&self.table("flakey", "0 0 3600 1 error_writes"));
     }
 
+    /// From now on every write takes so many milliseconds, and reads do not.
+    pub fn delay_writes(&self, milliseconds: u32) {
+        run("modprobe", &["dm_delay"]);
+        self.switch(&self.table("delay", &format!("0 0 {} 0 {milliseconds}", self.below)));
+    }
+
     /// From now on everything passes through again.
     pub fn heal(&self) {
         self.switch(&self.table("linear", "0"));

@@ -45,6 +45,9 @@ pub(super) struct Settings {
     /// Return when every device is ready, and serve in the background
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) daemon: Option<bool>,
+    /// If a device waits for a server on the same backing, serve that again instead of refusing to make another one
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub(super) recover_waiting: Option<bool>,
     /// What becomes of the device if its server dies [default: none]
     #[arg(long, value_enum)]
     pub(super) recovery: Option<Recovery>,
@@ -122,9 +125,13 @@ impl Settings {
         }
         for (index, table) in self.device.iter().enumerate() {
             let number = index + 1;
-            if table.daemon.is_some() {
+            let of_all = [
+                (table.daemon.is_some(), "daemon"),
+                (table.recover_waiting.is_some(), "recover-waiting"),
+            ];
+            if let Some((_, name)) = of_all.into_iter().find(|(is_given, _)| *is_given) {
                 return Err(format!(
-                    "device {number}: daemon is for all devices: put it above the first [[device]]"
+                    "device {number}: {name} is for all devices: put it above the first [[device]]"
                 ));
             }
             if !table.device.is_empty() {
@@ -151,6 +158,7 @@ impl Settings {
             depth: self.depth.or(other.depth),
             read_only: self.read_only.or(other.read_only),
             daemon: self.daemon.or(other.daemon),
+            recover_waiting: self.recover_waiting.or(other.recover_waiting),
             recovery: self.recovery.or(other.recovery),
             allow_lossy: self.allow_lossy.or(other.allow_lossy),
             cache: self.cache.or(other.cache),
@@ -305,6 +313,10 @@ mod tests {
             (
                 "[[device]]\n[[device]]\ndaemon = true",
                 "device 2: daemon is for all devices",
+            ),
+            (
+                "[[device]]\nrecover-waiting = true",
+                "device 1: recover-waiting is for all devices",
             ),
             ("[[device]]\n[[device.device]]", "device 1: a device has no"),
             (

@@ -42,6 +42,11 @@ They start in this order; if one cannot, none does. A line is printed for each w
 its own number, or fails, and the others go on; a signal stops all of them, and the process ends with the last one. With \
 two tables or more, the command line can say nothing about a device.
 
+A device made with --recovery waits when its server dies, and keeps its backing and its cache: a start on either is \
+refused. With --recover-waiting (recover-waiting = true above the first table) such a start serves the waiting device \
+again, under its own number and with the options it was made with, beside those that are new. It is for supervisors, \
+which start the same command after a failure.
+
 Examples:
   ublk-bpf run
   ublk-bpf run --backing /srv/disk.img --policy sparse --daemon
@@ -59,7 +64,7 @@ pub(super) struct Args {
     /// Serve device N again, whose server died, with the options it was made with
     #[arg(long, value_name = "N", conflicts_with_all =
         ["backing", "policy", "id", "queues", "depth", "read_only", "recovery", "allow_lossy", "config", "cache",
-        "cache_block", "cache_mode", "cache_eviction", "promote_limit", "cache_reset"])]
+        "cache_block", "cache_mode", "cache_eviction", "promote_limit", "cache_reset", "recover_waiting"])]
     recover: Option<DeviceId>,
     /// Read options from a TOML file, which can describe several devices
     #[arg(long, value_name = "FILE")]
@@ -73,9 +78,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         None => Settings::default(),
     };
     let daemon = args.settings.daemon.or(file.daemon).unwrap_or(false);
+    let recover_waiting = args
+        .settings
+        .recover_waiting
+        .or(file.recover_waiting)
+        .unwrap_or(false);
     let start = match args.recover {
-        Some(id) => Start::Recover(id),
-        None => Start::New(devices(args.settings, file)?),
+        Some(id) => Start::recover(id),
+        None if recover_waiting => Start::make_or_recover(devices(args.settings, file)?),
+        None => Start::make(devices(args.settings, file)?),
     };
     if daemon {
         println!("{}", server::run_in_background(&start, announce)?);

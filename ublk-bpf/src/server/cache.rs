@@ -7,11 +7,12 @@ use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
 use super::isolation::protect_thread;
 use super::lock::Lock;
+use super::owners::Opening;
 use super::record::{CacheRecord, Detached, Record, now};
-use super::{CacheOptions, ServeError};
+use super::{CacheOptions, Role, ServeError};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
 use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape};
-use crate::control::{DeviceInfo, Params};
+use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::uring::{CacheWays, Doorbell, PromoterSpec, run_promoter};
 use crate::policy::{CacheMaps, CacheSpec};
 use crate::queue::Errno;
@@ -94,12 +95,18 @@ pub(super) struct CacheDevice {
 }
 
 impl CacheDevice {
-    /// Opens what the options name, for a device on `backing`, which will promise no more than both can keep.
-    pub(super) fn open(options: &CacheOptions, backing: &mut Target) -> Result<Self, ServeError> {
+    /// Opens what the options name, for a device on `backing`, which will promise no more than both can keep: a new one,
+    /// or `own`, which waits.
+    pub(super) fn open(
+        options: &CacheOptions,
+        backing: &mut Target,
+        opening: &mut Opening<'_>,
+        own: Option<DeviceId>,
+    ) -> Result<Self, ServeError> {
         if matches!(backing.kind(), Kind::Null(_)) {
             return Err(CacheError::Null.into());
         }
-        let target = Target::open(&options.device, false)?;
+        let target = opening.target(Role::Cache, &options.device, false, own)?;
         let Some(file) = target.file() else {
             return Err(CacheError::NullCache.into());
         };
@@ -113,13 +120,18 @@ impl CacheDevice {
         }
         let layout = Layout::plan(target.facts().sectors * SECTOR_SIZE, options.block);
         let layout = layout.map_err(|source| CacheError::Disk { device: name, source })?;
-        backing.suit(target.facts())?;
+        backing.suit(target.facts()).map_err(Role::Backing.failed())?;
         Ok(Self {
             options: options.clone(),
             target,
             file,
             layout,
         })
+    }
+
+    /// Where the copies are.
+    pub(super) const fn target(&self) -> &Target {
+        &self.target
     }
 
     /// The maps that the classifier needs.
@@ -153,6 +165,7 @@ impl CacheDevice {
                 ..self.options.clone()
             },
             identity: self.target.identity(),
+            storage: self.target.storage(),
             slots: self.layout.slots,
             detached: None,
         }

@@ -1,9 +1,11 @@
 //! A device of this server's: chosen, locked and made, and deleted in the end.
 
+use super::cache::CacheDevice;
 use super::lock::Lock;
-use super::record::{self, RecordError};
-use super::{Options, ServeError, leftover};
+use super::record::{self, Record, RecordError};
+use super::{Options, Role, ServeError, leftover, owners};
 use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
+use crate::target::Target;
 
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -17,14 +19,23 @@ pub(super) struct Claim<'c> {
 }
 
 impl<'c> Claim<'c> {
-    /// Makes a device with these options. If they name no id, it gets none of the `reserved` ones.
+    /// Makes a device with these options on what was opened for it, and its record. If the options name no id, it gets
+    /// none of the `reserved` ones. Until the lock that comes with it is dropped, no other process changes the policy.
+    ///
+    /// From the record on other starts know what is this device's, and they look for it under the same lock.
     pub(super) fn make(
         control: &'c Control,
         options: &Options,
         reserved: &[DeviceId],
-    ) -> Result<Self, ServeError> {
+        backing: &Target,
+        cache: Option<&CacheDevice>,
+    ) -> Result<(Self, Lock), ServeError> {
         let start = Lock::start()?;
         leftover::sweep(control);
+        owners::check_open(control, Role::Backing, backing)?;
+        if let Some(cache) = cache {
+            owners::check_open(control, Role::Cache, cache.target())?;
+        }
         let device = AddDevice {
             id: options.id,
             queues: options.queues,
@@ -37,7 +48,30 @@ impl<'c> Claim<'c> {
             Some(id) => add(control, id, &device)?,
             None => add_lowest(control, &device, reserved)?,
         };
+        let claim = Self {
+            control,
+            info,
+            lock,
+            leave: false,
+        };
+        let policy_lock = Lock::change_policy(claim.info.id)?;
+        let sectors = backing.facts().sectors;
+        let record = Record::new(
+            &claim.info,
+            options,
+            sectors,
+            backing,
+            cache.map(CacheDevice::record),
+        );
+        record.write()?;
         drop(start);
+        claim.warn(options);
+        Ok((claim, policy_lock))
+    }
+
+    /// Says what the kernel did not grant.
+    fn warn(&self, options: &Options) {
+        let info = &self.info;
         if info.queues < options.queues {
             tracing::warn!(
                 "{} queues were asked for; this machine's number of CPUs allows {}",
@@ -51,12 +85,6 @@ impl<'c> Claim<'c> {
                 options.depth
             );
         }
-        Ok(Self {
-            control,
-            info,
-            lock,
-            leave: false,
-        })
     }
 
     /// Takes over a device that another server made. It is left as it is, until [`Self::delete_when_dropped`].

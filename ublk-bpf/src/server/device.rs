@@ -8,8 +8,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::cache::{self, CacheDevice, CacheError, CacheService, MapsBefore};
 use super::claim::Claim;
+use super::owners::Opening;
 use super::service::Service;
-use super::{Options, Ready, Record, ServeError};
+use super::{Options, Ready, Record, Role, ServeError};
 use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
 use crate::queue::Written;
@@ -47,9 +48,13 @@ pub(super) struct NewDevice {
 
 impl NewDevice {
     /// Opens what the options name.
-    pub(super) fn open(options: &Options, reserved: &[DeviceId]) -> Result<Self, ServeError> {
+    pub(super) fn open(
+        options: &Options,
+        reserved: &[DeviceId],
+        opening: &mut Opening<'_>,
+    ) -> Result<Self, ServeError> {
         let policy = Policy::parse(&options.policy)?;
-        let (target, cache) = open_devices(options)?;
+        let (target, cache) = open_devices(options, opening, None)?;
         Ok(Self {
             options: options.clone(),
             policy,
@@ -65,7 +70,7 @@ impl Device for NewDevice {
     fn live(self, host: Host<'_>) -> Result<(), ServeError> {
         let control = host.control;
         let (options, target, cache) = (&self.options, &self.target, self.cache.as_ref());
-        let mut claim = Claim::make(control, options, &self.reserved)?;
+        let (mut claim, policy_lock) = Claim::make(control, options, &self.reserved, target, cache)?;
         let facts = target.facts();
         let params = facts.params(claim.info.max_io_bytes);
         let params = cache.map_or(params, |cache| cache.adapt(params));
@@ -74,14 +79,13 @@ impl Device for NewDevice {
         let mut classifier = Classifier::load(&spec)?;
         mark_data(target, &classifier)?;
         policy::swap(&spec.disk, &self.policy)?;
+        drop(policy_lock);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
             let entries = cache.warm(target)?;
             CacheService::new(cache, (target, facts.sectors), maps, entries, MapsBefore::New)
         });
         let service = service.transpose()?;
-        let cache = cache.map(CacheDevice::record);
-        let record = Record::new(&claim.info, options, facts.sectors, target.identity(), cache);
-        record.write()?;
+        let record = Record::read(claim.info.id)?;
         let serving = Service {
             control,
             info: &claim.info,
@@ -89,6 +93,7 @@ impl Device for NewDevice {
             classifier: &classifier,
             cache: service.as_ref(),
             record,
+            was_waiting: false,
         };
         let end = serving.run(Control::start, host);
         drop(service);
@@ -101,14 +106,20 @@ impl Device for NewDevice {
 }
 
 /// Opens what the bytes are on, and where some of them are twice. By their paths, so before the process leaves its
-/// mounts.
-pub(super) fn open_devices(options: &Options) -> Result<(Target, Option<CacheDevice>), ServeError> {
-    let mut target = Target::open(&options.backing, options.read_only)?;
+/// mounts. `own` is the device that waits on them; `None`: it is to be made.
+pub(super) fn open_devices(
+    options: &Options,
+    opening: &mut Opening<'_>,
+    own: Option<DeviceId>,
+) -> Result<(Target, Option<CacheDevice>), ServeError> {
+    let mut target = opening.target(Role::Backing, &options.backing, options.read_only, own)?;
     if target.kind() == Kind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);
     }
     let cache = options.cache.as_ref();
-    let cache = cache.map(|of| CacheDevice::open(of, &mut target)).transpose()?;
+    let cache = cache
+        .map(|of| CacheDevice::open(of, &mut target, opening, own))
+        .transpose()?;
     Ok((target, cache))
 }
 

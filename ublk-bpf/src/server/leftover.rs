@@ -14,8 +14,8 @@ use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 /// How long the kernel may take to free the id of a device that nobody uses.
 const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
-const SETTLING: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+pub(super) const SETTLING: Duration = Duration::from_secs(20);
+pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// Why what is left of a device could not be removed.
 #[derive(Debug, thiserror::Error)]

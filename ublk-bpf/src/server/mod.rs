@@ -13,6 +13,7 @@ pub mod leftover;
 pub mod lock;
 pub mod mounts;
 mod options;
+mod owners;
 mod queues;
 pub mod record;
 mod recover;
@@ -26,8 +27,8 @@ pub mod users;
 
 pub use background::run_in_background;
 pub use cache::CacheError;
-pub use error::ServeError;
+pub use error::{Role, ServeError};
 pub use options::{CacheOptions, Options};
 pub use record::Record;
-pub use serve::{Ready, Start, serve};
+pub use serve::{Ready, Recipe, Start, serve};
 pub use stop::{StopError, stop};

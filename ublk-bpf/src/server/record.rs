@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::Lock;
 use super::run_dir::{DIRECTORY, RunDir};
-use super::{CacheOptions, Options};
+use super::{CacheOptions, Options, Role};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::sys::trust::Distrusted;
-use crate::target::Spec;
+use crate::target::{Spec, Storage, Target};
 
 /// Version of the record's format.
 const VERSION: u32 = 2;
@@ -38,6 +38,9 @@ pub struct Record {
     pub backing: Spec,
     /// Which file or device that path led to.
     pub identity: String,
+    /// What that is on; `None` for memory and nothing, and in records of older programs.
+    #[serde(default)]
+    pub storage: Option<Storage>,
     /// The policy's name, or the absolute path of its object.
     pub policy: String,
     /// Hardware queues.
@@ -64,6 +67,9 @@ pub struct CacheRecord {
     pub options: CacheOptions,
     /// Which file or device its path led to.
     pub identity: String,
+    /// What that is on; `None` for memory, and in records of older programs.
+    #[serde(default)]
+    pub storage: Option<Storage>,
     /// Slots that it has.
     pub slots: u32,
     /// It failed, and is not used any more.
@@ -118,14 +124,14 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// The record of a device that this process is about to serve. `policy` and paths in `options` are absolute;
-    /// `identity` is the [target's](crate::target::Target::identity).
+    /// The record of a device that this process is about to serve on `backing`. `policy` and paths in `options` are
+    /// absolute.
     #[must_use]
     pub fn new(
         info: &DeviceInfo,
         options: &Options,
         sectors: u64,
-        identity: String,
+        backing: &Target,
         cache: Option<CacheRecord>,
     ) -> Self {
         Self {
@@ -135,7 +141,8 @@ impl Record {
             started: now(),
             boot_id: boot_id(),
             backing: options.backing.clone(),
-            identity,
+            identity: backing.identity(),
+            storage: backing.storage(),
             policy: options.policy.clone(),
             queues: info.queues,
             depth: info.depth,
@@ -167,6 +174,23 @@ impl Record {
             allow_lossy: self.allow_lossy,
             cache: self.cache.as_ref().map(|cache| cache.options.clone()),
         }
+    }
+
+    /// The storage that it keeps from others, as long as the device is there.
+    pub(super) fn storages(&self) -> Vec<(Role, Storage)> {
+        let storage = |known: &Option<Storage>, spec: &Spec, identity: &str, read_only| match (known, spec) {
+            (Some(storage), _) => Some(storage.clone()),
+            (None, Spec::Path(_)) => Some(Storage::named(identity, read_only)),
+            (None, _) => None,
+        };
+        let backing = storage(&self.storage, &self.backing, &self.identity, self.read_only);
+        let cache = self.cache.as_ref();
+        let cache = cache.and_then(|of| storage(&of.storage, &of.options.device, &of.identity, false));
+        let backing = backing.map(|storage| (Role::Backing, storage));
+        backing
+            .into_iter()
+            .chain(cache.map(|storage| (Role::Cache, storage)))
+            .collect()
     }
 
     /// Whether its cache has failed.
@@ -377,13 +401,15 @@ mod tests {
         let cache = options.cache.clone().map(|options| CacheRecord {
             options,
             identity: "block device 1:2".into(),
+            storage: None,
             slots: 100,
             detached: Some(Detached {
                 since: 1,
                 why: "reading failed".into(),
             }),
         });
-        Record::new(&info, &options, 1 << 21, "memory".into(), cache)
+        let backing = Target::open(&options.backing, false).unwrap();
+        Record::new(&info, &options, 1 << 21, &backing, cache)
     }
 
     #[test]
@@ -393,6 +419,20 @@ mod tests {
         assert_eq!(Record::parse(&text, ID), Ok(record.clone()));
         assert_eq!(record.options().queues, 2);
         assert!(record.is_of_this_boot());
+    }
+
+    #[test]
+    fn a_record_says_which_storage_its_device_has() {
+        let mut record = record();
+        // An older program's has the names alone. Memory is not shared.
+        let cache = (Role::Cache, Storage::named("block device 1:2", false));
+        assert_eq!(record.storages(), [cache]);
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("backing");
+        fs::write(&path, [0; 4096]).unwrap();
+        let backing = Target::open(&Spec::Path(path), false).unwrap();
+        record.storage = backing.storage();
+        assert_eq!(record.storages()[0], (Role::Backing, backing.storage().unwrap()));
     }
 
     #[test]

@@ -1,24 +1,23 @@
 //! A device whose server died, from what is left of it to its next end.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{CacheDevice, CacheService, MapsBefore};
 use super::claim::Claim;
 use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
+use super::leftover::{POLL, SETTLING};
 use super::lock::Lock;
-use super::record::CacheRecord;
+use super::owners::{self, Opening};
+use super::record::{CacheRecord, RecordError};
 use super::service::Service;
 use super::{Options, Record, ServeError, leftover};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
-use crate::target::{Size, Target};
-
-/// How long the kernel may take to let go of a server that is gone.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(10);
+use crate::sys::process;
+use crate::target::{Size, Spec, Target};
 
 /// A device that waits for a server, with everything open that it was on.
 pub(super) struct LeftDevice {
@@ -35,14 +34,18 @@ pub(super) struct LeftDevice {
 
 impl LeftDevice {
     /// Opens what device `id` was on, and leaves it as it is.
-    pub(super) fn open(control: &Control, id: DeviceId) -> Result<Self, ServeError> {
-        let lock = Lock::serve(id)?;
+    pub(super) fn open(
+        control: &Control,
+        id: DeviceId,
+        opening: &mut Opening<'_>,
+    ) -> Result<Self, ServeError> {
+        let lock = lock_of_the_dead(id)?;
         let policy_lock = Lock::change_policy(id)?;
         let before = Record::read(id)?;
         let options = before.options();
         let info = waiting(control, id)?;
         let policy = Policy::parse(&options.policy);
-        let (target, cache) = open_devices(&options)?;
+        let (target, cache) = open_devices(&options, opening, Some(id))?;
         check_unchanged(control, &before, &target)?;
         if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {
             cache.check_unchanged(before)?;
@@ -57,6 +60,22 @@ impl LeftDevice {
             lock,
             policy_lock,
         })
+    }
+
+    /// The same, if the device is the one that `wanted` describes.
+    pub(super) fn open_described(
+        control: &Control,
+        id: DeviceId,
+        wanted: &Options,
+        opening: &mut Opening<'_>,
+    ) -> Result<Self, ServeError> {
+        let device = Self::open(control, id, opening)?;
+        check_described(&device.before, wanted)?;
+        tracing::info!(
+            "{} is served again, with the options it was made with",
+            id.disk_name()
+        );
+        Ok(device)
     }
 
     /// The classifier with its maps as the dead server left it, or a new one if that cannot be had.
@@ -107,7 +126,7 @@ impl Device for LeftDevice {
             detached,
             ..cache.record()
         });
-        let record = Record::new(&claim.info, &self.options, sectors, target.identity(), cache);
+        let record = Record::new(&claim.info, &self.options, sectors, target, cache);
         record.write()?;
         drop(self.policy_lock);
         let serving = Service {
@@ -117,6 +136,7 @@ impl Device for LeftDevice {
             classifier: &classifier,
             cache: service.as_ref(),
             record,
+            was_waiting: true,
         };
         let end = serving.run(Control::end_recovery, host);
         drop(service);
@@ -128,9 +148,21 @@ impl Device for LeftDevice {
     }
 }
 
+/// The lock of a device whose server is dead, or dying: a process that was killed keeps its locks until it has ended.
+fn lock_of_the_dead(id: DeviceId) -> Result<Lock, RecordError> {
+    let is_dying = || Record::read(id).is_ok_and(|record| process::is_dying(record.pid));
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        match Lock::serve(id) {
+            Err(RecordError::Locked(_)) if is_dying() && Instant::now() < deadline => thread::sleep(POLL),
+            other => return other,
+        }
+    }
+}
+
 /// The kernel says that a device waits a moment before it lets another server have it.
 fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
-    let deadline = Instant::now() + RELEASE_PATIENCE;
+    let deadline = Instant::now() + SETTLING;
     loop {
         match control.start_recovery(id) {
             Err(error) if error.errno() == Some(libc::EBUSY) && Instant::now() < deadline => {
@@ -176,6 +208,38 @@ fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Resul
         backing: before.backing.to_string(),
         difference,
     })
+}
+
+/// Whether the device that a record tells of is what `wanted` describes, in what its clients and their data depend on.
+fn check_described(before: &Record, wanted: &Options) -> Result<(), ServeError> {
+    let id = before.id();
+    let otherwise = |was: String, asked: String| Err(ServeError::Otherwise { id, was, asked });
+    if let Some(asked) = wanted.id.filter(|&asked| asked != id) {
+        return otherwise(format!("with id {id}"), format!("with id {asked}"));
+    }
+    let writes = |read_only| if read_only { "read-only" } else { "to be written" }.to_owned();
+    if before.read_only != wanted.read_only {
+        return otherwise(writes(before.read_only), writes(wanted.read_only));
+    }
+    let loses = |lossy| if lossy { "lossy" } else { "without --allow-lossy" }.to_owned();
+    if before.allow_lossy != wanted.allow_lossy {
+        return otherwise(loses(before.allow_lossy), loses(wanted.allow_lossy));
+    }
+    let was = before.cache.as_ref().map(|cache| &cache.options.device);
+    let asked = wanted.cache.as_ref().map(|cache| &cache.device);
+    let storage = |spec: Option<&Spec>| owners::storage_at(spec?, false);
+    let is_same = was == asked
+        || storage(was)
+            .zip(storage(asked))
+            .is_some_and(|(was, asked)| was.is_same_as(&asked));
+    if is_same {
+        return Ok(());
+    }
+    let with = |cache: Option<&Spec>| match cache {
+        Some(cache) => format!("with the cache {cache}"),
+        None => "without a cache".to_owned(),
+    };
+    otherwise(with(was), with(asked))
 }
 
 /// The device, if it waits for a server.

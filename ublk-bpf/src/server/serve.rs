@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::{Device, Host, NewDevice};
 use super::isolation::{isolate, protect_thread};
+use super::owners::{self, Opening};
 use super::recover::LeftDevice;
 use super::signals::StopSignals;
 use super::{Options, Record, ServeError};
@@ -18,13 +19,45 @@ use crate::control::{Control, DeviceId, Features};
 use crate::policy::ensure_bpffs;
 use crate::target::Kind;
 
-/// What to serve.
+/// What to serve: devices in this order.
 #[derive(Clone, Debug)]
-pub enum Start {
-    /// Devices that are to be made.
-    New(Vec<Options>),
-    /// A device whose server died, with the options that it was made with.
+pub struct Start {
+    /// How each of them comes to be.
+    pub devices: Vec<Recipe>,
+}
+
+/// How a device comes to be.
+#[derive(Clone, Debug)]
+pub enum Recipe {
+    /// It is made.
+    Make(Options),
+    /// If a device waits for a server on the same backing, that is served again; else it is made.
+    MakeOrRecover(Options),
+    /// It is there and waits for a server, since its last one died. It has the options that it was made with.
     Recover(DeviceId),
+}
+
+impl Start {
+    /// Devices that are to be made.
+    #[must_use]
+    pub fn make(devices: Vec<Options>) -> Self {
+        let devices = devices.into_iter().map(Recipe::Make).collect();
+        Self { devices }
+    }
+
+    /// Devices that are to be made, but for those that wait already.
+    #[must_use]
+    pub fn make_or_recover(devices: Vec<Options>) -> Self {
+        let devices = devices.into_iter().map(Recipe::MakeOrRecover).collect();
+        Self { devices }
+    }
+
+    /// A device that waits.
+    #[must_use]
+    pub fn recover(id: DeviceId) -> Self {
+        let devices = vec![Recipe::Recover(id)];
+        Self { devices }
+    }
 }
 
 /// A device that has just become ready.
@@ -45,31 +78,84 @@ pub struct Ready {
 /// Everything that can go wrong on the way. If a device cannot be started, those before it are taken away again, whoever
 /// uses them by then. Nothing is left behind, but for a device that is to wait for another server.
 pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeError> {
-    match start {
-        Start::New(devices) => {
-            let devices = open(devices)?;
-            let control = kernel()?;
-            isolate();
-            serve_together(&control, devices, ready)
-        }
-        Start::Recover(id) => {
+    for recipe in &start.devices {
+        if let Recipe::Recover(id) = recipe {
             // A record that is not there is told before the lock makes its file.
             Record::read(*id)?;
-            let control = kernel()?;
-            let device = LeftDevice::open(&control, *id)?;
-            isolate();
-            serve_together(&control, vec![device], ready)
         }
+    }
+    // What is wrong with what was named is told before what is wrong with the kernel.
+    let control = kernel();
+    let devices = open(start, control.as_ref().ok())?;
+    let control = control?;
+    ensure_bpffs()?;
+    isolate();
+    serve_together(&control, devices, ready)
+}
+
+/// Opens what all of the devices are on. By their paths, so before the process leaves its mounts. Without `control`, those
+/// that wait are left out.
+fn open(start: &Start, control: Option<&Control>) -> Result<Vec<Opened>, ServeError> {
+    let of = start.devices.len();
+    let reserved: Vec<DeviceId> = start.devices.iter().filter_map(Recipe::wanted_id).collect();
+    let mut opening = Opening::new(control, of);
+    let mut devices = Vec::with_capacity(of);
+    for (index, recipe) in start.devices.iter().enumerate() {
+        opening.next_device();
+        let device = recipe.open(control, &reserved, &mut opening);
+        devices.extend(device.map_err(|error| of_several(index, of, error))?);
+    }
+    Ok(devices)
+}
+
+impl Recipe {
+    /// The id that a device is to be made with.
+    const fn wanted_id(&self) -> Option<DeviceId> {
+        match self {
+            Self::Make(options) | Self::MakeOrRecover(options) => options.id,
+            Self::Recover(_) => None,
+        }
+    }
+
+    fn open(
+        &self,
+        control: Option<&Control>,
+        reserved: &[DeviceId],
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<Opened>, ServeError> {
+        let waiting = match (self, control) {
+            (Self::MakeOrRecover(options), Some(control)) => owners::waiting_on(control, options)?,
+            _ => None,
+        };
+        Ok(match (self, control, waiting) {
+            (Self::Recover(id), Some(control), _) => {
+                Some(Opened::Left(Box::new(LeftDevice::open(control, *id, opening)?)))
+            }
+            (Self::Recover(_), None, _) => None,
+            (Self::MakeOrRecover(options), Some(control), Some(id)) => {
+                let device = LeftDevice::open_described(control, id, options, opening)?;
+                Some(Opened::Left(Box::new(device)))
+            }
+            (Self::Make(options) | Self::MakeOrRecover(options), ..) => Some(Opened::New(Box::new(
+                NewDevice::open(options, reserved, opening)?,
+            ))),
+        })
     }
 }
 
-/// Opens what all of the devices are on. By their paths, so before the process leaves its mounts.
-fn open(devices: &[Options]) -> Result<Vec<NewDevice>, ServeError> {
-    let reserved: Vec<DeviceId> = devices.iter().filter_map(|options| options.id).collect();
-    let open = |(index, options)| {
-        NewDevice::open(options, &reserved).map_err(|error| of_several(index, devices.len(), error))
-    };
-    devices.iter().enumerate().map(open).collect()
+/// A device with everything open that it is on.
+enum Opened {
+    New(Box<NewDevice>),
+    Left(Box<LeftDevice>),
+}
+
+impl Device for Opened {
+    fn live(self, host: Host<'_>) -> Result<(), ServeError> {
+        match self {
+            Self::New(device) => device.live(host),
+            Self::Left(device) => device.live(host),
+        }
+    }
 }
 
 /// The control plane of a kernel that has everything a device needs.
@@ -77,7 +163,6 @@ fn kernel() -> Result<Control, ServeError> {
     let control = Control::open()?;
     let found = control.features()?;
     found.require(Features::SERVED | Features::SAFE_STOP)?;
-    ensure_bpffs()?;
     Ok(control)
 }
 

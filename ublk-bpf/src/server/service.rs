@@ -23,6 +23,9 @@ const CACHE_WATCH: Duration = Duration::from_millis(200);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Why a device that waited is left again.
+const NOT_STARTED: &str = "another device of the same process could not be started";
+
 /// Everything that the service needs.
 pub(super) struct Service<'a> {
     pub(super) control: &'a Control,
@@ -31,6 +34,8 @@ pub(super) struct Service<'a> {
     pub(super) classifier: &'a Classifier,
     pub(super) cache: Option<&'a CacheService<'a>>,
     pub(super) record: Record,
+    /// The device was there before this process.
+    pub(super) was_waiting: bool,
 }
 
 /// How the kernel gets to know that the queues are ready.
@@ -101,7 +106,7 @@ impl Service<'_> {
                     }
                 }
                 end = queues.ended() => return self.ended(end),
-                asked = host.asked.recv() => match self.stop(asked.is_none() || was_asked)? {
+                asked = host.asked.recv() => match self.asked(asked.is_some(), was_asked)? {
                     Stopped::Yes => return Ok(()),
                     Stopped::InUse => was_asked = true,
                 },
@@ -120,6 +125,16 @@ impl Service<'_> {
         if let Err(error) = std::fs::write(&path, latency.to_string()) {
             tracing::debug!("write-back stays throttled as it is: {path}: {error}");
         }
+    }
+
+    /// A signal came, or else the process does not want the device.
+    fn asked(&self, by_signal: bool, was_asked: bool) -> Result<Stopped, ServeError> {
+        if !by_signal && self.was_waiting {
+            // It has users and data from before this process.
+            let (why, id) = (NOT_STARTED.to_owned(), self.info.id);
+            return Err(ServeError::Left { why, id });
+        }
+        self.stop(!by_signal || was_asked)
     }
 
     /// The device is to end: with its users' consent, as the first signal asks, or without.

@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod command;
 pub(crate) mod file;
 pub mod fork;
+pub(crate) mod loop_device;
 pub mod mmap;
 pub mod process;
 pub mod trust;

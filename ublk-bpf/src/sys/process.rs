@@ -1,6 +1,7 @@
 //! Settings of the calling process and thread that a server in the writeback path needs.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::raw::c_int;
 use std::os::unix::ffi::OsStrExt;
@@ -111,6 +112,31 @@ pub(crate) fn random() -> io::Result<[u8; 16]> {
     }
 }
 
+/// Whether the process has been killed or has ended, and its parent or the kernel is not done with it yet: it does
+/// nothing more for itself, but may still hold files and locks. A process that is gone is dying, too.
+pub(crate) fn is_dying(pid: u32) -> bool {
+    /// `PF_EXITING` of `include/linux/sched.h`.
+    const EXITING: u64 = 0x4;
+    /// SIGKILL in the masks of `/proc/PID/status`.
+    const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The name, in parentheses, may have anything in it. Behind it: state, parent, group, session, terminal, its
+    // group, flags.
+    let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
+    let mut fields = behind.split_whitespace();
+    let has_ended = matches!(fields.next(), Some("Z" | "X"));
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok());
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    let is_killed = status.lines().filter_map(pending).any(|mask| mask & KILLED != 0);
+    has_ended || is_killed || flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
 /// One of the `prctl` calls whose arguments are numbers.
 fn prctl(option: c_int, value: libc::c_ulong) -> io::Result<c_int> {
     const UNUSED: libc::c_ulong = 0;
@@ -133,6 +159,18 @@ mod tests {
     #[test]
     fn a_page_is_a_power_of_two_of_at_least_4_kib() {
         assert!(page_size() >= 4096 && page_size().is_power_of_two());
+    }
+
+    #[test]
+    fn a_process_is_dying_from_its_end_on() {
+        assert!(!is_dying(std::process::id()));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        // A zombie until it is waited for.
+        assert!(is_dying(child.id()));
+        child.wait().unwrap();
+        assert!(is_dying(child.id()));
     }
 
     #[test]

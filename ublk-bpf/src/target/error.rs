@@ -3,14 +3,15 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a target cannot serve. One line each: what was wanted, what was found, what to do.
+/// Why a target cannot serve. One line each, which begins with its name: what was found, what to do. The caller says
+/// what the target was to be, such as "backing".
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing there.
-    #[error("backing {}: does not exist: create it first, for example with `truncate -s 1G {}`", .0.display(), .0.display())]
+    #[error("{}: does not exist: create it first, for example with `truncate -s 1G {}`", .0.display(), .0.display())]
     Missing(PathBuf),
     /// A directory, a pipe, a character device or the like.
-    #[error("backing {}: is a {what}: give a regular file or a block device", path.display())]
+    #[error("{}: is a {what}: give a regular file or a block device", path.display())]
     WrongKind {
         /// What was named.
         path: PathBuf,
@@ -18,7 +19,7 @@ pub enum Error {
         what: &'static str,
     },
     /// Someone else holds it.
-    #[error("backing {}: in use {by}: unmount, detach or stop that first", path.display())]
+    #[error("{}: in use {by}: unmount, detach or stop that first", path.display())]
     InUse {
         /// What was named.
         path: PathBuf,
@@ -26,14 +27,14 @@ pub enum Error {
         by: String,
     },
     /// The caller may not open it.
-    #[error("backing {}: permission denied: run as root or as its owner", .0.display())]
+    #[error("{}: permission denied: run as root or as its owner", .0.display())]
     Denied(PathBuf),
     /// An empty file, or a device without a medium.
-    #[error("backing {}: is empty: give it a size, for example with `truncate -s 1G {}`", .0.display(), .0.display())]
+    #[error("{}: is empty: give it a size, for example with `truncate -s 1G {}`", .0.display(), .0.display())]
     Empty(PathBuf),
     /// A size that is not whole blocks.
     #[error(
-        "backing {}: {bytes} bytes is not a multiple of its block of {block} bytes: use `truncate -s {} {}`",
+        "{}: {bytes} bytes is not a multiple of its block of {block} bytes: use `truncate -s {} {}`",
         path.display(), bytes.next_multiple_of(u64::from(*block)), path.display()
     )]
     Unaligned {
@@ -46,12 +47,12 @@ pub enum Error {
     },
     /// No direct I/O.
     #[error(
-        "backing {}: its file system has no direct I/O (O_DIRECT): put it on one that has, such as ext4, xfs \
+        "{}: its file system has no direct I/O (O_DIRECT): put it on one that has, such as ext4, xfs \
          or tmpfs", .0.display()
     )]
     NoDirectIo(PathBuf),
     /// Blocks larger than ublk can have.
-    #[error("backing {}: its block of {block} bytes is larger than the 4096 that ublk can serve", path.display())]
+    #[error("{}: its block of {block} bytes is larger than the 4096 that ublk can serve", path.display())]
     BlockTooLarge {
         /// What was named.
         path: PathBuf,
@@ -59,7 +60,7 @@ pub enum Error {
         block: u32,
     },
     /// Anything else that the system refused.
-    #[error("backing {name}: cannot {what}: {source}")]
+    #[error("{name}: cannot {what}: {source}")]
     System {
         /// What was named.
         name: String,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::sysfs::{self, BlockSysfs};
+use super::sysfs::BlockSysfs;
 use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use crate::sys;
 
@@ -62,7 +62,6 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
     };
     let (file, read_only) = open_direct(path, read_only)?;
     lock(path, &file, read_only)?;
-    refuse_loop_backing(path, read_only)?;
     let found = file.metadata().map_err(failed("look at it"))?;
     if found.len() == 0 {
         return Err(Error::Empty(path.to_owned()));
@@ -173,19 +172,6 @@ fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
             source,
         },
     })
-}
-
-fn refuse_loop_backing(path: &Path, read_only: bool) -> Result<(), Error> {
-    let device = fs::canonicalize(path)
-        .ok()
-        .and_then(|file| sysfs::loop_device_on(&file));
-    match device {
-        Some(device) if !read_only => Err(Error::InUse {
-            path: path.to_owned(),
-            by: format!("(it backs /dev/{device})"),
-        }),
-        _ => Ok(()),
-    }
 }
 
 /// The logical block and the memory alignment that direct I/O on the file demands.

@@ -13,6 +13,7 @@ mod null;
 mod params;
 mod spec;
 pub(crate) mod spec_text;
+mod storage;
 mod sysfs;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::sys;
 
 pub use error::Error;
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
+pub use storage::Storage;
 
 /// The most that one discard or write-zeroes may cover: what fits the block layer's 32-bit length.
 const MAX_RANGE_BYTES: u64 = (u32::MAX as u64 >> 9) << 9;
@@ -159,12 +161,26 @@ impl Target {
             // A read need not write to the target's inode. Who may not ask for that pays for the time stamps.
             let _ = sys::file::keep_access_time(file);
         }
-        Ok(Self {
+        let target = Self {
             spec: spec.clone(),
             kind,
             facts,
             file,
-        })
+        };
+        target.refuse_loop_device()?;
+        Ok(target)
+    }
+
+    /// A loop device keeps nobody else from what it is attached to.
+    fn refuse_loop_device(&self) -> Result<(), Error> {
+        let writes = self.storage().filter(|_| !self.facts.read_only);
+        match writes.and_then(|storage| storage.loop_device_above()) {
+            Some(device) => Err(Error::InUse {
+                path: self.spec.to_string().into(),
+                by: format!("(it backs /dev/{device})"),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// What it was opened from.
@@ -183,12 +199,21 @@ impl Target {
     #[must_use]
     pub fn identity(&self) -> String {
         let found = self.file.as_ref().and_then(|file| file.metadata().ok());
-        let number = |dev| format!("{}:{}", libc::major(dev), libc::minor(dev));
         match (self.kind, found) {
-            (Kind::File, Some(file)) => format!("file {} on device {}", file.ino(), number(file.dev())),
-            (Kind::Block, Some(file)) => format!("block device {}", number(file.rdev())),
+            (Kind::File, Some(file)) => storage::file_name(file.dev(), file.ino()),
+            (Kind::Block, Some(file)) => storage::block_name(file.rdev()),
             (kind, _) => kind.name().to_owned(),
         }
+    }
+
+    /// What its bytes are on; `None` for memory and nothing, which no other target can be on.
+    #[must_use]
+    pub fn storage(&self) -> Option<Storage> {
+        let file = self
+            .file
+            .as_ref()
+            .filter(|_| matches!(self.kind, Kind::File | Kind::Block))?;
+        Storage::of(&file.metadata().ok()?, self.facts.read_only)
     }
 
     /// Lowers what a device on it promises to what `other`, which serves some of its requests, can keep.

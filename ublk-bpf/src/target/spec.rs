@@ -35,7 +35,7 @@ pub enum NullReads {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// An empty text.
-    #[error("no backing device named: give a path, mem:SIZE or null:SIZE")]
+    #[error("nothing named: give a path, mem:SIZE or null:SIZE")]
     Empty,
     /// Not a number with a known suffix.
     #[error("not a size: {0:?}: write a number with K, M, G or T, such as 64K, 1G or 1GiB (powers of 1024)")]

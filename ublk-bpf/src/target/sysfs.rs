@@ -45,6 +45,26 @@ impl BlockSysfs {
         text(&self.queue.parent()?.join(name))
     }
 
+    /// What the kernel calls the device, which is also its node's name in `/dev`.
+    pub(super) fn name(&self) -> String {
+        let name = self.device.file_name().unwrap_or_default();
+        // A slash in a name is an exclamation mark here.
+        name.to_string_lossy().replace('!', "/")
+    }
+
+    /// The number of the whole disk, and the sector at which this partition of it starts; `None` if it is none.
+    pub(super) fn whole_disk(&self) -> Option<(u64, u64)> {
+        self.device_text("partition")?;
+        Some((number(self.device.parent()?)?, self.device("start")?))
+    }
+
+    /// The numbers of the devices that it is put together from.
+    pub(super) fn slaves(&self) -> impl Iterator<Item = u64> {
+        let slaves = fs::read_dir(self.device.join("slaves"));
+        let slaves = slaves.into_iter().flatten().flatten();
+        slaves.filter_map(|entry| number(&entry.path()))
+    }
+
     /// A number of its queue.
     pub(super) fn queue(&self, name: &str) -> Option<u64> {
         self.queue_text(name)?.parse().ok()
@@ -74,11 +94,19 @@ fn text(path: &Path) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The loop device that a file already backs, by name.
-pub(super) fn loop_device_on(file: &Path) -> Option<String> {
-    fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
-        let backing = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
-        (Path::new(backing.trim_end_matches('\n')) == file)
-            .then(|| entry.file_name().to_string_lossy().into_owned())
+/// The number of the device whose folder this is.
+fn number(folder: &Path) -> Option<u64> {
+    let text = text(&folder.join("dev"))?;
+    let (major, minor) = text.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The loop devices that are attached to something: names and numbers.
+pub(super) fn attached_loop_devices() -> impl Iterator<Item = (String, u64)> {
+    let disks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    disks.filter_map(|entry| {
+        let folder = entry.path();
+        folder.join("loop/backing_file").exists().then_some(())?;
+        Some((entry.file_name().to_string_lossy().into_owned(), number(&folder)?))
     })
 }

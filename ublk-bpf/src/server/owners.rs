@@ -1,0 +1,223 @@
+//! Whose storage is whose: no device is put on storage that another one has, be that served or waiting for its next
+//! server.
+//!
+//! Locks and exclusive opens keep storage only while a server lives, so a device that waits has nothing but its record.
+//! A start checks what it opened against all records, first when it opens them and again under the start lock, where it
+//! makes its own record ([`Claim::make`](super::claim::Claim::make)): of two starts one sees the other's.
+
+use std::fs;
+use std::thread;
+use std::time::Instant;
+
+use super::leftover::{self, POLL, SETTLING};
+use super::lock::Lock;
+use super::record::{self, Record, RecordError};
+use super::{Options, Role, ServeError};
+use crate::control::{Control, DeviceId};
+use crate::sys::process;
+use crate::target::{Error as TargetError, Spec, Storage, Target};
+
+/// What a process opens for its devices.
+pub(super) struct Opening<'c> {
+    /// `None` if there is no ublk, and so no other device.
+    control: Option<&'c Control>,
+    /// How many devices it is to have.
+    of: usize,
+    /// Which of them is next, counted from 1.
+    number: usize,
+    /// What it opened already, and what for.
+    taken: Vec<(String, Storage)>,
+}
+
+/// Whether a conflict ends by itself.
+enum Hold {
+    /// No other device has the storage.
+    Free,
+    /// A device that is gone had it: the kernel may not have closed all files of the dead server yet.
+    Dying,
+}
+
+impl<'c> Opening<'c> {
+    pub(super) const fn new(control: Option<&'c Control>, of: usize) -> Self {
+        Self {
+            control,
+            of,
+            number: 0,
+            taken: Vec::new(),
+        }
+    }
+
+    /// What is opened from here on is for the next device.
+    pub(super) const fn next_device(&mut self) {
+        self.number += 1;
+    }
+
+    /// Opens a target for a new device, or for device `own`, which waits; refuses what another device has.
+    pub(super) fn target(
+        &mut self,
+        role: Role,
+        spec: &Spec,
+        read_only: bool,
+        own: Option<DeviceId>,
+    ) -> Result<Target, ServeError> {
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            match Target::open(spec, read_only) {
+                Ok(target) => {
+                    if let Some(storage) = target.storage() {
+                        self.check(role, spec, &storage, own)?;
+                        self.taken.push((self.name(role, spec), storage));
+                    }
+                    return Ok(target);
+                }
+                Err(error @ TargetError::InUse { .. }) => {
+                    // Who has it says more than that it is in use.
+                    let hold = match storage_at(spec, read_only) {
+                        Some(storage) => self.check(role, spec, &storage, own)?,
+                        None => Hold::Free,
+                    };
+                    let is_ending = own.is_some() || matches!(hold, Hold::Dying);
+                    if !is_ending || Instant::now() >= deadline {
+                        return Err(role.failed()(error));
+                    }
+                    thread::sleep(POLL);
+                }
+                Err(error) => return Err(role.failed()(error)),
+            }
+        }
+    }
+
+    /// Refuses storage that this process or another device has.
+    fn check(
+        &self,
+        role: Role,
+        spec: &Spec,
+        storage: &Storage,
+        own: Option<DeviceId>,
+    ) -> Result<Hold, ServeError> {
+        if let Some((other, _)) = self.taken.iter().find(|(_, taken)| taken.conflicts_with(storage)) {
+            return Err(ServeError::Twice {
+                role,
+                name: spec.to_string(),
+                other: other.clone(),
+            });
+        }
+        match self.control {
+            Some(control) => check(control, role, spec, storage, own),
+            None => Ok(Hold::Free),
+        }
+    }
+
+    fn name(&self, role: Role, spec: &Spec) -> String {
+        match self.of {
+            1 => format!("the {role} {spec}"),
+            _ => format!("the {role} {spec} of device {}", self.number),
+        }
+    }
+}
+
+/// Refuses an open target that another device has. To be called with the start lock held, before the record is written.
+pub(super) fn check_open(control: &Control, role: Role, target: &Target) -> Result<(), ServeError> {
+    match target.storage() {
+        Some(storage) => check(control, role, target.spec(), &storage, None).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The device that waits on the backing of these options.
+pub(super) fn waiting_on(control: &Control, options: &Options) -> Result<Option<DeviceId>, ServeError> {
+    let Some(backing) = storage_at(&options.backing, options.read_only) else {
+        return Ok(None);
+    };
+    for id in record::ids()? {
+        // What cannot be read is for `check`, which every start goes through.
+        let Ok(record) = Record::read(id) else { continue };
+        let is_on =
+            |(role, storage): &(Role, Storage)| *role == Role::Backing && storage.is_same_as(&backing);
+        if record.storages().iter().any(is_on) && standing(control, id)? == Standing::Waiting {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// What a path leads to now; `None` if nothing, or if it is no path.
+pub(super) fn storage_at(spec: &Spec, read_only: bool) -> Option<Storage> {
+    match spec {
+        Spec::Path(path) => Storage::of(&fs::metadata(path).ok()?, read_only),
+        _ => None,
+    }
+}
+
+/// Refuses storage that any device but `own` has.
+fn check(
+    control: &Control,
+    role: Role,
+    spec: &Spec,
+    storage: &Storage,
+    own: Option<DeviceId>,
+) -> Result<Hold, ServeError> {
+    let mut hold = Hold::Free;
+    for id in record::ids()?.into_iter().filter(|&id| Some(id) != own) {
+        let theirs = match Record::read(id) {
+            // Without a record it has not been made, or has ended.
+            Err(RecordError::Absent(_)) => continue,
+            // It may be on anything. Unless it waits, the next sweep removes it, or its server keeps what it has.
+            Err(source) if standing(control, id)? == Standing::Waiting => {
+                return Err(ServeError::Unreadable { id, source });
+            }
+            Err(_) => continue,
+            Ok(record) => record.storages(),
+        };
+        let Some((theirs, _)) = theirs.iter().find(|(_, theirs)| theirs.conflicts_with(storage)) else {
+            continue;
+        };
+        let (name, theirs) = (spec.to_string(), *theirs);
+        match standing(control, id)? {
+            Standing::Served => {
+                return Err(ServeError::Served {
+                    role,
+                    name,
+                    id,
+                    theirs,
+                });
+            }
+            Standing::Waiting => {
+                return Err(ServeError::Waiting {
+                    role,
+                    name,
+                    id,
+                    theirs,
+                });
+            }
+            Standing::Gone => hold = Hold::Dying,
+        }
+    }
+    Ok(hold)
+}
+
+/// What a device with a record is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It has a server.
+    Served,
+    /// It waits for one.
+    Waiting,
+    /// It went away with its server.
+    Gone,
+}
+
+fn standing(control: &Control, id: DeviceId) -> Result<Standing, ServeError> {
+    let is_dying = || Record::read(id).is_ok_and(|record| process::is_dying(record.pid));
+    let deadline = Instant::now() + SETTLING;
+    while Lock::is_served(id)? {
+        if !is_dying() || Instant::now() >= deadline {
+            return Ok(Standing::Served);
+        }
+        thread::sleep(POLL);
+    }
+    Ok(match leftover::settled(control, id)? {
+        Some(info) if info.state.is_recoverable() => Standing::Waiting,
+        _ => Standing::Gone,
+    })
+}
