@@ -66,6 +66,12 @@ bugs! {
     TrustAfterPowerCut,
     /// The promoter is not woken.
     ForgetToWake,
+    /// What an earlier server had in the cache is hit without being compared with the backing device.
+    BelieveSurvivors,
+    /// A block of an earlier server is published whatever the comparison found.
+    PublishUncompared,
+    /// A block of an earlier server is published though it was written while it was compared.
+    PublishOvertaken,
 }
 
 impl Bug {

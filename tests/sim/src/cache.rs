@@ -1,4 +1,4 @@
-//! The simulated cache device, and the promoter as one more actor beside the queues.
+//! The simulated cache device, and what servers leave on it.
 
 use std::cell::OnceCell;
 use std::collections::VecDeque;
@@ -8,12 +8,10 @@ use std::time::Duration;
 use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
 
 use super::bug::Bug;
-use super::fault::Fault;
 use super::pattern::Writer;
-use super::sim::Sim;
 use super::world::{CacheWorld, World};
 use super::{Check, index};
-use ublk_bpf::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, surviving};
+use ublk_bpf::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, Trust, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
 const MOST_SERVERS: usize = 512;
@@ -53,41 +51,43 @@ pub(super) fn places<'w>(world: &World) -> Vec<OnceCell<Cache<'w>>> {
 pub(super) enum Start {
     /// With nothing in the cache.
     Cold,
-    /// With what the last one saved as it stopped.
-    Saved(Vec<(u32, u32, Priority)>),
+    /// With what the last one saved as it stopped, and what is known of the backing device since.
+    Saved(Vec<(u32, u32, Priority)>, Trust),
     /// With the index that the last one left.
     Left,
 }
 
 /// An operation of the promoter that is out.
 #[derive(Clone, Copy, Debug)]
-struct Fill {
-    effect: Effect,
-    again: u8,
+pub(super) struct Fill {
+    pub(super) effect: Effect,
+    pub(super) again: u8,
 }
 
 /// The cache of the present server, and the device that it is on.
 #[derive(Debug)]
 pub(super) struct Side<'w> {
-    of: CacheWorld,
-    maps: &'w Maps,
-    places: &'w [OnceCell<Cache<'w>>],
-    servers: usize,
+    pub(super) of: CacheWorld,
+    pub(super) maps: &'w Maps,
+    pub(super) places: &'w [OnceCell<Cache<'w>>],
+    pub(super) servers: usize,
     pub(super) cache: &'w Cache<'w>,
-    promoter: Promoter<'w, 'w>,
+    pub(super) promoter: Promoter<'w, 'w>,
     /// Sectors of the cache device, from the first slot on.
-    device: Vec<Copied>,
+    pub(super) device: Vec<Copied>,
     /// Every operation on the device fails from now on.
     pub(super) is_broken: bool,
-    staging: Vec<Vec<Copied>>,
-    fills: Vec<Fill>,
+    pub(super) staging: Vec<Vec<Copied>>,
+    pub(super) fills: Vec<Fill>,
+    /// Verifications under way: job and slot.
+    pub(super) verifying: Vec<(u16, u32)>,
     /// Results that the promoter was not told yet.
-    done: VecDeque<(u16, i32)>,
+    pub(super) done: VecDeque<(u16, i32)>,
     /// The promoter sleeps, until it is woken or until then.
-    sleeps: Option<Rest>,
-    is_stopping: bool,
+    pub(super) sleeps: Option<Rest>,
+    pub(super) is_stopping: bool,
     /// What promoters that are gone counted.
-    counters: CacheCounters,
+    pub(super) counters: CacheCounters,
 }
 
 impl<'w> Side<'w> {
@@ -106,6 +106,7 @@ impl<'w> Side<'w> {
             is_broken: false,
             staging: Vec::new(),
             fills: Vec::new(),
+            verifying: Vec::new(),
             done: VecDeque::new(),
             sleeps: None,
             is_stopping: false,
@@ -113,7 +114,7 @@ impl<'w> Side<'w> {
         })
     }
 
-    fn new_cache(
+    pub(super) fn new_cache(
         world: &World,
         of: &CacheWorld,
         maps: &'w Maps,
@@ -129,7 +130,7 @@ impl<'w> Side<'w> {
         place.get_or_init(|| Cache::new(shape, &maps.index, &maps.heat))
     }
 
-    fn new_promoter(of: &CacheWorld, cache: &'w Cache<'w>) -> Promoter<'w, 'w> {
+    pub(super) fn new_promoter(of: &CacheWorld, cache: &'w Cache<'w>) -> Promoter<'w, 'w> {
         let limits = Limits { rate: of.rate };
         Promoter::new(cache, of.algorithm, limits, CacheCounters::default())
     }
@@ -190,7 +191,7 @@ impl<'w> Side<'w> {
     }
 
     /// Which sector of the slots a position is at.
-    fn sector_of(&self, offset: u64) -> Option<usize> {
+    pub(super) fn sector_of(&self, offset: u64) -> Option<usize> {
         let sector = index(offset.checked_sub(DATA_OFFSET)? / 512);
         (sector < self.device.len()).then_some(sector)
     }
@@ -205,6 +206,31 @@ impl<'w> Side<'w> {
         if let Some(sector) = self.sector_of(offset) {
             self.device[sector] = content;
         }
+    }
+
+    /// The slot that a position is in.
+    pub(super) fn slot_of(&self, offset: u64) -> u32 {
+        u32::try_from(offset.saturating_sub(DATA_OFFSET) >> self.of.shift).unwrap_or(u32::MAX)
+    }
+
+    /// Whether two staging buffers hold the same. What nobody knows is never the same.
+    pub(super) fn is_same(&self, one: u16, other: u16, len: u32) -> bool {
+        let sectors = len as usize / 512;
+        let buffer = |buffer: u16| &self.staging[usize::from(buffer)][..sectors];
+        let is_same = |one: Copied, other: Copied| match (one, other) {
+            (Some((0, _)), Some((0, _))) => true,
+            (Some(one), Some(other)) => one == other,
+            _ => false,
+        };
+        buffer(one)
+            .iter()
+            .zip(buffer(other))
+            .all(|(&one, &other)| is_same(one, other))
+    }
+
+    /// Whether the block of an entry is being verified.
+    pub(super) fn is_verifying(&self, entry: IndexEntry) -> bool {
+        entry.state() == BlockState::Filling && self.verifying.iter().any(|&(_, slot)| slot == entry.slot())
     }
 
     /// Whether the promoter is writing to one of these bytes.
@@ -263,17 +289,15 @@ impl<'w> Side<'w> {
     }
 
     /// What is saved at a clean stop.
-    pub(super) fn saved(&self) -> Start {
+    pub(super) fn saved(&self) -> Vec<(u32, u32, Priority)> {
         let residents = self.promoter.residents();
-        Start::Saved(
-            residents
-                .map(|(slot, block, priority, _)| (slot, block, priority))
-                .collect(),
-        )
+        residents
+            .map(|(slot, block, priority, _)| (slot, block, priority))
+            .collect()
     }
 
     /// What is in a slot must be what the backing device has, wherever nobody writes.
-    fn check(&self, world: &World, backing: impl Fn(usize) -> Writer) -> Check {
+    pub(super) fn check(&self, world: &World, backing: impl Fn(usize) -> Writer) -> Check {
         for (word, block) in self.maps.index.iter().zip(0_u64..) {
             let entry = IndexEntry(word.load(Ordering::SeqCst));
             if !entry.is_present() || entry.writers() > 0 {
@@ -298,220 +322,12 @@ impl<'w> Side<'w> {
     }
 }
 
-impl Sim<'_> {
-    /// The promoter does something, or something happens to it.
-    pub(super) fn promote(&mut self) -> Check {
-        match self.rng.below(4) {
-            0 => self.begin_fills(),
-            1 => self.tell_promoter(),
-            _ => {
-                self.carry_out_fill();
-                Ok(())
-            }
-        }
-    }
-
-    fn begin_fills(&mut self) -> Check {
-        let now = Duration::from_millis(self.now);
-        for _ in 0..=self.rng.below(4) {
-            let Some(side) = &mut self.cache else {
-                return Ok(());
-            };
-            match side.sleeps {
-                Some(Rest::UntilWoken) => return Ok(()),
-                Some(Rest::Until(then)) if now < then => return Ok(()),
-                _ => {}
-            }
-            match side.promoter.poll(now) {
-                Ok(effect) => self.issue_fill(effect)?,
-                Err(rest) => side.sleeps = Some(rest),
-            }
-        }
-        Ok(())
-    }
-
-    /// The promoter is told of the result of an operation.
-    fn tell_promoter(&mut self) -> Check {
-        let next = self.cache.as_mut().and_then(|side| {
-            let (job, result) = side.done.pop_front()?;
-            side.wake();
-            side.promoter.done(job, result)
-        });
-        next.map_or(Ok(()), |effect| self.issue_fill(effect))
-    }
-
-    fn issue_fill(&mut self, effect: Effect) -> Check {
-        let in_use = self.machines_on_cache();
-        let Some(side) = &mut self.cache else {
-            return Ok(());
-        };
-        let (job, skip, len) = parts(&effect);
-        if side.fills.iter().any(|fill| parts(&fill.effect).0 == job) {
-            return Err(format!("two operations on one staging buffer: {effect:?}"));
-        }
-        if job >= side.promoter.jobs() || len == 0 || u64::from(skip + len) > side.block_sectors() * 512 {
-            return Err(format!("outside the staging buffers: {effect:?}"));
-        }
-        if let Effect::Store { offset, len, .. } = effect {
-            let range = (offset, u64::from(len));
-            if side.sector_of(offset).is_none() || side.is_filling(range) {
-                return Err(format!("in no slot, or in one that is being filled: {effect:?}"));
-            }
-            if in_use.iter().any(|&used| overlap(used, range)) {
-                return Err(format!("a slot is filled that is in use: {effect:?}"));
-            }
-        }
-        self.issued += 1;
-        side.fills.push(Fill { effect, again: 0 });
-        Ok(())
-    }
-
-    /// What machines read and write on the cache device now.
-    fn machines_on_cache(&self) -> Vec<(u64, u64)> {
-        let queues = std::iter::once(&self.queue).chain(&self.others);
-        let ops = queues.flat_map(|queue| &queue.ops);
-        ops.filter_map(|op| super::backend::cache_range(&op.io)).collect()
-    }
-
-    /// Some operation of the promoter that is out is carried out.
-    fn carry_out_fill(&mut self) {
-        let rate = self.world.io_faults;
-        let Some(side) = &mut self.cache else {
-            return;
-        };
-        if side.fills.is_empty() {
-            return;
-        }
-        let chosen = self.rng.index(side.fills.len());
-        let fill = side.fills.swap_remove(chosen);
-        let (job, _, len) = parts(&fill.effect);
-        let is_store = matches!(fill.effect, Effect::Store { .. });
-        let fails = if is_store {
-            side.is_broken || self.rng.chance(rate / 8) && self.rng.chance(20)
-        } else {
-            self.rng.chance(rate / 8)
-        };
-        let mut moved = len;
-        let mut result = len.cast_signed();
-        if fails {
-            self.counts.hit(if is_store {
-                Fault::CacheError
-            } else {
-                Fault::FillError
-            });
-            moved = self.rng.below32(len + 1);
-            result = self.rng.pick(&[-5, -28, 0, i32::MAX]);
-        } else if self.rng.chance(rate / 2) && fill.again == 0 {
-            self.counts.hit(Fault::FillAgain);
-            (moved, result) = (0, self.rng.pick(&[-11, -4]));
-        } else if self.rng.chance(rate / 2) {
-            self.counts.hit(Fault::ShortFill);
-            moved = 1 + self.rng.below32(len);
-            result = moved.cast_signed();
-        }
-        self.copy(&fill.effect, moved);
-        if let Some(side) = &mut self.cache {
-            side.done.push_back((job, result));
-        }
-    }
-
-    /// The first `moved` bytes of an operation of the promoter.
-    fn copy(&mut self, effect: &Effect, moved: u32) {
-        let Some(side) = &mut self.cache else {
-            return;
-        };
-        let (job, skip, _) = parts(effect);
-        let buffers = usize::from(job) + 1;
-        if side.staging.len() < buffers {
-            let block = index(side.block_sectors());
-            side.staging.resize(buffers, vec![None; block]);
-        }
-        // Of a sector that was moved in part, nobody knows what it holds.
-        for i in 0..u64::from(moved.div_ceil(512)) {
-            let is_whole = (i + 1) * 512 <= u64::from(moved);
-            let staged = index(u64::from(skip / 512) + i);
-            match *effect {
-                Effect::Load { offset, .. } => {
-                    let sector = offset / 512 + i;
-                    side.staging[usize::from(job)][staged] =
-                        is_whole.then(|| (self.disk.read(index(sector)), sector));
-                }
-                Effect::Store { offset, .. } => {
-                    let content = side.staging[usize::from(job)][staged].filter(|_| is_whole);
-                    side.write(offset + i * 512, content);
-                }
-            }
-        }
-    }
-
-    /// What the promoter of a dead server had in flight happens, or not, or in part.
-    pub(super) fn fills_of_the_dead(&mut self) {
-        let fills = self.cache.as_mut().map(|side| std::mem::take(&mut side.fills));
-        for fill in fills.unwrap_or_default() {
-            let moved = self.rng.below32(parts(&fill.effect).2 + 1);
-            self.copy(&fill.effect, moved);
-        }
-    }
-
-    /// Perhaps the cache device fails for good, or is another after all.
-    pub(super) fn maybe_break(&mut self) {
-        let rate = u64::from(self.world.io_faults);
-        let breaks = self.rng.below(500_000) < rate;
-        if let Some(side) = &mut self.cache
-            && breaks
-            && !side.is_broken
-        {
-            side.is_broken = true;
-            self.counts.hit(Fault::CacheBroken);
-        }
-    }
-
-    /// Whatever nobody writes is the same on both devices. After a failure, nothing is left in the cache.
-    pub(super) fn check_cache(&self) -> Check {
-        self.cache.as_ref().map_or(Ok(()), |side| {
-            side.check(self.world, |sector| self.disk.read(sector))
-        })
-    }
-
-    /// A new server has a cache of its own.
-    pub(super) fn new_cache(&mut self, start: Start) -> Check {
-        let Some(side) = &mut self.cache else {
-            return Ok(());
-        };
-        let saved = match start {
-            Start::Cold if self.bug == Some(Bug::TrustAfterPowerCut) => trusted(side, self.bug),
-            Start::Cold => Vec::new(),
-            Start::Saved(saved) => saved,
-            Start::Left => trusted(side, self.bug),
-        };
-        side.counters.add(side.promoter.counters());
-        side.counters.used = 0;
-        let place = &side.places[side.servers];
-        side.servers += 1;
-        side.cache = Side::new_cache(self.world, &side.of, side.maps, place);
-        side.promoter = Side::new_promoter(&side.of, side.cache);
-        side.cache.clear();
-        side.fills.clear();
-        side.done.clear();
-        side.staging.clear();
-        side.is_broken = false;
-        side.sleeps = None;
-        side.is_stopping = false;
-        let count = u32::try_from(saved.len()).unwrap_or(u32::MAX);
-        let restored = side.promoter.restore(saved);
-        if restored != count {
-            return Err(format!("of {count} blocks {restored} were put back"));
-        }
-        Ok(())
-    }
-}
-
 /// What is believed of the index that was left.
-fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<(u32, u32, Priority)> {
+pub(super) fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<(u32, u32, Priority)> {
     if bug == Some(Bug::TrustUnfinished) {
         for word in &side.maps.index {
             let entry = IndexEntry(word.load(Ordering::SeqCst));
-            if entry.state() != Some(BlockState::Absent) {
+            if entry.state() != BlockState::Absent {
                 word.store(
                     IndexEntry::new(BlockState::Present, entry.slot()).0,
                     Ordering::SeqCst,
@@ -524,13 +340,6 @@ fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<(u32, u32, Priority)> {
         .into_iter()
         .map(|(slot, block)| (slot, block, Priority::Normal))
         .collect()
-}
-
-/// Staging buffer, where in it, and how much.
-const fn parts(effect: &Effect) -> (u16, u32, u32) {
-    match *effect {
-        Effect::Load { job, skip, len, .. } | Effect::Store { job, skip, len, .. } => (job, skip, len),
-    }
 }
 
 /// Whether two ranges, each a start and a length, have a byte in common.

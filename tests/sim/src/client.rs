@@ -343,7 +343,7 @@ impl Sim<'_> {
     }
 
     /// When the oldest read that is on its way began.
-    fn oldest_read(&self) -> u64 {
+    pub(super) fn oldest_read(&self) -> u64 {
         let queues = std::iter::once(&self.queue).chain(&self.others);
         let reads = queues
             .flat_map(|queue| &queue.kernel.tags)

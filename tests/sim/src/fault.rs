@@ -93,6 +93,8 @@ faults! {
     ShortFill,
     /// An operation of the promoter has to be tried again.
     FillAgain,
+    /// The backing device was written to while no server was there.
+    BackingChanged,
 }
 
 /// How often each fault was injected.

@@ -2,12 +2,16 @@
 
 use std::sync::atomic::Ordering;
 
+use ublk_bpf_abi::Priority;
+
 use super::Check;
+use super::bug::Bug;
 use super::cache::{Side, Start};
 use super::fault::Fault;
 use super::kernel::Place;
 use super::pattern::POISON;
 use super::sim::{Queue, Sim};
+use ublk_bpf::cache::Trust;
 use ublk_bpf::queue::Event;
 use ublk_bpf::sys::uapi::UBLK_IO_OP_READ;
 
@@ -98,12 +102,9 @@ impl Sim<'_> {
     /// The machines say that they have ended, and the promoter has. Whatever a client was promised must be kept.
     pub(super) fn close(&mut self) -> Check {
         self.each(Self::check_finished)?;
-        let saved = self.cache.as_ref().map(Side::saved);
-        let start = match saved {
-            Some(saved) if self.ending == Ending::Stop => saved,
-            _ => Start::Left,
-        };
-        self.succeed(start)
+        let saved = self.cache.as_ref().filter(|_| self.ending == Ending::Stop);
+        let saved = saved.map(Side::saved);
+        self.succeed(saved)
     }
 
     fn check_finished(&mut self) -> Check {
@@ -131,7 +132,7 @@ impl Sim<'_> {
             Fault::KillFail
         });
         self.ops_of_the_dead()?;
-        self.succeed(Start::Left)
+        self.succeed(None)
     }
 
     /// Operations in flight happen, or not, or in part.
@@ -149,10 +150,21 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// A new server takes the queue over. Requests that the old one had are issued again, or fail.
-    fn succeed(&mut self, start: Start) -> Check {
+    /// A new server takes the queue over, with what the old one saved if it did. Requests that that had are issued again,
+    /// or fail.
+    fn succeed(&mut self, saved: Option<Vec<(u32, u32, Priority)>>) -> Check {
         self.check_cache()?;
         self.each(Self::inherit)?;
+        let was_changed = self.maybe_change_backing();
+        let start = saved.map_or(Start::Left, |saved| {
+            let is_proven = !was_changed && self.rng.chance(500);
+            let trust = if is_proven || self.bug == Some(Bug::BelieveSurvivors) {
+                Trust::Proven
+            } else {
+                Trust::ToVerify
+            };
+            Start::Saved(saved, trust)
+        });
         self.new_server(start)
     }
 

@@ -38,7 +38,7 @@ impl<'w> Sim<'w> {
         let is_write = request.op() == UBLK_IO_OP_WRITE;
         let is_discard = [UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES].contains(&request.op());
         match bug {
-            Bug::ForgetToMark if is_write => self.words_of(arrival.tag),
+            Bug::ForgetToMark | Bug::PublishOvertaken if is_write => self.words_of(arrival.tag),
             Bug::ForgetToInvalidate if is_write && !through => self.words_of(arrival.tag),
             Bug::DiscardBesideCache if is_discard => self.words_of(arrival.tag),
             // The other write's regions seem to be free.
@@ -61,6 +61,11 @@ impl<'w> Sim<'w> {
                 Some(Bug::PublishFailedWrite) => {
                     if was.is_present() && was.writing() != 0 && !is.is_present() {
                         word.store(was.with_writers(is.writers(), 0).0, Ordering::SeqCst);
+                    }
+                }
+                Some(Bug::PublishOvertaken) => {
+                    if self.cache.as_ref().is_some_and(|side| side.is_verifying(was)) {
+                        word.store(old, Ordering::SeqCst);
                     }
                 }
                 // Of a block that is in the cache already, all is as it should be.

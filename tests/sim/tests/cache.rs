@@ -57,6 +57,7 @@ fn check_that_all_happened(mode: Mode, total: &Report) {
     let (counters, cache) = (&total.counters, &total.cache);
     assert!(counters.hits > 0 && counters.invalidated > 0 && counters.hits_lost > 0);
     assert!(cache.promoted > 0 && cache.evicted > 0 && cache.overtaken > 0);
+    assert!(cache.verified > 0 && cache.differing > 0);
     assert_eq!(counters.cache_writes > 0, mode == Mode::WriteThrough);
     let of_a_cache = [
         Fault::Crossing,
@@ -65,6 +66,7 @@ fn check_that_all_happened(mode: Mode, total: &Report) {
         Fault::FillError,
         Fault::ShortFill,
         Fault::FillAgain,
+        Fault::BackingChanged,
     ];
     for fault in of_a_cache {
         assert!(total.faults.of(fault) > 0, "never injected: {fault:?}");

@@ -157,10 +157,16 @@ counters! {
 }
 
 counters! {
-    /// Work that keeps the cache filled, outside the request path. Counters never decrease, except `used`.
+    /// Work that keeps the cache filled, outside the request path. Counters never decrease, except `used` and `unverified`.
     CacheCounters {
         /// Cache blocks in use.
         used,
+        /// Blocks of an earlier server still to be compared with the backing device; none of them can be hit.
+        unverified,
+        /// Blocks of an earlier server that matched the backing device, and can be hit.
+        verified,
+        /// Blocks of an earlier server that differed from the backing device, and left the cache.
+        differing,
         /// Blocks promoted into the cache.
         promoted,
         /// Blocks evicted to make room.

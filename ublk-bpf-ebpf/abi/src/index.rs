@@ -9,6 +9,9 @@ numbered! {
         Filling = 1, "filling";
         /// Cached.
         Present = 2, "present";
+        /// Its slot held it when an earlier server ended, is not yet compared with the backing device, and must not be
+        /// read.
+        Unverified = 3, "unverified";
     }
 }
 
@@ -39,15 +42,15 @@ impl IndexEntry {
         Self(state as u64 | (slot as u64) << 2)
     }
 
-    /// State of the block; `None` if the bits hold no valid state.
+    /// State of the block.
     #[must_use]
     #[inline(always)]
-    pub const fn state(self) -> Option<BlockState> {
+    pub const fn state(self) -> BlockState {
         match self.0 & 3 {
-            0 => Some(BlockState::Absent),
-            1 => Some(BlockState::Filling),
-            2 => Some(BlockState::Present),
-            _ => None,
+            0 => BlockState::Absent,
+            1 => BlockState::Filling,
+            2 => BlockState::Present,
+            _ => BlockState::Unverified,
         }
     }
 
@@ -125,11 +128,15 @@ mod tests {
     fn the_fields_of_an_entry_do_not_overlap() {
         let entry =
             IndexEntry::new(BlockState::Present, IndexEntry::MAX_SLOTS - 1).with_writers(0xffff, 0x8001);
-        assert_eq!(entry.state(), Some(BlockState::Present));
+        assert_eq!(entry.state(), BlockState::Present);
         assert_eq!(entry.slot(), IndexEntry::MAX_SLOTS - 1);
         assert_eq!((entry.writers(), entry.writing()), (0xffff, 0x8001));
         assert_eq!(entry.invalidated(), IndexEntry::ABSENT.with_writers(0xffff, 0));
-        assert_eq!(IndexEntry(3).state(), None);
+        for state in BlockState::ALL {
+            let entry = IndexEntry::new(state, 7).with_writers(1, 1);
+            assert_eq!((entry.state(), entry.slot()), (state, 7));
+            assert_eq!(entry.serves(2), state == BlockState::Present);
+        }
         assert!(entry.serves(2) && !entry.serves(1));
     }
 

@@ -48,5 +48,5 @@ mod stress;
 mod upkeep;
 
 pub use promote::{Effect, Limits, Promoter, Rest};
-pub use recover::surviving;
+pub use recover::{Trust, surviving};
 pub use shared::{Cache, Change, Failure, Lease, Mode, Shape};

@@ -1,16 +1,29 @@
-//! Brings blocks into the cache, behind the requests that missed them.
+//! Brings blocks into the cache, behind the requests that missed them, and verifies those of an earlier server.
+
+mod budget;
+mod effect;
+mod residents;
+mod verify;
 
 use std::time::Duration;
 
 use ublk_bpf_abi::{BlockState, CacheCounters, Priority};
 
+use self::budget::Budget;
+use self::residents::Residents;
+use self::verify::Unverified;
 use super::evict::{Algorithm, Evict, Slots, Standing};
+use super::recover::Trust;
 use super::shared::{Cache, Failure};
 use crate::queue::Errno;
+
+pub use self::effect::{Effect, Rest};
 
 /// Promotions under way at once: so many bytes of them, but at least one and not more than that many.
 const BYTES_IN_FLIGHT: u32 = 8 << 20;
 const MOST_IN_FLIGHT: u32 = 64;
+/// Verifications under way at once, beside these: so few that clients hardly notice.
+const MOST_VERIFIED_AT_ONCE: u16 = 4;
 
 /// Heat is halved once for so many requests a slot. Measured with a Zipfian load: from 5 to 20 makes no difference.
 const REQUESTS_A_HALVING: u64 = 10;
@@ -33,43 +46,7 @@ pub struct Limits {
     pub rate: Option<u64>,
 }
 
-/// Something for the driver to do. Offsets and lengths are in bytes, and no length is 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// From the backing device to a staging buffer; its result goes to [`Promoter::done`].
-    Load {
-        /// The staging buffer, below [`Promoter::jobs`].
-        job: u16,
-        /// Where on the backing device.
-        offset: u64,
-        /// Where in the buffer.
-        skip: u32,
-        /// How many.
-        len: u32,
-    },
-    /// From a staging buffer to the cache device; as above.
-    Store {
-        /// The staging buffer.
-        job: u16,
-        /// Where on the cache device.
-        offset: u64,
-        /// Where in the buffer.
-        skip: u32,
-        /// How many.
-        len: u32,
-    },
-}
-
-/// When there is something to do again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
-    /// When an operation completes or the promoter is woken.
-    UntilWoken,
-    /// The same, or at this time.
-    Until(Duration),
-}
-
-/// One promotion.
+/// One promotion or verification.
 #[derive(Clone, Copy, Debug)]
 struct Job {
     block: u32,
@@ -85,8 +62,13 @@ struct Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Idle,
+    /// Of a verification, the first.
+    LoadSlot,
     Load,
+    /// Of a promotion, the last.
     Store,
+    /// Of a verification, the last.
+    Compare,
 }
 
 /// Fills the slots of one device's cache, and makes room.
@@ -98,7 +80,10 @@ pub struct Promoter<'c, 'm> {
     cache: &'c Cache<'m>,
     evict: Box<dyn Evict>,
     residents: Residents<'c, 'm>,
+    unverified: Unverified,
+    /// Promotions, then verifications.
     jobs: Box<[Job]>,
+    promotions: usize,
     budget: Budget,
     /// Slots that nobody has had yet start here.
     fresh: u32,
@@ -132,7 +117,9 @@ impl<'c, 'm> Promoter<'c, 'm> {
             cache,
             evict: algorithm.build(slots),
             residents: Residents::new(cache, slots),
+            unverified: Unverified::none(slots),
             jobs: vec![idle; jobs].into_boxed_slice(),
+            promotions: jobs,
             budget: Budget::new(limits.rate, 1 << cache.shape().shift),
             fresh: 0,
             free: Vec::new(),
@@ -141,23 +128,32 @@ impl<'c, 'm> Promoter<'c, 'm> {
             requests: 0,
             is_stopping: false,
             was_emptied: false,
-            counters: CacheCounters { used: 0, ..counters },
+            counters: CacheCounters {
+                used: 0,
+                unverified: 0,
+                ..counters
+            },
         }
     }
 
     /// Puts back what an earlier server had, slot by slot: the slot's number, its block and how that shall stay. To be
     /// called once, before anything else; every slot that is not named is free. A block that is nowhere on the device, or
-    /// that comes a second time, is left out. Returns how many are in the cache.
-    pub fn restore(&mut self, saved: impl IntoIterator<Item = (u32, u32, Priority)>) -> u32 {
+    /// that comes a second time, is left out. Returns how many were put back.
+    pub fn restore(&mut self, saved: impl IntoIterator<Item = (u32, u32, Priority)>, trust: Trust) -> u32 {
         let slots = self.cache.slots.count();
+        let mut restored = 0;
         for (slot, block, priority) in saved {
             let is_free = slot < slots && self.cache.slots.owner(slot).is_none();
-            if is_free && self.cache.length_of(block) > 0 && self.cache.restore(block, slot) {
-                self.cache.slots.give(slot, block);
-                self.settle(slot, priority);
+            if !is_free || self.cache.length_of(block) == 0 || !self.cache.restore(block, slot, trust) {
+                continue;
+            }
+            self.cache.slots.give(slot, block);
+            restored += 1;
+            match trust {
+                Trust::Proven => self.settle(slot, priority),
+                Trust::ToVerify => self.put_off(slot, priority),
             }
         }
-        let restored = u32::try_from(self.counters.used).unwrap_or(slots);
         if restored > 0 {
             // Fresh slots have no gaps between them.
             self.fresh = slots;
@@ -169,13 +165,19 @@ impl<'c, 'm> Promoter<'c, 'm> {
         restored
     }
 
-    /// Promotions that may be under way at once: as many staging buffers of a block the driver has.
+    /// Promotions and verifications that may be under way at once, once [`restore`](Self::restore) was called.
     #[must_use]
     pub fn jobs(&self) -> u16 {
         u16::try_from(self.jobs.len()).unwrap_or(u16::MAX)
     }
 
-    /// No promotion is begun any more.
+    /// Staging buffers of a block that the driver needs: one for each job, and another for each verification.
+    #[must_use]
+    pub fn buffers(&self) -> u16 {
+        u16::try_from(2 * self.jobs.len() - self.promotions).unwrap_or(u16::MAX)
+    }
+
+    /// Neither a promotion nor a verification is begun from now on.
     pub fn stop(&mut self) {
         self.is_stopping = true;
     }
@@ -213,24 +215,32 @@ impl<'c, 'm> Promoter<'c, 'm> {
         }
         self.cool();
         while !self.is_stopping {
-            let Some(job) = self.jobs.iter().position(|job| job.step == Step::Idle) else {
-                return Err(Rest::UntilWoken);
-            };
             if let Some(then) = self.budget.exhausted_until(now) {
                 return Err(Rest::Until(then));
             }
-            let Some((block, priority)) = self.cache.next_hint() else {
-                if self.cache.sleep() {
-                    break;
-                }
-                continue;
+            let promotion = self.idle_job(0..self.promotions);
+            let verification = self.idle_job(self.promotions..self.jobs.len());
+            let verification = verification.filter(|_| !self.unverified.is_empty());
+            let is_hinted = promotion.is_some() && self.cache.is_hinted();
+            let begun = match (promotion, verification) {
+                (_, Some(job)) if !is_hinted || self.unverified.take_turn() => self.begin_verification(job),
+                (Some(job), _) => match self.cache.next_hint() {
+                    Some((block, priority)) => self.begin(job, block, priority),
+                    None if self.cache.sleep() => break,
+                    None => continue,
+                },
+                (None, _) => break,
             };
-            if let Some(effect) = self.begin(job, block, priority) {
+            if let Some((job, effect)) = begun {
                 self.budget.spend(self.jobs[job].len);
                 return Ok(effect);
             }
         }
         Err(Rest::UntilWoken)
+    }
+
+    fn idle_job(&self, mut among: std::ops::Range<usize>) -> Option<usize> {
+        among.find(|&job| self.jobs[job].step == Step::Idle)
     }
 
     /// The operation of a job has completed: bytes moved, or a negative errno. Returns what is next for it.
@@ -241,7 +251,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
         let index = usize::from(job);
         let of = &mut self.jobs[index];
         assert!(
-            of.step != Step::Idle,
+            !matches!(of.step, Step::Idle | Step::Compare),
             "an operation of promotion {job} completed, but it has none"
         );
         let asked = of.len - of.moved;
@@ -260,25 +270,37 @@ impl<'c, 'm> Promoter<'c, 'm> {
         let of = &mut self.jobs[index];
         if of.moved == of.len {
             (of.moved, of.retries) = (0, 0);
-            if of.step == Step::Store {
-                self.counters.staged_bytes += u64::from(of.len);
-                self.publish(index);
-                return None;
-            }
-            of.step = Step::Store;
+            of.step = match of.step {
+                Step::LoadSlot => Step::Load,
+                Step::Load if index < self.promotions => Step::Store,
+                Step::Load => Step::Compare,
+                Step::Store | Step::Compare | Step::Idle => {
+                    self.counters.staged_bytes += u64::from(of.len);
+                    self.publish(index);
+                    return None;
+                }
+            };
         }
         Some(self.effect(index))
     }
 
     /// Begins to promote a block, if that makes sense.
-    fn begin(&mut self, job: usize, block: u32, priority: Priority) -> Option<Effect> {
+    fn begin(&mut self, job: usize, block: u32, priority: Priority) -> Option<(usize, Effect)> {
         let entry = self.cache.entry(block);
-        if entry.is_present() {
-            self.residents.set_priority(entry.slot(), priority);
-            return None;
+        match entry.state() {
+            BlockState::Absent => {}
+            BlockState::Filling => return None,
+            BlockState::Present => {
+                self.residents.set_priority(entry.slot(), priority);
+                return None;
+            }
+            BlockState::Unverified => {
+                self.hasten(entry.slot(), priority);
+                return None;
+            }
         }
         let len = self.cache.length_of(block);
-        if entry.state() != Some(BlockState::Absent) || entry.writers() > 0 || len == 0 {
+        if entry.writers() > 0 || len == 0 {
             return None;
         }
         let Some(slot) = self.free_slot() else {
@@ -300,15 +322,28 @@ impl<'c, 'm> Promoter<'c, 'm> {
             len,
             retries: 0,
         };
-        Some(self.effect(job))
+        Some((job, self.effect(job)))
     }
 
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most `MOST_IN_FLIGHT` and twice `MOST_VERIFIED_AT_ONCE`"
+    )]
     fn effect(&self, job: usize) -> Effect {
         let of = &self.jobs[job];
         let (skip, len) = (of.moved, of.len - of.moved);
-        #[expect(clippy::cast_possible_truncation, reason = "at most `MOST_IN_FLIGHT`")]
+        // Behind the buffers of all jobs.
+        let buffer = (job + self.jobs.len() - self.promotions) as u16;
         let job = job as u16;
         match of.step {
+            Step::LoadSlot => Effect::LoadSlot {
+                job,
+                buffer,
+                offset: self.cache.slot_offset(of.slot) + u64::from(skip),
+                skip,
+                len,
+            },
+            Step::Compare => Effect::Compare { job, buffer, len },
             Step::Store => Effect::Store {
                 job,
                 offset: self.cache.slot_offset(of.slot) + u64::from(skip),
@@ -352,12 +387,15 @@ impl<'c, 'm> Promoter<'c, 'm> {
         self.cache.give_up_fill(block, slot);
         self.release(slot);
         self.counters.errors += 1;
-        if step == Step::Store {
-            self.cache.detach(Failure {
-                during: "filling",
-                errno,
-            });
+        if job >= self.promotions {
+            self.count_out();
         }
+        let during = match step {
+            Step::Store => "filling",
+            Step::LoadSlot => "reading",
+            Step::Load | Step::Compare | Step::Idle => return,
+        };
+        self.cache.detach(Failure { during, errno });
     }
 
     fn settle(&mut self, slot: u32, priority: Priority) {
@@ -378,7 +416,9 @@ impl<'c, 'm> Promoter<'c, 'm> {
             self.fresh += 1;
             return Some(self.fresh - 1);
         }
-        (0..MOST_VICTIMS).find_map(|_| self.make_room())
+        (0..MOST_VICTIMS)
+            .find_map(|_| self.make_room())
+            .or_else(|| self.give_up_unverified())
     }
 
     /// Takes a block out of its slot.
@@ -430,121 +470,13 @@ impl<'c, 'm> Promoter<'c, 'm> {
         while self.cache.next_hint().is_some() {}
         if !self.was_emptied {
             self.cache.empty();
+            self.unverified.clear();
             self.counters.used = 0;
+            self.counters.unverified = 0;
             self.was_emptied = true;
         }
     }
 }
-
-/// What is in the slots, and how it shall stay.
-#[derive(Debug)]
-struct Residents<'c, 'm> {
-    cache: &'c Cache<'m>,
-    priorities: Box<[Priority]>,
-    pinned: u32,
-}
-
-impl<'c, 'm> Residents<'c, 'm> {
-    fn new(cache: &'c Cache<'m>, slots: u32) -> Self {
-        Self {
-            cache,
-            priorities: vec![Priority::Normal; slots as usize].into_boxed_slice(),
-            pinned: 0,
-        }
-    }
-
-    fn priority(&self, slot: u32) -> Priority {
-        self.priorities[slot as usize]
-    }
-
-    /// At most three quarters of the slots are pinned; what is beyond is high.
-    fn set_priority(&mut self, slot: u32, priority: Priority) {
-        let most = u32::try_from(self.priorities.len()).unwrap_or(u32::MAX) / 4 * 3;
-        let Some(now) = self.priorities.get_mut(slot as usize) else {
-            return;
-        };
-        self.pinned -= u32::from(*now == Priority::Pinned);
-        *now = match priority {
-            Priority::Pinned if self.pinned >= most => Priority::High,
-            priority => priority,
-        };
-        self.pinned += u32::from(*now == Priority::Pinned);
-    }
-}
-
-impl Slots for Residents<'_, '_> {
-    fn standing(&self, slot: u32) -> Standing {
-        let Some(block) = self.cache.slots.owner(slot) else {
-            return Standing::Empty;
-        };
-        let entry = self.cache.entry(block);
-        let is_here = entry.is_present() && entry.slot() == slot;
-        if self.cache.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
-            return Standing::Busy;
-        }
-        if !is_here {
-            return Standing::Empty;
-        }
-        Standing::Resident {
-            heat: self.cache.heat(block),
-            priority: self.priority(slot),
-        }
-    }
-
-    fn set_heat(&mut self, slot: u32, heat: u8) {
-        if let Some(block) = self.cache.slots.owner(slot) {
-            self.cache.set_heat(block, heat);
-        }
-    }
-}
-
-/// Bytes that may be promoted: a bucket that fills at the rate, and holds what comes in a second or one block.
-#[derive(Debug)]
-struct Budget {
-    rate: Option<u64>,
-    most: i64,
-    /// Below zero: what was spent ahead.
-    left: i64,
-    /// When `left` was right.
-    at: Duration,
-}
-
-impl Budget {
-    fn new(rate: Option<u64>, block: u64) -> Self {
-        let most = i64::try_from(rate.unwrap_or(0).max(block)).unwrap_or(i64::MAX);
-        Self {
-            rate,
-            most,
-            left: most,
-            at: Duration::ZERO,
-        }
-    }
-
-    /// When something may be spent again; `None`: now.
-    fn exhausted_until(&mut self, now: Duration) -> Option<Duration> {
-        let rate = self.rate?.max(1);
-        let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / NANOS;
-        if earned > 0 {
-            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
-            self.left = self.left.saturating_add(earned).min(self.most);
-            self.at = now;
-        }
-        if self.left > 0 {
-            return None;
-        }
-        let wait = u128::from(self.left.unsigned_abs() + 1) * NANOS / u128::from(rate);
-        Some(now + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
-    }
-
-    /// A block may take more than is left: the next waits the longer.
-    fn spend(&mut self, bytes: u32) {
-        if self.rate.is_some() {
-            self.left = self.left.saturating_sub(bytes.into());
-        }
-    }
-}
-
-const NANOS: u128 = 1_000_000_000;
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,19 @@
-//! What may be believed of the index that an earlier server left.
+//! What may be believed of what an earlier server had in the cache.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ublk_bpf_abi::{BlockState, IndexEntry};
+
+/// How far what an earlier server had in the cache is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It is proven that the backing device holds what it held when the cache was saved: blocks are hit at once.
+    Proven,
+    /// The backing device may have been changed since. Each block is compared with it, byte by byte, before its first
+    /// hit.
+    ToVerify,
+}
 
 /// Takes out of `index` which blocks are in the cache, below `slots` slots: each as its slot and its block, for
 /// [`Promoter::restore`](super::Promoter::restore) to put back. No entry is left behind.
@@ -11,13 +21,16 @@ use ublk_bpf_abi::{BlockState, IndexEntry};
 /// The server that wrote it may have been killed at any moment, and anybody who may write the map may have scribbled on
 /// it. A block that was being filled has half of its content. One with writers may be another on each device, and what
 /// it is for the clients is what the backing device has. Of two blocks with one slot, neither is known to be in it.
-/// None of these is taken. Nobody else may use the index meanwhile but the classifier, which finds nothing in it.
+/// None of these is taken. What is taken was right when that server died, and no more is known of it: it has to be
+/// verified. Nobody else may use the index meanwhile but the classifier, which finds nothing in it.
 #[must_use]
 pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<(u32, u32)> {
     let mut found: Vec<(u32, u32)> = Vec::new();
     for (word, block) in index.iter().zip(0..) {
         let entry = IndexEntry(word.swap(0, Ordering::SeqCst));
-        let is_whole = entry == IndexEntry::new(BlockState::Present, entry.slot());
+        // A server that died while it verified had not come to these.
+        let is_whole = matches!(entry.state(), BlockState::Present | BlockState::Unverified)
+            && entry == IndexEntry::new(entry.state(), entry.slot());
         if is_whole && entry.slot() < slots {
             found.push((entry.slot(), block));
         }
@@ -54,6 +67,12 @@ mod tests {
     }
 
     #[test]
+    fn so_do_blocks_that_were_yet_to_be_verified() {
+        let unverified = IndexEntry::new(BlockState::Unverified, 3);
+        assert_eq!(taken(&[unverified, unverified.with_writers(1, 0)]), [(3, 0)]);
+    }
+
+    #[test]
     fn what_was_being_filled_or_written_does_not() {
         let filling = IndexEntry::new(BlockState::Filling, 1);
         let entries = [
@@ -70,13 +89,12 @@ mod tests {
     #[test]
     fn scribbled_entries_do_not() {
         let entries = [
-            IndexEntry(3),
             IndexEntry(u64::MAX),
             present(8),
             present(IndexEntry::MAX_SLOTS - 1),
             present(1),
         ];
-        assert_eq!(taken(&entries), [(1, 4)]);
+        assert_eq!(taken(&entries), [(1, 3)]);
     }
 
     #[test]

@@ -320,6 +320,7 @@ mod tests {
     use ublk_bpf_abi::BlockState;
 
     use super::*;
+    use crate::cache::Trust;
     use crate::cache::fixture::Maps;
 
     const SHIFT: u32 = 16;
@@ -446,7 +447,7 @@ mod tests {
         cache.end_change(3 * BLOCK, 512, None, true);
         assert!(cache.slots.take(2));
         cache.slots.give(2, 3);
-        assert!(cache.restore(3, 2));
+        assert!(cache.restore(3, 2, Trust::Proven));
         let change = cache.begin_discard(BLOCK, 4 * BLOCK);
         assert_eq!(change.invalidated, 1);
         for block in 1..5 {

@@ -97,6 +97,9 @@ fn promote(promoter: &mut Promoter<'_, '_>, devices: &Devices, is_over: &AtomicB
                     devices.slots[index(offset >> SHIFT)].store(content, Ordering::SeqCst);
                     job
                 }
+                Effect::LoadSlot { .. } | Effect::Compare { .. } => {
+                    unreachable!("there is no earlier server: {effect:?}")
+                }
             };
             match promoter.done(job, 1 << SHIFT) {
                 Some(next) => effect = next,

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE};
 
+use super::recover::Trust;
 use super::shared::{Cache, update};
 
 impl Cache<'_> {
@@ -16,6 +17,11 @@ impl Cache<'_> {
         let hint = self.hints.pop()?;
         let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
         Some(((hint >> 2) as u32, priority))
+    }
+
+    /// Whether a hint waits.
+    pub(super) fn is_hinted(&self) -> bool {
+        !self.hints.is_empty()
     }
 
     /// The promoter goes to sleep; `false`: there is something to do first.
@@ -70,13 +76,32 @@ impl Cache<'_> {
         )
     }
 
-    /// Puts a block of an earlier server back into `slot`.
-    pub(super) fn restore(&self, block: u32, slot: u32) -> bool {
+    /// Puts a block of an earlier server back into `slot`, to be hit at once or only when it is verified.
+    pub(super) fn restore(&self, block: u32, slot: u32, trust: Trust) -> bool {
+        let state = match trust {
+            Trust::Proven => BlockState::Present,
+            Trust::ToVerify => BlockState::Unverified,
+        };
+        self.swap(block, IndexEntry::ABSENT, IndexEntry::new(state, slot))
+    }
+
+    /// Begins to compare `slot` with the block that an earlier server had there, unless something was written since. It
+    /// ends as a fill does.
+    pub(super) fn begin_verify(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
-            IndexEntry::ABSENT,
-            IndexEntry::new(BlockState::Present, slot),
+            IndexEntry::new(BlockState::Unverified, slot),
+            IndexEntry::new(BlockState::Filling, slot),
         )
+    }
+
+    /// Gives up an unverified block, if something written did not do so before.
+    pub(super) fn give_up_unverified(&self, block: u32, slot: u32) {
+        self.swap(
+            block,
+            IndexEntry::new(BlockState::Unverified, slot),
+            IndexEntry::ABSENT,
+        );
     }
 
     /// Takes every block out of the cache.

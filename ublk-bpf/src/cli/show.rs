@@ -97,6 +97,11 @@ fn cache(status: &Status) -> String {
     if let Some(limit) = cache.promote_limit {
         line.push_str(&format!(", filled by at most {} a second", Size(limit)));
     }
+    if let Some(left @ 1..) = cache.unverified {
+        line.push_str(&format!(
+            "; {left} blocks of an earlier server are still to be compared with the backing"
+        ));
+    }
     if let Some(detached) = &cache.detached {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = now.as_secs().saturating_sub(detached.since);

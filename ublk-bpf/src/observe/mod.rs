@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
-pub use read::{program, stats};
+pub use read::{cache_stats, program, stats};
 pub use table::Table;
 
 /// Everything counted for one device. The names of its fields, as JSON has them, are stable.

@@ -105,6 +105,11 @@ fn server(pins: &PinDir) -> Result<Vec<ServerStats>, PolicyError> {
     Ok(queues)
 }
 
+/// Reads what was done for a disk's cache; none if it has no cache.
+pub fn cache_stats(disk: &Disk) -> Result<Option<CacheStats>, PolicyError> {
+    cache(&PinDir::of(disk))
+}
+
 /// What was done for the cache, if the classifier was told of one.
 fn cache(pins: &PinDir) -> Result<Option<CacheStats>, PolicyError> {
     let failed = |e: MapError| PolicyError::Access {

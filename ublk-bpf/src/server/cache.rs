@@ -1,6 +1,7 @@
 //! A device's cache: opened, taken into use, and left so that the next server finds it warm.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
@@ -11,7 +12,7 @@ use super::owners::Opening;
 use super::record::{CacheRecord, Detached, Record, now};
 use super::{CacheOptions, Role, ServeError};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
-use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape};
+use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::uring::{CacheWays, Doorbell, PromoterSpec, run_promoter};
 use crate::policy::{CacheMaps, CacheSpec};
@@ -22,7 +23,7 @@ use crate::target::{Kind, Size, Target};
 /// Most blocks that one discard or write-zeroes may cover: a queue marks each of them before it goes on.
 const MOST_BLOCKS_A_DISCARD: u32 = 16 << 10;
 
-/// Slots that are compared with the backing before any is believed.
+/// Slots that are compared with the backing even where it is proven to be as it was.
 const SAMPLES: usize = 64;
 
 /// Why a device cannot have that cache. One line: what was wanted, what was found, what to do.
@@ -83,6 +84,20 @@ pub enum CacheError {
     /// The backing cannot be told from others.
     #[error("cannot find out which backing the cache is for: {0}")]
     Identity(std::io::Error),
+}
+
+/// What an earlier server left in a cache, and how far it is believed.
+#[derive(Clone, Debug)]
+pub(super) struct Contents {
+    entries: Vec<SavedEntry>,
+    trust: Trust,
+}
+
+impl Contents {
+    const NONE: Self = Self {
+        entries: Vec::new(),
+        trust: Trust::Proven,
+    };
 }
 
 /// The cache device, open and divided into slots.
@@ -184,46 +199,46 @@ impl CacheDevice {
     }
 
     /// Takes what is on it for a new device on `backing`.
-    pub(super) fn warm(&self, backing: &Target) -> Result<Vec<SavedEntry>, CacheError> {
+    pub(super) fn warm(&self, backing: &Target) -> Result<Contents, CacheError> {
         let identity = Identity::of(backing).map_err(CacheError::Identity)?;
         let failed = |source| self.failed(source);
         if self.options.reset {
             disk::reset(&self.file, &self.layout, &identity).map_err(failed)?;
-            return Ok(Vec::new());
+            return Ok(Contents::NONE);
         }
         match disk::open(&self.file, &self.layout, &identity).map_err(failed)? {
-            Opened::New => Ok(Vec::new()),
+            Opened::New => Ok(Contents::NONE),
             Opened::Cold { reason } => {
                 tracing::warn!("the cache {} {reason}: it begins empty", self.options.device);
-                Ok(Vec::new())
+                Ok(Contents::NONE)
             }
             Opened::Warm(entries) => {
-                self.compare(backing, &entries).map_err(failed)?;
-                Ok(entries)
+                let trust = trust(&identity);
+                if trust == Trust::Proven {
+                    self.compare(backing, &entries).map_err(failed)?;
+                }
+                Ok(Contents { entries, trust })
             }
         }
     }
 
-    /// Takes what a server that died had in it, by the index that it left. What cannot be believed is left out.
-    pub(super) fn survivors(&self, backing: &Target, maps: &CacheMaps) -> Vec<SavedEntry> {
+    /// Takes what a server that died had in it, by the index that it left. The backing may have been changed since.
+    pub(super) fn survivors(&self, maps: &CacheMaps) -> Contents {
         if self.target.kind() == Kind::Memory {
-            return Vec::new();
+            return Contents::NONE;
         }
         let survivors = cache::surviving(maps.index(), self.layout.slots).into_iter();
         // Their heat is in its map, which outlived the server as well.
-        let mut entries: Vec<SavedEntry> = survivors
-            .map(|(slot, block)| SavedEntry {
-                slot,
-                block: block.into(),
-                priority: Priority::Normal as u8,
-                heat: 0,
-            })
-            .collect();
-        if let Err(error) = self.compare(backing, &entries) {
-            tracing::warn!("{}: it begins empty", self.failed(error));
-            entries.clear();
+        let entries = survivors.map(|(slot, block)| SavedEntry {
+            slot,
+            block: block.into(),
+            priority: Priority::Normal as u8,
+            heat: 0,
+        });
+        Contents {
+            entries: entries.collect(),
+            trust: Trust::ToVerify,
         }
-        entries
     }
 
     fn compare(&self, backing: &Target, entries: &[SavedEntry]) -> Result<(), DiskError> {
@@ -248,6 +263,15 @@ impl CacheDevice {
             device: self.options.device.to_string(),
             source,
         }
+    }
+}
+
+/// What it proves that a backing has the identity that it was saved with: of a file, its time stamps and more; of a block
+/// device nothing, for not every write to it is seen.
+const fn trust(identity: &Identity) -> Trust {
+    match identity {
+        Identity::File(_) => Trust::Proven,
+        Identity::Block(_) | Identity::Volatile(_) => Trust::ToVerify,
     }
 }
 
@@ -283,16 +307,16 @@ pub(super) struct CacheService<'a> {
     cache: Cache<'a>,
     doorbell: Doorbell,
     /// What is in it at the start.
-    entries: Vec<SavedEntry>,
+    contents: Contents,
 }
 
 impl<'a> CacheService<'a> {
-    /// A cache with these entries, for a device of `sectors` sectors.
+    /// A cache with these contents, for a device of `sectors` sectors.
     pub(super) fn new(
         device: &'a CacheDevice,
         (backing, sectors): (&'a Target, u64),
         maps: &'a CacheMaps,
-        entries: Vec<SavedEntry>,
+        contents: Contents,
         maps_before: MapsBefore,
     ) -> Result<Self, ServeError> {
         let shape = Shape {
@@ -322,7 +346,7 @@ impl<'a> CacheService<'a> {
             maps,
             cache,
             doorbell,
-            entries,
+            contents,
         })
     }
 
@@ -342,22 +366,24 @@ impl<'a> CacheService<'a> {
         };
         let algorithm = self.device.options.eviction;
         let mut promoter = Promoter::new(&self.cache, algorithm, limits, self.maps.published());
-        let blocks = self.entries.iter().filter_map(|entry| {
+        let entries = &self.contents.entries;
+        let blocks = entries.iter().filter_map(|entry| {
             let priority = Priority::parse(entry.priority).unwrap_or(Priority::Normal);
             Some((entry.slot, u32::try_from(entry.block).ok()?, priority))
         });
-        promoter.restore(blocks);
-        for entry in &self.entries {
+        promoter.restore(blocks, self.contents.trust);
+        for entry in entries {
             self.cache.remember_heat(entry.block, entry.heat);
         }
         promoter
     }
 
-    /// Starts the thread that fills it, which gives the promoter back when it is told to end.
+    /// Starts the thread that fills it, which holds `/dev/ublkcN` and gives the promoter back when it is told to end.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         mut promoter: Promoter<'env, 'a>,
+        device: BorrowedFd<'env>,
     ) -> std::io::Result<ScopedJoinHandle<'scope, Promoter<'env, 'a>>>
     where
         'a: 'scope,
@@ -365,18 +391,19 @@ impl<'a> CacheService<'a> {
         let builder = std::thread::Builder::new().name("promoter".to_owned());
         builder.spawn_scoped(scope, move || {
             protect_thread();
-            self.promote(&mut promoter);
+            self.promote(&mut promoter, device);
             promoter
         })
     }
 
-    fn promote(&self, promoter: &mut Promoter<'_, '_>) {
+    fn promote(&self, promoter: &mut Promoter<'_, '_>, device: BorrowedFd<'_>) {
         let Some(backing) = self.backing.file() else {
             return;
         };
         let spec = PromoterSpec {
             backing,
             cache: &self.device.file,
+            device,
             block_bytes: self.device.layout.block_bytes,
             doorbell: &self.doorbell,
         };

@@ -115,7 +115,7 @@ impl Device for LeftDevice {
         let (target, cache) = (&self.target, self.cache.as_ref());
         let detached = self.before.cache.and_then(|cache| cache.detached);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
-            let entries = cache.survivors(target, maps);
+            let entries = cache.survivors(maps);
             let maps_before = MapsBefore::Served {
                 was_detached: detached.is_some(),
             };

@@ -1,6 +1,7 @@
 //! A device while it is served: its queue threads, its promoter, and what its own thread waits for.
 
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 use std::thread;
 use std::time::Duration;
 
@@ -62,7 +63,9 @@ impl Service<'_> {
             // Whatever happens here, the threads end: the scope waits for them.
             let _end = PullOnDrop(&stop);
             let _promoter = self.cache.map(StopOnDrop);
-            let promoting = self.cache.map(|cache| cache.spawn(scope, cache.promoter()));
+            let promoting = self
+                .cache
+                .map(|cache| cache.spawn(scope, cache.promoter(), device.as_fd()));
             let promoting = promoting.transpose().map_err(system("start the promoter"))?;
             let queues = Queues::spawn(scope, &shared).map_err(system("start a queue thread"))?;
             let end = runtime.block_on(self.live(queues, begin, host));

@@ -9,6 +9,8 @@ use super::record::{self, CacheRecord, Detached, Record, RecordError};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
+use crate::observe;
+use crate::policy::{Disk, PinDir};
 
 /// A device of this program. The names of its fields, as JSON has them, are stable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,13 +64,17 @@ pub struct CacheStatus {
     pub eviction: Algorithm,
     /// Bytes that may be promoted in a second; none: as many as come.
     pub promote_limit: Option<u64>,
+    /// Blocks of an earlier server that are yet to be compared with the backing, before which none of them is hit; none:
+    /// the caller may not read the device's maps.
+    pub unverified: Option<u64>,
     /// Since when it is not used any more, and why; none: it is used.
     pub detached: Option<Detached>,
 }
 
-impl From<CacheRecord> for CacheStatus {
-    fn from(record: CacheRecord) -> Self {
+impl CacheStatus {
+    fn of(disk: &Disk, record: CacheRecord) -> Self {
         let options = record.options;
+        let counted = observe::cache_stats(disk).ok().flatten();
         Self {
             device: options.device.to_string(),
             block: options.block,
@@ -76,6 +82,7 @@ impl From<CacheRecord> for CacheStatus {
             mode: options.mode,
             eviction: options.eviction,
             promote_limit: options.promote_limit,
+            unverified: counted.map(|counted| counted.0.unverified),
             detached: record.detached,
         }
     }
@@ -116,6 +123,7 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
     let record = Record::read(id)?;
     let is_served = Lock::is_served(id)?;
     let log = record::log_path(id);
+    let disk = Disk::ublk(id.number());
     Ok(Status {
         id: id.number(),
         device: id.block_path().display().to_string(),
@@ -130,11 +138,8 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
         read_only: record.read_only,
         recovery: record.recovery,
         allow_lossy: record.allow_lossy,
-        cache: record.cache.map(CacheStatus::from),
-        pins: crate::policy::PinDir::of(&crate::policy::Disk::ublk(id.number()))
-            .path()
-            .display()
-            .to_string(),
+        cache: record.cache.map(|cache| CacheStatus::of(&disk, cache)),
+        pins: PinDir::of(&disk).path().display().to_string(),
         log: log.exists().then(|| log.display().to_string()),
     })
 }

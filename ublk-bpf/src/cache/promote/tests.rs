@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::SECTOR_SIZE;
+use ublk_bpf_abi::{IndexEntry, SECTOR_SIZE};
 
 use super::*;
 use crate::cache::fixture::Maps;
@@ -154,7 +154,7 @@ fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
     let normal = survivors
         .into_iter()
         .map(|(slot, block)| (slot, block, Priority::Normal));
-    assert_eq!(second.restore(normal), 1);
+    assert_eq!(second.restore(normal, Trust::Proven), 1);
     cache.end_read(cache.begin_read(5 * BLOCK, 512).expect("it was whole"));
     promote(&mut second, 7);
     assert!(cache.begin_read(5 * BLOCK, 512).is_some() && cache.begin_read(7 * BLOCK, 512).is_some());
@@ -218,4 +218,183 @@ fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     };
     assert!(then > Duration::from_secs(7) && then < Duration::from_secs(9));
     assert!(promoter.poll(then).is_ok());
+}
+
+/// A promoter after a server that had blocks 0, 1, ... in slots 0, 1, ..., none of them verified.
+fn successor<'c, 'm>(cache: &'c Cache<'m>, blocks: u32) -> Promoter<'c, 'm> {
+    let mut promoter = promoter(cache);
+    let had = (0..blocks).map(|slot| (slot, slot, Priority::Normal));
+    assert_eq!(promoter.restore(had, Trust::ToVerify), blocks);
+    assert_eq!(promoter.counters().unverified, u64::from(blocks));
+    promoter
+}
+
+/// The next verification begins: its job, and the block in whose slot it looks.
+fn begin_verification(promoter: &mut Promoter<'_, '_>) -> Option<(u16, u64)> {
+    match promoter.poll(Duration::ZERO) {
+        Ok(Effect::LoadSlot { job, offset, .. }) => Some((job, offset / BLOCK)),
+        _ => None,
+    }
+}
+
+/// Both of its reads are done, and it is compared.
+fn end_verification(promoter: &mut Promoter<'_, '_>, job: u16, is_same: bool) {
+    assert!(matches!(
+        promoter.done(job, BLOCK_RESULT),
+        Some(Effect::Load { .. })
+    ));
+    assert!(matches!(
+        promoter.done(job, BLOCK_RESULT),
+        Some(Effect::Compare { .. })
+    ));
+    promoter.compared(job, is_same);
+}
+
+#[test]
+fn an_earlier_servers_block_is_hit_once_it_is_verified() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 4);
+    let mut promoter = successor(&cache, 2);
+    let is_hit = |block| {
+        let lease = cache.begin_read(block * BLOCK, 512);
+        lease.map(|lease| cache.end_read(lease)).is_some()
+    };
+    for (block, is_same) in [(0, true), (1, false)] {
+        assert!(!is_hit(block), "not yet begun");
+        let (job, begun) = begin_verification(&mut promoter).expect("there is one");
+        assert_eq!(begun, block);
+        assert!(!is_hit(block), "not yet compared");
+        end_verification(&mut promoter, job, is_same);
+        assert_eq!(is_hit(block), is_same);
+    }
+    let counters = promoter.counters();
+    assert_eq!(
+        (
+            counters.verified,
+            counters.differing,
+            counters.unverified,
+            counters.used
+        ),
+        (1, 1, 0, 1)
+    );
+    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    for block in 5..8 {
+        promote(&mut promoter, block);
+    }
+    assert_eq!(
+        promoter.counters().evicted,
+        0,
+        "the slot of what differed is free"
+    );
+}
+
+#[test]
+fn a_block_that_is_written_while_it_is_verified_is_not_published() {
+    for write_ends_first in [true, false] {
+        let maps = Maps::of(16);
+        let cache = cache_of(&maps, 4);
+        let mut promoter = successor(&cache, 1);
+        let (job, _) = begin_verification(&mut promoter).expect("there is one");
+        let change = cache.begin_write(0, 512);
+        assert_eq!(change.lease, None);
+        if write_ends_first {
+            cache.end_change(0, 512, None, true);
+        }
+        end_verification(&mut promoter, job, true);
+        assert_eq!(cache.begin_read(0, 512), None);
+        let counters = promoter.counters();
+        assert_eq!(
+            (counters.overtaken, counters.verified, counters.unverified),
+            (1, 0, 0)
+        );
+    }
+}
+
+#[test]
+fn what_was_written_before_its_turn_is_not_verified() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 2);
+    let mut promoter = successor(&cache, 2);
+    let _ = cache.begin_write(0, 512);
+    let begun = begin_verification(&mut promoter);
+    assert_eq!(begun.map(|(_, block)| block), Some(1));
+    cache.end_change(0, 512, None, true);
+    assert_eq!(promoter.counters().unverified, 1);
+    promote(&mut promoter, 0);
+    assert_eq!(promoter.counters().evicted, 0, "its slot was free");
+}
+
+#[test]
+fn what_is_missed_is_verified_first() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
+    let mut promoter = successor(&cache, 8);
+    assert!(cache.hint(6 * BLOCK, Priority::High));
+    // They take turns; whichever begins, the block is not promoted into another slot.
+    let begun: Vec<_> = (0..3).map_while(|_| begin_verification(&mut promoter)).collect();
+    assert_eq!(
+        begun.iter().map(|&(_, block)| block).collect::<Vec<_>>(),
+        [0, 6, 1]
+    );
+    end_verification(&mut promoter, begun[1].0, true);
+    cache.end_read(cache.begin_read(6 * BLOCK, 512).expect("it was verified"));
+    assert_eq!(promoter.residents().next(), Some((6, 6, Priority::High, 0)));
+}
+
+#[test]
+fn verifications_are_few_and_take_turns_with_promotions() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 16);
+    let mut promoter = successor(&cache, 8);
+    for block in 8..12 {
+        assert!(cache.hint(block * BLOCK, Priority::Normal));
+    }
+    let begun: Vec<_> = std::iter::from_fn(|| promoter.poll(Duration::ZERO).ok())
+        .map(|effect| matches!(effect, Effect::LoadSlot { .. }))
+        .collect();
+    assert_eq!(begun, [true, false, true, false, true, false, true, false]);
+}
+
+#[test]
+fn a_promotion_finds_room_among_what_is_not_verified() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
+    let mut promoter = successor(&cache, 8);
+    assert!(cache.hint(9 * BLOCK, Priority::Normal));
+    assert!(begin_verification(&mut promoter).is_some());
+    let Ok(Effect::Load { job, .. }) = promoter.poll(Duration::ZERO) else {
+        panic!("nothing was promoted");
+    };
+    assert!(matches!(
+        promoter.done(job, BLOCK_RESULT),
+        Some(Effect::Store { offset, .. }) if offset == 7 * BLOCK
+    ));
+    assert_eq!(promoter.done(job, BLOCK_RESULT), None);
+    assert!(cache.begin_read(9 * BLOCK, 512).is_some());
+    assert_eq!(cache.entry(7), IndexEntry::ABSENT);
+    assert_eq!(
+        (promoter.counters().evicted, promoter.counters().unverified),
+        (1, 7)
+    );
+}
+
+#[test]
+fn a_slot_that_cannot_be_read_detaches_the_cache_and_a_block_that_cannot_leaves_it() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 4);
+    let mut promoter = successor(&cache, 2);
+    let (job, _) = begin_verification(&mut promoter).expect("there are two");
+    assert!(promoter.done(job, BLOCK_RESULT).is_some());
+    assert_eq!(promoter.done(job, -5), None);
+    assert!(cache.failure().is_none());
+    assert_eq!(
+        (promoter.counters().unverified, promoter.counters().errors),
+        (1, 1)
+    );
+    let (job, _) = begin_verification(&mut promoter).expect("there is one");
+    assert_eq!(promoter.done(job, -5), None);
+    assert!(cache.failure().is_some());
+    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+    assert_eq!(promoter.counters().unverified, 0);
 }

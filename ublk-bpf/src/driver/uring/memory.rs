@@ -61,6 +61,25 @@ impl StagingMemory {
         self.map.as_ptr().as_ptr().wrapping_add(at)
     }
 
+    /// Whether the first `len` bytes of two buffers are the same.
+    ///
+    /// # Panics
+    /// If one of them has fewer, or is not there.
+    ///
+    /// # Safety
+    /// The kernel must not write to either of them meanwhile.
+    pub(super) unsafe fn is_same(&self, one: u16, other: u16, len: u32) -> bool {
+        assert!(
+            len <= self.bytes,
+            "{len} bytes of staging buffers of {}",
+            self.bytes
+        );
+        // SAFETY: `address` makes sure that the buffer is there, and it has `bytes` bytes; they are initialised, for the
+        // map is anonymous, and nobody writes to them: the caller answers for the kernel, and `&self` for this process.
+        let bytes = |buffer| unsafe { std::slice::from_raw_parts(self.address(buffer, 0), len as usize) };
+        bytes(one) == bytes(other)
+    }
+
     /// Bytes of a buffer from `skip` on.
     pub(super) fn room(&self, skip: u32) -> u32 {
         self.bytes.saturating_sub(skip)

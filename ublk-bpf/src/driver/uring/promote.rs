@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::doorbell::Doorbell;
 use super::memory::StagingMemory;
 use crate::cache::{Effect, Promoter, Rest};
 
-/// What is known by `user_data`: a promotion by its number, the doorbell by this.
+/// What is known by `user_data`: a job by its number, the doorbell by this.
 const DOORBELL: u64 = u64::MAX;
 
 /// How long the thread sleeps at most: heat is to be halved even if nothing is promoted.
@@ -28,6 +28,10 @@ pub struct PromoterSpec<'a> {
     pub backing: &'a File,
     /// What is copied to.
     pub cache: &'a File,
+    /// `/dev/ublkcN`. The kernel lets no other server have the device while this thread's ring holds it, and the ring
+    /// does until its last operation has ended: what a killed server still writes to a slot is there before its successor
+    /// looks.
+    pub device: BorrowedFd<'a>,
     /// Bytes of a cache block.
     pub block_bytes: u32,
     /// Wakes and ends it.
@@ -45,8 +49,9 @@ pub fn run_promoter(
     mut publish: impl FnMut(&CacheCounters),
 ) -> io::Result<()> {
     let jobs = promoter.jobs();
-    let staging = StagingMemory::map(jobs, spec.block_bytes)?;
+    let staging = StagingMemory::map(promoter.buffers(), spec.block_bytes)?;
     let ring = IoUring::builder().dontfork().build(u32::from(jobs) + 1)?;
+    ring.submitter().register_files(&[spec.device.as_raw_fd()])?;
     // As long as the ring is there, the kernel may access it.
     let kept = ManuallyDrop::new(Box::new((staging, AtomicU64::new(0))));
     let mut thread = Thread {
@@ -118,40 +123,50 @@ impl Thread<'_, '_, '_> {
     }
 
     fn carry_out(&mut self, effect: Effect) -> io::Result<()> {
-        let entry = match effect {
+        let backing = Fd(self.spec.backing.as_raw_fd());
+        let cache = Fd(self.spec.cache.as_raw_fd());
+        let (job, entry) = match effect {
             Effect::Load {
                 job,
                 offset,
                 skip,
                 len,
-            } => opcode::Read::new(
-                Fd(self.spec.backing.as_raw_fd()),
-                self.staging.address(job, skip),
+            } => (job, self.read(backing, offset, job, skip, len)),
+            Effect::LoadSlot {
+                job,
+                buffer,
+                offset,
+                skip,
                 len,
-            )
-            .offset(offset)
-            .build()
-            .user_data(job.into()),
+            } => (job, self.read(cache, offset, buffer, skip, len)),
             Effect::Store {
                 job,
                 offset,
                 skip,
                 len,
-            } => opcode::Write::new(
-                Fd(self.spec.cache.as_raw_fd()),
-                self.staging.address(job, skip),
-                len,
-            )
-            .offset(offset)
-            .build()
-            .user_data(job.into()),
+            } => {
+                let from = self.staging.address(job, skip);
+                (job, opcode::Write::new(cache, from, len).offset(offset).build())
+            }
+            Effect::Compare { job, buffer, len } => {
+                // SAFETY: both reads of this job have completed, and no other job has these buffers.
+                let is_same = unsafe { self.staging.is_same(job, buffer, len) };
+                self.promoter.compared(job, is_same);
+                return Ok(());
+            }
         };
-        self.push(&entry)
+        self.push(&entry.user_data(job.into()))
     }
 
-    /// There is room for an operation of each promotion and the doorbell.
+    /// From a device to a staging buffer.
+    fn read(&self, from: Fd, offset: u64, buffer: u16, skip: u32, len: u32) -> squeue::Entry {
+        let to = self.staging.address(buffer, skip);
+        opcode::Read::new(from, to, len).offset(offset).build()
+    }
+
+    /// There is room for an operation of each job and the doorbell.
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the memory that an entry names is a staging buffer, which is its promotion's until it completes, or
+        // SAFETY: the memory that an entry names is a staging buffer, which is its job's until it completes, or
         // where the doorbell's count goes; both outlive the ring.
         unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }

@@ -1,0 +1,68 @@
+//! What is in the slots, as the eviction algorithms ask for it.
+
+use ublk_bpf_abi::Priority;
+
+use crate::cache::Cache;
+use crate::cache::evict::{Slots, Standing};
+
+/// What is in the slots, and how it shall stay.
+#[derive(Debug)]
+pub(super) struct Residents<'c, 'm> {
+    cache: &'c Cache<'m>,
+    priorities: Box<[Priority]>,
+    pinned: u32,
+}
+
+impl<'c, 'm> Residents<'c, 'm> {
+    pub(super) fn new(cache: &'c Cache<'m>, slots: u32) -> Self {
+        Self {
+            cache,
+            priorities: vec![Priority::Normal; slots as usize].into_boxed_slice(),
+            pinned: 0,
+        }
+    }
+
+    pub(super) fn priority(&self, slot: u32) -> Priority {
+        self.priorities[slot as usize]
+    }
+
+    /// At most three quarters of the slots are pinned; what is beyond is high.
+    pub(super) fn set_priority(&mut self, slot: u32, priority: Priority) {
+        let most = u32::try_from(self.priorities.len()).unwrap_or(u32::MAX) / 4 * 3;
+        let Some(now) = self.priorities.get_mut(slot as usize) else {
+            return;
+        };
+        self.pinned -= u32::from(*now == Priority::Pinned);
+        *now = match priority {
+            Priority::Pinned if self.pinned >= most => Priority::High,
+            priority => priority,
+        };
+        self.pinned += u32::from(*now == Priority::Pinned);
+    }
+}
+
+impl Slots for Residents<'_, '_> {
+    fn standing(&self, slot: u32) -> Standing {
+        let Some(block) = self.cache.slots.owner(slot) else {
+            return Standing::Empty;
+        };
+        let entry = self.cache.entry(block);
+        let is_here = entry.is_present() && entry.slot() == slot;
+        if self.cache.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
+            return Standing::Busy;
+        }
+        if !is_here {
+            return Standing::Empty;
+        }
+        Standing::Resident {
+            heat: self.cache.heat(block),
+            priority: self.priority(slot),
+        }
+    }
+
+    fn set_heat(&mut self, slot: u32, heat: u8) {
+        if let Some(block) = self.cache.slots.owner(slot) {
+            self.cache.set_heat(block, heat);
+        }
+    }
+}
