@@ -375,7 +375,11 @@ fn a_device_is_quiesced_and_recovered() {
 fn a_dead_server_leaves_the_state_that_recovery_selects() {
     let ublk = ublk();
     let control = &ublk.control;
-    for (recovery, state) in [(Recovery::None, State::Dead), (Recovery::Fail, State::Quiesced)] {
+    for (recovery, state) in [
+        (Recovery::None, State::Dead),
+        (Recovery::FailInFlight, State::Quiesced),
+        (Recovery::FailAll, State::FailIo),
+    ] {
         let device = control.add(&AddDevice { recovery, ..quiet() }).unwrap();
         control.set_params(&device, &Params::new(2048)).unwrap();
         let server = Server::attach(&device);

@@ -48,7 +48,7 @@ pub(super) struct Settings {
     /// If a device waits for a server on the same backing, serve that again instead of refusing to make another one
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) recover_waiting: Option<bool>,
-    /// What becomes of the device if its server dies [default: none]
+    /// What becomes of the device when its server ends by itself or by a signal [default: none]
     #[arg(long, value_enum)]
     pub(super) recovery: Option<Recovery>,
     /// Let the policy lose data and fail requests: without this it can make the device slow at worst

@@ -60,7 +60,14 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
                 "yes: the policy may lose data and fail requests",
             ),
         ),
-        ("recovery", status.recovery.to_string()),
+        (
+            "recovery",
+            format!(
+                "{}: without a server, requests {}",
+                status.recovery,
+                status.recovery.meanwhile()
+            ),
+        ),
         (
             "server",
             status.server.map_or_else(none, |pid| format!("process {pid}")),

@@ -77,36 +77,59 @@ impl FromStr for DeviceId {
     }
 }
 
-/// What becomes of a device whose server dies.
+/// What becomes of a device without its server, and of the requests for it.
+///
+/// In the kernel's words (`Documentation/block/ublk.rst`) these are no flag, `UBLK_F_USER_RECOVERY`, that with
+/// `UBLK_F_USER_RECOVERY_REISSUE`, and that with `UBLK_F_USER_RECOVERY_FAIL_IO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recovery {
-    /// It is removed.
+    /// It goes with its server
     #[default]
     None,
-    /// It waits for a new server; requests that the old one had in hand fail.
-    Fail,
-    /// It waits for a new server, which gets the requests that the old one had in hand.
+    /// It waits for another server: unfinished requests are issued to that again, and new ones wait
     Reissue,
+    /// It waits for another server: unfinished requests fail, and new ones wait (`fail` in earlier versions)
+    #[serde(alias = "fail")]
+    #[value(alias = "fail")]
+    FailInFlight,
+    /// It waits for another server: unfinished requests fail, and so do new ones until it comes
+    FailAll,
 }
 
 impl fmt::Display for Recovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::None => "none",
-            Self::Fail => "fail",
             Self::Reissue => "reissue",
+            Self::FailInFlight => "fail-in-flight",
+            Self::FailAll => "fail-all",
         })
     }
 }
 
 impl Recovery {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::None, Self::Reissue, Self::FailInFlight, Self::FailAll];
+
+    /// What becomes of requests while the device waits for a server, as the end of a sentence about them.
+    #[must_use]
+    pub const fn meanwhile(self) -> &'static str {
+        match self {
+            Self::None => "fail: the device goes with its server",
+            Self::Reissue => "wait for the next server, unfinished ones too",
+            Self::FailInFlight => "wait for the next server; those that were unfinished have failed",
+            Self::FailAll => "fail until the next server comes",
+        }
+    }
+
     /// The flags that ask for it. A device that can be recovered can be quiesced too.
     pub fn flags(self) -> Features {
         match self {
             Self::None => Features::empty(),
-            Self::Fail => Features::RECOVERY | Features::QUIESCE,
             Self::Reissue => Features::RECOVERY | Features::RECOVERY_REISSUE | Features::QUIESCE,
+            Self::FailInFlight => Features::RECOVERY | Features::QUIESCE,
+            Self::FailAll => Features::RECOVERY | Features::RECOVERY_FAIL_IO | Features::QUIESCE,
         }
     }
 }
@@ -301,8 +324,10 @@ impl DeviceInfo {
     pub fn recovery(&self) -> Recovery {
         if self.flags.contains(Features::RECOVERY_REISSUE) {
             Recovery::Reissue
+        } else if self.flags.contains(Features::RECOVERY_FAIL_IO) {
+            Recovery::FailAll
         } else if self.flags.contains(Features::RECOVERY) {
-            Recovery::Fail
+            Recovery::FailInFlight
         } else {
             Recovery::None
         }
@@ -448,12 +473,27 @@ mod tests {
 
     #[test]
     fn recovery_is_read_back_from_the_flags() {
-        for recovery in [Recovery::None, Recovery::Fail, Recovery::Reissue] {
+        for recovery in Recovery::ALL {
             let raw = RawDevInfo {
                 flags: recovery.flags().bits(),
                 ..raw()
             };
             assert_eq!(DeviceInfo::parse(&raw, None).unwrap().recovery(), recovery);
         }
+    }
+
+    #[test]
+    fn recovery_has_the_same_names_everywhere() {
+        use clap::ValueEnum;
+        for recovery in Recovery::ALL {
+            let name = recovery.to_string();
+            assert_eq!(Recovery::from_str(&name, false), Ok(recovery));
+            assert_eq!(serde_json::to_value(recovery).unwrap(), name.as_str());
+            assert_eq!(serde_json::from_value::<Recovery>(name.into()).unwrap(), recovery);
+        }
+        // Records and configurations of earlier versions.
+        assert_eq!(Recovery::from_str("fail", false), Ok(Recovery::FailInFlight));
+        let old = serde_json::from_value::<Recovery>("fail".into()).unwrap();
+        assert_eq!(old, Recovery::FailInFlight);
     }
 }
