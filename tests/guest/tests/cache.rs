@@ -279,6 +279,22 @@ fn a_disks_saved_cache_is_compared_with_it_block_by_block() {
 }
 
 #[test]
+fn a_server_that_leaves_by_a_signal_leaves_the_cache_warm() {
+    let pair = Pair::files(MIB, 16);
+    let (device, report) = warmed(&pair, &["--recovery", "reissue"]);
+    run("kill", &["-TERM", &device.server()]);
+    wait_until("the device waits for a server", SOON, || {
+        device.state() == "waiting"
+    });
+    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    all_hits(&device);
+    report.compare(device.path());
+    device.stop();
+    report.compare(pair.backing.spec());
+    assert_clean(&pair);
+}
+
+#[test]
 fn a_cache_is_refused_after_its_backing_changed() {
     let pair = Pair::files(MIB, 16);
     let (device, _) = warmed(&pair, &[]);

@@ -1,25 +1,34 @@
-//! A device without its server, by each recovery mode.
+//! A device without its server, by each recovery mode and each way to lose it.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
+use ublk_bpf_guest::device::CONFIGURATION;
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left};
-use ublk_bpf_guest::{Backing, Device, run, wait_until};
+use ublk_bpf_guest::{Backing, Device, Fio, foreground, run, wait_until};
 
 const MIB: u64 = 1 << 20;
 /// What a request takes to get to the server, or to a queue in the kernel, under emulation.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 
-/// A read at this byte, on a thread of its own: its errno, or what it found.
+/// What direct I/O can be done with.
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+/// A read at this byte, on a thread of its own: its errno, or what it found. The page cache would try again after an error.
 fn read_at(device: &Device, offset: u64) -> JoinHandle<Result<u8, i32>> {
-    let file = File::open(device.path()).unwrap_or_else(|e| panic!("{e}"));
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(device.path())
+        .unwrap_or_else(|e| panic!("{e}"));
     spawn(move || {
-        let mut content = [0; 4096];
-        match file.read_exact_at(&mut content, offset) {
-            Ok(()) => Ok(content[0]),
+        let mut content = Page([0; 4096]);
+        match file.read_exact_at(&mut content.0, offset) {
+            Ok(()) => Ok(content.0[0]),
             Err(error) => Err(error.raw_os_error().unwrap_or_default()),
         }
     })
@@ -81,4 +90,89 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         device.stop();
         nothing_is_left();
     }
+}
+
+/// Sends a server in the background a signal and waits until it has left the device.
+fn signal_server(device: &Device, signal: &str) {
+    let server = device.server();
+    run("kill", &[signal, &server]);
+    wait_until("the server has left the device", SOON, || {
+        device.state() == "waiting" && !Path::new(&format!("/proc/{server}")).exists()
+    });
+}
+
+#[test]
+fn a_signal_leaves_a_recoverable_device_to_the_next_server_and_no_io_is_lost() {
+    let backing = Backing::file("signalled", 64);
+    let options = [
+        "--backing",
+        backing.spec(),
+        "--queues",
+        "2",
+        "--recovery",
+        "reissue",
+    ];
+    let (child, line) = foreground(&options, 1);
+    let device = Device::announced(&line);
+    let id = device.id();
+    let mut job = Fio::verify(device.path())
+        .arg("iodepth", "32")
+        .arg("size", "48m")
+        .arg("rate", "3m")
+        .start();
+    sleep(Duration::from_secs(1));
+    run("kill", &["-INT", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!(
+            "ublk-bpf: ublkb{id} waits for a server, and requests wait for the next server, unfinished ones too: \
+             serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`\n"
+        )
+    );
+    // What it says holds at once.
+    assert_eq!(device.state(), "waiting");
+    for signal in ["-TERM", "-INT", "-TERM"] {
+        assert!(job.is_running(), "fio ended before the server was signalled");
+        run("ublk-bpf", &["run", "--recover", &id, "--daemon"]);
+        assert_eq!(device.state(), "live");
+        sleep(Duration::from_millis(700));
+        signal_server(&device, signal);
+    }
+    let log = std::fs::read_to_string(format!("/run/ublk-bpf/ublkb{id}.log")).unwrap_or_default();
+    assert!(log.contains(&format!("ublk-bpf run --recover {id}")), "{log}");
+    run("ublk-bpf", &["run", "--recover", &id, "--daemon"]);
+    job.finish();
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn of_several_devices_a_signal_leaves_those_that_can_be_recovered() {
+    let backings = [Backing::file("first", 16), Backing::file("second", 16)];
+    let [first, second] = backings.each_ref().map(Backing::spec);
+    let configuration = format!(
+        "[[device]]\nbacking = \"{first}\"\nrecovery = \"fail-all\"\n[[device]]\nbacking = \"{second}\"\n"
+    );
+    std::fs::write(CONFIGURATION, configuration).unwrap_or_else(|e| panic!("{e}"));
+    let (child, lines) = foreground(&["--config", CONFIGURATION], 2);
+    let devices: Vec<_> = lines.lines().map(Device::announced).collect();
+    run("kill", &["-TERM", &child.id().to_string()]);
+    let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("requests fail until the next server comes"),
+        "{said}"
+    );
+    assert_eq!(devices[0].state(), "waiting");
+    devices[1].assert_gone();
+    run("ublk-bpf", &["run", "--recover", &devices[0].id(), "--daemon"]);
+    assert!(end_of(read_at(&devices[0], MIB)).is_ok());
+    // By name it is removed, whatever its mode.
+    run("ublk-bpf", &["stop", "--all"]);
+    devices[0].assert_gone();
+    nothing_is_left();
 }

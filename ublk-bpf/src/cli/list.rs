@@ -8,7 +8,7 @@ use crate::target::Size;
 
 /// List this program's devices
 ///
-/// STATE is live, changing (its server starts or ends), waiting (its server died: see `run --recover`) or dead
+/// STATE is live, changing (its server starts or ends), waiting (for a server: see `run --recover`) or dead
 /// (its server died, and the device with it: the next `run`, or `stop`, removes what is left).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -17,8 +17,15 @@ the start and gone at the end, or null:SIZE, which forgets what is written and r
 leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null targets \
 only. Sizes are 64K, 1G, 1GiB: powers of 1024.
 
-The device is ready when one line is printed. SIGINT and SIGTERM stop it; while something has it open, the first \
-one only says so and the second one stops it all the same.
+The device is ready when one line is printed. A signal that comes earlier ends the start, and no device is left. After \
+that, SIGINT and SIGTERM remove the device; while something has it open, the first one only says so and the second one \
+removes it all the same.
+
+With --recovery the device outlives its server. If that crashes, or is ended by SIGINT or SIGTERM, the device waits, \
+whoever has it open, until `run --recover N` serves it again; only `ublk-bpf stop` removes it. Until then:
+  reissue         all requests wait, and those that were unfinished are issued again
+  fail-in-flight  requests that were unfinished fail, and new ones wait
+  fail-all        requests that were unfinished fail, and so do new ones
 
 With --cache, blocks that are read are copied to a second, faster device and served from there. It holds nothing that \
 the backing does not: it may fail or be left away at any time. After a stop in good order the next `run` with both finds \
@@ -39,7 +46,7 @@ defaults for all of them, but for backing, id and cache, which belong to one dev
   queues = 4
 
 They start in this order; if one cannot, none does. A line is printed for each when all are ready. Each is stopped by \
-its own number, or fails, and the others go on; a signal stops all of them, and the process ends with the last one. With \
+its own number, or fails, and the others go on; a signal is for all of them, and the process ends with the last one. With \
 two tables or more, the command line can say nothing about a device.
 
 A device made with --recovery waits when its server dies, and keeps its backing and its cache: a start on either is \
@@ -53,7 +60,7 @@ Examples:
   ublk-bpf run --backing /dev/vdb --queues 4 --recovery reissue --daemon
   ublk-bpf run --backing /dev/sdb --cache /dev/nvme0n1p3 --policy scan-resistant --daemon
   ublk-bpf run --config /etc/disks.toml --daemon
-  ublk-bpf run --recover 0                    serve ublkb0 again after its server died";
+  ublk-bpf run --recover 0                    serve ublkb0 again, which waits for a server";
 
 /// Make a device, or several, and serve until they are stopped
 #[derive(Debug, clap::Args)]
@@ -61,7 +68,7 @@ Examples:
 pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Serve device N again, whose server died, with the options it was made with
+    /// Serve device N again, which waits for a server, with the options it was made with
     #[arg(long, value_name = "N", conflicts_with_all =
         ["backing", "policy", "id", "queues", "depth", "read_only", "recovery", "allow_lossy", "config", "cache",
         "cache_block", "cache_mode", "cache_eviction", "promote_limit", "cache_reset", "recover_waiting"])]

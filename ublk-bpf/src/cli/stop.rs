@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::ArgGroup;
 
 use crate::control::{Control, DeviceId};
-use crate::server::{leftover, stop};
+use crate::server::{leftover, stop, stop_starts};
 
 /// Stop a device and remove everything of it
 ///
@@ -16,7 +16,7 @@ pub(super) struct Args {
     /// The device: 0, ublkb0 or /dev/ublkb0
     #[arg(value_name = "ID")]
     id: Option<DeviceId>,
-    /// Every device of this program
+    /// Every device of this program, and every start of devices that is under way
     #[arg(long)]
     all: bool,
     /// Even if somebody has it open, whose I/O fails then
@@ -30,6 +30,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(id) = args.id {
         return Ok(stop(&control, id, args.force)?);
     }
+    // Their devices might come after those that are known now.
+    stop_starts()?;
     let mut failed = 0;
     let ids = leftover::known()?;
     for id in &ids {

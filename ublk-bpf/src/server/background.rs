@@ -4,10 +4,13 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::lock::Lock;
 use super::record::{self, RecordError};
-use super::serve::{Ready, Start, serve};
+use super::serve::{Ready, Start, serve_started};
 use crate::control::Control;
-use crate::sys::fork::{Side, fork, leave_session, replace_standard_files, wait_for};
+use crate::sys::fork::{
+    PassOn, Side, end_with_parent, fork, leave_session, outlive_parent, replace_standard_files, wait_for,
+};
 
 /// Why there is no server in the background.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +21,9 @@ pub enum BackgroundError {
     /// The server ended without a word.
     #[error("the server ended before it was ready: see {}", .0.display())]
     Silent(PathBuf),
+    /// A signal came before the server could say so itself.
+    #[error("asked to stop before any device was made")]
+    Interrupted,
     /// This user, or this kernel, can have no devices.
     #[error(transparent)]
     Control(#[from] crate::control::Error),
@@ -34,7 +40,7 @@ const READY: &str = "ready ";
 const FAILED: &str = "failed ";
 
 /// Serves devices in a new process and returns when they are ready, with what `announce` made of them. The process
-/// must have one thread.
+/// must have one thread. If it is ended before, by SIGINT, SIGTERM or otherwise, the start is given up.
 ///
 /// # Errors
 /// The server's, in its words.
@@ -44,8 +50,10 @@ pub fn run_in_background(
 ) -> Result<String, BackgroundError> {
     // What the server would say next, but before the first file is made.
     Control::open()?;
+    let starting = Lock::starting()?;
+    let me = std::process::id();
     // The ids are not known yet, which the log's names have in them.
-    let (log, log_path) = record::make_first_log(std::process::id())?;
+    let (log, log_path) = record::make_first_log(me)?;
     let system = BackgroundError::System;
     let null = File::options()
         .read(true)
@@ -56,62 +64,87 @@ pub fn run_in_background(
     match fork().map_err(system)? {
         Side::Child => {
             drop(listen);
+            if end_with_parent(me).is_err() {
+                record::remove_extra(&log_path);
+                std::process::exit(1);
+            }
             let detached = leave_session()
                 .and_then(|()| replace_standard_files(&null, &log))
                 .and_then(|()| std::env::set_current_dir("/"));
             if let Err(error) = detached {
                 tracing::warn!("not wholly in the background: {error}");
             }
+            let start = Begun {
+                start,
+                starting,
+                parent: me,
+            };
             std::process::exit(be_server(start, announce, say, &log_path));
         }
         Side::Parent(child) => {
             drop(say);
+            // The server alone says that it is starting.
+            drop(starting);
+            // Without that a signal ends this process, and the server is ended by that.
+            let signals = PassOn::to(child);
             let mut said = String::new();
             listen.read_to_string(&mut said).map_err(system)?;
             if let Some(lines) = said.strip_prefix(READY) {
                 return Ok(lines.to_owned());
             }
+            drop(signals);
             // It has said why and cleans up: when this command ends, nothing is left.
-            wait_for(child);
-            Err(match said.strip_prefix(FAILED) {
-                Some(why) => BackgroundError::Server(why.to_owned()),
-                None => BackgroundError::Silent(log_path),
+            let signal = wait_for(child);
+            Err(match (said.strip_prefix(FAILED), signal) {
+                (Some(why), _) => BackgroundError::Server(why.to_owned()),
+                (None, Some(libc::SIGTERM)) => {
+                    record::remove_extra(&log_path);
+                    BackgroundError::Interrupted
+                }
+                (None, _) => BackgroundError::Silent(log_path),
             })
         }
     }
 }
 
+/// A start that is under way.
+struct Begun<'a> {
+    start: &'a Start,
+    starting: Lock,
+    /// The process that waits for its end.
+    parent: u32,
+}
+
 /// The server's process: its exit status.
 fn be_server(
-    start: &Start,
+    begun: Begun<'_>,
     announce: impl FnOnce(&[Ready]) -> String,
     say: io::PipeWriter,
     first_log: &Path,
 ) -> i32 {
     let mut say = Some(say);
-    let result = serve(start, |ready| {
+    let result = serve_started(begun.start, Some(begun.starting), |ready| {
         for device in ready {
             record::name_log(first_log, device.record.id());
         }
         record::remove_extra(first_log);
-        tell(say.take(), READY, &announce(ready));
+        // The parent ends when the pipe is closed, which it is after this.
+        let say = say.take();
+        tell(say.as_ref(), READY, &announce(ready)) && outlive_parent(begun.parent)
     });
     if let Err(error) = &result {
         // The file system of the log may be full.
         let _ = writeln!(io::stderr(), "ublk-bpf: {error}");
         if say.is_some() {
-            tell(say, FAILED, &error.to_string());
+            tell(say.as_ref(), FAILED, &error.to_string());
             record::remove_extra(first_log);
         }
     }
     i32::from(result.is_err())
 }
 
-/// The command may have been ended meanwhile; the server does not depend on it.
-fn tell(say: Option<io::PipeWriter>, kind: &str, what: &str) {
-    if let Some(mut say) = say
-        && let Err(error) = write!(say, "{kind}{what}")
-    {
-        tracing::debug!("nobody listens any more: {error}");
-    }
+/// Says something to the command that waits, which may have been ended meanwhile: false if so.
+fn tell(say: Option<&io::PipeWriter>, kind: &str, what: &str) -> bool {
+    let said = say.map(|mut say| write!(say, "{kind}{what}"));
+    matches!(said, Some(Ok(())))
 }

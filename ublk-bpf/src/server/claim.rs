@@ -30,7 +30,7 @@ impl<'c> Claim<'c> {
         backing: &Target,
         cache: Option<&CacheDevice>,
     ) -> Result<(Self, Lock), ServeError> {
-        let start = Lock::start()?;
+        let choice = Lock::choose()?;
         leftover::sweep(control);
         owners::check_open(control, Role::Backing, backing)?;
         if let Some(cache) = cache {
@@ -64,7 +64,7 @@ impl<'c> Claim<'c> {
             cache.map(CacheDevice::record),
         );
         record.write()?;
-        drop(start);
+        drop(choice);
         claim.warn(options);
         Ok((claim, policy_lock))
     }
@@ -97,9 +97,11 @@ impl<'c> Claim<'c> {
         }
     }
 
-    /// The device is to wait for another server.
+    /// The device is to wait for another server. Returns when it does: until the kernel has noticed that this server is gone,
+    /// others would take it for one that is served.
     pub(super) fn leave(&mut self) {
         self.leave = true;
+        leftover::wait_for_departure(self.control, self.info.id);
     }
 
     /// The device ends with this.

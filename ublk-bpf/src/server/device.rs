@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::cache::{self, CacheDevice, CacheError, CacheService, MapsBefore};
 use super::claim::Claim;
 use super::owners::Opening;
-use super::service::Service;
+use super::service::{End, Service};
 use super::{Options, Ready, Record, Role, ServeError};
 use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
@@ -97,11 +97,11 @@ impl Device for NewDevice {
         };
         let end = serving.run(Control::start, host);
         drop(service);
-        if let Err(ServeError::Left { .. }) = end {
-            claim.leave();
+        if let Ok(End::Left) | Err(ServeError::Left { .. }) = end {
             classifier.leave_pinned();
+            claim.leave();
         }
-        end
+        end.map(|end| end.say(claim.info.id, self.options.recovery))
     }
 }
 

@@ -185,7 +185,7 @@ pub enum ServeError {
         error: Box<ServeError>,
     },
     /// A signal came too early.
-    #[error("asked to stop before all {0} devices were ready")]
+    #[error("asked to stop before {} ready", match .0 { 1 => "the device was".to_owned(), of => format!("all {of} devices were") })]
     Interrupted(usize),
     /// Devices of a process failed, each of which was told when it did.
     #[error("{failed} of {of} devices have failed")]

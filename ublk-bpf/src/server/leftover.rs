@@ -113,6 +113,23 @@ pub(super) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
     Ok(())
 }
 
+/// Waits until the kernel has noticed that this process serves the device no longer. It does when the last of the queues' rings
+/// is gone, which it takes apart in the background.
+pub(super) fn wait_for_departure(control: &Control, id: DeviceId) {
+    let deadline = Instant::now() + SETTLING;
+    while control.info(id).is_ok_and(|info| info.state == State::Live) {
+        if Instant::now() >= deadline {
+            let seconds = SETTLING.as_secs();
+            tracing::warn!(
+                "the kernel still takes {} for served after {seconds} s",
+                id.disk_name()
+            );
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
 /// The kernel's device of this id, once it has noticed that its server is gone. `None`: there is none.
 pub(super) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
     let deadline = Instant::now() + SETTLING;

@@ -1,4 +1,5 @@
-//! Locks on a device: a server holds one for its life, which says that it lives.
+//! Locks, which end with the process that holds them however it ends: a server holds one on its device for its life, which
+//! says that it lives, and one while it starts.
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -7,8 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::record::{RecordError, file_name};
-use super::run_dir::RunDir;
+use super::run_dir::{DIRECTORY, RunDir};
+use super::users;
 use crate::control::DeviceId;
+use crate::sys::process::ProcessHandle;
+
+/// The file of [`Lock::starting`].
+const STARTS: &str = "start.lock";
 
 /// Who asks for a lock has it for less than this, unless it is made to wait for a processor.
 const ASKING: Duration = Duration::from_millis(1);
@@ -46,12 +52,27 @@ impl Lock {
     }
 
     /// Waits for the lock that a server holds while it chooses its device: between the making of a device and the
-    /// lock on it, it looks like a leftover.
+    /// lock on it, it looks like a leftover. Its file goes with it.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn start() -> Result<Self, RecordError> {
-        Self::wait_for("start.lock")
+    pub(super) fn choose() -> Result<Choice, RecordError> {
+        Self::wait_for("choose.lock").map(Choice)
+    }
+
+    /// Says that a start is under way, until its devices are ready or this is dropped: `stop --all` ends it
+    /// ([`starts`]). Any number of starts hold it.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub(super) fn starting() -> Result<Self, RecordError> {
+        Self::take(STARTS, |file, path| {
+            file.lock_shared().map_err(|source| RecordError::System {
+                what: "lock",
+                path: path.to_owned(),
+                source,
+            })
+        })
     }
 
     fn wait_for(name: &str) -> Result<Self, RecordError> {
@@ -102,6 +123,63 @@ impl Lock {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// [`Lock::choose`], whose file goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct Choice(Lock);
+
+impl Drop for Choice {
+    fn drop(&mut self) {
+        self.0.remove_file();
+    }
+}
+
+/// The processes that hold [`Lock::starting`]: `None` if no start is under way,.
+///
+/// # Errors
+/// If others than root can write to the lock, or the file system refuses.
+pub(super) fn starts() -> Result<Option<Vec<u32>>, RecordError> {
+    let Some(run) = RunDir::open()? else {
+        return Ok(None);
+    };
+    let Some(file) = run.open_file("lock", STARTS)? else {
+        return Ok(None);
+    };
+    if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        return Ok(None);
+    }
+    let path = run.path(STARTS);
+    let holders = users::process_ids().filter(|process| holds_shared(*process, &path));
+    Ok(Some(holders.collect()))
+}
+
+/// Asks a start to end, if the process is still one: a process that is ready takes a signal for something else.
+pub(super) fn end_start(process: u32) {
+    let Ok(handle) = ProcessHandle::open(process) else {
+        return;
+    };
+    // The handle is this process's for good: what is true of it now is true of who gets the signal.
+    if holds_shared(process, &Path::new(DIRECTORY).join(STARTS))
+        && let Err(error) = handle.terminate()
+    {
+        tracing::debug!("process {process} cannot be asked to end: {error}");
+    }
+}
+
+/// Whether a process has a shared lock on the file at `path`, as the kernel says of its descriptors
+/// (`/proc/PID/fdinfo`, proc(5)).
+fn holds_shared(process: u32, path: &Path) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{process}/fd")).into_iter();
+    descriptors.flatten().flatten().any(|descriptor| {
+        let number = descriptor.file_name();
+        fs::read_link(descriptor.path()).is_ok_and(|opened| opened == path)
+            && fs::read_to_string(format!("/proc/{process}/fdinfo/{}", number.display())).is_ok_and(|facts| {
+                facts
+                    .lines()
+                    .any(|fact| fact.starts_with("lock:") && fact.contains("FLOCK") && fact.contains("READ"))
+            })
+    })
 }
 
 /// Locks the file, unless a server has it: who only asks ([`Lock::is_served`]) has it for a moment.

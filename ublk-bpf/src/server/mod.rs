@@ -31,4 +31,4 @@ pub use error::{Role, ServeError};
 pub use options::{CacheOptions, Options};
 pub use record::Record;
 pub use serve::{Ready, Recipe, Start, serve};
-pub use stop::{StopError, stop};
+pub use stop::{StopError, stop, stop_starts};

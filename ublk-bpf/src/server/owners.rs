@@ -2,7 +2,7 @@
 //! server.
 //!
 //! Locks and exclusive opens keep storage only while a server lives, so a device that waits has nothing but its record.
-//! A start checks what it opened against all records, first when it opens them and again under the start lock, where it
+//! A start checks what it opened against all records, first when it opens them and again under `choose.lock`, where it
 //! makes its own record ([`Claim::make`](super::claim::Claim::make)): of two starts one sees the other's.
 
 use std::fs;
@@ -116,7 +116,7 @@ impl<'c> Opening<'c> {
     }
 }
 
-/// Refuses an open target that another device has. To be called with the start lock held, before the record is written.
+/// Refuses an open target that another device has. To be called with `choose.lock` held, before the record is written.
 pub(super) fn check_open(control: &Control, role: Role, target: &Target) -> Result<(), ServeError> {
     match target.storage() {
         Some(storage) => check(control, role, target.spec(), &storage, None).map(drop),

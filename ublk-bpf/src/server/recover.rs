@@ -12,7 +12,7 @@ use super::leftover::{POLL, SETTLING};
 use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::record::{CacheRecord, RecordError};
-use super::service::Service;
+use super::service::{End, Service};
 use super::{Options, Record, ServeError, leftover};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
@@ -140,11 +140,13 @@ impl Device for LeftDevice {
         };
         let end = serving.run(Control::end_recovery, host);
         drop(service);
-        if end.is_ok() {
+        if let Ok(End::Stopped) = end {
             claim.delete_when_dropped();
             classifier.remove_when_dropped();
+        } else {
+            claim.leave();
         }
-        end
+        end.map(|end| end.say(id, self.options.recovery))
     }
 }
 

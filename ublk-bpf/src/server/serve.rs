@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::{Device, Host, NewDevice};
 use super::isolation::{isolate, protect_thread};
+use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::recover::LeftDevice;
 use super::signals::StopSignals;
@@ -70,14 +71,34 @@ pub struct Ready {
 }
 
 /// Serves devices until the last of them has ended, each by itself: by another process, by a failure, or with all
-/// others by SIGINT or SIGTERM. `ready` is called once, when the requests of all of them are served.
+/// others by SIGINT or SIGTERM, which leaves those with a recovery mode waiting for another server. `ready` is called once,
+/// when the requests of all of them are served.
 ///
 /// The process must have one thread, and will have left its mount namespace.
 ///
 /// # Errors
-/// Everything that can go wrong on the way. If a device cannot be started, those before it are taken away again, whoever
-/// uses them by then. Nothing is left behind, but for a device that is to wait for another server.
+/// Everything that can go wrong on the way. If a device cannot be started, or a signal comes before all are, those before it
+/// are taken away again, whoever uses them by then. Nothing is left behind, but for a device that waits for another server.
 pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeError> {
+    // Who can make no devices is told so when it is known what he wants.
+    let starting = Control::open().is_ok().then(Lock::starting).transpose()?;
+    serve_started(start, starting, |devices| {
+        ready(devices);
+        true
+    })
+}
+
+/// The same for a start that is under way. `ready` says whether somebody wants to know; if not, the start is given up.
+pub(super) fn serve_started(
+    start: &Start,
+    starting: Option<Lock>,
+    ready: impl FnOnce(&[Ready]) -> bool,
+) -> Result<(), ServeError> {
+    let ready = |devices: &[Ready]| {
+        // Before others hear of the devices: from now on `stop` finds them, and a signal does what it does to a server.
+        drop(starting);
+        ready(devices)
+    };
     for recipe in &start.devices {
         if let Recipe::Recover(id) = recipe {
             // A record that is not there is told before the lock makes its file.
@@ -170,7 +191,7 @@ fn kernel() -> Result<Control, ServeError> {
 fn serve_together<D: Device>(
     control: &Control,
     devices: Vec<D>,
-    ready: impl FnOnce(&[Ready]),
+    ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
     let system = |what| move |source| ServeError::System { what, source };
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -192,8 +213,9 @@ fn serve_together<D: Device>(
                     break;
                 }
             }
-            server.check_started().await?;
-            server.announce(ready);
+            if !server.has_started() || !server.announce(ready) {
+                return Err(server.give_up().await);
+            }
             while server.is_alive() {
                 server.step().await;
             }
@@ -288,13 +310,26 @@ impl Server {
     async fn step(&mut self) {
         tokio::select! {
             Some((index, report)) = self.reports.recv() => self.note(index, report),
-            () = self.signals.next() => {
-                self.was_asked = true;
-                for ask in self.devices.iter().filter_map(|device| device.ask.as_ref()) {
-                    // One that has ended does not listen.
-                    let _ = ask.send(());
-                }
-            }
+            () = self.signals.next() => self.pass_on(),
+        }
+    }
+
+    /// A signal came.
+    fn pass_on(&mut self) {
+        self.was_asked = true;
+        if !self.was_announced {
+            return self.dismiss();
+        }
+        for ask in self.devices.iter().filter_map(|device| device.ask.as_ref()) {
+            // One that has ended does not listen.
+            let _ = ask.send(());
+        }
+    }
+
+    /// All devices are to go: the start is given up.
+    fn dismiss(&mut self) {
+        for device in &mut self.devices {
+            device.ask = None;
         }
     }
 
@@ -328,32 +363,31 @@ impl Server {
         self.devices.iter().any(Running::has_failed)
     }
 
-    /// Whether every device is there; takes all of them away if one could not be started.
-    async fn check_started(&mut self) -> Result<(), ServeError> {
-        let failed = self.devices.iter().position(Running::has_failed);
-        if failed.is_none() && self.devices.len() == self.of {
-            return Ok(());
-        }
-        if failed.is_some() {
-            for device in &mut self.devices {
-                device.ask = None;
-            }
-        }
+    /// Whether every device is there, and wanted.
+    fn has_started(&self) -> bool {
+        self.devices.len() == self.of && !self.was_asked && !self.has_failed()
+    }
+
+    /// Takes all devices away, and tells why.
+    async fn give_up(mut self) -> ServeError {
+        let first = self.devices.iter().position(Running::has_failed);
+        let failed = first.filter(|_| !self.was_asked);
+        self.dismiss();
         while self.is_alive() {
             self.step().await;
         }
         let why = failed.and_then(|index| Some((index, self.devices.swap_remove(index).end?.err()?)));
-        Err(why.map_or(ServeError::Interrupted(self.of), |(index, error)| {
+        why.map_or(ServeError::Interrupted(self.of), |(index, error)| {
             of_several(index, self.of, error)
-        }))
+        })
     }
 
-    /// Says that all are ready. One that was stopped meanwhile is not told of.
-    fn announce(&mut self, ready: impl FnOnce(&[Ready])) {
+    /// Says that all are ready; false: nobody wants to know. One that was stopped meanwhile is not told of.
+    fn announce(&mut self, ready: impl FnOnce(&[Ready]) -> bool) -> bool {
         self.was_announced = true;
         let alive = self.devices.iter().filter(|device| device.end.is_none());
         let all: Vec<Ready> = alive.filter_map(|device| device.ready.clone()).collect();
-        ready(&all);
+        ready(&all)
     }
 
     /// What it came to, when all have ended.

@@ -39,12 +39,37 @@ pub(super) struct Service<'a> {
     pub(super) was_waiting: bool,
 }
 
+/// How a device's service came to its end, where nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The block device is gone; the rest is to be removed.
+    Stopped,
+    /// The device waits for another server.
+    Left,
+}
+
+impl End {
+    /// Says what has become of the device, to who is at the terminal or reads the log: not a matter of the log's level. One
+    /// that is removed needs no words.
+    pub(super) fn say(self, id: DeviceId, recovery: Recovery) {
+        if self == Self::Left {
+            // Nobody has to listen.
+            let _ = writeln!(
+                io::stderr(),
+                "ublk-bpf: {} waits for a server, and requests {}: serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
+                id.disk_name(),
+                recovery.meanwhile()
+            );
+        }
+    }
+}
+
 /// How the kernel gets to know that the queues are ready.
 type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
 
 impl Service<'_> {
     /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
-    pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<(), ServeError> {
+    pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<End, ServeError> {
         let system = |what| move |source| ServeError::System { what, source };
         let device = open_char_device(self.info.id, NODE_PATIENCE)?;
         let stop = Stop::new().map_err(system("make an eventfd"))?;
@@ -75,19 +100,19 @@ impl Service<'_> {
             }
             end
         });
-        // Every thread has ended: what is in the slots stays as it is.
-        if let (Ok(()), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
+        // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the index.
+        if let (Ok(End::Stopped), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
             cache.save(&promoter);
         }
-        // A log that has a failure in it is to be read.
-        if end.is_ok() {
+        // The log of a device that failed or waits is to be read.
+        if let Ok(End::Stopped) = end {
             record::remove_log(self.info.id);
         }
         end
     }
 
     /// The device's thread, from the first queue to the last.
-    async fn live(&self, mut queues: Queues, begin: Begin, mut host: Host<'_>) -> Result<(), ServeError> {
+    async fn live(&self, mut queues: Queues, begin: Begin, mut host: Host<'_>) -> Result<End, ServeError> {
         let id = self.info.id;
         queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
         begin(self.control, id, std::process::id())?;
@@ -110,8 +135,8 @@ impl Service<'_> {
                 }
                 end = queues.ended() => return self.ended(end),
                 asked = host.asked.recv() => match self.asked(asked.is_some(), was_asked)? {
-                    Stopped::Yes => return Ok(()),
-                    Stopped::InUse => was_asked = true,
+                    Some(end) => return Ok(end),
+                    None => was_asked = true,
                 },
             }
         }
@@ -130,18 +155,22 @@ impl Service<'_> {
         }
     }
 
-    /// A signal came, or else the process does not want the device.
-    fn asked(&self, by_signal: bool, was_asked: bool) -> Result<Stopped, ServeError> {
+    /// A signal came, or else the start is given up. `None`: the device is in use, and goes on.
+    fn asked(&self, by_signal: bool, was_asked: bool) -> Result<Option<End>, ServeError> {
         if !by_signal && self.was_waiting {
             // It has users and data from before this process.
             let (why, id) = (NOT_STARTED.to_owned(), self.info.id);
             return Err(ServeError::Left { why, id });
         }
+        if by_signal && self.record.recovery != Recovery::None {
+            // Whoever uses the device can wait for the next server: a supervisor's restart loses nothing.
+            return Ok(Some(End::Left));
+        }
         self.stop(!by_signal || was_asked)
     }
 
-    /// The device is to end: with its users' consent, as the first signal asks, or without.
-    fn stop(&self, by_force: bool) -> Result<Stopped, ServeError> {
+    /// Removes the block device: with its users' consent, as the first signal asks, or without. `None`: it is in use.
+    fn stop(&self, by_force: bool) -> Result<Option<End>, ServeError> {
         let id = self.info.id;
         let result = if by_force {
             self.control.stop(id)
@@ -157,22 +186,22 @@ impl Service<'_> {
                     id.disk_name(),
                     users::in_words(id)
                 );
-                Ok(Stopped::InUse)
+                Ok(None)
             }
             // No disk: another process stops it at the same time.
             Err(error) if !error.is_no_device() => Err(error.into()),
-            _ => Ok(Stopped::Yes),
+            _ => Ok(Some(End::Stopped)),
         }
     }
 
     /// The queues have ended by themselves: by the device's end at the hands of another process, or by a failure.
-    fn ended(&self, end: Result<(), String>) -> Result<(), ServeError> {
+    fn ended(&self, end: Result<(), String>) -> Result<End, ServeError> {
         let id = self.info.id;
         let why = match end {
             Err(why) => why,
             Ok(()) => match self.control.info(id) {
-                Ok(info) if info.state == State::Dead => return Ok(()),
-                Err(error) if error.is_no_device() => return Ok(()),
+                Ok(info) if info.state == State::Dead => return Ok(End::Stopped),
+                Err(error) if error.is_no_device() => return Ok(End::Stopped),
                 _ => "the device was taken from this server".to_owned(),
             },
         };
@@ -182,12 +211,6 @@ impl Service<'_> {
             Err(ServeError::Left { why, id })
         }
     }
-}
-
-/// Whether a signal had its effect.
-enum Stopped {
-    Yes,
-    InUse,
 }
 
 /// Ends the promoter, however the device's thread leaves.

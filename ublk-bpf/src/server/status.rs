@@ -96,7 +96,7 @@ pub enum DeviceState {
     Live,
     /// Its server is starting or ending.
     Changing,
-    /// Its server died and requests wait for another one: `run --recover`.
+    /// It waits for another server (`run --recover`), and its requests wait or fail as its recovery mode says.
     Waiting,
     /// Its server died, and so it went away; the next `run` or `stop` removes what is left.
     Dead,

@@ -3,16 +3,19 @@
 //! The kernel is asked, not the server: it knows whether the device is open, it answers, and it ends the server's
 //! queues. The server then removes what it made, and ends with its last device. If it is dead, this does it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::leftover::{self, RemoveError};
-use super::lock::Lock;
-use super::record::RecordError;
+use super::lock::{self, Lock};
+use super::record::{self, RecordError};
 use super::users;
 use crate::control::{Control, DeviceId, Error};
 
 /// How long a server may take from the end of its device to its own.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a start may take to undo what it has done; it waits for the kernel's commands meanwhile.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Why a device was not stopped. One line: what was wanted, what was found, what to do.
@@ -29,10 +32,16 @@ pub enum StopError {
         /// By whom.
         users: String,
     },
+    /// A start goes on although it was asked to end.
+    #[error(
+        "a start by process {} has not ended within {} s: end it by SIGKILL, then stop what it left",
+        .0.iter().map(u32::to_string).collect::<Vec<_>>().join(", "), START_PATIENCE.as_secs()
+    )]
+    StartGoesOn(Vec<u32>),
     /// Its disk is gone but its server goes on.
     #[error(
         "the server of {} has not let go of it within {} s: look at its log, {}, and end it, with all of its devices, by SIGKILL",
-        .0.disk_name(), PATIENCE.as_secs(), super::record::log_path(*.0).display()
+        .0.disk_name(), PATIENCE.as_secs(), record::log_path(*.0).display()
     )]
     Stuck(DeviceId),
     /// The kernel refused.
@@ -44,6 +53,29 @@ pub enum StopError {
     /// What its dead server left could not be removed.
     #[error(transparent)]
     Remove(#[from] RemoveError),
+}
+
+/// Ends the starts that are under way and waits until they have: each takes away the devices that it has made, but for those
+/// that it was to serve again, which wait.
+///
+/// # Errors
+/// If one does not end, or cannot be found.
+pub fn stop_starts() -> Result<(), StopError> {
+    let deadline = Instant::now() + START_PATIENCE;
+    let mut asked = BTreeSet::new();
+    while let Some(processes) = lock::starts()? {
+        for &process in &processes {
+            if asked.insert(process) {
+                lock::end_start(process);
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(StopError::StartGoesOn(processes));
+        }
+        std::thread::sleep(POLL);
+    }
+    record::remove_first_logs();
+    Ok(())
 }
 
 /// Stops a device and waits until nothing is left of it. With `force` even if somebody has it open, whose I/O

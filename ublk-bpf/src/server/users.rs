@@ -48,7 +48,7 @@ fn mounted(number: u64) -> Vec<String> {
     let device = format!("{}:{}", libc::major(number), libc::minor(number));
     let mut users = Vec::new();
     for process in process_ids() {
-        for mount in mounts::of(&process).unwrap_or_default() {
+        for mount in mounts::of(&process.to_string()).unwrap_or_default() {
             let user = format!("a mount on {}", mount.path.display());
             if mount.device == device && !users.contains(&user) {
                 users.push(user);
@@ -79,8 +79,7 @@ fn swap(id: DeviceId) -> Option<String> {
 /// Processes that have it open.
 fn processes(number: u64) -> Vec<String> {
     process_ids()
-        .into_iter()
-        .filter(|process| has_open(process, number))
+        .filter(|process| has_open(*process, number))
         .map(|process| {
             let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
             format!("{} (process {process})", name.trim())
@@ -88,7 +87,7 @@ fn processes(number: u64) -> Vec<String> {
         .collect()
 }
 
-fn has_open(process: &str, number: u64) -> bool {
+fn has_open(process: u32, number: u64) -> bool {
     let files = fs::read_dir(format!("/proc/{process}/fd"))
         .into_iter()
         .flatten()
@@ -98,10 +97,8 @@ fn has_open(process: &str, number: u64) -> bool {
         .any(|meta| meta.file_type().is_block_device() && meta.rdev() == number)
 }
 
-fn process_ids() -> Vec<String> {
+/// The ids of all processes that can be seen.
+pub(super) fn process_ids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        .collect()
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

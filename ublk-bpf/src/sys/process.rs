@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::raw::c_int;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -58,6 +59,44 @@ pub fn detach_mount(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: `path` is a C string that lives over the call.
     check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
+}
+
+/// A process, whose id cannot become another one's as long as this is held (pidfd_open(2)).
+#[derive(Debug)]
+pub(crate) struct ProcessHandle(OwnedFd);
+
+impl ProcessHandle {
+    /// The process that has this id now.
+    pub(crate) fn open(process: u32) -> io::Result<Self> {
+        const NO_FLAGS: libc::c_uint = 0;
+        // SAFETY: takes numbers, no pointer.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process, NO_FLAGS) };
+        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0);
+        let fd = fd.ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the call returned a new descriptor that nothing else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Sends it SIGTERM.
+    pub(crate) fn terminate(&self) -> io::Result<()> {
+        const NO_FLAGS: libc::c_uint = 0;
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: a null pointer in place of the facts is what pidfd_send_signal(2) takes for those of kill(2).
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                libc::SIGTERM,
+                info,
+                NO_FLAGS,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// Keeps all memory of the process, present and future, from being paged out: a page fault that needs this
