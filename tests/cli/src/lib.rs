@@ -41,17 +41,23 @@ pub fn run(args: &[&str]) -> Outcome {
     run_in(Path::new("."), args)
 }
 
-/// What it complains of if nobody reads what it prints.
-pub fn run_unread(args: &[&str]) -> String {
-    let (reader, writer) = std::io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
-    drop(reader);
+/// Runs it with standard output closed at the other end, or going to a device.
+pub fn run_into(stdout: impl Into<Stdio>, args: &[&str]) -> Outcome {
     let output = Command::new(binary())
         .args(args)
         .stdin(Stdio::null())
-        .stdout(writer)
+        .stdout(stdout)
+        .stderr(Stdio::piped())
         .output()
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", binary().display()));
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    Outcome {
+        status: output
+            .status
+            .code()
+            .unwrap_or_else(|| panic!("{args:?} was ended by a signal: {output:?}")),
+        stdout: String::new(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
 }
 
 /// The binary under test: what `UBLK_BPF_BINARY` names, or else the one beside the tests', built first, since cargo does

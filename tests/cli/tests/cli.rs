@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use cli_tests::{run, run_in, run_unread};
+use cli_tests::{run, run_in, run_into};
 
 /// Checks that the command fails with this status and exactly this line.
 fn refused(folder: &Path, args: &[&str], status: i32, line: &str) {
@@ -114,7 +114,27 @@ fn options_of_a_cache_are_checked() {
 
 #[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
-    assert_eq!(run_unread(&["policy", "list"]), "");
+    let (reader, writer) = std::io::pipe().unwrap_or_else(|error| panic!("no pipe: {error}"));
+    drop(reader);
+    let outcome = run_into(writer, &["policy", "list"]);
+    // As a shell reports a program that SIGPIPE ended.
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (141, ""));
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_in_one_line() {
+    for args in [&["policy", "list"][..], &["policy", "list", "--json"]] {
+        let full = File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap_or_else(|error| panic!("cannot open /dev/full: {error}"));
+        let outcome = run_into(full, args);
+        assert_eq!(outcome.status, 1);
+        assert_eq!(
+            outcome.stderr,
+            "ublk-bpf: cannot write to standard output: No space left on device (os error 28)\n"
+        );
+    }
 }
 
 #[test]

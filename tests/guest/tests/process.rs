@@ -3,7 +3,8 @@
 use std::fs::read_to_string;
 use std::thread;
 
-use ublk_bpf::sys::process::{is_io_flusher, leave_mount_namespace, lock_memory, set_io_flusher};
+use ublk_bpf::sys::memory::{lock_all_memory, may_lock_all_memory};
+use ublk_bpf::sys::process::{is_io_flusher, leave_mount_namespace, set_io_flusher};
 
 #[test]
 fn threads_inherit_the_io_flusher_state() {
@@ -41,7 +42,8 @@ fn only_the_calling_thread_leaves_its_mount_namespace() {
 
 #[test]
 fn memory_is_locked() {
-    lock_memory().unwrap();
+    assert!(may_lock_all_memory(), "root has every capability");
+    lock_all_memory().unwrap();
     let status = read_to_string("/proc/self/status").unwrap();
     let locked = status
         .lines()

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::args::Format;
+use super::output::print_line;
 use super::table;
 use crate::cache::disk::inspect::{Inspection, inspect};
 use crate::target::Size;
@@ -42,9 +43,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{}: is blank: `ublk-bpf run --cache` makes it a cache", name());
     };
     if format.json {
-        println!("{}", serde_json::to_string_pretty(&found)?);
+        print_line(serde_json::to_string_pretty(&found)?)?;
     } else {
-        table::print_facts(&facts(&found));
+        table::print_facts(&facts(&found))?;
     }
     match found.damage {
         Some(damage) => bail!("{}: {damage}", name()),

@@ -4,6 +4,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use super::output::OutputError;
+use crate::log;
+
 /// A wrong command line that clap cannot see by itself: exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -22,15 +25,21 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
         _ => {
-            eprintln!("ublk-bpf: {}", condense(&error.render().to_string()));
+            log::say(condense(&error.render().to_string()));
             ExitCode::from(2)
         }
     }
 }
 
-/// Prints why a command failed, with every cause.
+/// What a shell makes of a program that SIGPIPE ended.
+const UNREAD: u8 = 128 + 13;
+
+/// Prints why a command failed, with every cause. Nothing is wrong if the reader of its output has left.
 pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("ublk-bpf: {}", one_line(error));
+    if error.downcast_ref().is_some_and(OutputError::is_unread) {
+        return ExitCode::from(UNREAD);
+    }
+    log::say(one_line(error));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::args::Format;
+use super::output::print_line;
 use super::table;
 use crate::control::{Control, FEATURES, Features};
 
@@ -33,7 +34,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let json = json!({
             "word": found.bits(), "sufficient": found.contains(NEEDED), "unknown": found.unknown_bits(), "features": features,
         });
-        println!("{json:#}");
+        print_line(format_args!("{json:#}"))?;
         return Ok(());
     }
     let rows: Vec<Vec<String>> = FEATURES
@@ -51,10 +52,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    table::print(&["FEATURE", "HERE", "", "LINUX", "WHAT"], &rows);
+    table::print(&["FEATURE", "HERE", "", "LINUX", "WHAT"], &rows)?;
     match found.require(NEEDED) {
-        Ok(()) => println!("\nublk-bpf works with this kernel."),
-        Err(missing) => println!("\n{missing}"),
+        Ok(()) => print_line("\nublk-bpf works with this kernel.")?,
+        Err(missing) => print_line(format_args!("\n{missing}"))?,
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! `ublk-bpf list`.
 
 use super::args::Format;
+use super::output::print_line;
 use super::table;
 use crate::control::Control;
+use crate::log;
 use crate::server::status::{self, Status};
 use crate::target::Size;
 
@@ -23,18 +25,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     for status in status::all(control.as_ref())? {
         match status {
             Ok(status) => devices.push(status),
-            Err(error) => eprintln!("ublk-bpf: {error}"),
+            Err(error) => log::say(error),
         }
     }
     if args.format.json {
-        println!("{}", serde_json::to_string_pretty(&devices)?);
+        print_line(serde_json::to_string_pretty(&devices)?)?;
     } else if devices.is_empty() {
-        println!("no devices: make one with `ublk-bpf run`");
+        print_line("no devices: make one with `ublk-bpf run`")?;
     } else {
         let header = [
             "DEVICE", "STATE", "SIZE", "POLICY", "QUEUES", "SERVER", "FLAGS", "BACKING",
         ];
-        table::print(&header, &devices.iter().map(row).collect::<Vec<_>>());
+        table::print(&header, &devices.iter().map(row).collect::<Vec<_>>())?;
     }
     Ok(())
 }

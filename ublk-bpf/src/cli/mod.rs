@@ -10,6 +10,7 @@ mod devices;
 mod error;
 mod features;
 mod list;
+mod output;
 mod policy;
 mod run;
 mod show;
@@ -20,7 +21,8 @@ mod table;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+
+use crate::log;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,10 +69,7 @@ pub fn main() -> ExitCode {
         Err(error) => return error::usage(&error),
     };
     crate::sys::process::protect_new_files();
-    log_to_stderr(cli.verbose);
-    if !matches!(cli.command, Command::Run(_)) {
-        crate::sys::process::end_with_the_reader();
-    }
+    log::start(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::List(args) => list::run(&args),
@@ -81,27 +80,12 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&args),
         Command::Stop(args) => stop::run(&args),
     };
-    match result {
+    let status = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error::failure(&error),
-    }
-}
-
-/// Standard error is the terminal in the foreground and the log file in the background.
-fn log_to_stderr(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(false)
-        .init();
+    log::flush();
+    status
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::args::{Device, Format};
+use super::output::print_line;
 use super::table;
 use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, builtin};
 use crate::server::Record;
@@ -60,13 +61,13 @@ fn list(format: Format) -> anyhow::Result<()> {
             .iter()
             .map(|of| json!({ "name": of.name, "description": of.description }))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_line(serde_json::to_string_pretty(&all)?)?;
     } else {
         let rows: Vec<_> = builtin()
             .iter()
             .map(|of| vec![of.name.to_owned(), of.description.to_owned()])
             .collect();
-        table::print(&["POLICY", "WHAT IT DOES"], &rows);
+        table::print(&["POLICY", "WHAT IT DOES"], &rows)?;
     }
     Ok(())
 }

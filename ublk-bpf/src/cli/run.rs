@@ -1,21 +1,22 @@
 //! `ublk-bpf run`: makes devices and serves them.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::config::Settings;
 use super::devices::devices;
+use super::output::print_line;
 use crate::control::DeviceId;
 use crate::server::{self, Ready, Start};
+use crate::sys::process::ignore_signals_of_writes;
 use crate::target::{Kind, NullReads, Size};
 
 const DETAILS: &str = "\
 A backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that is empty at \
 the start and gone at the end, or null:SIZE, which forgets what is written and reads as zeroes. null:SIZE,unfilled \
 leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null targets \
-only. Sizes are 64K, 1G, 1GiB: powers of 1024.
+only. Do not swap to a device with a mem: backing or cache: what is swapped out would take memory again. Sizes are 64K, 1G, 1GiB: powers of 1024.
 
 The device is ready when one line is printed. A signal that comes earlier ends the start, and no device is left. After \
 that, SIGINT and SIGTERM remove the device; while something has it open, the first one only says so and the second one \
@@ -80,6 +81,7 @@ pub(super) struct Args {
 
 /// Serves devices until they are stopped.
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    ignore_signals_of_writes();
     let file = match &args.config {
         Some(path) => Settings::read(path)?,
         None => Settings::default(),
@@ -96,16 +98,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         None => Start::make(devices(args.settings, file)?),
     };
     if daemon {
-        println!("{}", server::run_in_background(&start, announce)?);
+        print_ready(&server::run_in_background(&start, announce)?);
     } else {
-        server::serve(&start, |ready| {
-            // The devices serve whether or not somebody listens.
-            if let Err(error) = writeln!(io::stdout(), "{}", announce(ready)) {
-                tracing::warn!("cannot say what is ready: {error}");
-            }
-        })?;
+        server::serve(&start, |ready| print_ready(&announce(ready)))?;
     }
     Ok(())
+}
+
+/// Says what is ready. The devices serve whether or not this is read.
+fn print_ready(lines: &str) {
+    if let Err(error) = print_line(lines) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// A line for each device.

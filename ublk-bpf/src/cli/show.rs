@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Device, Format};
+use super::output::print_line;
 use super::table;
 use crate::cache::Mode;
 use crate::control::Control;
@@ -26,10 +27,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let users = users::of(id);
     if args.format.json {
         let mut json = serde_json::to_value(&status)?;
+        json["warnings"] = warnings(&status, &users).into();
         json["users"] = users.into();
-        println!("{json:#}");
+        print_line(format_args!("{json:#}"))?;
     } else {
-        table::print_facts(&facts(&status, &users));
+        table::print_facts(&facts(&status, &users))?;
     }
     Ok(())
 }
@@ -44,7 +46,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         ),
         false => status.backing.clone(),
     };
-    vec![
+    let mut facts = vec![
         ("device", status.device.clone()),
         ("state", status.state.name().to_owned()),
         ("size", format!("{} ({} bytes)", Size(status.size), status.size)),
@@ -82,7 +84,27 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         ),
         ("pins", status.pins.clone()),
         ("log", status.log.clone().unwrap_or_else(none)),
-    ]
+    ];
+    facts.extend(warnings(status, users).into_iter().map(|text| ("WARNING", text)));
+    facts
+}
+
+/// What should not be done with such a device, and is.
+fn warnings(status: &Status, users: &[String]) -> Vec<String> {
+    let is_memory = |device: &str| device.starts_with("mem:");
+    let takes_memory = is_memory(&status.backing)
+        || status
+            .cache
+            .as_ref()
+            .is_some_and(|cache| is_memory(&cache.device));
+    let is_swapped_to = users.iter().any(|user| user.starts_with("swap"));
+    if !(takes_memory && is_swapped_to) {
+        return Vec::new();
+    }
+    vec![format!(
+        "what is swapped to it takes memory again: the machine hangs when memory runs out: swapoff {}",
+        status.device
+    )]
 }
 
 /// What is to be known of the cache, in a line.

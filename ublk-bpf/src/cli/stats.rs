@@ -1,9 +1,9 @@
 //! `ublk-bpf stats`.
 
-use std::io::Write;
 use std::time::Duration;
 
 use super::args::{Device, Format};
+use super::output::{print, print_line};
 use crate::observe::{self, Stats, Table};
 use crate::policy::Disk;
 use crate::server::Record;
@@ -33,15 +33,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let disk = Disk::ublk(args.device.id.number());
     let mut stats = observe::stats(&disk)?;
     if !args.watch {
-        return print(&stats, args.format.json, "");
+        return print_stats(&stats, args.format.json, "");
     }
     loop {
         if args.format.json {
-            println!("{}", serde_json::to_string(&stats)?);
+            print_line(serde_json::to_string(&stats)?)?;
         } else {
-            print(&stats, false, CLEAR)?;
+            print_stats(&stats, false, CLEAR)?;
         }
-        std::io::stdout().flush()?;
         std::thread::sleep(INTERVAL);
         if Record::read(args.device.id).is_err() {
             return Ok(());
@@ -50,11 +49,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-fn print(stats: &Stats, json: bool, before: &str) -> anyhow::Result<()> {
+fn print_stats(stats: &Stats, json: bool, before: &str) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(stats)?);
+        print_line(serde_json::to_string_pretty(stats)?)?;
     } else {
-        print!("{before}{}", Table(stats));
+        print(format_args!("{before}{}", Table(stats)))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::bail;
 use clap::ArgGroup;
 
 use crate::control::{Control, DeviceId};
+use crate::log;
 use crate::server::{leftover, stop, stop_starts};
 
 /// Stop a device and remove everything of it
@@ -36,7 +37,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let ids = leftover::known()?;
     for id in &ids {
         if let Err(error) = stop(&control, *id, args.force) {
-            eprintln!("ublk-bpf: {error}");
+            log::say(error);
             failed += 1;
         }
     }

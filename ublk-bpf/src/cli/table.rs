@@ -1,8 +1,12 @@
 //! Aligned text for people.
 
+use std::fmt::Write;
+
+use super::output::{self, OutputError};
+
 /// Prints rows in columns as wide as their widest cell; the last one is not padded.
-pub(super) fn print(header: &[&str], rows: &[Vec<String>]) {
-    print!("{}", render(header, rows));
+pub(super) fn print(header: &[&str], rows: &[Vec<String>]) -> Result<(), OutputError> {
+    output::print(render(header, rows))
 }
 
 fn render(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -27,11 +31,14 @@ fn render(header: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// Prints names and values in two columns.
-pub(super) fn print_facts(facts: &[(&str, String)]) {
+pub(super) fn print_facts(facts: &[(&str, String)]) -> Result<(), OutputError> {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = String::new();
     for (name, value) in facts {
-        println!("{name:width$}  {value}");
+        // A `String` takes everything.
+        let _ = writeln!(text, "{name:width$}  {value}");
     }
+    output::print(text)
 }
 
 #[cfg(test)]

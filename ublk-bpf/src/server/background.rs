@@ -8,6 +8,7 @@ use super::lock::Lock;
 use super::record::{self, RecordError};
 use super::serve::{Ready, Start, serve_started};
 use crate::control::Control;
+use crate::log;
 use crate::sys::fork::{
     PassOn, Side, end_with_parent, fork, leave_session, outlive_parent, replace_standard_files, wait_for,
 };
@@ -79,7 +80,9 @@ pub fn run_in_background(
                 starting,
                 parent: me,
             };
-            std::process::exit(be_server(start, announce, say, &log_path));
+            let status = be_server(start, announce, say, &log_path);
+            log::flush();
+            std::process::exit(status);
         }
         Side::Parent(child) => {
             drop(say);
@@ -133,8 +136,7 @@ fn be_server(
         tell(say.as_ref(), READY, &announce(ready)) && outlive_parent(begun.parent)
     });
     if let Err(error) = &result {
-        // The file system of the log may be full.
-        let _ = writeln!(io::stderr(), "ublk-bpf: {error}");
+        log::say(error);
         if say.is_some() {
             tell(say.as_ref(), FAILED, &error.to_string());
             record::remove_extra(first_log);

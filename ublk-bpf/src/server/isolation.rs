@@ -1,27 +1,39 @@
-//! What a process in the writeback path must do to itself, lest it wait for its own device.
+//! What a process in the writeback path must do to itself, so that it never waits for its own device.
 
-use std::path::Path;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use super::mounts;
-use crate::sys::process;
+use super::mounts::{self, Mount};
+use super::run_dir;
+use crate::sys::{memory, process};
 
-/// What the server itself goes on to use, by path.
-const KEPT: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+/// What a server uses by its path once its devices are open: nodes, processes, its records and logs, block devices and
+/// the kernel's BTF, pins.
+const USED: [&str; 5] = ["/dev", "/proc", run_dir::DIRECTORY, "/sys", "/sys/fs/bpf"];
 
 /// Cuts the process off from what could make it wait for its own device. To be called once, while the process
-/// has one thread, with everything open that is named by paths elsewhere than under [`KEPT`].
+/// has one thread, with everything open that is named by paths elsewhere than under [`USED`].
 ///
-/// What fails is told and not fatal: containers deny some of it, and the device works without.
+/// A step that fails is logged and not fatal: containers deny some of them, and the device works without.
 pub(super) fn isolate() {
-    if let Err(error) = leave_mounts() {
+    match leave_mounts() {
+        Ok(kept) if kept.is_empty() => {}
+        Ok(kept) => tracing::warn!(
+            "the server cannot leave {}: a file system unmounted there stays in use until the server ends",
+            in_words(&kept)
+        ),
+        Err(error) => tracing::warn!(
+            "cannot have mounts of its own: {error}: unmount the device before the server is stopped, or it cannot end; file systems unmounted elsewhere may stay in use until then"
+        ),
+    }
+    if let Err(error) = process::refuse_oom_killer() {
         tracing::warn!(
-            "cannot leave the mount namespace: {error}: do not mount the device in this one while the server lives"
+            "cannot set oom_score_adj to -1000: {error}: the server and its devices may be killed when memory runs out"
         );
     }
     protect_thread();
-    if let Err(error) = process::lock_memory() {
-        tracing::warn!("cannot lock the server's memory: {error}: do not swap to this device");
-    }
+    lock_all_memory();
 }
 
 /// Marks the calling thread, and those that it makes, as one that writeback waits for.
@@ -31,22 +43,89 @@ pub(super) fn protect_thread() {
     }
 }
 
-/// Gives the process a mount namespace with little in it: a mount of the device there would be closed only with the
-/// process that has to serve it; and one of any other device could not be unmounted while this server lives.
-fn leave_mounts() -> std::io::Result<()> {
-    process::leave_mount_namespace()?;
-    let mounts = mounts::of("self")?;
-    // Later ones may be mounted on earlier ones.
-    for mount in mounts.iter().rev().filter(|mount| !is_kept(&mount.path)) {
-        if let Err(error) = process::detach_mount(&mount.path) {
-            tracing::debug!("{} stays mounted for the server: {error}", mount.path.display());
-        }
+/// Locks the memory that the process has and all that it will have, where no limit could make a later allocation or
+/// thread fail for it.
+fn lock_all_memory() {
+    if !memory::may_lock_all_memory() {
+        return;
     }
-    Ok(())
+    match memory::lock_all_memory() {
+        Ok(()) => tracing::info!("all memory of the server is locked, and what it takes later"),
+        Err(error) => tracing::warn!("cannot lock the server's memory: {error}: do not swap to this device"),
+    }
 }
 
-fn is_kept(path: &Path) -> bool {
-    path == Path::new("/") || KEPT.iter().any(|kept| path.starts_with(kept))
+/// Locks what memory the process has by now, as far as the limit allows, where [`isolate`] could not lock all of it. To
+/// be called when all threads have what they need.
+pub(super) fn lock_present_memory() {
+    if memory::may_lock_all_memory() {
+        return;
+    }
+    match memory::lock_present_memory() {
+        Ok(amount) => tracing::warn!(
+            "RLIMIT_MEMLOCK is {} KiB and CAP_IPC_LOCK is missing: {} of the server's {} KiB are locked, and nothing that it takes later: do not swap to this device",
+            amount.limit >> 10,
+            amount.locked >> 10,
+            amount.present >> 10
+        ),
+        Err(error) => tracing::warn!("cannot lock the server's memory: {error}: do not swap to this device"),
+    }
+}
+
+/// Gives the process a mount namespace with nothing in it but the root and what is [`USED`]. A mount of the device there
+/// would be closed only with the process that has to serve it, and a file system of any other device, unmounted by its
+/// user, would stay in use as long as this server lives. Returns what could not be left.
+///
+/// Mounts may be hidden by others and cannot be named then. So the few that are used are copied, everything is
+/// detached, and the copies are put back.
+fn leave_mounts() -> io::Result<Vec<PathBuf>> {
+    process::leave_mount_namespace()?;
+    // A working directory holds its mount.
+    std::env::set_current_dir("/")?;
+    let mut table = mounts::table("self")?;
+    let copies = copy_used(&mounts::list(&mut table)?)?;
+    let kept = detach_all(|| mounts::list(&mut table))?;
+    for (path, copy) in copies {
+        process::attach_mount(&copy, &path)?;
+    }
+    Ok(kept)
+}
+
+/// Copies of the mounts on the way to what is used, each before those that are on it.
+fn copy_used(mounts: &[Mount]) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
+    let mut paths: Vec<&Path> = mounts.iter().map(|mount| mount.path.as_path()).collect();
+    paths.retain(|path| is_used(path));
+    paths.sort_by_key(|path| path.components().count());
+    // Mounts on one another: the topmost is copied.
+    paths.dedup();
+    let copy = |path: &Path| Ok((path.to_owned(), process::copy_mount(path)?));
+    paths.into_iter().map(copy).collect()
+}
+
+/// Whether the way to something that is used leads through this mount point.
+fn is_used(path: &Path) -> bool {
+    path != Path::new("/") && USED.iter().any(|used| Path::new(used).starts_with(path))
+}
+
+/// Detaches everything but the root. What another mount hid comes to light as that one goes, so until nothing can be
+/// detached. Returns what is left.
+fn detach_all(mut list: impl FnMut() -> io::Result<Vec<Mount>>) -> io::Result<Vec<PathBuf>> {
+    loop {
+        let mut paths: Vec<PathBuf> = list()?.into_iter().map(|mount| mount.path).collect();
+        paths.retain(|path| path != Path::new("/"));
+        let detached = paths
+            .iter()
+            .rev()
+            .filter(|path| process::detach_mount(path).is_ok());
+        if detached.count() == 0 {
+            return Ok(paths);
+        }
+    }
+}
+
+fn in_words(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| format!("{path:?}")).collect();
+    paths.join(", ")
 }
 
 #[cfg(test)]
@@ -54,12 +133,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_server_uses_stays() {
-        for path in ["/", "/dev", "/sys/fs/bpf", "/run"] {
-            assert!(is_kept(Path::new(path)), "{path}");
+    fn only_the_way_to_what_the_server_uses_stays() {
+        for path in [
+            "/dev",
+            "/proc",
+            "/sys",
+            "/sys/fs",
+            "/sys/fs/bpf",
+            "/run",
+            "/run/ublk-bpf",
+        ] {
+            assert!(is_used(Path::new(path)), "{path}");
         }
-        for path in ["/mnt", "/home", "/device", "/tmp"] {
-            assert!(!is_kept(Path::new(path)), "{path}");
+        for path in [
+            "/",
+            "/run/media/stick",
+            "/run/user/1000",
+            "/run/ublk-bpf/x",
+            "/dev/shm",
+            "/device",
+            "/sys/kernel/debug",
+            "/proc/sys/fs/binfmt_misc",
+            "/mnt",
+        ] {
+            assert!(!is_used(Path::new(path)), "{path}");
         }
     }
 }

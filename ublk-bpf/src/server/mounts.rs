@@ -1,7 +1,8 @@
 //! The kernel's lists of mounts (`/proc/PID/mountinfo`).
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,19 @@ pub struct Mount {
 /// # Errors
 /// If the process is gone, or is another user's.
 pub fn of(process: &str) -> io::Result<Vec<Mount>> {
-    let text = std::fs::read(format!("/proc/{process}/mountinfo"))?;
+    list(&mut table(process)?)
+}
+
+/// The list of mounts of a process, to be read again and again, even when `/proc` is mounted no longer.
+pub(super) fn table(process: &str) -> io::Result<File> {
+    File::open(format!("/proc/{process}/mountinfo"))
+}
+
+/// The mounts that there are now, each after the one that it is on.
+pub(super) fn list(table: &mut File) -> io::Result<Vec<Mount>> {
+    table.rewind()?;
+    let mut text = Vec::new();
+    table.read_to_end(&mut text)?;
     Ok(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
 }
 

@@ -10,13 +10,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::{Device, Host, NewDevice};
-use super::isolation::{isolate, protect_thread};
+use super::isolation::{isolate, lock_present_memory, protect_thread};
 use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::recover::LeftDevice;
 use super::signals::StopSignals;
 use super::{Options, Record, ServeError};
 use crate::control::{Control, DeviceId, Features};
+use crate::log;
 use crate::policy::ensure_bpffs;
 use crate::target::Kind;
 
@@ -110,7 +111,7 @@ pub(super) fn serve_started(
     let devices = open(start, control.as_ref().ok())?;
     let control = control?;
     ensure_bpffs()?;
-    isolate();
+    prepare_process();
     serve_together(&control, devices, ready)
 }
 
@@ -185,6 +186,15 @@ fn kernel() -> Result<Control, ServeError> {
     let found = control.features()?;
     found.require(Features::SERVED | Features::SAFE_STOP)?;
     Ok(control)
+}
+
+/// Makes the process one that can serve, when everything named by paths is open. It must have one thread.
+fn prepare_process() {
+    isolate();
+    // From here on there are threads; the log's must not hold the mounts that were left.
+    if let Err(error) = log::write_in_background() {
+        tracing::warn!("no thread for the log: {error}: a device waits while its log cannot be written");
+    }
 }
 
 /// The main thread, from the first device to the last.
@@ -385,6 +395,7 @@ impl Server {
     /// Says that all are ready; false: nobody wants to know. One that was stopped meanwhile is not told of.
     fn announce(&mut self, ready: impl FnOnce(&[Ready]) -> bool) -> bool {
         self.was_announced = true;
+        lock_present_memory();
         let alive = self.devices.iter().filter(|device| device.end.is_none());
         let all: Vec<Ready> = alive.filter_map(|device| device.ready.clone()).collect();
         ready(&all)

@@ -1,6 +1,5 @@
 //! A device while it is served: its queue threads, its promoter, and what its own thread waits for.
 
-use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 use std::thread;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use crate::control::{
     wait_for_block_device,
 };
 use crate::driver::uring::Stop;
+use crate::log;
 use crate::policy::Classifier;
 use crate::target::Target;
 
@@ -53,13 +53,11 @@ impl End {
     /// that is removed needs no words.
     pub(super) fn say(self, id: DeviceId, recovery: Recovery) {
         if self == Self::Left {
-            // Nobody has to listen.
-            let _ = writeln!(
-                io::stderr(),
-                "ublk-bpf: {} waits for a server, and requests {}: serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
+            log::say(format_args!(
+                "{} waits for a server, and requests {}: serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
                 id.disk_name(),
                 recovery.meanwhile()
-            );
+            ));
         }
     }
 }
@@ -179,13 +177,11 @@ impl Service<'_> {
         };
         match result {
             Err(error) if error.errno() == Some(libc::EBUSY) => {
-                // A word to the person at the terminal, not a matter of the log's level; nobody has to listen.
-                let _ = writeln!(
-                    io::stderr(),
-                    "ublk-bpf: {} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
+                log::say(format_args!(
+                    "{} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
                     id.disk_name(),
                     users::in_words(id)
-                );
+                ));
                 Ok(None)
             }
             // No disk: another process stops it at the same time.

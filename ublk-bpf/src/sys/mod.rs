@@ -8,6 +8,7 @@ pub mod command;
 pub(crate) mod file;
 pub mod fork;
 pub(crate) mod loop_device;
+pub mod memory;
 pub mod mmap;
 pub mod process;
 pub mod trust;

@@ -99,18 +99,60 @@ impl ProcessHandle {
     }
 }
 
-/// Keeps all memory of the process, present and future, from being paged out: a page fault that needs this
-/// very device could never end. Needs CAP_IPC_LOCK or a high enough `RLIMIT_MEMLOCK`.
-pub fn lock_memory() -> io::Result<()> {
-    // SAFETY: takes no pointer; it changes no contents.
-    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
+/// A copy of the mount that is visible at `path`, without those on it, attached nowhere (`open_tree(2)`, Linux >= 5.2).
+/// Needs CAP_SYS_ADMIN.
+pub fn copy_mount(path: &Path) -> io::Result<OwnedFd> {
+    // `include/uapi/linux/mount.h`.
+    const OPEN_TREE_CLONE: c_int = 1;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `path` is a C string that lives over the call.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_tree,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            OPEN_TREE_CLONE | libc::O_CLOEXEC,
+        )
+    };
+    let fd = check(c_int::try_from(fd).unwrap_or(-1))?;
+    // SAFETY: the call returned a new descriptor that nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Ends the process when nobody reads what it prints any more, as `ublk-bpf stats 0 | head` wants. Not for a server, whose
-/// terminal may go away.
-pub fn end_with_the_reader() {
-    // SAFETY: the default action is a valid one, and takes no pointer.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// Attaches what [`copy_mount`] returned at `path` (`move_mount(2)`).
+pub fn attach_mount(copy: &OwnedFd, path: &Path) -> io::Result<()> {
+    // `include/uapi/linux/mount.h`.
+    const MOVE_MOUNT_F_EMPTY_PATH: c_int = 4;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both paths are C strings that live over the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            copy.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    check(c_int::try_from(result).unwrap_or(-1)).map(drop)
+}
+
+/// Asks the kernel to end other processes than this one, and those that it makes, when memory runs out
+/// (`oom_score_adj`). Needs CAP_SYS_RESOURCE.
+pub fn refuse_oom_killer() -> io::Result<()> {
+    // `OOM_SCORE_ADJ_MIN` of `include/uapi/linux/oom.h`.
+    fs::write("/proc/self/oom_score_adj", "-1000")
+}
+
+/// Ignores the signals by which a mere write can end or stop a server: beyond `RLIMIT_FSIZE` (`SIGXFSZ`; the write then
+/// fails), and to a terminal that belongs to another job (`SIGTTOU`, with `stty tostop`; the write then succeeds). Rust
+/// ignores `SIGPIPE` already.
+pub fn ignore_signals_of_writes() {
+    for signal in [libc::SIGXFSZ, libc::SIGTTOU] {
+        // SAFETY: ignoring a signal is a valid action, and takes no pointer.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 /// The effective user id of the process.
