@@ -77,9 +77,14 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         assert!(run("ublk-bpf", &["list"]).contains("waiting"));
 
         run("ublk-bpf", &["run", "--recover", &id, "--daemon"]);
-        let wanted = |fails| if fails { Err(libc::EIO) } else { Ok(0x5a) };
-        assert_eq!(end_of(in_hand), wanted(in_hand_fails), "{mode}: in hand");
-        assert_eq!(end_of(new), wanted(new_fails), "{mode}: new");
+        // The driver fails what comes without a server by BLK_STS_TARGET.
+        let wanted = |fails, errno| if fails { Err(errno) } else { Ok(0x5a) };
+        assert_eq!(
+            end_of(in_hand),
+            wanted(in_hand_fails, libc::EIO),
+            "{mode}: in hand"
+        );
+        assert_eq!(end_of(new), wanted(new_fails, libc::EREMOTEIO), "{mode}: new");
         assert_eq!(end_of(read_at(&device, 8 * MIB)), Ok(0x5a), "{mode}: recovered");
         assert_eq!(device.show()["recovery"], name);
 
