@@ -4,7 +4,9 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::{build_ebpf, command, progress, test, workspace};
+use host::{build, command, progress, workspace};
+
+use crate::test;
 
 /// Options of `ci`.
 #[derive(clap::Args)]
@@ -17,7 +19,7 @@ pub(crate) struct Options {
 /// Checks one thing after the other and stops at the first that does not hold.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     check("format", workspace::cargo()?.args(["fmt", "--all", "--check"]))?;
-    build_ebpf::ensure()?;
+    build::objects()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     check("clippy", workspace::cargo()?.args(clippy))?;
     // The classifier's and the policies' programs would overwrite one another's pages with those of the libraries.

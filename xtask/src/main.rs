@@ -3,20 +3,13 @@
 //! A subcommand is a module with its `Options` and a `run`; what several of them share stands beside them:
 //! the cache folder, the set-up of what is missing, the guest. Nothing here is needed to *use* ublk-bpf.
 
-mod apt;
 mod bench;
 mod build_ebpf;
-mod cache;
 mod ci;
-mod command;
-mod cpio;
 mod demo;
-mod guest;
-mod progress;
 mod setup;
 mod test;
 mod vm;
-mod workspace;
 
 use std::process::ExitCode;
 

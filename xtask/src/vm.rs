@@ -18,16 +18,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::guest::{self, Config, Disk, Outcome};
-use crate::{build_ebpf, command, setup, workspace};
-
-/// Where the guest has the programs that are built here.
-const GUEST_SERVER: &str = "/usr/local/bin/ublk-bpf";
-pub(crate) const GUEST_XTASK: &str = "/usr/local/bin/xtask";
-/// The guest was killed for taking too long.
-const EXIT_HUNG: u8 = 124;
-/// The guest's kernel died.
-const EXIT_DIED: u8 = 125;
+use host::setup;
+use vm::{Config, Disk};
 
 /// Options of `vm`.
 #[derive(clap::Args)]
@@ -79,7 +71,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let built = if options.no_build {
         Vec::new()
     } else {
-        vec![server()?]
+        vec![vm::server()?]
     };
     let seconds = |n: u64| (n > 0).then(|| Duration::from_secs(n));
     let config = Config {
@@ -94,34 +86,8 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         disks: options.disks.iter().map(|&bytes| Disk { bytes }).collect(),
         console: options.console,
     };
-    let outcome = guest::run(&config, &kernel, &options.command, &mut guest::Inherit)?;
-    Ok(exit_code(&outcome))
-}
-
-/// What we exit with after a guest ended so; a guest that did not end well is told about.
-pub(crate) fn exit_code(outcome: &Outcome) -> ExitCode {
-    let code = match outcome {
-        Outcome::Exited(status) => return ExitCode::from(*status),
-        Outcome::Died(_) => EXIT_DIED,
-        Outcome::Hung(_) => EXIT_HUNG,
-    };
-    eprintln!("error: {}", guest::describe(outcome));
-    ExitCode::from(code)
-}
-
-/// Builds `ublk-bpf` as it is shipped, with the BPF objects that it embeds, and gives its path and the guest's.
-pub(crate) fn server() -> Result<(PathBuf, String)> {
-    build_ebpf::ensure()?;
-    let mut cargo = workspace::cargo()?;
-    command::run(cargo.args(["build", "--release", "--package", "ublk-bpf"]))?;
-    let built = workspace::target_dir()?.join("release/ublk-bpf");
-    Ok((built, GUEST_SERVER.to_owned()))
-}
-
-/// This program, and where the guest has it.
-pub(crate) fn this_program() -> Result<(PathBuf, String)> {
-    let path = std::env::current_exe().context("cannot find out where this program is")?;
-    Ok((path, GUEST_XTASK.to_owned()))
+    let outcome = vm::run(&config, &kernel, &options.command, &mut vm::Inherit)?;
+    Ok(vm::exit_code(&outcome))
 }
 
 fn parse_file(text: &str) -> Result<(PathBuf, String)> {

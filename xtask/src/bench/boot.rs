@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use crate::guest::{self, Config, Inherit, Outcome, Sink};
-use crate::{progress, setup, vm};
+use host::{progress, setup};
+use vm::{Config, Inherit, Outcome, Sink};
 
 /// A guest whose clock counts instructions.
 pub(super) struct Guest {
@@ -16,7 +16,7 @@ impl Guest {
     /// Runs `bench --here` with these options there, and gives what it printed.
     pub(super) fn output(&self, what: &str, options: &[&str]) -> Result<String> {
         setup::guest_tools()?;
-        let built = vec![vm::this_program()?, vm::server()?];
+        let built = vec![super::this_program()?, vm::server()?];
         let kernel = setup::guest()?;
         let config = Config {
             cpus: self.cpus,
@@ -35,7 +35,7 @@ impl Guest {
         ensure!(
             outcome == Outcome::Exited(0),
             "cannot measure {what}: {}",
-            guest::describe(&outcome)
+            vm::describe(&outcome)
         );
         Ok(String::from_utf8_lossy(&said.0).into_owned())
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::command;
+use host::command;
 
 const FIO: [&str; 15] = [
     "--rw=randread",

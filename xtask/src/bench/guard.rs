@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::boot::Guest;
-use crate::{progress, setup};
 use baseline::{Baseline, Environment, Figures};
+use host::{progress, setup};
 
 pub(super) use cases::measure as measure_here;
 

@@ -16,6 +16,7 @@ pub(crate) mod guard;
 mod hits;
 mod load;
 mod modes;
+pub(crate) mod obtain;
 mod ours;
 mod peers;
 mod profile;
@@ -24,18 +25,21 @@ mod report;
 mod scale;
 mod subject;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::guest::{self, Config, Outcome, Sink};
-use crate::setup::kernel::Kernel;
-use crate::{progress, setup, vm};
+use host::setup::kernel::Kernel;
+use host::{progress, setup};
+use vm::{Config, Outcome, Sink};
 
 /// The size of each ram disk, sparse: of the backing, the fast device and dm-cache's metadata.
 const RAM_DISK_MIB: u64 = 1024;
+/// Where the guest has this program.
+const GUEST_XTASK: &str = "/usr/local/bin/xtask";
 /// A measurement says nothing before its end.
 const GUEST_SILENCE: Duration = Duration::from_secs(600);
 
@@ -211,6 +215,12 @@ fn list() {
     }
 }
 
+/// This program, and where the guest has it.
+fn this_program() -> Result<(PathBuf, String)> {
+    let path = std::env::current_exe().context("cannot find out where this program is")?;
+    Ok((path, GUEST_XTASK.to_owned()))
+}
+
 /// What every guest of the benchmark has, beside its CPUs and programs.
 fn machine() -> Config {
     Config {
@@ -222,20 +232,20 @@ fn machine() -> Config {
 
 /// Boots a guest and runs this program's `bench --here` in it.
 fn in_guest(config: &Config, kernel: &Kernel, arguments: &[String], sink: &mut dyn Sink) -> Result<Outcome> {
-    let argv = [vm::GUEST_XTASK, "bench", "--here"].map(str::to_owned);
-    guest::run(config, kernel, &[&argv[..], arguments].concat(), sink)
+    let argv = [GUEST_XTASK, "bench", "--here"].map(str::to_owned);
+    vm::run(config, kernel, &[&argv[..], arguments].concat(), sink)
 }
 
 fn ratio_on_host() -> Result<ExitCode> {
     let kernel = setup::guest()?;
     let config = Config {
         cpus: 2,
-        built: vec![vm::this_program()?, vm::server()?],
+        built: vec![this_program()?, vm::server()?],
         ..machine()
     };
     progress::note(&format!("booting Linux {} for the hit ratios", kernel.release));
     let only = ["--only".to_owned(), Part::Ratio.name()];
-    let outcome = in_guest(&config, &kernel, &only, &mut guest::Inherit)?;
+    let outcome = in_guest(&config, &kernel, &only, &mut vm::Inherit)?;
     Ok(vm::exit_code(&outcome))
 }
 
@@ -243,16 +253,16 @@ fn peers_on_host() -> Result<ExitCode> {
     let kernel = setup::guest()?;
     let mut config = Config {
         icount: true,
-        built: vec![vm::this_program()?],
+        built: vec![this_program()?],
         ..machine()
     };
-    setup::peers::obtain()?.hand_to(&mut config);
+    obtain::peers()?.hand_to(&mut config);
     progress::note(&format!(
         "booting Linux {} on the instruction clock",
         kernel.release
     ));
     let only = ["--only".to_owned(), Part::Peers.name()];
-    let outcome = in_guest(&config, &kernel, &only, &mut guest::Inherit)?;
+    let outcome = in_guest(&config, &kernel, &only, &mut vm::Inherit)?;
     Ok(vm::exit_code(&outcome))
 }
 

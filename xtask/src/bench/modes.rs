@@ -11,7 +11,7 @@ use super::hits;
 use super::ours::Device;
 use super::peers::FAST;
 use super::subject::{Kind, Raw, Shape, Subject};
-use crate::command;
+use host::command;
 
 /// What forgets everything, and does not touch a reader's pages.
 const NULL: &str = "null:8G,unfilled";

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::counts::{Cached, Counts};
-use crate::command;
+use host::command;
 
 /// A client that has ended does not use a device for longer.
 const STOP_LIMIT: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::workspace;
+use host::workspace;
 
 /// The page.
 fn page() -> Result<PathBuf> {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::device::{Device, heading, shown};
-use crate::command;
+use host::command;
 
 const BACKING_BYTES: u64 = 128 << 20;
 const CACHE_BYTES: u64 = 16 << 20;

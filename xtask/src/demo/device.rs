@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::command;
+use host::command;
 
 /// The device under demonstration; dropped, it is stopped.
 pub(super) struct Device {

@@ -14,15 +14,18 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::guest::{self, Config, Disk};
-use crate::setup::packages;
-use crate::{apt, command, progress, setup, vm, workspace};
+use host::setup::packages;
+use host::{apt, command, progress, setup, workspace};
+use vm::{Config, Disk};
 
 /// Where the guest has the source tree that is copied.
 const GUEST_SOURCE: &str = "/root/source";
 /// The guest's disk, on which the backing file lies.
 const GUEST_DISK: &str = "/dev/vda";
 const GUEST_DISK_BYTES: u64 = 1 << 30;
+
+/// Where the guest has this program.
+const GUEST_XTASK: &str = "/usr/local/bin/xtask";
 
 /// Options of `demo`.
 #[derive(clap::Args)]
@@ -86,7 +89,7 @@ fn natively(server: &std::path::Path) -> Result<ExitCode> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path =
         std::env::join_paths(std::iter::once(binaries.to_path_buf()).chain(std::env::split_paths(&path)))?;
-    let (xtask, _) = vm::this_program()?;
+    let (xtask, _) = this_program()?;
     let mut command = Command::new(&xtask);
     command
         .args(["demo", "--here", "--source"])
@@ -114,7 +117,7 @@ fn in_guest(server: (PathBuf, String)) -> Result<ExitCode> {
     }
     let config = Config {
         files,
-        built: vec![server, vm::this_program()?],
+        built: vec![server, this_program()?],
         disks: vec![Disk {
             bytes: GUEST_DISK_BYTES,
         }],
@@ -122,7 +125,7 @@ fn in_guest(server: (PathBuf, String)) -> Result<ExitCode> {
     };
     progress::note(&format!("booting Linux {} in a guest", kernel.release));
     let argv = [
-        vm::GUEST_XTASK,
+        GUEST_XTASK,
         "demo",
         "--here",
         "--source",
@@ -130,6 +133,12 @@ fn in_guest(server: (PathBuf, String)) -> Result<ExitCode> {
         "--scratch-disk",
         GUEST_DISK,
     ];
-    let outcome = guest::run(&config, &kernel, &argv.map(str::to_owned), &mut guest::Inherit)?;
+    let outcome = vm::run(&config, &kernel, &argv.map(str::to_owned), &mut vm::Inherit)?;
     Ok(vm::exit_code(&outcome))
+}
+
+/// This program, and where the guest has it.
+fn this_program() -> Result<(PathBuf, String)> {
+    let path = std::env::current_exe().context("cannot find out where this program is")?;
+    Ok((path, GUEST_XTASK.to_owned()))
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::device::{Device, heading, shown};
 use super::{cached, tree};
-use crate::command;
+use host::command;
 
 const BACKING_BYTES: u64 = 512 << 20;
 /// Lines of a map that are shown: the counts of the first operation, reads, on the first CPU.

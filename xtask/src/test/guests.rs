@@ -13,9 +13,9 @@ use anyhow::{Result, anyhow};
 use super::programs;
 use super::sections::Sections;
 use super::tally::Tally;
-use crate::guest::{self, Config, Outcome, Sink};
-use crate::setup::kernel::Kernel;
-use crate::{command, progress, setup};
+use host::setup::kernel::Kernel;
+use host::{command, progress, setup};
+use vm::{Config, Outcome, Sink};
 
 /// Where the guest has the test programs.
 const FOLDER: &str = "/usr/local/lib/tests";
@@ -86,7 +86,7 @@ fn one_guest(
         sections: Sections::new(live),
         queue,
     };
-    let outcome = guest::run(config, kernel, script, &mut job)?;
+    let outcome = vm::run(config, kernel, script, &mut job)?;
     let Job { mut tally, .. } = job;
     match outcome {
         Outcome::Exited(0) => {}
@@ -95,7 +95,7 @@ fn one_guest(
             let test = tally
                 .running()
                 .map_or_else(String::new, |name| format!(" during the test {name}"));
-            let what = format!("{}{test}", guest::describe(&ended));
+            let what = format!("{}{test}", vm::describe(&ended));
             eprintln!("error: {what}");
             tally.fail(&what);
         }
@@ -187,7 +187,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, body) in [("a", "exit 1"), ("b", "echo \"$2\"")] {
             let path = folder.path().join(name);
-            crate::cache::write_whole(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
+            host::cache::write_whole(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).expect("written");
             let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             std::fs::set_permissions(path, executable).expect("made executable");
         }

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::bench::guard;
-use crate::{build_ebpf, command, setup, vm, workspace};
+use host::{build, command, setup, workspace};
 use sections::Sections;
 use tally::Tally;
 
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         setup::kernel_headers()?;
     }
     let server = if guest { Some(vm::server()?) } else { None };
-    build_ebpf::ensure()?;
+    build::objects()?;
     let programs = programs::build(options)?;
     let mut tally = Tally::default();
     std::thread::scope(|scope| {

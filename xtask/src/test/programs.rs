@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use super::{GUEST_PACKAGE, Options};
-use crate::{build_ebpf, command, workspace};
+use host::{command, workspace};
 
 const GUEST_TESTS: &str = "tests/guest";
 /// The packages of policies that the tests attach, and where the guest has the objects.
@@ -24,7 +24,7 @@ const POLICY_FOLDER: &str = "/root/policies";
 pub(super) fn policies() -> Result<Vec<(PathBuf, String)>> {
     let mut files = Vec::new();
     for package in POLICIES {
-        for object in build_ebpf::policy(&workspace::root()?.join(package))? {
+        for object in host::build::policy(&workspace::root()?.join(package))? {
             let name = object
                 .file_name()
                 .context("an object has a name")?

@@ -1,6 +1,6 @@
 //! Output of jobs that run at the same time: each test program's comes out in one piece.
 
-use crate::guest::{Inherit, Sink as _};
+use vm::{Inherit, Sink as _};
 
 /// What cargo, and we for the guest, print before a test program's output.
 const HEADERS: [&[u8]; 2] = [b"     Running", b"   Doc-tests"];

@@ -21,11 +21,11 @@ use anyhow::{Context as _, Result};
 use super::peers::{self, FAST, SLOW};
 use super::subject::{Kind, Shape, Subject};
 use super::{RAM_DISK_MIB, in_guest, modes, report};
-use crate::guest::{Config, Outcome, Sink};
-use crate::{progress, vm, workspace};
+use host::{progress, workspace};
 pub(super) use measure::RANGE_MIB;
 use result::{Block, Case, Message, Pattern, plural};
 use results::Results;
+use vm::{Config, Outcome, Sink};
 
 /// Tags of each of a device's queues.
 const TAGS: u16 = 128;
@@ -188,13 +188,13 @@ fn run(kind: &Kind, subject: &dyn Subject, round: usize, cases: &[Case]) -> Resu
 /// Boots the guests, shows what they found, and fails if a floor is not reached or one of ours could not be measured.
 pub(super) fn run_on_host(plan: &Plan) -> Result<ExitCode> {
     let started = Instant::now();
-    let kernel = crate::setup::guest()?;
+    let kernel = host::setup::guest()?;
     let mut guest = Config {
         icount: true,
-        built: vec![vm::this_program()?, vm::server()?],
+        built: vec![super::this_program()?, vm::server()?],
         ..super::machine()
     };
-    crate::setup::peers::obtain()?.hand_to(&mut guest);
+    super::obtain::peers()?.hand_to(&mut guest);
     let mut results = Results::new(plan.kinds());
     let boot = |cpus: u16| -> Result<Collector> {
         let mut collector = Collector::new(plan, cpus);
@@ -210,7 +210,7 @@ pub(super) fn run_on_host(plan: &Plan) -> Result<ExitCode> {
         let outcome = in_guest(&config, &kernel, &plan.arguments(), &mut collector)?;
         if outcome != Outcome::Exited(0) {
             // What it had told until then is shown.
-            let ended = crate::guest::describe(&outcome);
+            let ended = vm::describe(&outcome);
             collector.messages.push(Message::Ended(format!(
                 "the guest with {} {ended}",
                 plural(cpus, "CPU")
@@ -334,7 +334,7 @@ impl Sink for Collector {
     }
 
     fn err(&mut self, bytes: &[u8]) {
-        crate::guest::Inherit.err(bytes);
+        vm::Inherit.err(bytes);
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::{UPDATE, cases};
-use crate::{command, workspace};
+use host::{command, workspace};
 
 /// The file, from the workspace's folder.
 pub(super) const PATH: &str = "xtask/baseline.toml";

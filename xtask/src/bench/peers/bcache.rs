@@ -13,7 +13,7 @@ use super::warm::warm;
 use super::{kernel_version, wait_until};
 use crate::bench::compared::RANGE_MIB;
 use crate::bench::subject::{Kind, Raw, Subject};
-use crate::command;
+use host::command;
 
 /// The name of the one set of caches that exists here.
 const SET: &str = "5b9c5a5e-6b2f-4c7d-9f0e-2d1f6f3c8a10";

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::bench::RAM_DISK_MIB;
 use crate::bench::discard::discard;
-use crate::command;
+use host::command;
 
 /// The ram disk that is a cache's fast device, and the backing of what has no cache.
 pub(in crate::bench) const FAST: &str = "/dev/ram0";

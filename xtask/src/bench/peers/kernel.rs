@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::disks::{FAST, empty};
 use super::{kernel_version, wait_until};
 use crate::bench::subject::{Kind, Raw, Shape, Subject};
-use crate::command;
+use host::command;
 
 pub(super) const KINDS: [Kind; 3] = [
     Kind {

@@ -12,7 +12,7 @@ use crate::bench::RAM_DISK_MIB;
 use crate::bench::compared::RANGE_MIB;
 use crate::bench::counts::{Cached, Counts};
 use crate::bench::subject::{Kind, Raw, Subject};
-use crate::command;
+use host::command;
 
 /// Bytes of a cache block, for all: the default of ublk-bpf.
 pub(in crate::bench) const BLOCK: u64 = 64 << 10;

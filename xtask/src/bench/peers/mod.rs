@@ -19,6 +19,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::subject::Kind;
 
+/// Where the guest has the version of the sources that kublk was built from: it cannot say it.
+pub(crate) const KUBLK_VERSION: &str = "/usr/local/share/kublk/version";
+
 pub(super) use check::table;
 pub(super) use disks::{FAST, SLOW, empty, fill, make_ram_disks};
 pub(super) use mapper::{BLOCK, DmCache, linear};

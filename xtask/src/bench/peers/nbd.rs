@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::wait_until;
 use crate::bench::subject::{Kind, Raw, Shape, Subject};
-use crate::command;
+use host::command;
 
 const DEVICE: &str = "/dev/nbd0";
 const SOCKET: &str = "/run/bench-nbdkit";

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::KUBLK_VERSION;
 use super::disks::{FAST, empty};
 use super::wait_until;
 use crate::bench::subject::{Kind, Raw, Shape, Subject};
-use crate::command;
-use crate::setup::peers::KUBLK_VERSION;
+use host::command;
 
 /// kublk one request at a time and in batch mode, with copies and with automatic buffers (zero copy).
 pub(super) const KUBLK: [Kind; 8] = [

@@ -18,10 +18,10 @@ use super::compared::{RANGE_MIB, SETTLE};
 use super::fio::{self, Job, Summary};
 use super::ours::Device;
 use super::peers::{self, FAST};
-use super::{RAM_DISK_MIB, hits, report};
-use crate::guest::{self, Config, Outcome};
-use crate::{command, progress, setup, vm};
+use super::{RAM_DISK_MIB, hits, obtain, report};
+use host::{command, progress, setup};
 use stacks::{Counted, Stack};
+use vm::{Config, Outcome};
 
 /// Runs of fio without perf that count.
 const RUNS: usize = 3;
@@ -81,11 +81,11 @@ struct Profile {
 
 /// Boots the guest, and writes to the page what it measured.
 pub(super) fn run_on_host() -> Result<ExitCode> {
-    setup::profiler()?;
+    obtain::profiler()?;
     let kernel = setup::guest()?;
     let config = Config {
         icount: true,
-        built: vec![vm::this_program()?, vm::server()?],
+        built: vec![super::this_program()?, vm::server()?],
         programs: vec!["perf".to_owned()],
         ..super::machine()
     };
@@ -214,12 +214,12 @@ fn parse(line: &str) -> Result<Profile> {
 /// Keeps what the guest measured, and passes its errors on.
 struct Collect(Vec<u8>);
 
-impl guest::Sink for Collect {
+impl vm::Sink for Collect {
     fn out(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
     fn err(&mut self, bytes: &[u8]) {
-        guest::Inherit.err(bytes);
+        vm::Inherit.err(bytes);
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::setup::crates_io::Crate;
+use host::setup::crates_io::Crate;
 
 const RUBLK: Crate = Crate {
     name: "rublk",

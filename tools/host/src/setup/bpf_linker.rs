@@ -16,7 +16,7 @@ const BPF_LINKER: Crate = Crate {
 };
 
 /// The linker, if it is there: in the cache, or on the user's PATH in this version.
-pub(crate) fn present() -> Result<Option<PathBuf>> {
+pub fn present() -> Result<Option<PathBuf>> {
     if let Some(path) = BPF_LINKER.present()? {
         return Ok(Some(path));
     }
@@ -25,7 +25,7 @@ pub(crate) fn present() -> Result<Option<PathBuf>> {
 }
 
 /// The linker, built if it is not there. The caller holds the cache's lock.
-pub(crate) fn obtain() -> Result<PathBuf> {
+pub fn obtain() -> Result<PathBuf> {
     match present()? {
         Some(path) => Ok(path),
         None => BPF_LINKER.build(),

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// One piece of work in progress. Dropped without [`Step::done`], it leaves no line that claims success.
-pub(crate) struct Step {
+pub struct Step {
     bar: Option<ProgressBar>,
     started: Instant,
 }
 
 /// Says what begins now.
-pub(crate) fn step(what: impl Into<String>) -> Step {
+pub fn step(what: impl Into<String>) -> Step {
     let what = what.into();
     let started = Instant::now();
     if !std::io::stderr().is_terminal() {
@@ -31,20 +31,20 @@ pub(crate) fn step(what: impl Into<String>) -> Step {
 }
 
 /// Says something that needs no time.
-pub(crate) fn note(what: &str) {
+pub fn note(what: &str) {
     eprintln!("xtask: {what}");
 }
 
 impl Step {
     /// Says what came of it.
-    pub(crate) fn done(self, result: &str) {
+    pub fn done(self, result: &str) {
         let seconds = self.started.elapsed().as_secs_f32();
         self.clear();
         eprintln!("xtask: {result} ({seconds:.1} s)");
     }
 
     /// Ends without a word: the work prints for itself.
-    pub(crate) fn clear(self) {
+    pub fn clear(self) {
         drop(self);
     }
 }

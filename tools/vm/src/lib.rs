@@ -4,6 +4,7 @@
 //! whole takes too long. A boot that fails before the command has started is tried once more: under emulation
 //! one in some twenty dies early.
 
+mod cpio;
 mod initramfs;
 mod machine;
 mod modules;
@@ -13,16 +14,23 @@ mod watch;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::setup::kernel::Kernel;
-use crate::{command, progress};
+use host::setup::kernel::Kernel;
+use host::{command, progress};
 use initramfs::Additions;
 use machine::{Machine, Received, Source};
 use watch::{Channel, Console};
 
+/// Where guests have the server.
+const SERVER: &str = "/usr/local/bin/ublk-bpf";
+/// The guest was killed for taking too long.
+const EXIT_HUNG: u8 = 124;
+/// The guest's kernel died.
+const EXIT_DIED: u8 = 125;
 /// Attempts to boot before the command has started.
 const BOOT_ATTEMPTS: u32 = 2;
 /// A guest that has not reached its command by then will not.
@@ -34,31 +42,34 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// A disk of the guest, empty at start and gone at the end.
 #[derive(Clone, Debug)]
-pub(crate) struct Disk {
-    pub(crate) bytes: u64,
+pub struct Disk {
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// What the guest is made of and may do.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) cpus: u32,
+pub struct Config {
+    /// They take turns on one of this machine's.
+    pub cpus: u32,
     /// As qemu takes it: `2G`.
-    pub(crate) memory: String,
+    pub memory: String,
     /// Whether the guest's clock counts instructions: those of all its CPUs together, which take turns.
-    pub(crate) icount: bool,
+    pub icount: bool,
     /// The whole may take so long.
-    pub(crate) timeout: Option<Duration>,
+    pub timeout: Option<Duration>,
     /// So long may nothing come from the guest.
-    pub(crate) silence: Option<Duration>,
+    pub silence: Option<Duration>,
     /// Files and folders of this machine, and where the guest has them.
-    pub(crate) files: Vec<(PathBuf, String)>,
+    pub files: Vec<(PathBuf, String)>,
     /// Programs that were built here and where the guest has them; their libraries go with them.
-    pub(crate) built: Vec<(PathBuf, String)>,
+    pub built: Vec<(PathBuf, String)>,
     /// Programs of this machine beside the usual ones, copied with their libraries.
-    pub(crate) programs: Vec<String>,
-    pub(crate) disks: Vec<Disk>,
+    pub programs: Vec<String>,
+    /// `/dev/vda`, `/dev/vdb` and so on.
+    pub disks: Vec<Disk>,
     /// Whether the kernel's messages are shown as they come.
-    pub(crate) console: bool,
+    pub console: bool,
 }
 
 impl Default for Config {
@@ -99,7 +110,7 @@ impl Config {
 
 /// How a guest ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// The command's exit status, as a shell gives it.
     Exited(u8),
     /// The kernel died, or the machine ended by itself; why.
@@ -109,8 +120,10 @@ pub(crate) enum Outcome {
 }
 
 /// Who gets the command's output as it comes, and answers its questions.
-pub(crate) trait Sink {
+pub trait Sink {
+    /// Takes standard output.
     fn out(&mut self, bytes: &[u8]);
+    /// Takes standard error.
     fn err(&mut self, bytes: &[u8]);
 
     /// What the command shall do next: it writes the line `next` to /dev/hvc2 and reads a line from there. Nothing ends it.
@@ -120,7 +133,7 @@ pub(crate) trait Sink {
 }
 
 /// Passes the command's output on as our own.
-pub(crate) struct Inherit;
+pub struct Inherit;
 
 impl Sink for Inherit {
     fn out(&mut self, bytes: &[u8]) {
@@ -135,7 +148,7 @@ impl Sink for Inherit {
 }
 
 /// Boots a guest and runs `argv` in it.
-pub(crate) fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut dyn Sink) -> Result<Outcome> {
+pub fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut dyn Sink) -> Result<Outcome> {
     let marker = marker();
     let additions = Additions {
         files: config.files.clone(),
@@ -173,13 +186,32 @@ pub(crate) fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut 
     bail!("the guest did not boot")
 }
 
+/// The server as it is shipped, built, and where guests have it.
+///
+/// # Errors
+/// If it does not build.
+pub fn server() -> Result<(PathBuf, String)> {
+    Ok((host::build::server()?, SERVER.to_owned()))
+}
+
 /// The outcome in words.
-pub(crate) fn describe(outcome: &Outcome) -> String {
+pub fn describe(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Exited(status) => format!("exit status {status}"),
         Outcome::Died(why) => format!("the guest died: {why}"),
         Outcome::Hung(why) => format!("the guest was killed: {why}"),
     }
+}
+
+/// What a program exits with after a guest ended so; of a guest that did not end well it says why.
+pub fn exit_code(outcome: &Outcome) -> ExitCode {
+    let code = match outcome {
+        Outcome::Exited(status) => return ExitCode::from(*status),
+        Outcome::Died(_) => EXIT_DIED,
+        Outcome::Hung(_) => EXIT_HUNG,
+    };
+    eprintln!("error: {}", describe(outcome));
+    ExitCode::from(code)
 }
 
 /// One boot, from qemu's start to its end.

@@ -15,7 +15,7 @@ const HEADER: &str = "usr/include/linux/ublk_cmd.h";
 const OLDEST: [u32; 2] = [7, 3];
 
 /// The folder of a whole set of headers in the cache.
-pub(crate) fn present() -> Result<Option<PathBuf>> {
+pub fn present() -> Result<Option<PathBuf>> {
     let Ok(folders) = fs::read_dir(cache::dir()?.join("headers")) else {
         return Ok(None);
     };
@@ -24,7 +24,7 @@ pub(crate) fn present() -> Result<Option<PathBuf>> {
 }
 
 /// The headers in the cache, fetched if there are none. The caller holds the cache's lock.
-pub(crate) fn obtain() -> Result<PathBuf> {
+pub fn obtain() -> Result<PathBuf> {
     if let Some(folder) = present()? {
         return Ok(folder);
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::Config;
-use crate::setup::kernel::Kernel;
+use crate::Config;
+use host::setup::kernel::Kernel;
 
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

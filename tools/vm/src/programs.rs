@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command;
+use host::command;
 
 /// Taken where this machine has them.
 pub(crate) const USUAL: [&str; 20] = [

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command;
+use host::command;
 
 /// Loaded before the command starts.
 pub(crate) const AT_BOOT: [&str; 3] = ["ublk_drv", "loop", "dm_mod"];

@@ -17,24 +17,26 @@ const OURS: [&str; 4] = [
 ];
 
 /// A crate with a program of its own name.
-pub(super) struct Crate {
-    pub(super) name: &'static str,
-    pub(super) version: &'static str,
+pub struct Crate {
+    /// Of the crate and of its program.
+    pub name: &'static str,
+    /// The one version that is known to work.
+    pub version: &'static str,
     /// Further arguments of `cargo install`.
-    pub(super) options: &'static [&'static str],
+    pub options: &'static [&'static str],
     /// Flags for rustc.
-    pub(super) flags: Option<&'static str>,
+    pub flags: Option<&'static str>,
 }
 
 impl Crate {
     /// The program in the cache, if it is there.
-    pub(super) fn present(&self) -> Result<Option<PathBuf>> {
+    pub fn present(&self) -> Result<Option<PathBuf>> {
         let folder = self.folder()?;
         Ok(cache::is_complete(&folder).then(|| folder.join(self.program())))
     }
 
     /// Builds the program. The caller holds the cache's lock.
-    pub(super) fn build(&self) -> Result<PathBuf> {
+    pub fn build(&self) -> Result<PathBuf> {
         let Self { name, version, .. } = self;
         let folder = self.folder()?;
         let step = progress::step(format!("building {name} {version} (some minutes)"));
@@ -73,7 +75,7 @@ impl Crate {
 }
 
 /// The version a program says it is, if it runs at all.
-pub(super) fn version_of(program: &Path) -> Option<String> {
+pub fn version_of(program: &Path) -> Option<String> {
     let said = command::output(Command::new(program).arg("--version")).ok()?;
     said.split_whitespace().nth(1).map(str::to_owned)
 }

@@ -18,7 +18,7 @@ const LANDMARK: &str = "xtask/Cargo.toml";
 ///
 /// # Errors
 /// If neither is in a checkout.
-pub(crate) fn root() -> Result<&'static Path> {
+pub fn root() -> Result<&'static Path> {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     if let Some(root) = ROOT.get() {
         return Ok(root);
@@ -46,7 +46,7 @@ fn around(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The folder that cargo builds in, as the environment or the default has it.
-pub(crate) fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     let folder = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     Ok(root()?.join(folder))
 }
@@ -55,7 +55,7 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
 ///
 /// The variables that `cargo run` sets for this program are no business of the build that it starts: with them
 /// build scripts would be run again for nothing.
-pub(crate) fn cargo() -> Result<Command> {
+pub fn cargo() -> Result<Command> {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root()?);

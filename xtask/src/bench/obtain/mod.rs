@@ -9,18 +9,55 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::packages;
-use crate::guest::Config;
-use crate::{cache, command};
+use host::setup::packages::{self, Program};
+use host::{cache, command, setup};
 use kublk::Kublk;
+use vm::Config;
 
-/// Where the guest has the version of the sources that kublk was built from: it cannot say it.
-pub(crate) const KUBLK_VERSION: &str = "/usr/local/share/kublk/version";
+use super::peers::KUBLK_VERSION;
 
 /// Folder of the guest's PATH for what is built here.
 const GUEST_BIN: &str = "/usr/local/bin";
 /// nbdkit's plugin that holds nothing.
 const NBDKIT_PLUGIN: &str = "nbdkit-null-plugin.so";
+
+/// What the benchmark compares with, as far as it is Debian's.
+const PEERS: [Program; 4] = [
+    Program {
+        name: "nbdkit",
+        package: "nbdkit",
+    },
+    Program {
+        name: "nbd-client",
+        package: "nbd-client",
+    },
+    Program {
+        name: "make-bcache",
+        package: "bcache-tools",
+    },
+    Program {
+        name: "losetup",
+        package: "mount",
+    },
+];
+
+/// What building the others that it compares with needs. libublk's build script wants libclang, which comes with clang.
+const PEERS_BUILD: [Program; 2] = [
+    Program {
+        name: "gcc",
+        package: "gcc",
+    },
+    Program {
+        name: "clang",
+        package: "clang",
+    },
+];
+
+/// What the benchmark profiles with.
+const PROFILER: [Program; 1] = [Program {
+    name: "perf",
+    package: "linux-perf",
+}];
 
 /// Everything that a guest has to be given.
 #[derive(Debug)]
@@ -41,14 +78,19 @@ impl Peers {
             (self.nbdkit_plugin, plugin_in_guest),
         ]);
         config.files.push((self.kublk.version, KUBLK_VERSION.to_owned()));
-        let programs = packages::PEERS.iter().map(|program| program.name.to_owned());
+        let programs = PEERS.iter().map(|program| program.name.to_owned());
         config.programs.extend(programs);
     }
 }
 
+/// Obtains what the benchmark profiles with.
+pub(crate) fn profiler() -> Result<()> {
+    packages::obtain(&PROFILER)
+}
+
 /// What is not there.
 pub(crate) fn missing() -> Result<Vec<String>> {
-    let mut missing = super::missing_packages(&packages::PEERS);
+    let mut missing = setup::missing_packages(PEERS.iter().chain(&PROFILER));
     if kublk::present()?.is_none() {
         missing.push("kublk".to_owned());
     }
@@ -59,15 +101,15 @@ pub(crate) fn missing() -> Result<Vec<String>> {
 }
 
 /// Everything, obtained as far as it is missing.
-pub(crate) fn obtain() -> Result<Peers> {
-    packages::obtain(&packages::PEERS)?;
+pub(crate) fn peers() -> Result<Peers> {
+    packages::obtain(&PEERS)?;
     let built = (kublk::present()?, rublk::present()?);
     let (kublk, rublk) = if let (Some(kublk), Some(rublk)) = built {
         (kublk, rublk)
     } else {
-        packages::obtain(&packages::PEERS_BUILD)?;
-        let kernel = super::guest()?;
-        super::kernel_headers()?;
+        packages::obtain(&PEERS_BUILD)?;
+        let kernel = setup::guest()?;
+        setup::kernel_headers()?;
         let _lock = cache::lock()?;
         (kublk::obtain(&kernel)?, rublk::obtain()?)
     };

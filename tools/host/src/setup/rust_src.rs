@@ -35,9 +35,9 @@ const RUSTUP_LIMIT: Duration = Duration::from_secs(90);
 
 /// A compiler that finds the sources of `core`.
 #[derive(Clone, Debug)]
-pub(crate) struct Rustc {
+pub struct Rustc {
     /// The program to run as rustc.
-    pub(crate) program: PathBuf,
+    pub program: PathBuf,
 }
 
 /// The compiler in use.
@@ -48,12 +48,12 @@ struct Toolchain {
 }
 
 /// A compiler with sources, if there is one.
-pub(crate) fn present() -> Result<Option<Rustc>> {
+pub fn present() -> Result<Option<Rustc>> {
     present_for(&Toolchain::in_use()?)
 }
 
 /// A compiler with sources, which are fetched if they are not there. The caller holds the cache's lock.
-pub(crate) fn obtain() -> Result<Rustc> {
+pub fn obtain() -> Result<Rustc> {
     let toolchain = Toolchain::in_use()?;
     if let Some(rustc) = present_for(&toolchain)? {
         return Ok(rustc);

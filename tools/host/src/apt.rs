@@ -22,7 +22,7 @@ const KEYRINGS: [&str; 2] = [
 const LISTS_FRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// One suite of Debian's archive.
-pub(crate) struct Archive {
+pub struct Archive {
     suite: String,
     folder: PathBuf,
     conf: PathBuf,
@@ -30,16 +30,18 @@ pub(crate) struct Archive {
 
 /// One version of a package, as `apt-cache show` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Package {
-    pub(crate) name: String,
-    pub(crate) version: String,
+pub struct Package {
+    /// As the archive calls it.
+    pub name: String,
+    /// Upstream version and revision.
+    pub version: String,
     /// Names alone, the first of alternatives.
-    pub(crate) depends: Vec<String>,
+    pub depends: Vec<String>,
 }
 
 impl Archive {
     /// Prepares the private folder for `suite` and fetches its package lists if they are missing or old.
-    pub(crate) fn open(suite: &str) -> Result<Self> {
+    pub fn open(suite: &str) -> Result<Self> {
         if command::find("apt-get").is_none() {
             bail!(
                 "there is no apt-get here; on Debian or Ubuntu this would be fetched from Debian's archive"
@@ -62,7 +64,7 @@ impl Archive {
     }
 
     /// The versions of `package` in this suite; none if it has none.
-    pub(crate) fn versions(&self, package: &str) -> Result<Vec<Package>> {
+    pub fn versions(&self, package: &str) -> Result<Vec<Package>> {
         // `madison` succeeds for a package that does not exist, where `show` fails as it does for a broken list.
         if command::output(self.apt("apt-cache").args(["madison", package]))?
             .trim()
@@ -76,7 +78,7 @@ impl Archive {
     }
 
     /// Downloads `package` and unpacks it in `folder`.
-    pub(crate) fn unpack(&self, package: &Package, folder: &Path) -> Result<()> {
+    pub fn unpack(&self, package: &Package, folder: &Path) -> Result<()> {
         let step = progress::step(format!("fetching {} {}", package.name, package.version));
         let download = tempfile::tempdir_in(&self.folder).context("cannot make a folder for the download")?;
         let exact = format!("{}={}", package.name, package.version);
@@ -169,7 +171,7 @@ impl Archive {
 }
 
 /// Whether this process may install packages.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     // SAFETY: geteuid has no argument and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }

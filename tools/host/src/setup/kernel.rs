@@ -12,23 +12,24 @@ use crate::apt::{Archive, Package};
 use crate::cache;
 
 /// Suites to look in, in order.
-pub(super) const SUITES: [&str; 2] = ["trixie-backports", "sid"];
+pub const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Batch-mode ublk came with Linux 7.0.
 const OLDEST: u32 = 7;
 
 /// An unpacked kernel.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// What `uname -r` will say.
-    pub(crate) release: String,
-    pub(crate) image: PathBuf,
+    pub release: String,
+    /// The file to boot.
+    pub image: PathBuf,
     /// The folder with this release's modules, packed as Debian packs them.
-    pub(crate) modules: PathBuf,
+    pub modules: PathBuf,
 }
 
 /// The newest whole kernel in the cache.
-pub(crate) fn present() -> Result<Option<Kernel>> {
+pub fn present() -> Result<Option<Kernel>> {
     let Ok(folders) = fs::read_dir(cache::dir()?.join("kernel")) else {
         return Ok(None);
     };
@@ -42,7 +43,7 @@ pub(crate) fn present() -> Result<Option<Kernel>> {
 }
 
 /// The kernel in the cache, fetched if there is none. The caller holds the cache's lock.
-pub(crate) fn obtain() -> Result<Kernel> {
+pub fn obtain() -> Result<Kernel> {
     if let Some(kernel) = present()? {
         return Ok(kernel);
     }
@@ -81,7 +82,7 @@ fn dependency<'a>(package: &'a Package, prefix: &str) -> Result<&'a str> {
 }
 
 /// The newest version of a package.
-pub(super) fn one(archive: &Archive, name: &str) -> Result<Package> {
+pub fn one(archive: &Archive, name: &str) -> Result<Package> {
     let mut found = archive.versions(name)?;
     found.sort_by_key(|package| numbers(&package.version));
     found
@@ -147,7 +148,7 @@ fn locate(folder: &Path) -> Result<Kernel> {
 
 /// The numbers in a version, those of Linux itself apart from those of the packaging: enough to tell which of two
 /// kernels is newer.
-pub(super) fn numbers(version: &str) -> (Vec<u32>, Vec<u32>) {
+pub fn numbers(version: &str) -> (Vec<u32>, Vec<u32>) {
     let upstream = version
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(version.len());

@@ -7,13 +7,15 @@ use anyhow::{Result, bail};
 use crate::{apt, command, progress};
 
 /// A program and the Debian package that holds it.
-pub(crate) struct Program {
-    pub(crate) name: &'static str,
-    package: &'static str,
+pub struct Program {
+    /// As it is on the PATH.
+    pub name: &'static str,
+    /// The package that holds it.
+    pub package: &'static str,
 }
 
 /// What booting a guest needs.
-pub(crate) const GUEST: [Program; 2] = [
+pub const GUEST: [Program; 2] = [
     Program {
         name: "qemu-system-x86_64",
         package: "qemu-system-x86",
@@ -25,7 +27,7 @@ pub(crate) const GUEST: [Program; 2] = [
 ];
 
 /// What the demo and the tests run in it.
-pub(crate) const TOOLS: [Program; 5] = [
+pub const TOOLS: [Program; 5] = [
     Program {
         name: "fio",
         package: "fio",
@@ -48,46 +50,8 @@ pub(crate) const TOOLS: [Program; 5] = [
     },
 ];
 
-/// What the benchmark compares with, as far as it is Debian's.
-pub(crate) const PEERS: [Program; 4] = [
-    Program {
-        name: "nbdkit",
-        package: "nbdkit",
-    },
-    Program {
-        name: "nbd-client",
-        package: "nbd-client",
-    },
-    Program {
-        name: "make-bcache",
-        package: "bcache-tools",
-    },
-    Program {
-        name: "losetup",
-        package: "mount",
-    },
-];
-
-/// What building the others that it compares with needs. libublk's build script wants libclang, which comes with clang.
-pub(crate) const PEERS_BUILD: [Program; 2] = [
-    Program {
-        name: "gcc",
-        package: "gcc",
-    },
-    Program {
-        name: "clang",
-        package: "clang",
-    },
-];
-
-/// What the benchmark profiles with.
-pub(crate) const PROFILER: [Program; 1] = [Program {
-    name: "perf",
-    package: "linux-perf",
-}];
-
 /// The packages of the programs that are not there.
-pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<&'static str> {
+pub fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Vec<&'static str> {
     programs
         .into_iter()
         .filter(|program| !is_present(program))
@@ -96,7 +60,7 @@ pub(crate) fn missing<'a>(programs: impl IntoIterator<Item = &'a Program>) -> Ve
 }
 
 /// Installs the packages of the programs that are not there.
-pub(crate) fn obtain<'a>(programs: impl IntoIterator<Item = &'a Program> + Clone) -> Result<()> {
+pub fn obtain<'a>(programs: impl IntoIterator<Item = &'a Program> + Clone) -> Result<()> {
     let packages = missing(programs.clone());
     if packages.is_empty() {
         return Ok(());

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 const STAMP: &str = ".complete";
 
 /// The cache folder, made if it does not exist.
-pub(crate) fn dir() -> Result<PathBuf> {
+pub fn dir() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir),
         _ => {
@@ -24,7 +24,7 @@ pub(crate) fn dir() -> Result<PathBuf> {
 }
 
 /// Waits until no other process fills the cache; until the returned file is dropped, none does.
-pub(crate) fn lock() -> Result<File> {
+pub fn lock() -> Result<File> {
     let path = dir()?.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
     file.lock()
@@ -35,7 +35,7 @@ pub(crate) fn lock() -> Result<File> {
 /// Whether `folder` was filled to the end, and what its stamp says still holds.
 ///
 /// The stamp lists files with their sizes: a folder from which something was deleted is filled again.
-pub(crate) fn is_complete(folder: &Path) -> bool {
+pub fn is_complete(folder: &Path) -> bool {
     let Ok(stamp) = fs::read_to_string(folder.join(STAMP)) else {
         return false;
     };
@@ -51,7 +51,7 @@ pub(crate) fn is_complete(folder: &Path) -> bool {
 }
 
 /// Says that `folder` is whole; `witnesses` are files in it (paths relative to it) whose sizes are kept.
-pub(crate) fn complete(folder: &Path, witnesses: &[PathBuf]) -> Result<()> {
+pub fn complete(folder: &Path, witnesses: &[PathBuf]) -> Result<()> {
     let mut stamp = String::new();
     for path in witnesses {
         let full = folder.join(path);
@@ -64,7 +64,7 @@ pub(crate) fn complete(folder: &Path, witnesses: &[PathBuf]) -> Result<()> {
 }
 
 /// Writes a file so that it is either there whole or not at all, also when several processes do it at once.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
     let folder = path.parent().context("a file has a folder")?;

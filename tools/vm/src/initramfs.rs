@@ -10,9 +10,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{modules, programs};
-use crate::setup::kernel::Kernel;
-use crate::{cache, command, cpio, progress};
+use crate::{cpio, modules, programs};
+use host::setup::kernel::Kernel;
+use host::{cache, command, progress};
 
 const INIT: &str = include_str!("init.sh");
 /// Cached archives beyond this number are deleted, the oldest first.

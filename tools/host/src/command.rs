@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 const ERROR_LINES: usize = 12;
 
 /// Runs a program whose output the user shall see.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot start `{}`", line(command)))?;
@@ -23,7 +23,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a program in silence and gives its standard output back; what it said on failure is in the error.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -36,7 +36,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// Runs a program in silence for at most `limit`; `Ok(None)` if it had to be killed, with all that it started.
-pub(crate) fn output_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
     use std::os::unix::process::CommandExt as _;
     // A file and no pipe: nobody has to read it meanwhile, and a process left behind does not hold it open for us.
     let mut said = tempfile::tempfile().context("cannot make a temporary file")?;
@@ -79,7 +79,7 @@ fn kill_group(leader: &Child) {
 }
 
 /// The last lines a program printed, errors first, joined to one.
-pub(crate) fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     let text = if output.stderr.trim_ascii().is_empty() {
         &output.stdout
     } else {
@@ -96,7 +96,7 @@ pub(crate) fn said(output: &Output) -> String {
 
 /// A program's path, searched in `PATH` and in the folders of the system's own programs, which an ordinary
 /// user's `PATH` lacks.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     if program.contains('/') {
         let path = PathBuf::from(program);
         return path.is_file().then_some(path);
@@ -115,7 +115,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 /// The command as one would type it.
-pub(crate) fn line(command: &Command) -> String {
+pub fn line(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(quote)
@@ -124,7 +124,7 @@ pub(crate) fn line(command: &Command) -> String {
 }
 
 /// `word` as a shell takes it literally.
-pub(crate) fn quote(word: &OsStr) -> String {
+pub fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./,:@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

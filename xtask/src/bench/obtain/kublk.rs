@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::apt::{Archive, Package};
-use crate::setup::headers;
-use crate::setup::kernel::{self, Kernel, SUITES, numbers, one};
-use crate::{cache, command, progress};
+use host::apt::{Archive, Package};
+use host::setup::headers;
+use host::setup::kernel::{self, Kernel, SUITES, numbers, one};
+use host::{cache, command, progress};
 
 const SOURCES: &str = "tools/testing/selftests/ublk";
 /// A program of its own beside kublk's sources.

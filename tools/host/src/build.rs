@@ -1,0 +1,163 @@
+//! The server, and what it embeds: the classifier and the policies, compiled to BPF objects with BTF in
+//! `target/ebpf/`.
+//!
+//! `core` is compiled with them (`-Z build-std`), which a stable compiler does when `RUSTC_BOOTSTRAP` asks for it. An
+//! object is written only if it differs from the one that is there, so that what embeds it is not built again for nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::setup::BpfTools;
+use crate::{cache, command, setup, workspace};
+
+const TARGET: &str = "bpfel-unknown-none";
+const PACKAGE: &str = "ublk-bpf-ebpf";
+/// What `bpf` is in the workspace's own manifest, said for crates outside it.
+const PROFILE: [&str; 4] = [
+    "profile.bpf.inherits='release'",
+    "profile.bpf.debug=2",
+    "profile.bpf.lto=true",
+    "profile.bpf.panic='abort'",
+];
+
+/// Builds the objects that `ublk-bpf` embeds.
+pub fn objects() -> Result<Vec<PathBuf>> {
+    build_own(&setup::bpf_tools()?)
+}
+
+/// Builds `ublk-bpf` as it is shipped, with the objects that it embeds, and gives its path.
+pub fn server() -> Result<PathBuf> {
+    objects()?;
+    let mut cargo = workspace::cargo()?;
+    command::run(cargo.args(["build", "--release", "--package", "ublk-bpf"]))?;
+    Ok(workspace::target_dir()?.join("release/ublk-bpf"))
+}
+
+/// Builds the workspace's own objects, and notes what sources they were built from.
+fn build_own(tools: &BpfTools) -> Result<Vec<PathBuf>> {
+    let root = workspace::root()?;
+    // Before the build: what is edited meanwhile makes the objects old.
+    let fingerprint = ublk_bpf_objects::fingerprint(root)
+        .with_context(|| format!("cannot read {}", root.join(ublk_bpf_objects::SOURCES).display()))?;
+    let objects = build(tools, None)?;
+    write_changed(&ublk_bpf_objects::stamp(root), fingerprint.as_bytes())?;
+    Ok(objects)
+}
+
+/// Builds the policy crate in this folder and gives its objects.
+pub fn policy(folder: &Path) -> Result<Vec<PathBuf>> {
+    build(&setup::bpf_tools()?, Some(folder))
+}
+
+/// Builds a policy crate, or the workspace's own objects, and gives the objects' paths.
+fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let mut cargo = workspace::cargo()?;
+    cargo.args([
+        "build",
+        "--profile",
+        "bpf",
+        "--bins",
+        "--target",
+        TARGET,
+        "-Z",
+        "build-std=core",
+    ]);
+    cargo
+        .arg("--target-dir")
+        .arg(workspace::root()?.join("target/ebpf-build"));
+    cargo.arg("--message-format=json-render-diagnostics");
+    match policy {
+        None => {
+            cargo.args(["--package", PACKAGE]);
+        }
+        Some(folder) => {
+            let manifest = folder.join("Cargo.toml");
+            let manifest = manifest
+                .canonicalize()
+                .with_context(|| format!("there is no {}", manifest.display()))?;
+            cargo.arg("--manifest-path").arg(manifest);
+            for setting in PROFILE {
+                cargo.args(["--config", setting]);
+            }
+        }
+    }
+    // The compiler's flags for this target stand in .cargo/config.toml; these variables would replace them.
+    cargo
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &tools.linker);
+    cargo
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTC", &tools.rustc.program);
+    install(&executables(&mut cargo)?)
+}
+
+/// Runs cargo and gives the paths of the programs it made, which for this target are BPF objects.
+fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", command::line(cargo), output.status);
+    }
+    let found = parse_messages(&String::from_utf8_lossy(&output.stdout));
+    if found.is_empty() {
+        bail!(
+            "`{}` made no BPF object: the package has no program",
+            command::line(cargo)
+        );
+    }
+    Ok(found)
+}
+
+fn parse_messages(text: &str) -> Vec<PathBuf> {
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages
+        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .collect()
+}
+
+fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let folder = workspace::root()?.join(ublk_bpf_objects::FOLDER);
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut objects = Vec::new();
+    for path in executables {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path
+            .file_name()
+            .context("a program has a name")?
+            .to_string_lossy();
+        let object = folder.join(format!("{name}.o"));
+        write_changed(&object, &bytes)?;
+        objects.push(object);
+    }
+    objects.sort();
+    Ok(objects)
+}
+
+fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    cache::write_whole(path, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_among_cargos_messages() {
+        let text = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"core\"},\"executable\":null}\n\
+                    {\"reason\":\"compiler-artifact\",\"executable\":\"/t/bpf/drop-discard\",\"fresh\":true}\n\
+                    {\"reason\":\"build-finished\",\"success\":true}\nnot json\n";
+        assert_eq!(parse_messages(text), [PathBuf::from("/t/bpf/drop-discard")]);
+    }
+}
