@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use host::{progress, setup};
 
-use crate::bench::obtain;
+use crate::bench;
 
 /// Options of `setup`.
 #[derive(clap::Args)]
@@ -29,8 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::kernel_headers()?;
     let kernel = setup::guest()?;
     if options.peers {
-        obtain::profiler()?;
-        obtain::peers()?;
+        bench::obtain()?;
     }
     progress::note(&format!(
         "ready: BPF objects can be built, and Linux {} boots in the guest",
@@ -42,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 fn check(with_peers: bool) -> Result<ExitCode> {
     let mut missing = setup::missing()?;
     if with_peers {
-        missing.extend(obtain::missing()?);
+        missing.extend(bench::missing()?);
     }
     if missing.is_empty() {
         progress::note("nothing is missing");

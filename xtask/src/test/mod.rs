@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::bench::guard;
+use crate::bench;
 use host::{build, command, setup, workspace};
 use sections::Sections;
 use tally::Tally;
@@ -133,7 +133,7 @@ fn on_host(filter: Option<&str>, server: Option<&(PathBuf, String)>, live: bool)
 
 /// Counts as one test that an I/O costs no more than it did.
 fn cost(tally: &mut Tally) {
-    match guard::holds() {
+    match bench::guard_holds() {
         Ok(true) => tally.counts.passed += 1,
         Ok(false) => tally.fail("instructions per I/O (cargo xtask bench --guard)"),
         Err(error) => tally.fail(&format!("cargo xtask bench --guard: {error:#}")),

@@ -1,0 +1,80 @@
+//! Measures one part of the benchmark in this system, with the `ublk-bpf` on the PATH: see `cargo xtask bench`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bench_guest::sizes::RAM_DISK_MIB;
+use bench_guest::{compared, guard, peers, profile, ratio, scale};
+use clap::Parser;
+
+/// What is measured.
+#[derive(Parser)]
+#[command(about = "Measures one part of the benchmark in this system")]
+enum Part {
+    /// Instructions per I/O, of ublk-bpf and its peers
+    Compared {
+        /// Only random reads, one queue, depth 128
+        #[arg(long)]
+        quick: bool,
+        /// Only these, and the raw devices that they are compared with
+        subjects: Vec<String>,
+    },
+    /// Hit ratios of the cache, with and without a scan
+    Ratio,
+    /// Where the instructions of an I/O go
+    Profile,
+    /// How cost and memory grow
+    Scale {
+        /// With what
+        step: scale::Step,
+    },
+    /// Whether everything that ublk-bpf is compared with works
+    Peers,
+    /// What the guard compares with its baseline
+    Guard,
+}
+
+fn main() -> ExitCode {
+    match measure(Part::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(part: Part) -> Result<ExitCode> {
+    if !matches!(part, Part::Scale { .. }) {
+        peers::make_ram_disks(RAM_DISK_MIB)?;
+    }
+    match part {
+        Part::Compared { quick, subjects } => compared::measure_all(&compared::Plan { quick, subjects })?,
+        Part::Ratio => {
+            return Ok(verdict(
+                ratio::table()?,
+                "every claim holds",
+                "claims that do not hold",
+            ));
+        }
+        Part::Profile => profile::measure_all()?,
+        Part::Scale { step } => step.measure()?,
+        Part::Peers => {
+            let good = "all of them work, and leave nothing behind";
+            return Ok(verdict(peers::table(), good, "do not work"));
+        }
+        Part::Guard => guard::measure()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says how a table ended in which so many lines are bad.
+fn verdict(bad: usize, good: &str, wrong: &str) -> ExitCode {
+    if bad == 0 {
+        println!("\n{good}");
+        ExitCode::SUCCESS
+    } else {
+        println!("\n{bad} {wrong}");
+        ExitCode::FAILURE
+    }
+}

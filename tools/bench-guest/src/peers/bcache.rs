@@ -1,0 +1,137 @@
+//! bcache, the kernel's other block cache, with everything in it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::disks::{FAST, SLOW, empty};
+use super::mapper::{BLOCK, Mapped, SECTOR};
+use super::warm::warm;
+use super::{kernel_version, wait_until};
+use crate::sizes::RANGE_MIB;
+use crate::subject::{Kind, Raw, Subject};
+use host::command;
+
+/// The name of the one set of caches that exists here.
+const SET: &str = "5b9c5a5e-6b2f-4c7d-9f0e-2d1f6f3c8a10";
+const REGISTER: &str = "/sys/fs/bcache/register";
+/// Bytes before the data of a backing device: make-bcache's default of 16 sectors.
+const HEAD: u64 = 16 * SECTOR;
+
+pub(crate) const KINDS: [Kind; 1] = [Kind {
+    name: "bcache",
+    raw: Raw::Brd,
+    options: "write-through, `sequential_cutoff` 0, no congestion thresholds, all of it cached",
+    version: kernel_version,
+    start: |_| Ok(Box::new(Bcache::start()?)),
+}];
+
+/// A write-through bcache that holds all of its device; dropped, it is gone.
+struct Bcache {
+    path: PathBuf,
+    /// In front of the ram disk, for it counts what comes through, which a ram disk does not.
+    backing: Mapped,
+}
+
+impl Bcache {
+    fn start() -> Result<Self> {
+        // Neither device may look like bcache's already.
+        empty(FAST)?;
+        empty(SLOW)?;
+        command::output(Command::new("modprobe").arg("bcache"))?;
+        let sectors = ((RANGE_MIB << 20) + HEAD) / SECTOR;
+        let backing = Mapped::create("bench-backing", &format!("0 {sectors} linear {SLOW} 0"))?;
+        let path = make(backing.path())?;
+        let cache = Self { path, backing };
+        cache.bypass_nothing()?;
+        // In order and by blocks first: what is promoted by small random reads makes a larger tree, and slower hits.
+        read_all(&cache.path)?;
+        warm(&cache.path, RANGE_MIB, || cache.misses())?;
+        // Of bcache's own data on the cache device only the tree of what is where would be read again, and that is small
+        // enough here to stay in memory.
+        empty(FAST)?;
+        Ok(cache)
+    }
+
+    /// Caches sequential reads too, and those that take long.
+    fn bypass_nothing(&self) -> Result<()> {
+        let set = Path::new("/sys/fs/bcache").join(SET);
+        write(&self.settings().join("cache_mode"), "writethrough")?;
+        write(&self.settings().join("sequential_cutoff"), "0")?;
+        write(&set.join("congested_read_threshold_us"), "0")?;
+        write(&set.join("congested_write_threshold_us"), "0")
+    }
+
+    /// Reads that came through to the backing. bcache's own counts lag behind by many seconds.
+    fn misses(&self) -> Result<u64> {
+        let stat = block_folder(self.backing.path())?.join("stat");
+        let text = fs::read_to_string(&stat).with_context(|| format!("cannot read {}", stat.display()))?;
+        let reads = text.split_whitespace().next().and_then(|word| word.parse().ok());
+        reads.with_context(|| format!("{} begins with no number", stat.display()))
+    }
+
+    fn settings(&self) -> PathBuf {
+        Path::new("/sys/block")
+            .join(self.path.file_name().unwrap_or_default())
+            .join("bcache")
+    }
+
+    fn stop(&self) -> Result<()> {
+        let set = Path::new("/sys/fs/bcache").join(SET);
+        let settings = self.settings();
+        write(&settings.join("stop"), "1")?;
+        write(&set.join("stop"), "1")?;
+        wait_until("bcache has stopped", || !set.exists() && !settings.exists())
+    }
+}
+
+impl Subject for Bcache {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn servers(&self) -> Vec<u32> {
+        Vec::new()
+    }
+}
+
+impl Drop for Bcache {
+    fn drop(&mut self) {
+        // What cannot be stopped is in the way of the next one, which will tell.
+        let _ = self.stop();
+    }
+}
+
+/// Formats both devices, and tells the kernel, which attaches them as belonging together.
+fn make(backing: &Path) -> Result<PathBuf> {
+    let mut format = Command::new("make-bcache");
+    format.args(["--cset-uuid", SET, "-C", FAST, "-B"]).arg(backing);
+    command::output(&mut format)?;
+    write(Path::new(REGISTER), FAST)?;
+    write(Path::new(REGISTER), &backing.to_string_lossy())?;
+    let link = block_folder(backing)?.join("bcache/dev");
+    let device = fs::read_link(&link).with_context(|| format!("bcache made no device of {SLOW}"))?;
+    let name = device.file_name().context("bcache's device has no name")?;
+    Ok(Path::new("/dev").join(name))
+}
+
+fn read_all(device: &Path) -> Result<()> {
+    let mut dd = Command::new("dd");
+    dd.arg(format!("if={}", device.display()));
+    dd.args(["of=/dev/null", &format!("bs={BLOCK}"), "iflag=direct"]);
+    command::output(&mut dd).map(drop)
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("cannot write {value} to {}", path.display()))
+}
+
+/// What the kernel shows of a block device.
+fn block_folder(device: &Path) -> Result<PathBuf> {
+    let meta = fs::metadata(device).with_context(|| format!("cannot read {}", device.display()))?;
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    Ok(PathBuf::from(format!("/sys/dev/block/{major}:{minor}")))
+}
