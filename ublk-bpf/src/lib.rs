@@ -14,6 +14,7 @@ pub mod control;
 pub mod driver;
 pub mod log;
 pub mod observe;
+pub mod path_text;
 pub mod policy;
 pub mod queue;
 pub mod server;

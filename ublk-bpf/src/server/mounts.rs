@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::PathBuf;
 
 /// One mount of a mount namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,27 @@ pub struct Mount {
     pub device: String,
     /// Where it is mounted.
     pub path: PathBuf,
+    /// What was mounted: for most file systems the block device's path, in the namespace of who mounted it.
+    pub source: PathBuf,
+}
+
+impl Mount {
+    /// Whether the file system is on the block device of this number. A file system that spans devices (btrfs) has a
+    /// number of its own, and only its source tells.
+    #[must_use]
+    pub fn is_of(&self, device: u64) -> bool {
+        match device_number(&self.device) {
+            Some(number) if libc::major(number) != 0 => number == device,
+            _ => std::fs::metadata(&self.source)
+                .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device),
+        }
+    }
+}
+
+/// The number that `MAJOR:MINOR` writes.
+pub(super) fn device_number(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// The mounts in the namespace of a process; `process` is its id, or `self`.
@@ -36,18 +58,23 @@ pub(super) fn list(table: &mut File) -> io::Result<Vec<Mount>> {
     Ok(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime ...`: the third and fifth fields. A path has octal escapes.
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root ...`: the third and fifth fields, and the second behind
+/// the dash. A path has octal escapes.
 fn parse(line: &[u8]) -> Option<Mount> {
+    let path = |field| PathBuf::from(OsString::from_vec(unescape(field)));
     let mut fields = line.split(|&byte| byte == b' ');
     let device = String::from_utf8(fields.nth(2)?.to_vec()).ok()?;
-    let path = unescape(fields.nth(1)?);
+    let at = path(fields.nth(1)?);
+    fields.find(|&field| field == b"-")?;
     Some(Mount {
         device,
-        path: Path::new(&OsString::from_vec(path)).to_owned(),
+        path: at,
+        source: path(fields.nth(1)?),
     })
 }
 
-fn unescape(text: &[u8]) -> Vec<u8> {
+/// The bytes of a field of the kernel's, which writes some of them as a backslash and three octal digits.
+pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {
@@ -65,6 +92,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -73,6 +102,7 @@ mod tests {
         let expected = Mount {
             device: "259:3".into(),
             path: r"/mnt/a b\c".into(),
+            source: "/dev/root".into(),
         };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse(b""), None);
