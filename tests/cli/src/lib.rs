@@ -1,6 +1,7 @@
 //! What the command-line tests share: the built `ublk-bpf`, run as a user runs it.
 #![expect(clippy::missing_panics_doc, reason = "a test helper reports by panicking")]
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -17,7 +18,7 @@ pub struct Outcome {
 }
 
 /// Runs `ublk-bpf` with these arguments in `folder`.
-pub fn run_in(folder: &Path, args: &[&str]) -> Outcome {
+pub fn run_in<A: AsRef<OsStr> + std::fmt::Debug>(folder: &Path, args: &[A]) -> Outcome {
     let output = Command::new(binary())
         .args(args)
         .current_dir(folder)

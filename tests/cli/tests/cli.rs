@@ -1,6 +1,8 @@
 //! What a user is told: help worth reading, one line for each mistake, and the right exit status.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use cli_tests::{run, run_in, run_into};
@@ -61,6 +63,7 @@ fn help_has_examples_and_shows_only_what_exists() {
     for option in [
         "--backing",
         "--policy",
+        "--logical-block",
         "--recovery",
         "--recover",
         "--daemon",
@@ -275,6 +278,98 @@ fn a_cache_that_cannot_serve_is_not_called_a_backing() {
 }
 
 #[test]
+fn the_backing_is_no_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    File::create(at.join("backing"))
+        .unwrap()
+        .set_len(4 << 20)
+        .unwrap();
+    fs::hard_link(at.join("backing"), at.join("link")).unwrap();
+    for itself in ["backing", "link"] {
+        let outcome = run_in(at, &["run", "--backing", "backing", "--cache", itself]);
+        let line = format!(
+            "ublk-bpf: cache {}: in use: it is the same storage as ",
+            at.join(itself).display()
+        );
+        assert!(outcome.stderr.starts_with(&line), "{}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1);
+    }
+}
+
+#[test]
+fn a_policy_about_a_cache_is_refused_where_there_is_none() {
+    for policy in ["lru", "scan-resistant"] {
+        let line = format!(
+            "policy {policy} is about a cache, and the device has none: it would do what passthrough does"
+        );
+        wrong_usage(&["run", "--policy", policy], &line);
+    }
+}
+
+#[test]
+fn a_logical_block_is_checked_at_the_door() {
+    for text in ["256", "513", "3K", "8K", "x"] {
+        wrong_usage(
+            &["run", "--logical-block", text],
+            &format!(
+                "invalid value '{text}' for '--logical-block <SIZE>': {text} is not the size of a logical block: give 512, 1K, 2K or 4K (see `ublk-bpf --help`)"
+            ),
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    File::create(at.join("odd"))
+        .unwrap()
+        .set_len((1 << 20) + 512)
+        .unwrap();
+    fs::write(at.join("c.toml"), "backing = \"odd\"\nlogical-block = \"4K\"\n").unwrap();
+    for args in [
+        &["run", "--backing", "odd", "--logical-block", "4096"][..],
+        &["run", "--config", "c.toml"],
+    ] {
+        let outcome = run_in(at, args);
+        assert!(
+            outcome
+                .stderr
+                .contains("odd: 1049088 bytes is not a multiple of its block of 4096 bytes"),
+            "{}",
+            outcome.stderr
+        );
+        assert_eq!(outcome.stderr.lines().count(), 1);
+    }
+}
+
+#[test]
+fn any_bytes_can_be_a_path_and_none_of_them_breaks_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let name = OsStr::from_bytes(b"a\nb\x1b[31m\xff\\");
+    let shown = format!("{}/a\\nb\\x1b[31m\\xff\\\\", at.display());
+    let run_with = |option: &str, value: &OsStr| run_in(at, &[OsStr::new("run"), OsStr::new(option), value]);
+    for (option, start) in [
+        ("--backing", format!("backing {shown}: does not exist")),
+        ("--policy", format!("{shown} cannot be a policy: No such file")),
+        (
+            "--config",
+            "cannot read the configuration a\\nb\\x1b[31m\\xff\\\\: No such".to_owned(),
+        ),
+    ] {
+        let outcome = run_with(option, name);
+        let line = outcome.stderr.strip_prefix("ublk-bpf: ").unwrap();
+        assert!(line.starts_with(&start), "{option}: {line}");
+        assert_eq!(line.matches(|c: char| c.is_control()).count(), 1, "{line:?}");
+    }
+    // It is looked for under its own name: what is there is found.
+    fs::create_dir(at.join(name)).unwrap();
+    let outcome = run_with("--backing", name);
+    assert_eq!(
+        outcome.stderr,
+        format!("ublk-bpf: backing {shown}: is a directory: give a regular file or a block device\n")
+    );
+}
+
+#[test]
 fn a_backing_in_use_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = File::create(folder.path().join("used")).unwrap();
@@ -322,7 +417,7 @@ fn a_wrong_configuration_is_told_with_its_line() {
     for (text, why) in [
         (
             "backing = \"mem:1M\"\ncaches = \"x\"\n",
-            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         ("depth = 0\n", "line 1: depth is 0: give 1 to 4096"),
         ("id = 2000000\n", "line 1: id is 2000000: give 0 to 1048575"),
@@ -375,7 +470,7 @@ fn several_devices_are_checked_before_one_is_made() {
     for (text, line) in [
         (
             "[[device]]\n[[device]]\ndepht = 4\n",
-            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         (
             "backing = \"a\"\n[[device]]\n",

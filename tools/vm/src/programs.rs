@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use host::command;
 
 /// Taken where this machine has them.
-pub(crate) const USUAL: [&str; 20] = [
+pub(crate) const USUAL: [&str; 21] = [
     "fio",
     "bpftool",
     "mkfs.ext4",
@@ -22,6 +22,7 @@ pub(crate) const USUAL: [&str; 20] = [
     "xfs_repair",
     "blkdiscard",
     "blockdev",
+    "chattr",
     "fallocate",
     "losetup",
     "dmsetup",

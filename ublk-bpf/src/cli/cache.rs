@@ -11,6 +11,7 @@ use super::args::Format;
 use super::output::print_line;
 use super::table;
 use crate::cache::disk::inspect::{Inspection, inspect};
+use crate::path_text::ShowPath as _;
 use crate::target::Size;
 
 /// Look at a cache device
@@ -37,7 +38,7 @@ enum Action {
 /// Prints what is on a cache device.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let Action::Inspect { path, format } = &args.action;
-    let name = || format!("cache {}", path.display());
+    let name = || format!("cache {}", path.shown());
     let file = open(path).with_context(name)?;
     let Some(found) = inspect(&file).with_context(name)? else {
         bail!("{}: is blank: `ublk-bpf run --cache` makes it a cache", name());

@@ -1,9 +1,11 @@
 //! What `run` can be told, on the command line and in the TOML file that `--config` names: the same names with the same
 //! meaning.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::value_parser;
 use serde::{Deserialize, Deserializer, de::Error};
 
@@ -12,6 +14,7 @@ use crate::cache::Mode;
 use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
+use crate::path_text::ShowPath as _;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Spec, parse_size};
 
@@ -20,13 +23,14 @@ use crate::target::{Spec, parse_size};
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) struct Settings {
     /// Where the bytes are: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
-    #[arg(long, value_name = "BACKING")]
+    #[arg(long, value_name = "BACKING", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
     pub(super) backing: Option<Spec>,
     /// What classifies requests: a built-in policy's name (see `policy list`) or a BPF object file
     /// [default: passthrough; with a cache scan-resistant]
     #[arg(long, value_name = "NAME|FILE.o")]
-    pub(super) policy: Option<String>,
+    #[serde(default, deserialize_with = "os_text")]
+    pub(super) policy: Option<OsString>,
     /// The device's number [default: the lowest free one]
     #[arg(long, value_name = "N")]
     #[serde(default, deserialize_with = "device_id")]
@@ -39,6 +43,11 @@ pub(super) struct Settings {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_QUEUE_DEPTH)))]
     #[serde(default, deserialize_with = "depth")]
     pub(super) depth: Option<u16>,
+    /// The unit of addresses and lengths, 512 to 4096 bytes: no less than the backing and the cache demand
+    /// [default: what the backing demands]
+    #[arg(long, value_name = "SIZE", value_parser = parse_logical_block)]
+    #[serde(default, deserialize_with = "logical_block")]
+    pub(super) logical_block: Option<u32>,
     /// Refuse writes
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) read_only: Option<bool>,
@@ -55,7 +64,7 @@ pub(super) struct Settings {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(super) allow_lossy: Option<bool>,
     /// A faster device for copies of what is read: PATH or mem:SIZE
-    #[arg(long, value_name = "CACHE")]
+    #[arg(long, value_name = "CACHE", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
     pub(super) cache: Option<Spec>,
     /// Bytes that are cached as one, 4K to 1M [default: 64K]
@@ -97,8 +106,8 @@ impl Settings {
     /// Reads a configuration file.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        let wrong = |what| anyhow!(Usage(format!("configuration {}: {what}", path.display())));
+            .with_context(|| format!("cannot read the configuration {}", path.shown()))?;
+        let wrong = |what| anyhow!(Usage(format!("configuration {}: {what}", path.shown())));
         let settings = Self::parse(&text).map_err(wrong)?;
         settings.check_tables().map_err(wrong)?;
         Ok(settings)
@@ -156,6 +165,7 @@ impl Settings {
             id: self.id.or(other.id),
             queues: self.queues.or(other.queues),
             depth: self.depth.or(other.depth),
+            logical_block: self.logical_block.or(other.logical_block),
             read_only: self.read_only.or(other.read_only),
             daemon: self.daemon.or(other.daemon),
             recover_waiting: self.recover_waiting.or(other.recover_waiting),
@@ -197,6 +207,7 @@ impl Settings {
             (self.id.is_some(), "id"),
             (self.queues.is_some(), "queues"),
             (self.depth.is_some(), "depth"),
+            (self.logical_block.is_some(), "logical-block"),
             (self.read_only.is_some(), "read-only"),
             (self.recovery.is_some(), "recovery"),
             (self.allow_lossy.is_some(), "allow-lossy"),
@@ -221,11 +232,35 @@ fn parse_cache_block(text: &str) -> Result<u32, String> {
     block.ok_or_else(|| format!("{text} is not the size of a cache block: give a power of two from 4K to 1M"))
 }
 
+/// A device's logical block, in bytes.
+fn parse_logical_block(text: &str) -> Result<u32, String> {
+    let bytes = parse_size(text).ok().and_then(|bytes| u32::try_from(bytes).ok());
+    let block = bytes.filter(|bytes| bytes.is_power_of_two() && (512..=4096).contains(bytes));
+    block.ok_or_else(|| format!("{text} is not the size of a logical block: give 512, 1K, 2K or 4K"))
+}
+
+/// A number of bytes or a size as text.
+fn logical_block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let text = match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => text,
+        toml::Value::Integer(bytes) => bytes.to_string(),
+        other => format!("a value of type {}", other.type_str()),
+    };
+    parse_logical_block(&text).map(Some).map_err(Error::custom)
+}
+
 fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map(Some)
-        .map_err(Error::custom)
+    let text = String::deserialize(deserializer)?;
+    Spec::from_user(text.as_ref()).map(Some).map_err(Error::custom)
+}
+
+/// A path or name that the command line takes as it is, whatever its bytes.
+fn os_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OsString>, D::Error> {
+    Ok(Some(String::deserialize(deserializer)?.into()))
+}
+
+fn spec_parser() -> impl TypedValueParser<Value = Spec> {
+    OsStringValueParser::new().try_map(|text| Spec::from_user(&text))
 }
 
 fn cache_block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
@@ -290,6 +325,10 @@ mod tests {
             ("cache-mode = \"write-back\"", "line 1: unknown variant"),
             ("backing = \"mem:1X\"", "line 1: not a size"),
             ("depth = 70000", "line 1: invalid value"),
+            (
+                "logical-block = 8192",
+                "line 1: 8192 is not the size of a logical block: give 512, 1K, 2K or 4K",
+            ),
             ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
             ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),
             ("queues = ", "line 1: "),

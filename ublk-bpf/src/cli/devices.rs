@@ -7,7 +7,8 @@ use anyhow::{Context, anyhow};
 use super::config::Settings;
 use super::error::Usage;
 use crate::control::Recovery;
-use crate::policy::DEFAULT_POLICY;
+use crate::path_text::ShowPath as _;
+use crate::policy::{Builtin, DEFAULT_POLICY, PolicyError, builtin};
 use crate::server::{CacheOptions, Options, ServeError};
 use crate::target::Spec;
 
@@ -58,10 +59,11 @@ fn options(said: Settings) -> anyhow::Result<Options> {
     };
     let options = Options {
         backing: said.backing.unwrap_or(DEFAULT_BACKING),
-        policy: said.policy.unwrap_or_else(|| default_policy.to_owned()),
+        policy: super::policy::absolute(&said.policy.unwrap_or_else(|| default_policy.into()))?,
         id: said.id,
         queues: said.queues.unwrap_or(DEFAULT_QUEUES),
         depth: said.depth.unwrap_or(DEFAULT_DEPTH),
+        logical_block: said.logical_block,
         read_only: said.read_only.unwrap_or(false),
         recovery: said.recovery.unwrap_or_default(),
         allow_lossy: said.allow_lossy.unwrap_or(false),
@@ -69,6 +71,10 @@ fn options(said: Settings) -> anyhow::Result<Options> {
     };
     if matches!(options.backing, Spec::Memory(_)) && options.recovery != Recovery::None {
         return Err(wrong(ServeError::Forgetful.to_string()));
+    }
+    let needs_cache = |known: &Builtin| known.needs_cache && known.name == options.policy;
+    if options.cache.is_none() && builtin().iter().any(needs_cache) {
+        return Err(wrong(PolicyError::NeedsCache(options.policy).to_string()));
     }
     absolute(options)
 }
@@ -105,10 +111,9 @@ fn absolute(mut options: Options) -> anyhow::Result<Options> {
     for spec in [Some(&mut options.backing), cache].into_iter().flatten() {
         if let Spec::Path(path) = spec {
             *path =
-                std::path::absolute(&*path).with_context(|| format!("cannot resolve {}", path.display()))?;
+                std::path::absolute(&*path).with_context(|| format!("cannot resolve {}", path.shown()))?;
         }
     }
-    options.policy = super::policy::absolute(&options.policy)?;
     Ok(options)
 }
 

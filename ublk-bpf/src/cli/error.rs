@@ -51,7 +51,20 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
             told = format!("{told}: {cause}");
         }
     }
-    told.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+    plain(&told.lines().map(str::trim).collect::<Vec<_>>().join(" "))
+}
+
+/// The text without control characters, which a name in it may have brought to the terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 /// clap's report in one line: what is wrong, its tips, and where to read on.
@@ -72,7 +85,7 @@ fn condense(report: &str) -> String {
             help = format!("{} --help", command.join(" "));
         }
     }
-    format!("{} (see `{help}`)", parts.join("; "))
+    plain(&format!("{} (see `{help}`)", parts.join("; ")))
 }
 
 #[cfg(test)]

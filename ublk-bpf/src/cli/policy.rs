@@ -1,5 +1,6 @@
 //! `ublk-bpf policy`.
 
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use anyhow::Context;
@@ -9,7 +10,8 @@ use serde_json::json;
 use super::args::{Device, Format};
 use super::output::print_line;
 use super::table;
-use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, builtin};
+use crate::path_text::ShowPath as _;
+use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, PolicyError, builtin};
 use crate::server::Record;
 use crate::server::lock::Lock;
 use crate::server::record::RecordError;
@@ -31,7 +33,7 @@ enum Action {
         device: Device,
         /// A built-in policy's name, or a BPF object file (one that is called like a built-in: ./NAME)
         #[arg(value_name = "NAME|FILE.o")]
-        policy: String,
+        policy: OsString,
     },
     /// Take a device's policy away: everything passes through
     Reset {
@@ -45,8 +47,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.action {
         Action::List(format) => list(*format),
         Action::Swap { device, policy } => {
-            let wanted = Policy::parse(policy)?;
             let name = absolute(policy)?;
+            let wanted = Policy::parse(&name)?;
+            if wanted.needs_cache() && Record::read(device.id)?.cache.is_none() {
+                return Err(PolicyError::NeedsCache(name).into());
+            }
             change(*device, name, |disk| policy::swap(disk, &wanted))
         }
         Action::Reset { device } => change(*device, DEFAULT_POLICY.to_owned(), |disk| {
@@ -76,7 +81,7 @@ fn list(format: Format) -> anyhow::Result<()> {
 fn change(
     device: Device,
     name: String,
-    change: impl FnOnce(&Disk) -> Result<(), policy::PolicyError>,
+    change: impl FnOnce(&Disk) -> Result<(), PolicyError>,
 ) -> anyhow::Result<()> {
     // Without a device there is nothing to lock.
     Record::read(device.id)?;
@@ -92,16 +97,15 @@ fn change(
     Ok(record.write()?)
 }
 
-/// The policy's name, with the path of a file made absolute: servers and later commands have other working
+/// The policy's name as text, with the path of a file made absolute: servers and later commands have other working
 /// directories.
-pub(super) fn absolute(policy: &str) -> anyhow::Result<String> {
-    if builtin().iter().any(|known| known.name == policy)
-        || !policy.contains(['/', '.']) && !Path::new(policy).exists()
+pub(super) fn absolute(policy: &OsStr) -> anyhow::Result<String> {
+    if let Some(name) = policy.to_str()
+        && (builtin().iter().any(|known| known.name == name)
+            || !name.contains(['/', '.']) && !Path::new(name).exists())
     {
-        return Ok(policy.to_owned());
+        return Ok(name.to_owned());
     }
-    let path = std::path::absolute(policy).with_context(|| format!("cannot resolve {policy}"))?;
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| anyhow::anyhow!("the path of policy {} is not UTF-8: rename it", path.display()))
+    let path = std::path::absolute(policy).with_context(|| format!("cannot resolve {}", policy.shown()))?;
+    Ok(path.shown().to_string())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::error::plain;
 use super::output::{self, OutputError};
 
 /// Prints rows in columns as wide as their widest cell; the last one is not padded.
@@ -22,7 +23,7 @@ fn render(header: &[&str], rows: &[Vec<String>]) -> String {
         let cells: Vec<String> = row
             .iter()
             .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:width$}"))
+            .map(|(cell, &width)| format!("{:width$}", plain(cell)))
             .collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
@@ -36,7 +37,7 @@ pub(super) fn print_facts(facts: &[(&str, String)]) -> Result<(), OutputError> {
     let mut text = String::new();
     for (name, value) in facts {
         // A `String` takes everything.
-        let _ = writeln!(text, "{name:width$}  {value}");
+        let _ = writeln!(text, "{name:width$}  {}", plain(value));
     }
     output::print(text)
 }

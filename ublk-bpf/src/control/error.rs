@@ -119,6 +119,13 @@ pub enum Error {
         after: Duration,
     },
 
+    /// Something else is where a device node should be, and keeps devtmpfs from making it.
+    #[error("{path} is not a device node, though the kernel has that device: remove it", path = path.display())]
+    NotANode {
+        /// Its path.
+        path: PathBuf,
+    },
+
     /// A device node cannot be used.
     #[error("cannot open {path}: {}", node_trouble(source), path = path.display())]
     Node {

@@ -18,7 +18,8 @@ pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, Error> {
     let deadline = Instant::now() + within;
     loop {
         match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => return Ok(file),
+            Ok(file) if is_char_device(&file) => return Ok(file),
+            Ok(_) => return Err(Error::NotANode { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Node { path, source }),
         }
@@ -29,6 +30,11 @@ pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, Error> {
     }
 }
 
+fn is_char_device(file: &File) -> bool {
+    file.metadata()
+        .is_ok_and(|found| found.file_type().is_char_device())
+}
+
 /// Waits until `/dev/ublkbN` is there and is a block device, at most `within`.
 pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), Error> {
     let path = id.block_path();
@@ -36,7 +42,7 @@ pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), Error
     loop {
         match path.metadata() {
             Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
-            Ok(_) => {}
+            Ok(_) => return Err(Error::NotANode { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(Error::Node { path, source }),
         }

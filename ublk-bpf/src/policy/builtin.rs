@@ -19,6 +19,8 @@ pub struct Builtin {
     pub name: &'static str,
     /// What it does, in one line.
     pub description: &'static str,
+    /// Without a cache it does what `passthrough` does.
+    pub needs_cache: bool,
     object: &'static [u8],
 }
 
@@ -34,31 +36,37 @@ static ALL: [Builtin; 6] = [
     Builtin {
         name: "passthrough",
         description: "every request goes to the backing device",
+        needs_cache: false,
         object: PASSTHROUGH,
     },
     Builtin {
         name: "drop-discard",
         description: "discards, which are advisory, are dropped; the rest goes to the backing device",
+        needs_cache: false,
         object: object!("drop-discard"),
     },
     Builtin {
         name: "sparse",
         description: "reads of blocks that hold no data are answered with zeroes, without I/O",
+        needs_cache: false,
         object: object!("sparse"),
     },
     Builtin {
         name: "fault",
         description: "requests that touch the sectors in its map fault_range fail (needs --allow-lossy)",
+        needs_cache: false,
         object: object!("fault"),
     },
     Builtin {
         name: "lru",
         description: "what is read comes into the cache, and what is there is read from there",
+        needs_cache: true,
         object: object!("lru"),
     },
     Builtin {
         name: "scan-resistant",
         description: "what is read twice comes into the cache, which long sequential runs go past",
+        needs_cache: true,
         object: object!("scan-resistant"),
     },
 ];

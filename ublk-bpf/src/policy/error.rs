@@ -42,6 +42,9 @@ pub enum PolicyError {
         /// The names of the built-in policies.
         known: String,
     },
+    /// A policy that would do nothing.
+    #[error("policy {0} is about a cache, and the device has none: it would do what passthrough does")]
+    NeedsCache(String),
     /// A user's object cannot be a policy.
     #[error(transparent)]
     Object(#[from] ObjectError),

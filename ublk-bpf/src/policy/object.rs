@@ -9,6 +9,8 @@ use object::read::elf::ElfFile64;
 use object::{Architecture, Endianness, Object, ObjectSection, ObjectSymbol, SymbolKind};
 use ublk_bpf_abi::POLICY_FUNCTION;
 
+use crate::path_text::ShowPath as _;
+
 /// The section that a policy's entry stands in.
 pub const POLICY_SECTION: &str = "freplace/policy";
 
@@ -34,7 +36,7 @@ pub struct PolicyObject {
 
 /// Why a file cannot be a policy.
 #[derive(Debug, thiserror::Error)]
-#[error("{} cannot be a policy: {reason}", path.display())]
+#[error("{} cannot be a policy: {reason}", path.shown())]
 pub struct ObjectError {
     path: PathBuf,
     reason: Reason,

@@ -18,6 +18,7 @@ use super::error::{PolicyError, chain};
 use super::load::{ebpf_error, program_error};
 use super::object::PolicyObject;
 use super::pin::{Disk, PinDir, pin_error, unlink};
+use crate::path_text::{self, ShowPath as _};
 
 /// The kernel frees a link some time after its last reference is gone; so long an attachment may be refused.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,20 +37,21 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The policy that an argument `NAME` or `FILE.o` names. A file that is called like a built-in policy is named
-    /// as `./NAME`.
+    /// The policy that `NAME` or `FILE.o` names, a path as [`path_text`] writes it. A file that is called like a
+    /// built-in policy is named as `./NAME`.
     pub fn parse(argument: &str) -> Result<Self, PolicyError> {
         if let Some(found) = builtin().iter().find(|known| known.name == argument) {
             return Ok(Self::Builtin(found));
         }
-        if !argument.contains(['/', '.']) && !Path::new(argument).exists() {
+        let path = path_text::parse(argument);
+        if !argument.contains(['/', '.']) && !path.exists() {
             let known: Vec<&str> = builtin().iter().map(|known| known.name).collect();
             return Err(PolicyError::Unknown {
                 name: argument.to_owned(),
                 known: known.join(", "),
             });
         }
-        Ok(Self::Object(PolicyObject::open(Path::new(argument))?))
+        Ok(Self::Object(PolicyObject::open(&path)?))
     }
 
     /// The name that `show` and `list` print.
@@ -57,8 +59,14 @@ impl Policy {
     pub fn name(&self) -> String {
         match self {
             Self::Builtin(builtin) => builtin.name.to_owned(),
-            Self::Object(object) => object.path().display().to_string(),
+            Self::Object(object) => object.path().shown().to_string(),
         }
+    }
+
+    /// Whether it does nothing on a device without a cache. What a user's own does cannot be told.
+    #[must_use]
+    pub fn needs_cache(&self) -> bool {
+        matches!(self, Self::Builtin(builtin) if builtin.needs_cache)
     }
 
     fn bytes(&self) -> &[u8] {

@@ -37,6 +37,19 @@ pub enum CacheError {
         /// What is wrong.
         source: DiskError,
     },
+    /// A device with it would have larger blocks than its backing.
+    #[error(
+        "cache {device}: has blocks of {block} bytes and the backing of {backing}: a file system made on the backing \
+         alone may not mount with it: give a cache with smaller blocks, or ask for larger ones by --logical-block {block}"
+    )]
+    LargerBlocks {
+        /// The cache device.
+        device: String,
+        /// Its logical block, in bytes.
+        block: u32,
+        /// The backing's.
+        backing: u32,
+    },
     /// There is nothing to copy.
     #[error(
         "null: keeps nothing that could be cached: give a file, a block device or mem:SIZE as backing, or no cache"
@@ -111,7 +124,7 @@ pub(super) struct CacheDevice {
 
 impl CacheDevice {
     /// Opens what the options name, for a device on `backing`, which will promise no more than both can keep: a new one,
-    /// or `own`, which waits.
+    /// or `own`, which waits. A cache does not change the unit of addresses: what works without it works with it.
     pub(super) fn open(
         options: &CacheOptions,
         backing: &mut Target,
@@ -134,8 +147,20 @@ impl CacheDevice {
             return Err(CacheError::ReadOnly(name).into());
         }
         let layout = Layout::plan(target.facts().sectors * SECTOR_SIZE, options.block);
-        let layout = layout.map_err(|source| CacheError::Disk { device: name, source })?;
-        backing.suit(target.facts()).map_err(Role::Backing.failed())?;
+        let layout = layout.map_err(|source| CacheError::Disk {
+            device: name.clone(),
+            source,
+        })?;
+        let (block, smaller) = (target.facts().logical_block, backing.facts().logical_block);
+        if block > smaller {
+            return Err(CacheError::LargerBlocks {
+                device: name,
+                block,
+                backing: smaller,
+            }
+            .into());
+        }
+        backing.suit(target.facts());
         Ok(Self {
             options: options.clone(),
             target,
@@ -348,6 +373,11 @@ impl<'a> CacheService<'a> {
             doorbell,
             contents,
         })
+    }
+
+    /// The cache device, if it is a file that others may truncate.
+    pub(super) fn regular_file(&self) -> Option<&File> {
+        self.device.target.regular_file()
     }
 
     /// What a queue needs of it.

@@ -113,6 +113,9 @@ pub(super) fn open_devices(
     own: Option<DeviceId>,
 ) -> Result<(Target, Option<CacheDevice>), ServeError> {
     let mut target = opening.target(Role::Backing, &options.backing, options.read_only, own)?;
+    if let Some(block) = options.logical_block {
+        target = target.with_logical_block(block).map_err(Role::Backing.failed())?;
+    }
     if target.kind() == Kind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);
     }

@@ -149,6 +149,28 @@ pub enum ServeError {
         /// What is different.
         difference: String,
     },
+    /// Privileges are missing that no later error would name.
+    #[error("serving a device needs CAP_SYS_ADMIN, which this process does not have: run as root")]
+    NoPrivilege,
+    /// The process may not open enough files.
+    #[error(
+        "these devices need {needed} open files and the hard limit of this process is {limit}: raise it, for example with \
+         `ulimit -Hn {needed}` or LimitNOFILE= in its unit"
+    )]
+    TooFewFiles {
+        /// Upper bound of what is open at once.
+        needed: u64,
+        /// What RLIMIT_NOFILE allows.
+        limit: u64,
+    },
+    /// A thread could not be started.
+    #[error("cannot {what}: {limit}")]
+    NoThread {
+        /// What was tried.
+        what: &'static str,
+        /// The limit that is reached, and how to raise it.
+        limit: String,
+    },
     /// Memory cannot be recovered.
     #[error("memory is gone with its server: --recovery needs a file or a block device as backing")]
     Forgetful,

@@ -10,6 +10,7 @@ mod device;
 mod error;
 mod isolation;
 pub mod leftover;
+mod limits;
 pub mod lock;
 pub mod mounts;
 mod options;

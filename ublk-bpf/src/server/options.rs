@@ -20,6 +20,8 @@ pub struct Options {
     pub queues: u16,
     /// Requests that a queue holds at once: 1 to 4096.
     pub depth: u16,
+    /// The logical block in bytes, a power of two from 512 to 4096; `None`: what the backing demands.
+    pub logical_block: Option<u32>,
     /// Refuse writes.
     pub read_only: bool,
     /// What becomes of the device if its server dies.

@@ -49,6 +49,9 @@ pub struct Record {
     pub depth: u16,
     /// Capacity in sectors of 512 bytes.
     pub sectors: u64,
+    /// The logical block that was asked for, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_block: Option<u32>,
     /// Writes are refused.
     pub read_only: bool,
     /// What becomes of the device if its server dies.
@@ -112,7 +115,7 @@ pub enum RecordError {
     #[error(transparent)]
     Distrusted(#[from] Distrusted),
     /// The system refused.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {source}{}", path.display(), remedy(source))]
     System {
         /// What was tried.
         what: &'static str,
@@ -121,6 +124,17 @@ pub enum RecordError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+/// What to do about an error of the file system of [`DIRECTORY`].
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            ": servers need a /run that can be written, for records and locks of their devices; a tmpfs will do"
+        }
+        io::ErrorKind::StorageFull => ": make room there",
+        _ => "",
+    }
 }
 
 impl Record {
@@ -147,6 +161,7 @@ impl Record {
             queues: info.queues,
             depth: info.depth,
             sectors,
+            logical_block: options.logical_block,
             read_only: options.read_only,
             recovery: options.recovery,
             allow_lossy: options.allow_lossy,
@@ -169,6 +184,7 @@ impl Record {
             id: Some(self.id()),
             queues: self.queues,
             depth: self.depth,
+            logical_block: self.logical_block,
             read_only: self.read_only,
             recovery: self.recovery,
             allow_lossy: self.allow_lossy,
@@ -381,6 +397,7 @@ mod tests {
             id: None,
             queues: 4,
             depth: 128,
+            logical_block: Some(4096),
             read_only: false,
             recovery: Recovery::Reissue,
             allow_lossy: false,

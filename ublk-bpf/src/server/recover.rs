@@ -227,6 +227,13 @@ fn check_described(before: &Record, wanted: &Options) -> Result<(), ServeError> 
     if before.allow_lossy != wanted.allow_lossy {
         return otherwise(loses(before.allow_lossy), loses(wanted.allow_lossy));
     }
+    let block = |block: Option<u32>| match block {
+        Some(bytes) => format!("with --logical-block {bytes}"),
+        None => "without --logical-block".to_owned(),
+    };
+    if before.logical_block != wanted.logical_block {
+        return otherwise(block(before.logical_block), block(wanted.logical_block));
+    }
     let was = before.cache.as_ref().map(|cache| &cache.options.device);
     let asked = wanted.cache.as_ref().map(|cache| &cache.device);
     let storage = |spec: Option<&Spec>| owners::storage_at(spec?, false);

@@ -15,7 +15,7 @@ use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::recover::LeftDevice;
 use super::signals::StopSignals;
-use super::{Options, Record, ServeError};
+use super::{Options, Record, ServeError, limits};
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
@@ -100,6 +100,7 @@ pub(super) fn serve_started(
         drop(starting);
         ready(devices)
     };
+    limits::raise_open_files(start.devices.iter().map(Recipe::queues))?;
     for recipe in &start.devices {
         if let Recipe::Recover(id) = recipe {
             // A record that is not there is told before the lock makes its file.
@@ -136,6 +137,14 @@ impl Recipe {
         match self {
             Self::Make(options) | Self::MakeOrRecover(options) => options.id,
             Self::Recover(_) => None,
+        }
+    }
+
+    /// The queues that it asks for; of a device that waits, all that it may have.
+    const fn queues(&self) -> u16 {
+        match self {
+            Self::Make(options) | Self::MakeOrRecover(options) => options.queues,
+            Self::Recover(_) => u16::MAX,
         }
     }
 
@@ -183,6 +192,7 @@ impl Device for Opened {
 /// The control plane of a kernel that has everything a device needs.
 fn kernel() -> Result<Control, ServeError> {
     let control = Control::open()?;
+    limits::check_privilege()?;
     let found = control.features()?;
     found.require(Features::SERVED | Features::SAFE_STOP)?;
     Ok(control)
@@ -305,10 +315,9 @@ impl Server {
             report(Report::Ended(end.unwrap_or_else(panicked)));
         };
         let thread = thread::Builder::new().name(format!("device-{}", index + 1));
-        let end = thread.spawn_scoped(scope, life).err().map(|source| {
-            let what = "start a device's thread";
-            Err(ServeError::System { what, source })
-        });
+        let thread = thread.spawn_scoped(scope, life);
+        let no_thread = limits::no_thread("start a device's thread");
+        let end = thread.err().map(|error| Err(no_thread(error)));
         self.devices.push(Running {
             ask: Some(ask),
             ready: None,

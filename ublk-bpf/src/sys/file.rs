@@ -72,6 +72,24 @@ pub(crate) fn file_system_uuid(file: &File) -> Option<[u8; 16]> {
     (result == 0 && found.len == 16).then_some(found.uuid)
 }
 
+/// A file that cannot be changed (`include/uapi/linux/fs.h`).
+pub(crate) const FS_IMMUTABLE_FL: u32 = 0x10;
+/// A file that can only be appended to.
+pub(crate) const FS_APPEND_FL: u32 = 0x20;
+
+/// The attributes that `chattr` changes (`FS_IOC_GETFLAGS`): `FS_*_FL`.
+pub(crate) fn attributes(file: &File) -> io::Result<u32> {
+    /// `_IOR('f', 1, long)`; what the kernel writes is an `int` all the same.
+    const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
+    let mut flags: u64 = 0;
+    // SAFETY: `flags` is writable memory of the size that the number of the call carries.
+    if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETFLAGS, &raw mut flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The low half, which is first on the little-endian machines that this is for.
+    Ok(u32::try_from(flags & u64::from(u32::MAX)).unwrap_or(0))
+}
+
 /// `fallocate(2)` with these `FALLOC_FL_*` flags. Offsets are in bytes.
 pub(crate) fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: no memory is passed, and the descriptor is borrowed for the call.

@@ -99,6 +99,68 @@ impl ProcessHandle {
     }
 }
 
+/// A capability that a server needs for something (`include/uapi/linux/capability.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// `CAP_IPC_LOCK`: memory is locked without a limit.
+    IpcLock = 14,
+    /// `CAP_SYS_ADMIN`: ublk devices that are not unprivileged, BPF, mount namespaces.
+    SysAdmin = 21,
+}
+
+/// Whether the calling thread has the capability in effect, in its own user namespace.
+///
+/// # Errors
+/// If `/proc` does not say.
+pub fn has_capability(capability: Capability) -> io::Result<bool> {
+    let mask = u64::from_str_radix(&status_field("CapEff:")?, 16).map_err(io::Error::other)?;
+    Ok(mask >> (capability as u32) & 1 == 1)
+}
+
+/// Bytes of memory that the process has locked.
+pub(crate) fn locked_memory() -> io::Result<u64> {
+    let field = status_field("VmLck:")?;
+    let kib = field.trim_end_matches("kB").trim().parse::<u64>();
+    Ok(kib.map_err(io::Error::other)? << 10)
+}
+
+/// A field of `/proc/self/status`.
+fn status_field(name: &str) -> io::Result<String> {
+    let status = fs::read_to_string("/proc/thread-self/status")?;
+    let field = status.lines().find_map(|line| line.strip_prefix(name));
+    let field = field.ok_or(io::ErrorKind::NotFound)?;
+    Ok(field.trim().to_owned())
+}
+
+/// Bytes that the process may lock; `u64::MAX`: no limit.
+pub(crate) fn locked_memory_limit() -> io::Result<u64> {
+    limit(libc::RLIMIT_MEMLOCK).map(|limit| limit.rlim_cur)
+}
+
+/// Raises the number of files that the process may open to its hard limit, and returns that.
+pub(crate) fn raise_open_files() -> io::Result<u64> {
+    let limit = limit(libc::RLIMIT_NOFILE)?;
+    if limit.rlim_cur < limit.rlim_max {
+        let raised = libc::rlimit {
+            rlim_cur: limit.rlim_max,
+            ..limit
+        };
+        // SAFETY: `raised` is a valid structure that lives over the call.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) })?;
+    }
+    Ok(limit.rlim_max)
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable memory of the type that the call fills.
+    check(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
+    Ok(limit)
+}
+
 /// A copy of the mount that is visible at `path`, without those on it, attached nowhere (`open_tree(2)`, Linux >= 5.2).
 /// Needs CAP_SYS_ADMIN.
 pub fn copy_mount(path: &Path) -> io::Result<OwnedFd> {

@@ -9,6 +9,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::sysfs::BlockSysfs;
 use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use crate::path_text::ShowPath as _;
 use crate::sys;
 
 /// Opens the device exclusively, so that nobody mounts it while it serves.
@@ -16,7 +17,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
     let (file, opened_read_only) = open_exclusively(path, read_only)?;
     let failed = |what| {
         move |source| Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what,
             source,
         }
@@ -51,7 +52,7 @@ fn open_exclusively(path: &Path, read_only: bool) -> Result<(File, bool), Error>
         Some(libc::EACCES | libc::EPERM) => Error::Denied(path.to_owned()),
         Some(libc::ENXIO | libc::ENOMEDIUM) => Error::Empty(path.to_owned()),
         _ => Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what: "open it",
             source,
         },
@@ -85,6 +86,12 @@ fn facts(
     memory_align: Option<u32>,
     read_only: bool,
 ) -> Result<Facts, Error> {
+    if let Some(model) = sysfs.queue_text("zoned").filter(|model| model != "none") {
+        return Err(Error::Zoned {
+            path: path.to_owned(),
+            model,
+        });
+    }
     let sectors = sysfs.device("size").unwrap_or(0);
     if sectors == 0 {
         return Err(Error::Empty(path.to_owned()));

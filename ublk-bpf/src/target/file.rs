@@ -12,6 +12,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::sysfs::BlockSysfs;
 use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use crate::path_text::ShowPath as _;
 use crate::sys;
 
 /// The file system blocks that ublk can have as its own.
@@ -26,7 +27,7 @@ pub(super) fn is_block_device(path: &Path) -> Result<bool, Error> {
         io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
         io::ErrorKind::PermissionDenied => Error::Denied(path.to_owned()),
         _ => Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what: "look at it",
             source,
         },
@@ -55,7 +56,7 @@ pub(super) fn is_block_device(path: &Path) -> Result<bool, Error> {
 pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error> {
     let failed = |what| {
         move |source| Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what,
             source,
         }
@@ -142,16 +143,39 @@ fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
     };
     opened.map_err(|source| match source.raw_os_error() {
         Some(libc::EINVAL) => Error::NoDirectIo(path.to_owned()),
-        Some(libc::EACCES | libc::EPERM) => Error::Denied(path.to_owned()),
+        Some(libc::EPERM) => protection(path).unwrap_or_else(|| Error::Denied(path.to_owned())),
+        Some(libc::EACCES) => Error::Denied(path.to_owned()),
         Some(libc::ETXTBSY) => Error::InUse {
             path: path.to_owned(),
             by: "(running, or swap space)".into(),
         },
         _ => Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what: "open it",
             source,
         },
+    })
+}
+
+/// The attribute that forbids even root to write the file, if it has one.
+fn protection(path: &Path) -> Option<Error> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .ok()?;
+    let flags = sys::file::attributes(&file).ok()?;
+    let (attribute, letter) = if flags & sys::file::FS_IMMUTABLE_FL != 0 {
+        ("immutable", 'i')
+    } else if flags & sys::file::FS_APPEND_FL != 0 {
+        ("append-only", 'a')
+    } else {
+        return None;
+    };
+    Some(Error::Protected {
+        path: path.to_owned(),
+        attribute,
+        letter,
     })
 }
 
@@ -167,7 +191,7 @@ fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
             by: "(another ublk-bpf device or program has locked it)".to_owned(),
         },
         TryLockError::Error(source) => Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what: "lock it",
             source,
         },
@@ -178,7 +202,7 @@ fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
 fn alignment(path: &Path, file: &File) -> Result<(u32, u32), Error> {
     let failed = |what| {
         move |source| Error::System {
-            name: path.display().to_string(),
+            name: path.shown().to_string(),
             what,
             source,
         }

@@ -65,6 +65,27 @@ pub struct Facts {
     pub write_zeroes: Option<WriteZeroes>,
 }
 
+impl Facts {
+    /// Raises the logical block, and takes back what cannot be done in whole ones.
+    fn set_logical_block(&mut self, block: u32) {
+        let whole = |bytes: u64| bytes - bytes % u64::from(block);
+        self.logical_block = block;
+        self.physical_block = self.physical_block.max(block);
+        self.discard = self.discard.map(|discard| Discard {
+            granularity: discard.granularity.next_multiple_of(block),
+            max_bytes: whole(discard.max_bytes),
+            ..discard
+        });
+        self.discard
+            .take_if(|discard| discard.max_bytes < discard.granularity.into());
+        self.write_zeroes = self.write_zeroes.map(|zeroes| WriteZeroes {
+            max_bytes: whole(zeroes.max_bytes),
+            ..zeroes
+        });
+        self.write_zeroes.take_if(|zeroes| zeroes.max_bytes == 0);
+    }
+}
+
 /// Discards that really reach the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
@@ -216,24 +237,36 @@ impl Target {
         Storage::of(&file.metadata().ok()?, self.facts.read_only)
     }
 
-    /// Lowers what a device on it promises to what `other`, which serves some of its requests, can keep.
+    /// Makes `block` bytes, a power of two from 512 to 4096, the unit of addresses and lengths.
     ///
     /// # Errors
-    /// If its size is not whole blocks of the other's.
-    pub fn suit(&mut self, other: &Facts) -> Result<(), Error> {
-        let block = self.facts.logical_block.max(other.logical_block);
-        let bytes = self.facts.sectors * SECTOR_SIZE;
+    /// If direct I/O demands a larger one, or its size is not whole blocks.
+    pub fn with_logical_block(mut self, block: u32) -> Result<Self, Error> {
+        let path = || self.spec.to_string().into();
+        let (bytes, demanded) = (self.facts.sectors * SECTOR_SIZE, self.facts.logical_block);
+        if block < demanded {
+            return Err(Error::BlockTooSmall {
+                path: path(),
+                wanted: block,
+                demanded,
+            });
+        }
         if !bytes.is_multiple_of(block.into()) {
             return Err(Error::Unaligned {
-                path: self.spec.to_string().into(),
+                path: path(),
                 bytes,
                 block,
             });
         }
-        self.facts.logical_block = block;
-        self.facts.physical_block = self.facts.physical_block.max(block);
+        self.facts.set_logical_block(block);
+        Ok(self)
+    }
+
+    /// Lowers what a device on it promises to what `other`, which serves some of its requests and has no larger logical
+    /// block, can keep.
+    pub fn suit(&mut self, other: &Facts) {
+        debug_assert!(other.logical_block <= self.facts.logical_block);
         self.facts.memory_align = self.facts.memory_align.max(other.memory_align);
-        Ok(())
     }
 
     /// What a device on it may promise.
@@ -246,6 +279,12 @@ impl Target {
     #[must_use]
     pub const fn file(&self) -> Option<&File> {
         self.file.as_ref()
+    }
+
+    /// The open file if it is a regular one, which others may truncate.
+    #[must_use]
+    pub fn regular_file(&self) -> Option<&File> {
+        self.file.as_ref().filter(|_| self.kind == Kind::File)
     }
 
     /// Calls `mark` with each range of bytes that may read as something else than zeroes, in ascending

@@ -1,10 +1,13 @@
 //! What the command line calls a backing device.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use ublk_bpf_abi::SECTOR_SIZE;
+
+use crate::path_text::{self, ShowPath as _};
 
 /// Where the bytes are to be, as asked for: `PATH`, `mem:SIZE` or `null:SIZE[,unfilled]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,10 +63,20 @@ pub enum SpecError {
     NullOption(String),
 }
 
-impl FromStr for Spec {
-    type Err = SpecError;
+impl Spec {
+    /// Reads what a user wrote, where a path is what it is: any bytes, none of them with a special meaning.
+    ///
+    /// # Errors
+    /// Says what is wrong with the text.
+    pub fn from_user(text: &OsStr) -> Result<Self, SpecError> {
+        match text.to_str() {
+            Some(text) => Self::read(text, |path| path.into()),
+            None => Ok(Self::Path(PathBuf::from(text))),
+        }
+    }
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
+    /// Reads memory and null; anything else is a path, which `path` makes of it.
+    fn read(text: &str, path: impl FnOnce(&str) -> PathBuf) -> Result<Self, SpecError> {
         if text.is_empty() {
             return Err(SpecError::Empty);
         }
@@ -71,7 +84,7 @@ impl FromStr for Spec {
             return parse_size(size).map(Self::Memory);
         }
         let Some(rest) = text.strip_prefix("null:") else {
-            return Ok(Self::Path(PathBuf::from(text)));
+            return Ok(Self::Path(path(text)));
         };
         let (size, reads) = match rest.split_once(',') {
             None => (rest, NullReads::Zeroes),
@@ -85,10 +98,19 @@ impl FromStr for Spec {
     }
 }
 
+/// Reads what [`Display`](fmt::Display) wrote, in which a path is escaped: any path comes back as it was.
+impl FromStr for Spec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        Self::read(text, path_text::parse)
+    }
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Path(path) => path.display().fmt(f),
+            Self::Path(path) => path.shown().fmt(f),
             Self::Memory(bytes) => write!(f, "mem:{}", Size(*bytes)),
             Self::Null {
                 bytes,
@@ -168,6 +190,8 @@ impl fmt::Display for Size {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     #[test]
@@ -234,6 +258,13 @@ mod tests {
             assert_eq!(spec.to_string(), text);
         }
         assert_eq!("".parse::<Spec>(), Err(SpecError::Empty));
+        for path in [&b"/a\nb"[..], b"/\xff", b"/a\\nb"] {
+            let path = OsStr::from_bytes(path);
+            let spec = Spec::from_user(path).unwrap();
+            assert_eq!(spec, Spec::Path(path.into()));
+            assert_eq!(spec.to_string().lines().count(), 1);
+            assert_eq!(spec.to_string().parse(), Ok(spec));
+        }
         assert_eq!(
             "null:1G,full".parse::<Spec>(),
             Err(SpecError::NullOption("full".into()))
