@@ -14,6 +14,9 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod kernel;
+
+#[cfg(target_arch = "bpf")]
 mod classify {
     use core::cell::UnsafeCell;
 
@@ -30,6 +33,8 @@ mod classify {
     };
     // Brings the panic handler.
     use ublk_bpf_policy as _;
+
+    use crate::kernel::KernelPtr;
 
     const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
@@ -364,26 +369,5 @@ mod classify {
     fn increment(counter: *mut u64, by: u64) {
         // SAFETY: `count` passes only this CPU's counters.
         unsafe { *counter += by };
-    }
-
-    /// A pointer to a kernel structure. Loads from it cannot fault: if the pointer is invalid, the kernel makes the
-    /// load return zero.
-    #[derive(Clone, Copy)]
-    struct KernelPtr(*const u8);
-
-    impl KernelPtr {
-        /// Loads a member of the structure.
-        #[inline(always)]
-        fn load<T: Copy>(self, member: Member) -> T {
-            let placeholder = usize::from(member.placeholder());
-            // SAFETY: The verifier accepts this load only if the structure has a member of this size at this offset,
-            // and the kernel handles a fault.
-            unsafe { self.0.add(placeholder).cast::<T>().read_volatile() }
-        }
-
-        #[inline(always)]
-        fn pointer(self, member: Member) -> Self {
-            Self(self.load(member))
-        }
     }
 }

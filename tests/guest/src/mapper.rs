@@ -45,6 +45,11 @@ impl Mapper {
         self.switch(&self.table("flakey", "0 0 3600 1 error_writes"));
     }
 
+    /// From now on it has only its first `sectors` sectors.
+    pub fn shrink(&self, sectors: u64) {
+        self.switch(&format!("0 {sectors} linear {} 0", self.below));
+    }
+
     /// From now on every write takes so many milliseconds, and reads do not.
     pub fn delay_writes(&self, milliseconds: u32) {
         run("modprobe", &["dm_delay"]);

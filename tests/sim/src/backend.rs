@@ -36,7 +36,7 @@ const fn length(io: &Io) -> Option<u32> {
         | Io::CopyOut { len, .. }
         | Io::CopyIn { len, .. }
         | Io::CopyZero { len, .. } => Some(len),
-        Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } => None,
+        Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } | Io::Trim { .. } => None,
     }
 }
 
@@ -114,7 +114,7 @@ const fn serves(io: &Io, op: u8) -> bool {
         Io::Read { .. } | Io::Zero { .. } | Io::Load { .. } | Io::CopyOut { .. } | Io::CopyZero { .. } => {
             op == UBLK_IO_OP_READ
         }
-        Io::Write { .. } | Io::Store { .. } | Io::CopyIn { .. } => op == UBLK_IO_OP_WRITE,
+        Io::Write { .. } | Io::Store { .. } | Io::CopyIn { .. } | Io::Trim { .. } => op == UBLK_IO_OP_WRITE,
         // A WRITE_ZEROES that must be durable is followed by one.
         Io::Flush { .. } => op == UBLK_IO_OP_FLUSH || op == UBLK_IO_OP_WRITE_ZEROES,
         Io::Discard { .. } => op == UBLK_IO_OP_DISCARD,

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 7] = [
+pub const NAMES: [&str; 8] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -21,6 +21,7 @@ pub const NAMES: [&str; 7] = [
     "fault",
     "lru",
     "scan-resistant",
+    "watch",
 ];
 /// The folder of the objects, wherever cargo builds everything else.
 pub const FOLDER: &str = "target/ebpf";

@@ -63,7 +63,42 @@ numbered! {
         DiskNameEnd = 10, "gendisk.disk_name+8";
         /// `unsigned int`
         HctxNumber = 11, "blk_mq_hw_ctx.queue_num";
+        /// `unsigned int`: which attributes are set.
+        AttributesSet = 12, "iattr.ia_valid";
+        /// `loff_t`
+        AttributeSize = 13, "iattr.ia_size";
+        /// `struct inode *`
+        DentryInode = 14, "dentry.d_inode";
+        /// `u64`
+        InodeNumber = 15, "inode.i_ino";
+        /// `struct super_block *`
+        InodeSuperBlock = 16, "inode.i_sb";
+        /// `dev_t`
+        SuperBlockDevice = 17, "super_block.s_dev";
     }
+}
+
+impl Member {
+    /// Those that the classifier loads; the others are the watch's.
+    pub const CLASSIFIED: usize = 12;
+}
+
+/// The name of the watch's read-only global of type [`WatchedFiles`].
+pub const WATCH_GLOBAL: &str = "WATCHED";
+
+/// The files of a device that may be truncated by others: its backing and its cache device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchedFiles(pub [WatchedFile; 2]);
+
+/// A file as the kernel knows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchedFile {
+    /// Its inode's number; 0: there is no file to watch.
+    pub inode: u64,
+    /// Its file system's device as the kernel writes it: the major number above 20 bits of the minor one.
+    pub device: u64,
 }
 
 impl Member {

@@ -52,7 +52,7 @@ mod decision;
 mod index;
 mod request;
 
-pub use config::{CONFIG_GLOBAL, Config, Member, req_op};
+pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};

@@ -40,6 +40,14 @@ pub struct Shape {
     pub mode: Mode,
 }
 
+impl Shape {
+    /// The byte of the cache device behind the last slot.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.data_offset + ((self.slots as u64) << self.shift)
+    }
+}
+
 /// A slot that is pinned: held until it is given back to [`Cache::end_read`] or [`Cache::end_change`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the slot stays pinned until it is given back"]

@@ -27,7 +27,7 @@ use self::ring::Ring;
 use self::sqe::{Tagged, Ways};
 use crate::cache::Cache;
 use crate::queue::{
-    Arrival, Backing, BadConfig, Config, Effect, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
+    Arrival, Backing, BadConfig, Config, Effect, Ends, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
     Written,
 };
 use crate::sys::mmap::Descriptors;
@@ -62,6 +62,8 @@ pub struct QueueSpec<'a> {
     pub written: Written<'a>,
     /// The cache, if there is one.
     pub cache: Option<CacheWays<'a>>,
+    /// Where the files of backing and cache end by now.
+    pub ends: Ends<'a>,
     /// The policy may lose data and fail requests (`--allow-lossy`).
     pub lossy: bool,
     /// Ends the queue before the kernel does.
@@ -130,7 +132,9 @@ pub fn run_queue(
     let memory = Memory::map(STAGING_BUFFERS, STAGING_BYTES).map_err(failed("get memory"))?;
     let machine =
         Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
-    let machine = machine.with_cache(spec.cache.map(|ways| ways.cache));
+    let machine = machine
+        .with_cache(spec.cache.map(|ways| ways.cache))
+        .with_ends(spec.ends);
     // After an error or a panic operations may be under way still, and nobody waits for them any more: it is let go of
     // only after a good end.
     let mut kept = ManuallyDrop::new(Kept { memory, machine });
@@ -365,6 +369,7 @@ where
     /// Tells the machine everything that has happened.
     #[inline]
     fn take_completions(&mut self) {
+        self.machine.look_at_ends();
         while let Some(completion) = self.ring.next_completion() {
             let (of, result) = (completion.user_data(), completion.result());
             // Nearly every one is a request's.

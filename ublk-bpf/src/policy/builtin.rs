@@ -9,6 +9,8 @@ macro_rules! object {
 
 /// The classifier.
 pub(super) static CLASSIFIER: &[u8] = object!("classifier");
+/// The watch over files that others may truncate.
+pub(super) static WATCH: &[u8] = object!("watch");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
 

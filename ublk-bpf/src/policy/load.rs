@@ -10,7 +10,7 @@ use aya::programs::BtfTracePoint;
 use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use ublk_bpf_abi::{
-    ABI_VERSION, CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Op, ServerCounters,
+    ABI_VERSION, CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters,
     VerdictSlot, map,
 };
 
@@ -166,7 +166,7 @@ impl Classifier {
     pub fn load(spec: &Spec) -> Result<Self, PolicyError> {
         let layout = KernelLayout::of_running_kernel()?;
         let config = ConfigBytes(spec.config(&layout));
-        let object = patch(CLASSIFIER, &layout.offsets)?;
+        let object = patch(CLASSIFIER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
         let mut ebpf = EbpfLoader::new()
             .override_global(CONFIG_GLOBAL, &config, true)
             .map_max_entries(map::VERDICTS, spec.slots())

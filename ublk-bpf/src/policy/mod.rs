@@ -15,6 +15,7 @@ mod patch;
 mod pin;
 mod swap;
 mod verifier;
+mod watch;
 
 pub use builtin::{Builtin, builtin};
 pub use error::PolicyError;
@@ -29,3 +30,4 @@ pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
 pub use swap::{DEFAULT_POLICY, Policy, reset, swap};
 pub use verifier::Refusal;
+pub use watch::Watch;

@@ -34,11 +34,11 @@ pub enum PatchError {
     Stale(String),
 }
 
-/// The object, with every placeholder replaced by the offset that it stands for.
+/// The object, which loads these `members`, with every placeholder replaced by the offset that it stands for.
 ///
 /// # Errors
 /// If the object is not what `cargo xtask build-ebpf` makes, or an offset does not fit in an instruction.
-pub(super) fn patch(object: &[u8], offsets: &Offsets) -> Result<Vec<u8>, PatchError> {
+pub(super) fn patch(object: &[u8], members: &[Member], offsets: &Offsets) -> Result<Vec<u8>, PatchError> {
     let mut patched = object.to_vec();
     let mut loads = [0_u32; Member::COUNT];
     for section in code(object)? {
@@ -47,8 +47,8 @@ pub(super) fn patch(object: &[u8], offsets: &Offsets) -> Result<Vec<u8>, PatchEr
             .ok_or_else(|| PatchError::Object("a section ends beyond the file".to_owned()))?;
         patch_section(instructions, offsets, &mut loads)?;
     }
-    match Member::ALL.into_iter().zip(loads).find(|&(_, count)| count == 0) {
-        Some((member, _)) => Err(PatchError::Stale(format!("does not load `{}`", member.name()))),
+    match members.iter().find(|&&member| loads[member as usize] == 0) {
+        Some(member) => Err(PatchError::Stale(format!("does not load `{}`", member.name()))),
         None => Ok(patched),
     }
 }
@@ -100,10 +100,16 @@ fn patch_section(
 
 #[cfg(test)]
 mod tests {
-    use super::super::builtin::CLASSIFIER;
+    use super::super::builtin::{CLASSIFIER, WATCH};
     use super::*;
 
-    const OFFSETS: Offsets = [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 0x1234];
+    const OFFSETS: Offsets = [
+        8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 0x1234, 96, 104, 112, 120, 128, 136,
+    ];
+
+    fn classified() -> &'static [Member] {
+        &Member::ALL[..Member::CLASSIFIED]
+    }
 
     fn load(member: Member) -> [u8; INSTRUCTION] {
         let [low, high] = member.placeholder().to_le_bytes();
@@ -112,7 +118,7 @@ mod tests {
 
     #[test]
     fn every_placeholder_of_the_classifier_is_replaced() {
-        let patched = patch(CLASSIFIER, &OFFSETS).expect("patched");
+        let patched = patch(CLASSIFIER, classified(), &OFFSETS).expect("patched");
         assert_eq!(patched.len(), CLASSIFIER.len());
         let changed = patched
             .iter()
@@ -120,15 +126,23 @@ mod tests {
             .filter(|(new, old)| new != old)
             .count();
         assert!(
-            (Member::COUNT..=20 * Member::COUNT).contains(&changed),
+            (Member::CLASSIFIED..=20 * Member::COUNT).contains(&changed),
             "{changed} bytes"
         );
         // What is patched has no placeholder left.
-        let again = patch(&patched, &OFFSETS);
+        let again = patch(&patched, classified(), &OFFSETS);
         assert_eq!(
             again,
             Err(PatchError::Stale("does not load `request.q`".to_owned()))
         );
+    }
+
+    #[test]
+    fn every_member_of_the_watch_is_loaded() {
+        let members = &Member::ALL[Member::CLASSIFIED..];
+        patch(WATCH, members, &OFFSETS).expect("patched");
+        let missing = patch(WATCH, classified(), &OFFSETS);
+        assert!(matches!(missing, Err(PatchError::Stale(_))));
     }
 
     #[test]
@@ -151,13 +165,17 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let mut far = OFFSETS;
         far[Member::DiskName as usize] = 0x8000;
-        let error = patch(CLASSIFIER, &far).expect_err("too far").to_string();
+        let error = patch(CLASSIFIER, classified(), &far)
+            .expect_err("too far")
+            .to_string();
         assert!(error.contains("`gendisk.disk_name` at byte 32768"), "{error}");
-        let mut code = load(Member::HctxNumber);
+        let mut code = load(Member::SuperBlockDevice);
         code[2] += 1;
         let error = patch_section(&mut code, &OFFSETS, &mut [0; Member::COUNT]).expect_err("no member");
-        assert!(error.to_string().contains("member 12, which is none"), "{error}");
-        let error = patch(b"\x7fELF", &OFFSETS).expect_err("no object").to_string();
+        assert!(error.to_string().contains("member 18, which is none"), "{error}");
+        let error = patch(b"\x7fELF", classified(), &OFFSETS)
+            .expect_err("no object")
+            .to_string();
         assert!(error.contains("damaged"), "{error}");
     }
 }

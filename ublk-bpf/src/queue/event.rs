@@ -183,7 +183,7 @@ impl From<Direct> for Io {
 /// One operation for a request. Offsets and lengths are in bytes; `at` is an offset inside the request, `skip`
 /// one inside the staging buffer. No length is zero.
 ///
-/// Its result is the number of bytes moved, or for the three without data any number that is not negative.
+/// Its result is the number of bytes moved, or for those without data any number that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     /// Device to the request's registered pages.
@@ -279,6 +279,12 @@ pub enum Io {
     Flush {
         /// The device.
         device: Device,
+    },
+    /// Shorten the backing file to this many bytes: a write that was under way when others truncated it has made it longer
+    /// again.
+    Trim {
+        /// Where it ends.
+        end: u64,
     },
     /// The device may forget this range.
     Discard {

@@ -5,6 +5,7 @@ use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
 use super::FETCHES;
 use super::commit::{Answer, Batches, Element, Outcome, result_of};
 use super::config::{Backing, BadConfig, Config};
+use super::ends::Ends;
 use super::errno::Errno;
 use super::event::{Arrival, Effect, Event, Failure, Io, Staging};
 use super::plan::{Class, Plan, Route, Terms, plan};
@@ -18,6 +19,7 @@ use super::written::Written;
 use crate::cache::Cache;
 
 mod cached;
+mod cut;
 mod ending;
 mod plain;
 
@@ -60,7 +62,9 @@ enum Phase {
 ///    are committed then, or when every tag is ready, so that one COMMIT carries many.
 /// 5. [`Effect::Commit`] names elements that [`batch`](Self::batch) gives; they stay where they are and as they
 ///    are until [`Event::Committed`] was given for them.
-/// 6. [`Effect::Finished`] is the last effect, and no event may follow it.
+/// 6. Between taking completions from the kernel and the first event that tells of one, the driver calls
+///    [`look_at_ends`](Self::look_at_ends).
+/// 7. [`Effect::Finished`] is the last effect, and no event may follow it.
 ///
 /// A breach by the driver, or a kernel that hands out a tag it does not have, is a panic: going on would mean to
 /// complete the wrong request.
@@ -98,6 +102,9 @@ pub struct Machine<'w> {
     batches: Batches,
     todos: Todos,
     cache: Option<&'w Cache<'w>>,
+    ends: Ends<'w>,
+    /// The ends that were last seen, of the backing and the cache device.
+    seen: [u64; 2],
     /// Something was hinted or has failed since the promoter was last woken.
     wake: bool,
     /// That it is to be woken was decided and not yet polled.
@@ -116,6 +123,7 @@ impl<'w> Machine<'w> {
         config.check()?;
         let limits = Limits {
             capacity: config.capacity,
+            reach: config.capacity,
             block_mask: u64::from(config.logical_block) / SECTOR_SIZE - 1,
             read_only: config.read_only,
         };
@@ -144,6 +152,8 @@ impl<'w> Machine<'w> {
             batches: Batches::new(config.depth),
             todos: Todos::new(config.depth),
             cache: None,
+            ends: Ends::fixed(),
+            seen: [u64::MAX; 2],
             wake: false,
             is_waking: false,
             told: 0,
@@ -158,6 +168,13 @@ impl<'w> Machine<'w> {
     #[must_use]
     pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>) -> Self {
         self.cache = cache;
+        self
+    }
+
+    /// The same machine, on files that others may truncate. To be called before anything else.
+    #[must_use]
+    pub fn with_ends(mut self, ends: Ends<'w>) -> Self {
+        self.ends = ends;
         self
     }
 
@@ -435,7 +452,9 @@ impl<'w> Machine<'w> {
     #[inline(never)]
     fn io_done_aside(&mut self, tag: u16, result: i32) {
         let service = &self.tags.in_flight(tag).service;
-        if service.is_whole(result) {
+        if service.is_cut() {
+            self.cut_done(tag, result);
+        } else if service.is_whole(result) {
             let (data, served) = (service.data(), service.served());
             self.finish(tag, data, Outcome::Moved(served));
         } else {

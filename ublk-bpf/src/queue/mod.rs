@@ -12,12 +12,14 @@
 //! | the verdict is checked against it: advice, or none and why | `verdict.rs` |
 //! | advice and what the backing can do make a plan | `plan.rs`, `written.rs` |
 //! | operations are issued until every byte has moved | `service.rs`, `staging.rs` |
+//! | a file that is truncated meanwhile fails what is beyond its end | `ends.rs`, `machine/cut.rs` |
 //! | the outcome becomes a result in a batch, the batch a COMMIT | `commit.rs` |
 //!
 //! [`Machine`] itself (`machine.rs`) is the order of these; `todo.rs` holds what was not polled yet.
 
 mod commit;
 mod config;
+mod ends;
 mod errno;
 mod event;
 mod machine;
@@ -32,6 +34,7 @@ mod written;
 
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Config, Storage};
+pub use ends::Ends;
 pub use errno::Errno;
 pub use event::{Arrival, Device, Direct, Effect, Event, Failure, Io, Staging, TakenVerdict};
 pub use machine::Machine;

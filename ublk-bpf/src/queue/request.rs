@@ -17,6 +17,8 @@ pub(super) const MAX_DATA_BYTES: u64 = 1 << UBLK_IO_BUF_BITS;
 pub(super) struct Limits {
     /// Sectors of the device.
     pub(super) capacity: u64,
+    /// Sectors of it that its backing still has: `capacity`, until others truncate the file.
+    pub(super) reach: u64,
     /// Sectors of a logical block, minus one.
     pub(super) block_mask: u64,
     /// Nothing may change it.
@@ -24,11 +26,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Whether a request may be for this range: not empty, inside the device, of whole blocks and, where it has
+    /// Whether a request may be for this range: not empty, inside of `capacity` sectors, of whole blocks and, where it has
     /// data, not too long for user copy.
     #[inline(always)]
-    fn admit(&self, action: Action, first: u64, sectors: u64) -> bool {
-        let inside = sectors <= self.capacity && first <= self.capacity - sectors;
+    fn admit(&self, capacity: u64, action: Action, first: u64, sectors: u64) -> bool {
+        let inside = sectors <= capacity && first <= capacity - sectors;
         let aligned = (first | sectors) & self.block_mask == 0;
         let fits = sectors != 0 && (sectors <= MAX_DATA_BYTES / SECTOR_SIZE || !action.has_data());
         inside && aligned && fits
@@ -87,7 +89,8 @@ impl Request {
     /// # Errors
     /// `EOPNOTSUPP` for an operation that this device does not serve, `EROFS` for a change to a read-only
     /// device, `EINVAL` for a range that is empty, too long, misaligned or beyond the device. The block layer
-    /// sends none of these to a device whose parameters are true.
+    /// sends none of these to a device whose parameters are true. `EIO` for a range beyond the end that others have
+    /// truncated the backing to.
     #[inline]
     pub(super) fn parse(arrival: &Arrival, limits: &Limits) -> Result<Self, Errno> {
         #[expect(
@@ -106,8 +109,12 @@ impl Request {
             return Err(Errno::EROFS);
         }
         let (first, sectors) = (arrival.start_sector, u64::from(arrival.nr_sectors));
-        if !limits.admit(action, first, sectors) {
+        if !limits.admit(limits.capacity, action, first, sectors) {
             return Err(Errno::EINVAL);
+        }
+        // Admitted: the sum does not overflow.
+        if first + sectors > limits.reach {
+            return Err(Errno::EIO);
         }
         Ok(Self {
             action,
@@ -136,7 +143,9 @@ impl Request {
             Action::Write
         };
         let (first, sectors) = (arrival.start_sector, u64::from(arrival.nr_sectors));
-        if (limits.read_only && action == Action::Write) || !limits.admit(action, first, sectors) {
+        if (limits.read_only && action == Action::Write)
+            || !limits.admit(limits.reach, action, first, sectors)
+        {
             return None;
         }
         Some(Self {
@@ -191,6 +200,7 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         capacity: 2048,
+        reach: 2048,
         block_mask: 7,
         read_only: false,
     };
@@ -246,6 +256,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_backing_has_lost_is_an_io_error() {
+        let limits = Limits {
+            reach: 1024,
+            ..LIMITS
+        };
+        for op in [
+            UBLK_IO_OP_READ,
+            UBLK_IO_OP_WRITE,
+            UBLK_IO_OP_DISCARD,
+            UBLK_IO_OP_WRITE_ZEROES,
+        ] {
+            let parse = |sector, count| Request::parse(&arrival(u32::from(op), sector, count), &limits);
+            assert_eq!(parse(1024, 8), Err(Errno::EIO));
+            assert_eq!(parse(1016, 16), Err(Errno::EIO), "across the end");
+            assert_eq!(parse(2048, 8), Err(Errno::EINVAL), "beyond the device");
+            assert!(parse(1016, 8).is_ok());
+            let ordinary = |sector| Request::ordinary(&arrival(u32::from(op), sector, 8), &limits);
+            assert!(ordinary(1024).is_none());
+        }
+        assert!(Request::parse(&arrival(u32::from(UBLK_IO_OP_FLUSH), 0, 0), &limits).is_ok());
+    }
+
+    #[test]
     fn misaligned_and_empty_ranges_are_refused() {
         for (sector, count) in [(1, 8), (0, 7), (0, 0)] {
             assert_eq!(
@@ -260,6 +293,7 @@ mod tests {
     fn data_beyond_user_copy_is_refused_but_a_discard_may_be_long() {
         let limits = Limits {
             capacity: 1 << 54,
+            reach: 1 << 54,
             ..LIMITS
         };
         let sectors = !7_u32;

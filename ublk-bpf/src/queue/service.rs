@@ -28,6 +28,8 @@ pub(super) enum Step {
     Flush,
     Discard,
     WriteZeroes,
+    /// The backing file is shortened again, and the request fails.
+    Trim,
 }
 
 /// What a completed operation means for its request.
@@ -93,6 +95,9 @@ pub(super) struct Service {
     retries: u8,
     durable: bool,
     keep_allocated: bool,
+    /// The file that its operation is on was truncated before that meanwhile: whatever the operation comes to means
+    /// nothing.
+    is_cut: bool,
 }
 
 impl Service {
@@ -114,6 +119,7 @@ impl Service {
         retries: 0,
         durable: false,
         keep_allocated: false,
+        is_cut: false,
     };
 
     /// At the first operation of `request` by `route`, which is one that has operations. A device without a
@@ -206,9 +212,41 @@ impl Service {
         self.then_cache
     }
 
+    /// The file that its operation is on has been truncated to `end`. If that concerns the operation, its result is not to
+    /// be believed.
+    #[cold]
+    pub(super) fn cut(&mut self, device: Device, end: u64) {
+        let is_concerned = match device {
+            Device::Backing => self.offset.saturating_add(self.length) > end,
+            // Where in the cache it is, and what was there, is no matter: the cache is not used any more.
+            Device::Cache => true,
+        };
+        if self.device == device && is_concerned {
+            self.is_cut = true;
+            self.whole = NOT_PLAIN;
+        }
+    }
+
+    /// Whether [`cut`](Self::cut) has concerned the operation that it is at.
+    pub(super) const fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// The operation of a request that was cut on the backing device has ended. If it was a write that may have made the
+    /// file longer than `end` again, the file is shortened next: `true`.
+    pub(super) fn trim(&mut self, result: i32, end: u64) -> bool {
+        let has_written = matches!(self.step, Step::Write | Step::Store) && result > 0;
+        if has_written {
+            self.step = Step::Trim;
+            self.offset = end;
+        }
+        has_written
+    }
+
     /// A read goes on from its beginning, on the backing device.
     pub(super) fn fall_back(&mut self) {
         *self = Self {
+            is_cut: false,
             device: Device::Backing,
             hold: Hold::Nothing,
             done: 0,
@@ -221,6 +259,7 @@ impl Service {
     /// A write goes on without the slot, which it could not write. What is behind it is on the backing device.
     pub(super) fn go_on_without_cache(&mut self) -> Next {
         self.then_cache = false;
+        self.is_cut = false;
         self.device = Device::Backing;
         self.retries = 0;
         self.next_with_data()
@@ -242,7 +281,7 @@ impl Service {
             Step::Read | Step::Zero | Step::Flush | Step::Discard => true,
             Step::Write => !self.then_cache || self.device == Device::Cache,
             Step::WriteZeroes => !self.durable,
-            Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store => false,
+            Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store | Step::Trim => false,
         };
         last && result >= 0 && result.unsigned_abs() == self.chunk - self.moved
     }
@@ -312,6 +351,7 @@ impl Service {
                 durable,
             },
             Step::Flush => Io::Flush { device },
+            Step::Trim => Io::Trim { end: self.offset },
             Step::Discard => Io::Discard {
                 device,
                 offset: self.offset,

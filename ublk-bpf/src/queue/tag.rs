@@ -1,5 +1,6 @@
 //! Who owns each tag.
 
+use super::event::Device;
 use super::service::Service;
 
 /// The one place that a tag is in.
@@ -102,6 +103,15 @@ impl Tags {
             self.slots[usize::from(tag)].owner,
             Owner::InFlight | Owner::Waiting
         )
+    }
+
+    /// Tells every request in service that the file of a device was truncated to `end`.
+    #[cold]
+    pub(super) fn cut(&mut self, device: Device, end: u64) {
+        let in_service = |slot: &&mut Slot| matches!(slot.owner, Owner::InFlight | Owner::Waiting);
+        for slot in self.slots.iter_mut().filter(in_service) {
+            slot.service.cut(device, end);
+        }
     }
 
     /// The slot of a tag, wherever it is.

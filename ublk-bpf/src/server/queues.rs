@@ -14,7 +14,7 @@ use super::isolation::protect_thread;
 use crate::control::DeviceInfo;
 use crate::driver::uring::{CacheWays, QueueSpec, Stop, run_queue};
 use crate::policy::Classifier;
-use crate::queue::Written;
+use crate::queue::{Ends, Written};
 use crate::target::Target;
 
 /// What every queue thread shares.
@@ -30,6 +30,8 @@ pub(super) struct Shared<'a> {
     pub(super) classifier: &'a Classifier,
     /// The cache, if there is one.
     pub(super) cache: Option<CacheWays<'a>>,
+    /// Where the files of backing and cache end by now.
+    pub(super) ends: Ends<'a>,
     /// `--allow-lossy`.
     pub(super) lossy: bool,
     /// Ends all of them.
@@ -129,6 +131,7 @@ fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Resul
             .written()
             .map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
         cache: shared.cache,
+        ends: shared.ends,
         lossy: shared.lossy,
         stop: shared.stop,
     };

@@ -1,25 +1,28 @@
 //! A device while it is served: its queue threads, its promoter, and what its own thread waits for.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::thread;
 use std::time::Duration;
 
+use ublk_bpf_abi::SECTOR_SIZE;
+
 use super::cache::{self, CacheService};
 use super::device::Host;
 use super::queues::{Queues, Shared};
-use super::{Ready, Record, ServeError, record, users};
+use super::{Ready, Record, ServeError, limits, record, users};
 use crate::control::{
     Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
     wait_for_block_device,
 };
 use crate::driver::uring::Stop;
 use crate::log;
-use crate::policy::Classifier;
+use crate::policy::{Classifier, Watch};
 use crate::target::Target;
 
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether the cache device has failed, so that others can be told.
+/// How often it is looked whether the cache device has failed or a file was truncated, so that others can be told.
 const CACHE_WATCH: Duration = Duration::from_millis(200);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
@@ -71,12 +74,14 @@ impl Service<'_> {
         let system = |what| move |source| ServeError::System { what, source };
         let device = open_char_device(self.info.id, NODE_PATIENCE)?;
         let stop = Stop::new().map_err(system("make an eventfd"))?;
+        let watch = Watch::over(self.regular_files());
         let shared = Shared {
             info: self.info,
             device: &device,
             target: self.target,
             classifier: self.classifier,
             cache: self.cache.map(CacheService::ways),
+            ends: watch.ends(),
             lossy: self.record.allow_lossy,
             stop: &stop,
         };
@@ -89,9 +94,11 @@ impl Service<'_> {
             let promoting = self
                 .cache
                 .map(|cache| cache.spawn(scope, cache.promoter(), device.as_fd()));
-            let promoting = promoting.transpose().map_err(system("start the promoter"))?;
-            let queues = Queues::spawn(scope, &shared).map_err(system("start a queue thread"))?;
-            let end = runtime.block_on(self.live(queues, begin, host));
+            let promoting = promoting
+                .transpose()
+                .map_err(limits::no_thread("start the promoter"))?;
+            let queues = Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
+            let end = runtime.block_on(self.live(queues, begin, host, &watch));
             if let Some((cache, thread)) = self.cache.zip(promoting) {
                 cache.stop();
                 promoter = thread.join().ok();
@@ -110,7 +117,13 @@ impl Service<'_> {
     }
 
     /// The device's thread, from the first queue to the last.
-    async fn live(&self, mut queues: Queues, begin: Begin, mut host: Host<'_>) -> Result<End, ServeError> {
+    async fn live(
+        &self,
+        mut queues: Queues,
+        begin: Begin,
+        mut host: Host<'_>,
+        files: &Watch,
+    ) -> Result<End, ServeError> {
         let id = self.info.id;
         queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
         begin(self.control, id, std::process::id())?;
@@ -122,10 +135,14 @@ impl Service<'_> {
         });
         let mut was_asked = false;
         let mut watch = tokio::time::interval(CACHE_WATCH);
+        let mut may_shrink = self.regular_files().iter().any(Option::is_some);
         let mut cache = self.cache.filter(|_| !self.record.is_detached());
         loop {
             tokio::select! {
-                _ = watch.tick(), if cache.is_some() => {
+                _ = watch.tick(), if cache.is_some() || may_shrink => {
+                    if may_shrink && self.has_shrunk(files) {
+                        may_shrink = false;
+                    }
                     if let Some(failure) = cache.and_then(CacheService::failure) {
                         cache::note_detached(&self.record, failure);
                         cache = None;
@@ -138,6 +155,28 @@ impl Service<'_> {
                 },
             }
         }
+    }
+
+    /// The files of the backing and the cache, which others may truncate; `None` for what is no regular file.
+    fn regular_files(&self) -> [Option<&File>; 2] {
+        [
+            self.target.regular_file(),
+            self.cache.and_then(CacheService::regular_file),
+        ]
+    }
+
+    /// Looks whether the files still have all that the device needs of them, and tells if the backing has not.
+    fn has_shrunk(&self, files: &Watch) -> bool {
+        files.look(self.regular_files());
+        let (end, needed) = (files.ends().backing(), self.record.sectors * SECTOR_SIZE);
+        if end < needed {
+            tracing::error!(
+                "{}: the backing {} was truncated to {end} of {needed} bytes by another program: what was behind them is lost, and requests there fail from now on",
+                self.info.id.disk_name(),
+                self.record.backing
+            );
+        }
+        end < needed
     }
 
     /// Lets the kernel throttle write-back as it does before the backing device. Ours writes there directly, which is

@@ -300,6 +300,7 @@ pub(super) fn operation(
             .rw_flags(durably(durable))
             .build(),
         Io::Flush { device: _ } => opcode::Fsync::new(backing).flags(FsyncFlags::DATASYNC).build(),
+        Io::Trim { end } => opcode::Ftruncate::new(backing, end).build(),
         Io::Discard {
             device: _,
             offset,

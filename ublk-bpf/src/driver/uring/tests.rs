@@ -233,6 +233,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         target: &target,
         written: Written::untracked(),
         cache: None,
+        ends: Ends::fixed(),
         lossy: false,
         stop: &stop,
     };

@@ -1,0 +1,133 @@
+//! A file that is truncated by others while it is served.
+//!
+//! Beyond its new end requests fail, for good: the file may grow again, but what was there is gone. Operations that were
+//! under way may have found it as it was, or as it is after another of them made it longer again and left a hole before
+//! itself. So no success of theirs counts, and a write is followed by an operation that takes the new length away.
+
+use ublk_bpf_abi::SECTOR_SIZE;
+
+use super::{Errno, Machine, Outcome, Todo};
+use crate::cache::Failure;
+use crate::queue::event::Device;
+
+impl Machine<'_> {
+    /// Looks at where the files end by now.
+    #[inline]
+    pub fn look_at_ends(&mut self) {
+        let [backing, cache] = self.seen;
+        if self.ends.backing() < backing || self.ends.cache() < cache {
+            self.cut();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cut(&mut self) {
+        let [backing, cache] = [self.ends.backing(), self.ends.cache()];
+        let seen = std::mem::replace(&mut self.seen, [backing, cache]);
+        if backing < seen[0] {
+            self.limits.reach = self.limits.capacity.min(backing / SECTOR_SIZE);
+            self.tags.cut(Device::Backing, backing);
+        }
+        if let Some(of) = self.cache
+            && cache < seen[1]
+            && cache < of.shape().end()
+        {
+            of.detach(Failure {
+                during: "being truncated by another program:",
+                errno: Errno::EIO,
+            });
+            self.wake = true;
+            self.tags.cut(Device::Cache, cache);
+        }
+    }
+
+    /// The operation of a request that was cut has ended.
+    #[cold]
+    pub(super) fn cut_done(&mut self, tag: u16, result: i32) {
+        let end = self.seen[0];
+        let service = &mut self.tags.in_flight(tag).service;
+        if service.is_on_cache() {
+            return self.advance(tag, Errno::EIO.result());
+        }
+        if service.trim(result, end) {
+            return self.todos.push(Todo::Io(tag));
+        }
+        self.counters.io_errors += 1;
+        self.finish(tag, 0, Outcome::Failed(Errno::EIO));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::super::tests::{CONFIG, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects};
+    use super::*;
+    use crate::queue::{Effect, Ends, Event, Io, Written};
+
+    /// A machine that serves, on a backing whose end is in this word.
+    fn machine(end: &AtomicU64) -> Machine<'_> {
+        static CACHE: AtomicU64 = AtomicU64::new(u64::MAX);
+        let machine = Machine::new(&CONFIG, Written::untracked()).expect("a good config");
+        let mut machine = machine.with_ends(Ends::new(end, &CACHE));
+        effects(&mut machine);
+        machine.handle(Event::Prepared(0));
+        effects(&mut machine);
+        machine
+    }
+
+    fn truncate(machine: &mut Machine<'_>, end: &AtomicU64, to: u64) {
+        end.store(to, Ordering::Relaxed);
+        machine.look_at_ends();
+    }
+
+    #[test]
+    fn beyond_the_new_end_requests_fail_without_an_operation() {
+        let end = AtomicU64::new(u64::MAX);
+        let mut machine = machine(&end);
+        // Sectors 8 to 16 are asked for.
+        truncate(&mut machine, &end, 8191);
+        for (tag, op, verdict) in [(1, READ, PASSTHROUGH), (2, WRITE, PASSTHROUGH), (3, WRITE, SLOW)] {
+            arrive(&mut machine, tag, op, 8, verdict);
+            assert_eq!(effects(&mut machine), []);
+            assert_eq!(committed(&mut machine), [(tag, -5)]);
+        }
+        // It stays so when the file grows again.
+        truncate(&mut machine, &end, u64::MAX);
+        arrive(&mut machine, 1, READ, 8, PASSTHROUGH);
+        assert_eq!(committed(&mut machine), [(1, -5)]);
+    }
+
+    #[test]
+    fn no_success_counts_that_may_have_come_after_the_truncation() {
+        let end = AtomicU64::new(u64::MAX);
+        let mut machine = machine(&end);
+        arrive(&mut machine, 0, READ, 8, PASSTHROUGH);
+        arrive(&mut machine, 1, WRITE, 8, PASSTHROUGH);
+        effects(&mut machine);
+        truncate(&mut machine, &end, 6144);
+        // A read may have found the hole before a write that came later.
+        assert_eq!(done(&mut machine, 0, 4096), []);
+        // A write may have made the file longer: that is undone before it fails.
+        let trim = Effect::Io {
+            tag: 1,
+            io: Io::Trim { end: 6144 },
+        };
+        assert_eq!(done(&mut machine, 1, 4096), [trim]);
+        assert_eq!(done(&mut machine, 1, 0), []);
+        assert_eq!(committed(&mut machine), [(0, -5), (1, -5)]);
+        assert_eq!(machine.counters().io_errors, 2);
+    }
+
+    #[test]
+    fn what_is_before_the_end_goes_on() {
+        let end = AtomicU64::new(u64::MAX);
+        let mut machine = machine(&end);
+        arrive(&mut machine, 0, WRITE, 8, PASSTHROUGH);
+        effects(&mut machine);
+        truncate(&mut machine, &end, 8192);
+        assert_eq!(done(&mut machine, 0, 4096), []);
+        assert_eq!(committed(&mut machine), [(0, 4096)]);
+    }
+}
