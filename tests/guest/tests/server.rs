@@ -1,4 +1,4 @@
-//! The server's process: logs that cannot be written, mounts that others remove, memory that may not
+//! The server's process: threads that panic, logs that cannot be written, mounts that others remove, memory that may not
 //! be locked.
 
 use std::collections::BTreeSet;
@@ -11,11 +11,161 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde_json::Value;
+use ublk_bpf_guest::device::CONFIGURATION;
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left};
-use ublk_bpf_guest::{Backing, Device, FileSystem, Fio, Mapper, foreground, read, run, try_run, wait_until};
+use ublk_bpf_guest::{
+    Backing, Device, FileSystem, Fio, Mapper, foreground, read, run, try_run, wait_until, write,
+};
+
+/// The thread named in the environment panics when this file appears.
+const VICTIM: &str = "UBLK_BPF_TEST_PANIC";
+const TRIGGER: &str = "/run/ublk-bpf/panic-now";
+
+/// Starts two devices in one process, one of whose threads is to panic.
+fn start_with_victim(thread: &str, first: &str, second: &str) -> [Device; 2] {
+    let text = format!("[[device]]\n{first}\n[[device]]\n{second}\n");
+    fs::write(CONFIGURATION, text).unwrap_or_else(|e| panic!("cannot write {CONFIGURATION}: {e}"));
+    let output = Command::new("ublk-bpf")
+        .args(["run", "--daemon", "--config", CONFIGURATION])
+        .env(VICTIM, thread)
+        .output()
+        .unwrap_or_else(|e| panic!("cannot run ublk-bpf: {e}"));
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let devices: Vec<Device> = lines.lines().map(Device::announced).collect();
+    let said = String::from_utf8_lossy(&output.stderr);
+    devices
+        .try_into()
+        .unwrap_or_else(|found| panic!("not two devices but {found:?}: {said}"))
+}
+
+/// Reads a block of the device in the background, past the page cache.
+fn poke(device: &Device) -> Child {
+    let from = format!("if={}", device.path_str());
+    Command::new("dd")
+        .args([&from, "of=/dev/null", "bs=4096", "count=1", "iflag=direct"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot run dd: {e}"))
+}
 
 fn verify_a_little(device: &Device) {
     Fio::verify(device.path()).arg("size", "4m").run();
+}
+
+/// A thread of the first device panics. The second one serves on, and of the first one there is what its options promise.
+fn panics_alone(thread: &str, recoverable: bool) {
+    let backings = [Backing::file("first", 16), Backing::file("second", 16)];
+    let fast = Backing::brd(4);
+    let recovery = if recoverable { "recovery = \"reissue\"" } else { "" };
+    let [first, second] = start_with_victim(
+        thread,
+        &format!(
+            "backing = \"{}\"\ncache = \"{}\"\npolicy = \"lru\"\n{recovery}",
+            backings[0].spec(),
+            fast.spec()
+        ),
+        &format!("backing = \"{}\"", backings[1].spec()),
+    );
+    verify_a_little(&first);
+    let server = second.server();
+    let load = Fio::verify(second.path()).arg("size", "8m").start();
+    write(TRIGGER, "");
+    let mut reader = poke(&first);
+    if recoverable {
+        wait_until("the device waits", SOON, || first.state() == "waiting");
+        assert!(first.pins().exists());
+        fs::remove_file(TRIGGER).unwrap_or_else(|e| panic!("{e}"));
+        run("ublk-bpf", &["run", "--daemon", "--recover", &first.id()]);
+        let status = reader.wait().unwrap_or_else(|e| panic!("{e}"));
+        assert!(status.success(), "a request was lost: {status}");
+        verify_a_little(&first);
+        first.stop();
+    } else {
+        let record = format!("/run/ublk-bpf/ublkb{}.json", first.id());
+        wait_until("the device is gone", SOON, || !Path::new(&record).exists());
+        let _ = reader.wait();
+        first.assert_gone();
+        fs::remove_file(TRIGGER).unwrap_or_else(|e| panic!("{e}"));
+        let log = read(format!("/run/ublk-bpf/ublkb{}.log", first.id()));
+        assert!(log.contains("panicked"), "{log}");
+    }
+    load.finish();
+    assert_eq!(second.server(), server);
+    verify_a_little(&second);
+    second.stop();
+    // The log of a device that failed stays until the next one of its number ends in good order.
+    let _ = fs::remove_file("/run/ublk-bpf/ublkb0.log");
+    nothing_is_left();
+}
+
+#[test]
+fn a_queue_thread_that_panics_ends_its_device_alone() {
+    panics_alone("ublkb0-q0", false);
+}
+
+#[test]
+fn a_queue_thread_that_panics_leaves_a_recoverable_device_waiting() {
+    panics_alone("ublkb0-q0", true);
+}
+
+#[test]
+fn a_device_thread_that_panics_ends_its_device_alone() {
+    panics_alone("device-1", false);
+}
+
+#[test]
+fn a_device_thread_that_panics_leaves_a_recoverable_device_waiting() {
+    panics_alone("device-1", true);
+}
+
+#[test]
+fn a_promoter_that_panics_leaves_its_device_without_a_cache() {
+    let backings = [Backing::file("first", 16), Backing::file("second", 16)];
+    let fast = Backing::brd(4);
+    let [first, second] = start_with_victim(
+        "ublkb0-promote",
+        &format!(
+            "backing = \"{}\"\ncache = \"{}\"\npolicy = \"lru\"",
+            backings[0].spec(),
+            fast.spec()
+        ),
+        &format!("backing = \"{}\"", backings[1].spec()),
+    );
+    verify_a_little(&first);
+    write(TRIGGER, "");
+    wait_until("the cache is detached", SOON, || {
+        first.show()["cache"]["detached"] != Value::Null
+    });
+    fs::remove_file(TRIGGER).unwrap_or_else(|e| panic!("{e}"));
+    for device in [&first, &second] {
+        verify_a_little(device);
+        assert_eq!(device.state(), "live");
+    }
+    first.stop();
+    second.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn a_main_thread_that_panics_serves_on() {
+    let backings = [Backing::file("first", 16), Backing::file("second", 16)];
+    let on = |backing: &Backing| format!("backing = \"{}\"", backing.spec());
+    let [first, second] = start_with_victim("main", &on(&backings[0]), &on(&backings[1]));
+    let server = first.server();
+    write(TRIGGER, "");
+    run("kill", &["-TERM", &server]);
+    let log = format!("/run/ublk-bpf/ublkb{}.log", first.id());
+    wait_until("the main thread has panicked", SOON, || {
+        read(&log).contains("thread main panicked")
+    });
+    fs::remove_file(TRIGGER).unwrap_or_else(|e| panic!("{e}"));
+    for device in [&first, &second] {
+        verify_a_little(device);
+        assert_eq!(device.server(), server);
+    }
+    run("kill", &["-TERM", &server]);
+    nothing_is_left();
 }
 
 /// A cache fails under the server, which has something to say then. Returns once it has said it, or would have.

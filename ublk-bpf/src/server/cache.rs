@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
 use super::isolation::protect_thread;
 use super::lock::Lock;
 use super::owners::Opening;
+use super::panics;
 use super::record::{CacheRecord, Detached, Record, now};
 use super::{CacheOptions, Role, ServeError};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
@@ -408,17 +411,18 @@ impl<'a> CacheService<'a> {
         promoter
     }
 
-    /// Starts the thread that fills it, which holds `/dev/ublkcN` and gives the promoter back when it is told to end.
+    /// Starts the thread of this name that fills it, which holds `/dev/ublkcN` and gives the promoter back when it is told to end.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
+        name: String,
         mut promoter: Promoter<'env, 'a>,
         device: BorrowedFd<'env>,
     ) -> std::io::Result<ScopedJoinHandle<'scope, Promoter<'env, 'a>>>
     where
         'a: 'scope,
     {
-        let builder = std::thread::Builder::new().name("promoter".to_owned());
+        let builder = std::thread::Builder::new().name(name);
         builder.spawn_scoped(scope, move || {
             protect_thread();
             self.promote(&mut promoter, device);
@@ -437,15 +441,23 @@ impl<'a> CacheService<'a> {
             block_bytes: self.device.layout.block_bytes,
             doorbell: &self.doorbell,
         };
-        if let Err(error) = run_promoter(&spec, promoter, |counters| self.maps.publish(counters)) {
-            tracing::error!("nothing is promoted any more: {error}");
-            self.cache.detach(Failure {
-                during: "promoting to",
-                errno: Errno::EIO,
-            });
-            // Nobody else does it.
-            while promoter.poll(std::time::Duration::ZERO).is_ok() {}
-        }
+        let publish = |counters: &_| {
+            panics::point();
+            self.maps.publish(counters);
+        };
+        // Without a promoter the device goes on as without a cache.
+        let why = match catch_unwind(AssertUnwindSafe(|| run_promoter(&spec, promoter, publish))) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its thread panicked".to_owned(),
+        };
+        tracing::error!("the promoter has ended: {why}");
+        self.cache.detach(Failure {
+            during: "promoting to",
+            errno: Errno::EIO,
+        });
+        // Empties the index, which is the promoter's to do; one that panicked may do so again.
+        let _ = catch_unwind(AssertUnwindSafe(|| promoter.poll(Duration::ZERO)));
     }
 
     /// Ends that thread.

@@ -15,6 +15,7 @@ pub mod lock;
 pub mod mounts;
 mod options;
 mod owners;
+mod panics;
 mod queues;
 pub mod record;
 mod recover;

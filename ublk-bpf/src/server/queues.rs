@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use ublk_bpf_abi::ServerCounters;
 
 use super::isolation::protect_thread;
+use super::panics;
 use crate::control::DeviceInfo;
 use crate::driver::uring::{CacheWays, QueueSpec, Stop, run_queue};
 use crate::policy::Classifier;
@@ -141,10 +142,11 @@ fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Resul
     let before = published.published();
     let take_verdict = |tag| verdicts.take(tag);
     let ready = || drop(news.send(News::Ready));
-    let end = if before == ServerCounters::default() {
+    let end = if before == ServerCounters::default() && !panics::is_wanted() {
         run_queue(&spec, take_verdict, |counters| published.publish(counters), ready)
     } else {
         let publish = |counters: &ServerCounters| {
+            panics::point();
             let mut sum = before;
             sum.add(counters);
             published.publish(&sum);

@@ -13,6 +13,7 @@ use super::device::{Device, Host, NewDevice};
 use super::isolation::{isolate, lock_present_memory, protect_thread};
 use super::lock::Lock;
 use super::owners::{self, Opening};
+use super::panics;
 use super::recover::LeftDevice;
 use super::signals::StopSignals;
 use super::{Options, Record, ServeError, limits};
@@ -201,6 +202,7 @@ fn kernel() -> Result<Control, ServeError> {
 /// Makes the process one that can serve, when everything named by paths is open. It must have one thread.
 fn prepare_process() {
     isolate();
+    panics::prepare();
     // From here on there are threads; the log's must not hold the mounts that were left.
     if let Err(error) = log::write_in_background() {
         tracing::warn!("no thread for the log: {error}: a device waits while its log cannot be written");
@@ -221,26 +223,31 @@ fn serve_together<D: Device>(
         .map_err(system("start the main thread's runtime"))?;
     // Whatever happens here, the devices' threads end: the scope waits for them.
     thread::scope(|scope| {
-        runtime.block_on(async {
-            let signals = StopSignals::catch().map_err(system("catch SIGINT and SIGTERM"))?;
-            let mut server = Server::new(signals, devices.len());
-            for device in devices {
-                server.start(scope, control, device);
-                while server.is_starting() {
-                    server.step().await;
+        runtime
+            .block_on(async {
+                let signals = StopSignals::catch().map_err(system("catch SIGINT and SIGTERM"))?;
+                let mut server = Server::new(signals, devices.len());
+                for device in devices {
+                    server.start(scope, control, device);
+                    while server.is_starting() {
+                        server.step().await;
+                    }
+                    if server.was_asked || server.has_failed() {
+                        break;
+                    }
                 }
-                if server.was_asked || server.has_failed() {
-                    break;
+                if !server.has_started() || !server.announce(ready) {
+                    return Err(server.give_up().await);
                 }
-            }
-            if !server.has_started() || !server.announce(ready) {
-                return Err(server.give_up().await);
-            }
-            while server.is_alive() {
-                server.step().await;
-            }
-            server.end()
-        })
+                Ok(server)
+            })
+            .and_then(|mut server| {
+                while server.is_alive() {
+                    // A panic here costs what was just to be done; the devices depend on nothing that it could have broken.
+                    let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(server.step())));
+                }
+                server.end()
+            })
     })
 }
 
@@ -329,7 +336,10 @@ impl Server {
     async fn step(&mut self) {
         tokio::select! {
             Some((index, report)) = self.reports.recv() => self.note(index, report),
-            () = self.signals.next() => self.pass_on(),
+            () = self.signals.next() => {
+                panics::point();
+                self.pass_on();
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::cache::{self, CacheService};
 use super::device::Host;
 use super::queues::{Queues, Shared};
-use super::{Ready, Record, ServeError, limits, record, users};
+use super::{Ready, Record, ServeError, limits, panics, record, users};
 use crate::control::{
     Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
     wait_for_block_device,
@@ -87,24 +88,32 @@ impl Service<'_> {
         };
         let runtime = host.runtime.clone();
         let mut promoter = None;
-        let end = thread::scope(|scope| {
-            // Whatever happens here, the threads end: the scope waits for them.
-            let _end = PullOnDrop(&stop);
-            let _promoter = self.cache.map(StopOnDrop);
-            let promoting = self
-                .cache
-                .map(|cache| cache.spawn(scope, cache.promoter(), device.as_fd()));
-            let promoting = promoting
-                .transpose()
-                .map_err(limits::no_thread("start the promoter"))?;
-            let queues = Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
-            let end = runtime.block_on(self.live(queues, begin, host, &watch));
-            if let Some((cache, thread)) = self.cache.zip(promoting) {
-                cache.stop();
-                promoter = thread.join().ok();
-            }
-            end
-        });
+        let serve = || {
+            thread::scope(|scope| {
+                // Whatever happens here, the threads end: the scope waits for them.
+                let _end = PullOnDrop(&stop);
+                let _promoter = self.cache.map(StopOnDrop);
+                let promoting = self.cache.map(|cache| {
+                    let name = format!("{}-promote", self.info.id.disk_name());
+                    cache.spawn(scope, name, cache.promoter(), device.as_fd())
+                });
+                let promoting = promoting
+                    .transpose()
+                    .map_err(limits::no_thread("start the promoter"))?;
+                let queues =
+                    Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
+                let end = runtime.block_on(self.live(queues, begin, host, &watch));
+                if let Some((cache, thread)) = self.cache.zip(promoting) {
+                    cache.stop();
+                    promoter = thread.join().ok();
+                }
+                end
+            })
+        };
+        // A panic of this thread is a failure of the device, as that of a queue's thread is: what is to be recovered
+        // must not be removed by the drops on its way out.
+        let end = catch_unwind(AssertUnwindSafe(serve))
+            .unwrap_or_else(|_| self.ended(Err("the device's thread panicked".to_owned())));
         // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the index.
         if let (Ok(End::Stopped), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
             cache.save(&promoter);
@@ -140,6 +149,7 @@ impl Service<'_> {
         loop {
             tokio::select! {
                 _ = watch.tick(), if cache.is_some() || may_shrink => {
+                    panics::point();
                     if may_shrink && self.has_shrunk(files) {
                         may_shrink = false;
                     }
