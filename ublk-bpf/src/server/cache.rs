@@ -240,11 +240,17 @@ impl CacheDevice {
                 tracing::warn!("the cache {} {reason}: it begins empty", self.options.device);
                 Ok(Contents::NONE)
             }
+            Opened::Unproven { entries, reason } => {
+                tracing::warn!(
+                    "each block in the cache {} is compared before its first hit, for its backing {reason}",
+                    self.options.device
+                );
+                let trust = Trust::ToVerify;
+                Ok(Contents { entries, trust })
+            }
             Opened::Warm(entries) => {
-                let trust = trust(&identity);
-                if trust == Trust::Proven {
-                    self.compare(backing, &entries).map_err(failed)?;
-                }
+                self.compare(backing, &entries).map_err(failed)?;
+                let trust = Trust::Proven;
                 Ok(Contents { entries, trust })
             }
         }
@@ -291,15 +297,6 @@ impl CacheDevice {
             device: self.options.device.to_string(),
             source,
         }
-    }
-}
-
-/// What it proves that a backing has the identity that it was saved with: of a file, its time stamps and more; of a block
-/// device nothing, for not every write to it is seen.
-const fn trust(identity: &Identity) -> Trust {
-    match identity {
-        Identity::File(_) => Trust::Proven,
-        Identity::Block(_) | Identity::Volatile(_) => Trust::ToVerify,
     }
 }
 

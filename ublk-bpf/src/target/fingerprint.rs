@@ -1,31 +1,52 @@
-//! Which backing a cache was filled from, so that a cache kept over a restart is never taken for another's data.
+//! Which backing a cache was filled from, and in what state, so that a cache that is kept over a restart is never taken for
+//! another's data.
 //!
-//! An [`Identity`] is taken when a device stops and compared when the next one starts, after any number of reboots.
-//! What it notices in between:
+//! An [`Identity`] is taken when a device stops and compared with that of the next start, after any number of reboots.
+//! The comparison has three results:
 //!
-//! - **A file**: another file, another size, and every change made through a file system that keeps time stamps:
-//!   inode, size, and the modification and status-change times are those of before, to the nanosecond. (The
-//!   number of the device is not kept, for it changes with reboots; the file system's UUID is.)
-//! - **A block device**: another device or partition, as far as the kernel names it (WWID, serial number, the UUID
-//!   of a device-mapper or md device, a loop device's file); another size; within one boot everything that was
-//!   written or discarded through this device, by the kernel's counters; and any change to the first or last 64 KiB
-//!   or to one of 64 samples of 4 KiB between them. File systems write their superblock on every mount, which lies
-//!   there.
-//! - **Memory** and nothing never match: what they held is gone.
+//! - a **difference** ([`Identity::compare`]): another backing, another size, or a changed one. The cache is refused.
+//! - **proof** that nothing has changed ([`Identity::unproven`] is `None`). The cache is warm.
+//! - **neither**: what is compared is equal, but would be after some changes too. No cached block is believed before it was
+//!   compared with the backing.
 //!
-//! What it **cannot** notice:
+//! Nothing is inferred from numbers that start again: counters count only together with the boot's id and with the disk's
+//! sequence number (`/sys/block/*/diskseq`), which the kernel gives to no other disk, and not to the same one again, before
+//! the next boot (block/genhd.c, `inc_diskseq`).
 //!
-//! - on a block device, a write made elsewhere between a stop and a start with a reboot in between (another
-//!   system was booted, the disk was in another machine) that touches no sample, such as one sector written with
-//!   `dd` into the middle;
-//! - the same within one boot, if it went to the same storage by another way than this device: to the whole
-//!   disk where this is a partition, to a loop device's file, below a device-mapper device, or on the other end of
-//!   a network; or if counting is off (`queue/iostats`) or a driver does not count (brd);
-//! - to a file, what does not change its time stamps: writes to the disk below its file system, or a change
-//!   in the same tick of a coarse clock as the device's own last write;
-//! - a file system that was set back as a whole to an older image of itself in which this very file was the same.
+//! # What proves it, for each kind of backing
 //!
-//! Who does such things resets the cache.
+//! | backing | its content changes between stop and start by | what shows it | proof |
+//! |---|---|---|---|
+//! | file on ext4, xfs, btrfs or tmpfs | writes, `mmap`, truncation, loop devices, clones: all through the file system | inode, file system's UUID, size, modification and status-change time; these file systems give a change after our last look another time even in the same tick (`FS_MGTIME`) | in the same boot |
+//! | the same, time stamps of whole seconds (ext4 with inodes of 128 bytes) | a change in the same second | nothing | none |
+//! | file on other file systems (network, FUSE, overlay, FAT, f2fs, ...) | another client, the lower file system, a change in the same tick | the same numbers, if the server or the clock says so | none |
+//! | any file | replaced, or another of its name | inode, UUID | refused |
+//! | any file, after a reboot | a power failure that kept new data and lost the new time stamp; another system | nothing | none |
+//! | disk of its own driver (SCSI, NVMe on PCIe, virtio, MMC), null_blk | writes, write-zeroes, discards, through it or a partition of it | sectors written and discarded (`stat`) | in the same boot, same `diskseq`, request-based and with `queue/iostats` on |
+//! | the same, taken out and put back; null_blk switched off and on | anything | `diskseq` | none |
+//! | partition | through itself; through the whole disk | its counters; what the disk counts more than all of its partitions | as the disk, same start sector |
+//! | loop device on a file | through itself or the file; attached again | the file's inode and time stamps, as above; offset and size | as the file, detached or not |
+//! | loop device on a block device | through itself or that device | its own counters alone | none |
+//! | device-mapper, md, bcache | another table, a merged snapshot, writes below, made anew | name, UUID, own counters, `diskseq` | none |
+//! | zram | `reset`, which keeps the disk and zeroes its counters | own counters | none |
+//! | brd, pmem | anything: not counted, or mapped | `diskseq` if the module was loaded anew | none |
+//! | nbd, rbd, iSCSI, Fibre Channel, NVMe over fabrics, DRBD | another client; connected to another export | own counters | none |
+//! | ublk | whatever its server does; another server by recovery | own counters | none |
+//! | any block device, after a reboot | anything | samples (below) | none |
+//! | memory, null | gone with the server | | never the same |
+//!
+//! In every row, a block device's counters that moved, a changed sample (64 KiB at each end and 64 places of 4 KiB between
+//! them), another name and another size are differences.
+//!
+//! # What passes for unchanged although it was changed
+//!
+//! - to a file: writes below its file system (`debugfs`, a restored image of the whole file system in which this file has
+//!   the same time stamps); on tmpfs, stores through a writable mapping that another process had touched before the stop;
+//! - to a disk: commands that bypass the block layer (SG_IO and NVMe pass-through, a sanitise or format), writes
+//!   while the machine hibernates, and by the host of a virtual disk or another initiator of a shared one;
+//! - anything while root switches `queue/iostats` off and on again.
+//!
+//! Whoever does such things resets the cache.
 
 mod saved;
 #[cfg(test)]
@@ -65,6 +86,10 @@ pub struct FileIdentity {
     file_system: [u8; 16],
     modified: Stamp,
     changed: Stamp,
+    /// Which boot it was seen in; zero if unknown.
+    boot: [u8; 16],
+    /// Every later change gives it other time stamps.
+    exact: bool,
 }
 
 /// What tells a block device from others, and from itself changed.
@@ -74,10 +99,25 @@ pub struct BlockIdentity {
     name: Name,
     /// Which boot the counters count from; zero if unknown.
     boot: [u8; 16],
-    sectors_written: u64,
-    sectors_discarded: u64,
+    /// The disk's sequence number in that boot; zero if unknown.
+    disk_sequence: u64,
+    /// Written and discarded through the device.
+    counted: Counters,
+    /// The same of a partition's disk, in no partition of it.
+    beside: Counters,
+    /// Nothing changes the content without being counted.
+    counts_all: bool,
+    /// The file that a loop device is attached to, if its time stamps are exact.
+    file: Option<FileIdentity>,
     /// CRC-32C of the sampled content.
     samples: u32,
+}
+
+/// Sectors written to and discarded from a block device since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    written: u64,
+    discarded: u64,
 }
 
 /// What tells memory from other memory: it was this process's at that time.
@@ -163,7 +203,8 @@ impl Identity {
         matches!(self, Self::Volatile(_))
     }
 
-    /// `Ok` if `now` is the same backing as `self`, the saved one, and holds the same data, as far as can be seen.
+    /// `Ok` if nothing shows that `now` is another backing than `self`, the saved one, or holds other data. That alone
+    /// proves nothing: see [`unproven`](Self::unproven).
     ///
     /// # Errors
     /// Says the first difference.
@@ -173,6 +214,17 @@ impl Identity {
             (Self::File(saved), Self::File(now)) => saved.unchanged(now),
             (Self::Block(saved), Self::Block(now)) => saved.unchanged(now),
             _ => Err(Difference::Gone),
+        }
+    }
+
+    /// Why the backing may hold other data though [`compare`](Self::compare) finds no difference, in words that follow "its
+    /// backing"; `None`: it holds the same.
+    #[must_use]
+    pub fn unproven(&self, now: &Self) -> Option<&'static str> {
+        match (self, now) {
+            (Self::File(saved), Self::File(now)) => saved.unproven(now),
+            (Self::Block(saved), Self::Block(now)) => saved.unproven(now),
+            _ => Some("was memory, which is gone"),
         }
     }
 
@@ -229,6 +281,11 @@ impl fmt::Display for Identity {
 impl FileIdentity {
     fn of(file: &File, bytes: u64) -> io::Result<Self> {
         let found = file.metadata()?;
+        let changed = Stamp {
+            seconds: found.ctime(),
+            nanoseconds: found.ctime_nsec(),
+        };
+        let magic = sys::file::file_system_magic(file)?;
         Ok(Self {
             bytes,
             inode: found.ino(),
@@ -237,10 +294,10 @@ impl FileIdentity {
                 seconds: found.mtime(),
                 nanoseconds: found.mtime_nsec(),
             },
-            changed: Stamp {
-                seconds: found.ctime(),
-                nanoseconds: found.ctime_nsec(),
-            },
+            changed,
+            boot: boot(),
+            // A whole second is one that was cut to seconds, or nearly so.
+            exact: EXACT.contains(&magic) && changed.nanoseconds != 0,
         })
     }
 
@@ -256,34 +313,142 @@ impl FileIdentity {
         }
         Ok(())
     }
+
+    fn unproven(&self, now: &Self) -> Option<&'static str> {
+        if !is_same_boot(self.boot, now.boot) {
+            Some("was on a machine that has been booted since, which may have lost time stamps")
+        } else if !self.exact || !now.exact {
+            Some("is a file whose file system does not give every change another time stamp")
+        } else {
+            None
+        }
+    }
 }
+
+#[cfg(test)]
+impl Identity {
+    /// This one as if its file system gave every change another time stamp, wherever the tests run.
+    pub(crate) fn with_exact_time_stamps(mut self) -> Self {
+        if let Self::File(file) = &mut self {
+            file.exact = true;
+        }
+        self
+    }
+
+    pub(crate) fn in_another_boot(mut self) -> Self {
+        match &mut self {
+            Self::File(file) => file.boot[0] ^= 1,
+            Self::Block(block) => block.boot[0] ^= 1,
+            Self::Volatile(_) => {}
+        }
+        self
+    }
+}
+
+/// File systems that give a change after a look at the time stamps other ones, by `statfs(2)`: those with `FS_MGTIME`
+/// (Linux 6.13; fs/inode.c, `inode_set_ctime_current`).
+const EXACT: [i64; 4] = [
+    libc::EXT4_SUPER_MAGIC,
+    libc::XFS_SUPER_MAGIC,
+    libc::BTRFS_SUPER_MAGIC,
+    libc::TMPFS_MAGIC,
+];
 
 impl BlockIdentity {
     fn of(file: &File, bytes: u64) -> io::Result<Self> {
         let sysfs = BlockSysfs::find(file.metadata()?.rdev()).ok_or(io::ErrorKind::NotFound)?;
-        let (sectors_written, sectors_discarded) = counters(&sysfs);
+        let beside = beside(&sysfs);
         Ok(Self {
             bytes,
             name: name(&sysfs),
             boot: boot(),
-            sectors_written,
-            sectors_discarded,
+            disk_sequence: sysfs.disk_sequence().unwrap_or(0),
+            counted: counters(&sysfs.device_text("stat").unwrap_or_default()),
+            counts_all: beside.is_some() && sysfs.counts_all(),
+            beside: beside.unwrap_or_default(),
+            file: loop_file(&sysfs).filter(|file| file.exact),
             samples: samples(file, bytes)?,
         })
     }
 
     fn unchanged(&self, now: &Self) -> Result<(), Difference> {
-        let counted = |of: &Self| (of.sectors_written, of.sectors_discarded);
-        if self.boot != [0; 16] && self.boot == now.boot && counted(self) != counted(now) {
-            return Err(Difference::Changed(
-                "the device was written to, or taken out and put back",
-            ));
+        let same_boot = is_same_boot(self.boot, now.boot);
+        // Caches of older programs do not have it.
+        if same_boot && (self.disk_sequence == 0 || self.disk_sequence == now.disk_sequence) {
+            if self.counted != now.counted {
+                return Err(Difference::Changed(
+                    "the device was written to, or taken out and put back",
+                ));
+            }
+            if self.counts_all && now.counts_all && self.beside != now.beside {
+                return Err(Difference::Changed(
+                    "its whole disk was written to, or partitioned again",
+                ));
+            }
+        }
+        if let Some((saved, now)) = self.file.as_ref().zip(now.file.as_ref()) {
+            let is_same = (saved.inode, saved.file_system) == (now.inode, now.file_system);
+            if same_boot && !is_same {
+                return Err(Difference::Changed("the loop device is attached to another file"));
+            }
+            saved.unchanged(now)?;
         }
         if self.samples != now.samples {
             return Err(Difference::Changed("samples of its content are different"));
         }
         Ok(())
     }
+
+    fn unproven(&self, now: &Self) -> Option<&'static str> {
+        if !is_same_boot(self.boot, now.boot) {
+            return Some("is a block device of a machine that has been booted since");
+        }
+        if let Some((saved, now)) = self.file.as_ref().zip(now.file.as_ref()) {
+            return saved.unproven(now);
+        }
+        if self.disk_sequence == 0 || self.disk_sequence != now.disk_sequence {
+            return Some("is a block device that was made or attached anew");
+        }
+        let counts_all = self.counts_all && now.counts_all;
+        (!counts_all).then_some("is a block device that can be changed without being counted")
+    }
+}
+
+fn is_same_boot(saved: [u8; 16], now: [u8; 16]) -> bool {
+    saved != [0; 16] && saved == now
+}
+
+/// The file that a loop device is attached to, if it can still be had by its path.
+fn loop_file(sysfs: &BlockSysfs) -> Option<FileIdentity> {
+    let attached = sysfs.attached().filter(|attached| attached.block_device == 0)?;
+    let path = sysfs.device_text("loop/backing_file")?;
+    let file = File::open(path).ok()?;
+    let found = file.metadata().ok()?;
+    let is_it = (found.dev(), found.ino()) == (attached.device, attached.inode);
+    FileIdentity::of(&file, 0).ok().filter(|_| is_it)
+}
+
+/// What a partition's disk counts more than all of its partitions: what went past them. Nothing for what is no partition;
+/// `None` if the disk is too busy to be read at one moment.
+fn beside(sysfs: &BlockSysfs) -> Option<Counters> {
+    /// Reads in a row that others' writes may spoil.
+    const TRIES: usize = 1000;
+    if sysfs.whole_disk().is_none() {
+        return Some(Counters::default());
+    }
+    let of_disk = || counters(&sysfs.disk_text("stat").unwrap_or_default());
+    (0..TRIES).find_map(|_| {
+        let disk = of_disk();
+        // Wrapping, for a try that is spoilt.
+        let beside = sysfs.partitions().fold(disk, |left, partition| {
+            let inside = counters(&partition);
+            Counters {
+                written: left.written.wrapping_sub(inside.written),
+                discarded: left.discarded.wrapping_sub(inside.discarded),
+            }
+        });
+        (of_disk() == disk).then_some(beside)
+    })
 }
 
 /// Where the kernel keeps a name of a disk that stays with it, the best first, and what it is.
@@ -310,15 +475,16 @@ fn name(sysfs: &BlockSysfs) -> Name {
     Name::new(&parts.join(", "))
 }
 
-/// Sectors written and sectors discarded through the device since it was attached
-/// (Documentation/block/stat.rst: the 7th and the 14th number).
-fn counters(sysfs: &BlockSysfs) -> (u64, u64) {
-    let stat = sysfs.device_text("stat").unwrap_or_default();
+/// What `stat` says (Documentation/block/stat.rst: the 7th and the 14th number).
+fn counters(stat: &str) -> Counters {
     let number = |at| {
         let word: Option<&str> = stat.split_whitespace().nth(at);
         word.and_then(|word| word.parse().ok()).unwrap_or(0)
     };
-    (number(6), number(13))
+    Counters {
+        written: number(6),
+        discarded: number(13),
+    }
 }
 
 fn boot() -> [u8; 16] {

@@ -12,16 +12,14 @@
 //! taken for different: what divides the disk between them keeps them apart. So two device-mapper devices that were
 //! mapped by hand to the same sectors are not recognised; neither is one disk behind two paths or two networks.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::Metadata;
 use std::ops::Range;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::sysfs::{self, BlockSysfs};
-use crate::sys::loop_device::{self, Attached};
 
 /// More layers and legs than any machine stacks: a bound for what is read in sysfs.
 const MOST_EXTENTS: usize = 4096;
@@ -177,7 +175,7 @@ impl Extents {
         };
         if let Some((disk, start)) = sysfs.whole_disk() {
             self.add_block(disk, shifted(&range, start.saturating_mul(SECTOR_SIZE)), whole);
-        } else if let Some(attached) = attached(&sysfs) {
+        } else if let Some(attached) = sysfs.attached() {
             let range = shifted(&range, attached.offset);
             match attached.block_device {
                 0 => self.add_file(attached.device, attached.inode, range, whole),
@@ -200,31 +198,10 @@ fn size_of_device(device: u64) -> Option<u64> {
     Some(sectors.saturating_mul(SECTOR_SIZE))
 }
 
-/// What a loop device is attached to; `None` if it is none, or to nothing.
-fn attached(sysfs: &BlockSysfs) -> Option<Attached> {
-    let path = sysfs.device_text("loop/backing_file")?;
-    let asked = open_node(&sysfs.name()).and_then(|file| loop_device::attached(&file).ok());
-    // Without its node, as in some containers, its path has to do.
-    asked.or_else(|| {
-        let found = fs::metadata(Path::new(&path)).ok()?;
-        Some(Attached {
-            device: found.dev(),
-            inode: found.ino(),
-            block_device: found.rdev(),
-            offset: sysfs.device("loop/offset").unwrap_or(0),
-        })
-    })
-}
-
-/// Opens the device's node without waiting for a medium.
-fn open_node(name: &str) -> Option<File> {
-    let path = Path::new("/dev").join(name);
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn storage(extents: &[(&str, Range<u64>, bool)]) -> Storage {

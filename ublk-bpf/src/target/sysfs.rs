@@ -1,7 +1,10 @@
 //! What `/sys` says about a block device.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use crate::sys::loop_device::{self, Attached};
 
 /// The folder of one block device in `/sys`.
 pub(super) struct BlockSysfs {
@@ -42,7 +45,7 @@ impl BlockSysfs {
 
     /// The same of the whole disk, which a partition is a part of.
     pub(super) fn disk_text(&self, name: &str) -> Option<String> {
-        text(&self.queue.parent()?.join(name))
+        text(&self.disk()?.join(name))
     }
 
     /// What the kernel calls the device, which is also its node's name in `/dev`.
@@ -56,6 +59,81 @@ impl BlockSysfs {
     pub(super) fn whole_disk(&self) -> Option<(u64, u64)> {
         self.device_text("partition")?;
         Some((number(self.device.parent()?)?, self.device("start")?))
+    }
+
+    /// The whole disk's folder.
+    fn disk(&self) -> Option<&Path> {
+        self.queue.parent()
+    }
+
+    /// The disk's sequence number: no two disks of a boot have the same, nor one disk before and after another medium or
+    /// file was attached.
+    pub(super) fn disk_sequence(&self) -> Option<u64> {
+        self.disk_text("diskseq")?
+            .parse()
+            .ok()
+            .filter(|&number| number != 0)
+    }
+
+    /// `stat` of every partition of the disk.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = String> {
+        let entries = self.disk().and_then(|disk| fs::read_dir(disk).ok());
+        let folders = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        let partitions = folders.filter(|folder| folder.join("partition").is_file());
+        partitions.filter_map(|folder| text(&folder.join("stat")))
+    }
+
+    /// Whether nothing changes the disk's content without being counted in `stat`: a disk behind a driver of its own, where
+    /// it is counted at all.
+    pub(super) fn counts_all(&self) -> bool {
+        // The block layer counts requests. What takes bios counts by itself, or not (brd).
+        let is_counted =
+            self.disk().is_some_and(|disk| disk.join("mq").is_dir()) && self.queue("iostats") == Some(1);
+        is_counted && !self.is_fed_from_elsewhere()
+    }
+
+    /// Whether its content is another's, who can change it without this machine's block layer.
+    fn is_fed_from_elsewhere(&self) -> bool {
+        let path = self.device.to_string_lossy();
+        // Loop, device-mapper, md, zram, nbd, ublk, NVMe over fabrics and with several paths are under `virtual`. So is
+        // null_blk, whose content is its own.
+        let is_virtual = path.contains("/virtual/") && !self.is_null_blk();
+        // Sessions are iSCSI's, remote ports Fibre Channel's.
+        is_virtual
+            || ["/rbd/", "/session", "/rport-", "/ublk"]
+                .iter()
+                .any(|part| path.contains(part))
+    }
+
+    /// By the name of its major number.
+    fn is_null_blk(&self) -> bool {
+        let number = self.disk().and_then(number);
+        let drivers = fs::read_to_string("/proc/devices").unwrap_or_default();
+        let (_, drivers) = drivers.split_once("Block devices:").unwrap_or_default();
+        number.is_some_and(|number| {
+            let line = format!("{} nullb", libc::major(number));
+            drivers.lines().any(|driver| driver.trim() == line)
+        })
+    }
+
+    /// What a loop device is attached to; `None` if it is none, or to nothing.
+    pub(super) fn attached(&self) -> Option<Attached> {
+        let path = self.device_text("loop/backing_file")?;
+        let node = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(Path::new("/dev").join(self.name()));
+        let asked = node.ok().and_then(|file| loop_device::attached(&file).ok());
+        // Without its node, as in some containers, its path has to do.
+        asked.or_else(|| {
+            let found = fs::metadata(Path::new(&path)).ok()?;
+            Some(Attached {
+                device: found.dev(),
+                inode: found.ino(),
+                block_device: found.rdev(),
+                offset: self.device("loop/offset").unwrap_or(0),
+            })
+        })
     }
 
     /// The numbers of the devices that it is put together from.

@@ -59,6 +59,14 @@ pub enum Opened {
     /// The cache of this backing as it was saved: the slots in use in ascending order, each with another block, all of
     /// them blocks of the backing.
     Warm(Vec<SavedEntry>),
+    /// The same, but nothing proves that the backing holds what it held when the cache was saved: no block is to be believed
+    /// before it was compared.
+    Unproven {
+        /// The slots in use.
+        entries: Vec<SavedEntry>,
+        /// Why, in words that follow "its backing".
+        reason: &'static str,
+    },
     /// A cache whose content cannot be used, though nothing is wrong with it; it is empty now.
     Cold {
         /// Why, in words that follow "it".
@@ -73,7 +81,7 @@ pub enum Opened {
 /// ([`sample_matches`]) does so with what this returns; if that refuses, the next start is cold.
 ///
 /// # Errors
-/// One line for everything else than the three outcomes: somebody else's data, another version, damage, another
+/// One line for everything else than these outcomes: somebody else's data, another version, damage, another
 /// backing, a backing that was changed meanwhile, other blocks, another size. Nothing was written then.
 pub fn open(file: &File, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
     open_on(file, layout, identity)
@@ -118,7 +126,10 @@ fn open_on(storage: &impl Storage, layout: &Layout, identity: &Identity) -> Resu
     saved.identity.compare(identity)?;
     let entries = entries::read(storage, saved)?;
     copies.replace(storage, &saved.next(false))?;
-    Ok(Opened::Warm(entries))
+    Ok(match saved.identity.unproven(identity) {
+        None => Opened::Warm(entries),
+        Some(reason) => Opened::Unproven { entries, reason },
+    })
 }
 
 /// Why the cache, of this backing or of none that still is, has nothing of use.

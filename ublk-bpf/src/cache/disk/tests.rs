@@ -30,7 +30,7 @@ fn backing() -> (TempDir, PathBuf, Identity) {
 }
 
 fn identity(path: &Path) -> Identity {
-    Identity::of(&direct(path)).unwrap()
+    Identity::of(&direct(path)).unwrap().with_exact_time_stamps()
 }
 
 /// Some slots in use.
@@ -150,7 +150,7 @@ fn a_crash_while_it_is_saved_leaves_it_cold_or_warm_with_what_is_saved() {
                     assert_eq!(found, entries(9));
                     warms += 1;
                 }
-                Opened::New => panic!("a cache is not new"),
+                Opened::New | Opened::Unproven { .. } => panic!("a cache is not new"),
             }
         }
         assert!(colds > 10 && warms > 10, "{colds} {warms}");
@@ -168,7 +168,7 @@ fn a_crash_while_a_clean_cache_is_saved_again_never_mixes_the_two() {
         match open_on(&Disk::new(content), &layout(), &identity).unwrap() {
             Opened::Cold { .. } => {}
             Opened::Warm(found) => assert!(found == entries(7) || found == entries(9)),
-            Opened::New => panic!("a cache is not new"),
+            Opened::New | Opened::Unproven { .. } => panic!("a cache is not new"),
         }
     }
 }
@@ -428,6 +428,24 @@ fn a_cache_of_memory_is_never_warm_and_never_in_the_way() {
     }
     let message = refusal(open_on(&Disk::new(saved(&file, &entries(7))), &layout(), &memory));
     assert!(message.contains("this one is memory of 1M"), "{message}");
+}
+
+#[test]
+fn a_cache_is_not_warm_where_nothing_proves_that_its_backing_is_as_it_was() {
+    let (_folder, _, identity) = backing();
+    let disk = Disk::new(saved(&identity, &entries(7)));
+    // The same in every value, in another boot.
+    let now = identity.clone().in_another_boot();
+    let opened = open_on(&disk, &layout(), &now).unwrap();
+    let Opened::Unproven {
+        entries: found,
+        reason,
+    } = opened
+    else {
+        panic!("{opened:?}");
+    };
+    assert!(found == entries(7) && reason.contains("booted"), "{reason}");
+    assert!(is_cold(&open_on(&disk, &layout(), &now).unwrap()));
 }
 
 /// The cache's file, opened as a device is: with direct I/O.

@@ -4,7 +4,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{BlockIdentity, FileIdentity, Identity, Name, Stamp, VolatileIdentity};
+use super::{BlockIdentity, Counters, FileIdentity, Identity, Name, Stamp, VolatileIdentity};
 
 /// An [`Identity`] as a cache device keeps it: 256 bytes, little endian. What a kind does not have is zero.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -24,7 +24,12 @@ pub(crate) struct SavedIdentity {
     samples: U32,
     nonce: [u8; 16],
     name: [u8; Name::LEN],
-    rest: [u8; 36],
+    disk_sequence: U64,
+    beside_written: U64,
+    beside_discarded: U64,
+    /// What shows every change; older programs wrote [`NOTHING`].
+    pub(super) evidence: u8,
+    rest: [u8; 11],
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -33,6 +38,11 @@ struct SavedStamp {
     seconds: I64,
     nanoseconds: I64,
 }
+
+/// What shows every change.
+const NOTHING: u8 = 0;
+const COUNTERS: u8 = 1;
+const TIME_STAMPS: u8 = 2;
 
 /// The kinds' numbers on the disk.
 const FILE: u8 = 1;
@@ -48,19 +58,24 @@ impl SavedIdentity {
         match identity {
             Identity::File(file) => {
                 saved.kind = FILE;
-                saved.inode = file.inode.into();
-                saved.file_system = file.file_system;
-                saved.modified = file.modified.into();
-                saved.changed = file.changed.into();
+                saved.put_file(file);
             }
             Identity::Block(block) => {
                 saved.kind = BLOCK;
                 let name = block.name.0.as_bytes();
                 saved.name[..name.len()].copy_from_slice(name);
                 saved.name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
+                match &block.file {
+                    Some(file) => saved.put_file(file),
+                    None if block.counts_all => saved.evidence = COUNTERS,
+                    None => saved.evidence = NOTHING,
+                }
                 saved.boot = block.boot;
-                saved.sectors_written = block.sectors_written.into();
-                saved.sectors_discarded = block.sectors_discarded.into();
+                saved.disk_sequence = block.disk_sequence.into();
+                saved.sectors_written = block.counted.written.into();
+                saved.sectors_discarded = block.counted.discarded.into();
+                saved.beside_written = block.beside.written.into();
+                saved.beside_discarded = block.beside.discarded.into();
                 saved.samples = block.samples.into();
             }
             Identity::Volatile(volatile) => {
@@ -71,23 +86,48 @@ impl SavedIdentity {
         saved
     }
 
+    /// A file, or a loop device's.
+    fn put_file(&mut self, file: &FileIdentity) {
+        self.inode = file.inode.into();
+        self.file_system = file.file_system;
+        self.modified = file.modified.into();
+        self.changed = file.changed.into();
+        self.boot = file.boot;
+        self.evidence = if file.exact { TIME_STAMPS } else { NOTHING };
+    }
+
+    fn file(&self, bytes: u64) -> FileIdentity {
+        FileIdentity {
+            bytes,
+            inode: self.inode.get(),
+            file_system: self.file_system,
+            modified: self.modified.into(),
+            changed: self.changed.into(),
+            boot: self.boot,
+            exact: self.evidence == TIME_STAMPS,
+        }
+    }
+
     /// What it says; `None` if it is no identity.
     pub(crate) fn parse(&self) -> Option<Identity> {
         let bytes = self.bytes.get();
         let identity = match self.kind {
-            FILE => Identity::File(FileIdentity {
-                bytes,
-                inode: self.inode.get(),
-                file_system: self.file_system,
-                modified: self.modified.into(),
-                changed: self.changed.into(),
-            }),
+            FILE => Identity::File(self.file(bytes)),
             BLOCK => Identity::Block(BlockIdentity {
                 bytes,
                 name: Name::parse(self.name.get(..self.name_len.into())?)?,
                 boot: self.boot,
-                sectors_written: self.sectors_written.get(),
-                sectors_discarded: self.sectors_discarded.get(),
+                disk_sequence: self.disk_sequence.get(),
+                counted: Counters {
+                    written: self.sectors_written.get(),
+                    discarded: self.sectors_discarded.get(),
+                },
+                beside: Counters {
+                    written: self.beside_written.get(),
+                    discarded: self.beside_discarded.get(),
+                },
+                counts_all: self.evidence == COUNTERS,
+                file: (self.evidence == TIME_STAMPS).then(|| self.file(0)),
                 samples: self.samples.get(),
             }),
             MEMORY | NULL => Identity::Volatile(VolatileIdentity {

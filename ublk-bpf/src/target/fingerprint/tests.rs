@@ -28,8 +28,14 @@ fn block() -> BlockIdentity {
         bytes: 1 << 30,
         name: Name::new("serial number 7"),
         boot: [1; 16],
-        sectors_written: 100,
-        sectors_discarded: 0,
+        disk_sequence: 12,
+        counted: Counters {
+            written: 100,
+            discarded: 0,
+        },
+        beside: Counters::default(),
+        counts_all: true,
+        file: None,
         samples: 9,
     }
 }
@@ -119,17 +125,122 @@ fn a_block_device_is_compared_by_name_size_counters_and_content() {
         "serial number 8",
     );
     differs(&saved, now(|d| d.bytes *= 2), "2147483648");
-    differs(&saved, now(|d| d.sectors_written = 108), "written to");
-    differs(&saved, now(|d| d.sectors_discarded = 8), "written to");
+    differs(&saved, now(|d| d.counted.written = 108), "written to");
+    differs(&saved, now(|d| d.counted.discarded = 8), "written to");
     differs(&saved, now(|d| d.samples = 8), "samples");
-    // Counters start again with every boot, and mean nothing then.
-    let rebooted = now(|d| (d.boot, d.sectors_written) = ([2; 16], 0));
-    assert_eq!(same(rebooted), Ok(()));
+    differs(
+        &saved,
+        now(|d| d.beside.written = 8),
+        "its whole disk was written to",
+    );
+    // Counters start again with every boot and every disk, and mean nothing then.
+    for other in [
+        now(|d| (d.boot, d.counted.written) = ([2; 16], 0)),
+        now(|d| (d.disk_sequence, d.counted.written) = (13, 0)),
+    ] {
+        assert_eq!(same(other), Ok(()));
+    }
     let unknown = |mut of: BlockIdentity, written| {
-        (of.boot, of.sectors_written) = ([0; 16], written);
+        (of.boot, of.counted.written) = ([0; 16], written);
         Identity::Block(of)
     };
     assert_eq!(unknown(block(), 1).compare(&unknown(block(), 2)), Ok(()));
+}
+
+#[test]
+fn equal_numbers_prove_nothing_where_they_start_again() {
+    let proven = |change: fn(&mut BlockIdentity)| {
+        let mut now = block();
+        change(&mut now);
+        let (saved, now) = (Identity::Block(block()), Identity::Block(now));
+        assert_eq!(saved.compare(&now), Ok(()));
+        assert_eq!(saved.unproven(&now).is_none(), now.unproven(&saved).is_none());
+        saved.unproven(&now).is_none()
+    };
+    assert!(proven(|_| {}));
+    assert!(!proven(|d| d.boot = [2; 16]));
+    assert!(!proven(|d| d.boot = [0; 16]));
+    assert!(!proven(|d| d.disk_sequence = 13));
+    assert!(!proven(|d| d.disk_sequence = 0));
+    assert!(!proven(|d| d.counts_all = false));
+    let mut old = block();
+    (old.disk_sequence, old.counts_all) = (0, false);
+    assert!(
+        Identity::Block(old.clone())
+            .unproven(&Identity::Block(old))
+            .is_some()
+    );
+}
+
+#[test]
+fn a_loop_device_is_as_its_file_is() {
+    let file = FileIdentity {
+        bytes: 0,
+        inode: 9,
+        file_system: [3; 16],
+        modified: Stamp {
+            seconds: 1,
+            nanoseconds: 2,
+        },
+        changed: Stamp {
+            seconds: 3,
+            nanoseconds: 4,
+        },
+        boot: [1; 16],
+        exact: true,
+    };
+    let on = |file: Option<FileIdentity>, disk_sequence| BlockIdentity {
+        file,
+        disk_sequence,
+        counts_all: false,
+        ..block()
+    };
+    let saved = Identity::Block(on(Some(file.clone()), 12));
+    // Attached again, it is another disk with the same content.
+    let again = Identity::Block(on(Some(file.clone()), 13));
+    assert_eq!((saved.compare(&again), saved.unproven(&again)), (Ok(()), None));
+    let lost = Identity::Block(on(None, 12));
+    assert!(saved.unproven(&lost).is_some() && lost.unproven(&saved).is_some());
+    let mut written = file.clone();
+    written.changed.nanoseconds += 1;
+    differs(
+        &on(Some(file.clone()), 12),
+        on(Some(written), 12),
+        "status-change",
+    );
+    let mut other = file.clone();
+    other.inode += 1;
+    differs(&on(Some(file), 12), on(Some(other), 13), "another file");
+}
+
+#[test]
+fn a_file_proves_itself_within_a_boot_by_exact_time_stamps() {
+    let folder = TempDir::new().unwrap();
+    let exact = identity(&file_in(&folder, "backing")).with_exact_time_stamps();
+    assert_eq!(exact.unproven(&exact), None);
+    assert!(exact.unproven(&exact.clone().in_another_boot()).is_some());
+    let Identity::File(mut coarse) = exact.clone() else {
+        panic!("a file was wanted");
+    };
+    coarse.exact = false;
+    let coarse = Identity::File(coarse);
+    assert!(exact.unproven(&coarse).is_some() && coarse.unproven(&exact).is_some());
+}
+
+#[test]
+fn an_identity_of_an_older_program_is_read_and_proves_nothing() {
+    let folder = TempDir::new().unwrap();
+    let file = identity(&file_in(&folder, "backing"));
+    for (identity, boot) in [(file, 72..88), (Identity::Block(block()), 0..0)] {
+        let mut saved = SavedIdentity::new(&identity);
+        // What it did not know was zero: a file's boot, and all that is behind the name.
+        let bytes = saved.as_mut_bytes();
+        bytes[boot].fill(0);
+        bytes[220..].fill(0);
+        let old = saved.parse().unwrap();
+        assert_eq!(old.compare(&identity), Ok(()));
+        assert!(old.unproven(&identity).is_some());
+    }
 }
 
 #[test]
