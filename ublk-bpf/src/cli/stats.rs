@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+
 use super::args::{Device, Format};
 use super::output::{print, print_line};
-use crate::observe::{self, Stats, Table};
+use crate::observe::{self, RunTime, Stats, Table};
 use crate::policy::Disk;
 use crate::server::Record;
+use crate::sys::bpf::count_run_time;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// To the top left corner, and everything below it away.
@@ -19,6 +22,9 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 pub(super) struct Args {
     #[command(flatten)]
     device: Device,
+    /// Measure for a second how long the classifier runs with the policy in it; the kernel then times all BPF programs
+    #[arg(long)]
+    run_time: bool,
     /// Again every second, until Ctrl-C or the device's end; with --json one line each
     #[arg(long)]
     watch: bool,
@@ -31,7 +37,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Says better than a missing pin that there is no such device.
     Record::read(args.device.id)?;
     let disk = Disk::ublk(args.device.id.number());
+    // Until it is closed, at this function's end.
+    let _counting = args.run_time.then(count_run_time).transpose();
+    let _counting = _counting.context("the kernel does not measure the run time of BPF programs")?;
     let mut stats = observe::stats(&disk)?;
+    if args.run_time {
+        stats = next(&disk, &stats)?;
+    }
     if !args.watch {
         return print_stats(&stats, args.format.json, "");
     }
@@ -41,12 +53,21 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         } else {
             print_stats(&stats, false, CLEAR)?;
         }
-        std::thread::sleep(INTERVAL);
+        let next = next(&disk, &stats);
         if Record::read(args.device.id).is_err() {
             return Ok(());
         }
-        stats = observe::stats(&disk)?;
+        stats = next?;
+        stats.run_time = stats.run_time.filter(|_| args.run_time);
     }
+}
+
+/// The counts an interval later, with the run time meanwhile.
+fn next(disk: &Disk, before: &Stats) -> anyhow::Result<Stats> {
+    std::thread::sleep(INTERVAL);
+    let mut stats = observe::stats(disk)?;
+    stats.run_time = Some(RunTime::between(before.classifier, stats.classifier));
+    Ok(stats)
 }
 
 fn print_stats(stats: &Stats, json: bool, before: &str) -> anyhow::Result<()> {

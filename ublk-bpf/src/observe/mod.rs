@@ -33,6 +33,32 @@ pub struct Stats {
     /// How often the policy decided for each reason of its own, by the reason's number; those that never happened are
     /// left out.
     pub codes: BTreeMap<u8, u64>,
+    /// How long the classifier ran with the policy in it, where that was measured.
+    pub run_time: Option<RunTime>,
+}
+
+/// How long the classifier ran within a time. The policy runs in it: the kernel counts the two as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RunTime {
+    /// Times that it was run: for requests of every disk, of which it leaves those of others after a few instructions.
+    pub runs: u64,
+    /// Nanoseconds that a run took on average; none without a run.
+    pub mean_ns: Option<u64>,
+}
+
+impl RunTime {
+    /// What was counted between two looks at the classifier.
+    #[must_use]
+    pub fn between(before: ProgramStats, after: ProgramStats) -> Self {
+        let runs = after.runs.wrapping_sub(before.runs);
+        Self {
+            runs,
+            mean_ns: after
+                .run_time_ns
+                .wrapping_sub(before.run_time_ns)
+                .checked_div(runs),
+        }
+    }
 }
 
 /// What the kernel counts about a program.
@@ -146,7 +172,20 @@ pub(crate) mod tests {
             queues: vec![server],
             cache: None,
             codes: BTreeMap::new(),
+            run_time: None,
         }
+    }
+
+    #[test]
+    fn a_run_time_is_a_mean() {
+        let at = |runs, run_time_ns| ProgramStats {
+            runs,
+            run_time_ns,
+            ..sample().classifier
+        };
+        let mean = |before, after| RunTime::between(before, after).mean_ns;
+        assert_eq!(mean(at(10, 1000), at(14, 1600)), Some(150));
+        assert_eq!(mean(at(10, 1000), at(10, 1000)), None);
     }
 
     #[test]

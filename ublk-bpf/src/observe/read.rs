@@ -37,6 +37,7 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
         queues,
         cache: cache(&pins)?,
         codes: codes(&pins)?,
+        run_time: None,
     })
 }
 

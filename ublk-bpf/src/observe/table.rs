@@ -4,7 +4,7 @@ use std::fmt;
 
 use ublk_bpf_abi::{CacheCounters, Reason, ServerCounters};
 
-use super::{OpDecisions, Stats, VERDICTS};
+use super::{OpDecisions, RunTime, Stats, VERDICTS};
 
 /// Prints the counts as tables: decisions by verdict and reason for each operation, then the server's counters.
 /// What never happened is left out.
@@ -26,8 +26,19 @@ impl fmt::Display for Table<'_> {
             stats.classifier.id
         )?;
         match stats.policy {
-            Some(policy) => writeln!(f, "policy: program {}", policy.id)?,
+            Some(policy) => writeln!(
+                f,
+                "policy: program {}, {} instructions verified",
+                policy.id, policy.verified_instructions
+            )?,
             None => writeln!(f, "policy: the default one (passthrough)")?,
+        }
+        if let Some(RunTime { runs, mean_ns }) = stats.run_time {
+            let mean = mean_ns.map_or("none".to_owned(), |ns| format!("{ns} ns on average"));
+            writeln!(
+                f,
+                "run time of the classifier with the policy: {mean}, {runs} runs"
+            )?;
         }
         writeln!(f)?;
         self.server(f)

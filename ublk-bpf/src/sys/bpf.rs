@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_stats_type};
 
 use super::mmap::{Access, Mmap};
 
@@ -53,6 +53,17 @@ pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
         run_time_ns: info.run_time_ns,
         verified_instructions: info.verified_insns,
     })
+}
+
+/// Has the kernel count how often and how long programs run, all of them, while what this returns is open. That costs two
+/// readings of the clock for each run.
+pub fn count_run_time() -> io::Result<OwnedFd> {
+    let mut attr = zeroed_attr();
+    attr.enable_stats.type_ = bpf_stats_type::BPF_STATS_RUN_TIME as u32;
+    // SAFETY: The command has no address in its part of `attr`.
+    let fd = unsafe { bpf(bpf_cmd::BPF_ENABLE_STATS, &mut attr) }?;
+    // SAFETY: BPF_ENABLE_STATS returned a new descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Opens the program, map or link that is pinned at `path`.
