@@ -411,13 +411,58 @@ fn a_policy_that_cannot_be_one_is_named() {
 }
 
 #[test]
+fn a_policy_that_does_what_it_may_not_is_refused_with_its_line() {
+    let folder = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fuzz/corpus/policy_object"
+    ));
+    for (name, what) in [
+        ("hang.o", "it calls the helper `bpf_loop` (hang.c:5: `"),
+        ("kill.o", "it calls the helper `bpf_send_signal` (kill.c:3: `"),
+        (
+            "scribble.o",
+            "it calls the helper `bpf_probe_write_user` (scribble.c:4: `",
+        ),
+        ("pinned.o", "map `left_behind` asks to be pinned: "),
+        ("damaged-bss-2g.o", "its ELF headers are damaged; build it again"),
+    ] {
+        // No device is asked for before the object is read.
+        for command in [
+            &["policy", "swap", "1048575", name][..],
+            &["run", "--policy", name],
+        ] {
+            let outcome = run_in(folder, command);
+            let wanted = format!("{name} cannot be a policy: {what}");
+            assert_eq!(
+                (outcome.status, outcome.stderr.lines().count()),
+                (1, 1),
+                "{}",
+                outcome.stderr
+            );
+            assert!(outcome.stderr.contains(&wanted), "{}", outcome.stderr);
+        }
+    }
+    let small = run_in(
+        folder,
+        &["run", "--policy-memory", "4K", "--policy", "good-cgroup-tiers.o"],
+    );
+    assert!(
+        small
+            .stderr
+            .contains("more than the 4096 bytes of --policy-memory"),
+        "{}",
+        small.stderr
+    );
+}
+
+#[test]
 fn a_wrong_configuration_is_told_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     for (text, why) in [
         (
             "backing = \"mem:1M\"\ncaches = \"x\"\n",
-            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `policy-memory`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         ("depth = 0\n", "line 1: depth is 0: give 1 to 4096"),
         ("id = 2000000\n", "line 1: id is 2000000: give 0 to 1048575"),
@@ -470,7 +515,7 @@ fn several_devices_are_checked_before_one_is_made() {
     for (text, line) in [
         (
             "[[device]]\n[[device]]\ndepht = 4\n",
-            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `policy-memory`, `id`, `queues`, `depth`, `logical-block`, `read-only`, `daemon`, `recover-waiting`, `recovery`, `allow-lossy`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
         ),
         (
             "backing = \"a\"\n[[device]]\n",
@@ -580,9 +625,9 @@ fn a_device_that_is_not_there_is_told() {
 fn policies_are_listed() {
     let outcome = run(&["policy", "list"]);
     assert!(
-        outcome
-            .stdout
-            .starts_with("POLICY          WHAT IT DOES\npassthrough     "),
+        outcome.stdout.starts_with(
+            "POLICY          VERIFIED  DEVICES  WHAT IT DOES\npassthrough     -         -        "
+        ),
         "{}",
         outcome.stdout
     );

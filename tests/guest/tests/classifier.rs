@@ -12,7 +12,9 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Instant;
 
 use ublk_bpf::observe::{self, OpDecisions};
-use ublk_bpf::policy::{self, Classifier, Disk, Policy, PolicyError, PolicyObject, Spec, WrittenSpec};
+use ublk_bpf::policy::{
+    self, Classifier, DEFAULT_POLICY_MEMORY, Disk, Policy, PolicyError, PolicyObject, Spec, WrittenSpec,
+};
 use ublk_bpf_abi::{FaultRange, Op, Reason, ServerCounters, Verdict, hint};
 
 const QUEUES: u16 = 2;
@@ -199,7 +201,7 @@ fn altered_passthrough(old: &[u8], new: &[u8]) -> PolicyObject {
         new.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
     );
     std::fs::write(&path, bytes).unwrap();
-    PolicyObject::open(path.as_ref()).unwrap()
+    PolicyObject::open(path.as_ref(), DEFAULT_POLICY_MEMORY).unwrap()
 }
 
 /// `w0 = 1`, which is passthrough's answer.
@@ -252,7 +254,11 @@ fn sparse_drops_reads_of_unwritten_blocks_only() {
     assert_eq!(written.words, 256);
     let fixture = Fixture::new(3, Some(written));
     let classifier = fixture.load();
-    policy::swap(&fixture.disk, &Policy::parse("sparse").unwrap()).unwrap();
+    policy::swap(
+        &fixture.disk,
+        &Policy::parse("sparse", DEFAULT_POLICY_MEMORY).unwrap(),
+    )
+    .unwrap();
     // Blocks 20 and 64 hold data; a block has 128 sectors.
     let words = classifier.written().unwrap().words();
     words[0].store(1 << 20, Ordering::Relaxed);
@@ -289,7 +295,11 @@ fn sparse_drops_reads_of_unwritten_blocks_only() {
 fn fault_fails_requests_in_its_range() {
     let fixture = Fixture::new(4, None);
     let classifier = fixture.load();
-    policy::swap(&fixture.disk, &Policy::parse("fault").unwrap()).unwrap();
+    policy::swap(
+        &fixture.disk,
+        &Policy::parse("fault", DEFAULT_POLICY_MEMORY).unwrap(),
+    )
+    .unwrap();
     fixture.read(0, BLOCK);
     assert_eq!(
         take_all(&classifier)[0].verdict,
@@ -338,7 +348,11 @@ fn invalid_decisions_become_slow_and_are_counted() {
 fn a_policy_that_the_verifier_refuses_leaves_the_old_one() {
     let fixture = Fixture::new(6, None);
     let classifier = fixture.load();
-    policy::swap(&fixture.disk, &Policy::parse("drop-discard").unwrap()).unwrap();
+    policy::swap(
+        &fixture.disk,
+        &Policy::parse("drop-discard", DEFAULT_POLICY_MEMORY).unwrap(),
+    )
+    .unwrap();
     // `w0 = 1` becomes `r0 = *(u32 *)(r1 + 1000)`, far outside of the request.
     let load = [0x61, 0x10, 0xe8, 0x03, 0, 0, 0, 0];
     let error = policy::swap(
@@ -391,7 +405,11 @@ fn policies_are_swapped_under_load_and_no_request_is_lost() {
         for round in 0..6 {
             let name = ["passthrough", "sparse", "fault"][round % 3];
             let start = Instant::now();
-            policy::swap(&fixture.disk, &Policy::parse(name).unwrap()).unwrap();
+            policy::swap(
+                &fixture.disk,
+                &Policy::parse(name, DEFAULT_POLICY_MEMORY).unwrap(),
+            )
+            .unwrap();
             println!("swapped to {name} in {:?}", start.elapsed());
         }
         stop.store(true, Ordering::Relaxed);
@@ -455,7 +473,13 @@ fn pins_outlive_the_process_and_are_found_removed_and_refused() {
     assert!(!pins.path().exists());
     let error = Classifier::reopen(&fixture.spec).unwrap_err();
     assert!(matches!(error, PolicyError::NotClassified { .. }), "{error}");
-    assert!(policy::swap(&fixture.disk, &Policy::parse("sparse").unwrap()).is_err());
+    assert!(
+        policy::swap(
+            &fixture.disk,
+            &Policy::parse("sparse", DEFAULT_POLICY_MEMORY).unwrap()
+        )
+        .is_err()
+    );
 
     drop(fixture.load());
     assert!(!pins.path().exists(), "dropping it removes it");
@@ -465,7 +489,11 @@ fn pins_outlive_the_process_and_are_found_removed_and_refused() {
 fn bpftool_prints_names() {
     let fixture = Fixture::new(9, None);
     let _classifier = fixture.load();
-    policy::swap(&fixture.disk, &Policy::parse("drop-discard").unwrap()).unwrap();
+    policy::swap(
+        &fixture.disk,
+        &Policy::parse("drop-discard", DEFAULT_POLICY_MEMORY).unwrap(),
+    )
+    .unwrap();
     fixture.discard(8, 4096);
     let dump = |map: &str| {
         let pin = policy::PinDir::of(&fixture.disk).map(map);

@@ -57,7 +57,6 @@ fn a_verifier_refusal_names_the_line_and_a_remedy() {
             "mask it",
         ),
         ("panics", "not an exit", "", "may panic"),
-        ("helper", "cannot use helper", "", "tracing program"),
     ] {
         let said = refused(&[
             "policy",
@@ -71,6 +70,82 @@ fn a_verifier_refusal_names_the_line_and_a_remedy() {
     }
     assert_eq!(device.show()["policy"], "passthrough");
     device.stop();
+}
+
+#[test]
+fn what_a_policy_may_not_do_is_refused_before_the_kernel_sees_it() {
+    let device = Device::run(&["--backing", "mem:8M"]);
+    for (policy, what) in [
+        ("loop", "it calls the helper `bpf_loop` ("),
+        ("helper", "it calls the helper `bpf_redirect` ("),
+    ] {
+        let file = format!("/root/policies/refused-{policy}.o");
+        let swap = ["policy", "swap", &device.id(), &file];
+        for command in [&swap[..], &["run", "--backing", "mem:8M", "--policy", &file]] {
+            let said = refused(command);
+            assert!(said.contains(what), "{said}");
+        }
+    }
+    assert_eq!(device.show()["policy"], "passthrough");
+    device.stop();
+}
+
+/// Three levels of 25 rounds: with each function verified once, it would be some 500 instructions.
+#[test]
+fn an_expensive_policy_is_verified_for_all_its_calls_and_says_what_it_costs() {
+    let device = Device::run(&["--backing", "mem:8M"]);
+    let swap = try_run(
+        "ublk-bpf",
+        &["policy", "swap", &device.id(), "/root/policies/levels.o"],
+    );
+    let [out, err] = [&swap.stdout, &swap.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(swap.status.success(), "{err}");
+    let count = out.strip_suffix(" instructions verified\n");
+    let count = count.and_then(|text| text.rsplit(' ').next()?.parse().ok());
+    let count: u64 = count.unwrap_or_else(|| panic!("no count in {out}"));
+    assert!(count > 25 * 25 * 25, "{out}");
+    assert!(
+        err.contains(&format!("went through {count} instructions")),
+        "{err}"
+    );
+
+    let list = run_json("ublk-bpf", &["policy", "list", "--json"]);
+    let rows = list.as_array().expect("a row for each policy");
+    let row = rows.iter().find(|row| row["name"] == "/root/policies/levels.o");
+    let row = row.unwrap_or_else(|| panic!("no levels.o in {list:#}"));
+    assert_eq!(row["devices"][0]["verified_instructions"], count, "{list:#}");
+
+    let expensive = mean_run_time(&device);
+    device.swap("passthrough");
+    let cheap = mean_run_time(&device);
+    assert!(
+        expensive > 2 * cheap,
+        "{expensive} ns a run, {cheap} ns with passthrough"
+    );
+    device.stop();
+}
+
+/// What `stats --run-time` says while the device is read.
+fn mean_run_time(device: &Device) -> u64 {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let input = format!("if={}", device.path_str());
+            while !done.load(Relaxed) {
+                run(
+                    "dd",
+                    &[&input, "of=/dev/null", "bs=4096", "count=64", "iflag=direct"],
+                );
+            }
+        });
+        let stats = try_run("ublk-bpf", &["stats", &device.id(), "--run-time", "--json"]);
+        done.store(true, Relaxed);
+        let stats: serde_json::Value = serde_json::from_slice(&stats.stdout).expect("JSON");
+        assert!(stats["run_time"]["runs"].as_u64() > Some(0), "{stats:#}");
+        let mean = &stats["run_time"]["mean_ns"];
+        mean.as_u64()
+            .unwrap_or_else(|| panic!("no mean run time: {stats:#}"))
+    })
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! meaning.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -31,6 +33,10 @@ pub(super) struct Settings {
     #[arg(long, value_name = "NAME|FILE.o")]
     #[serde(default, deserialize_with = "os_text")]
     pub(super) policy: Option<OsString>,
+    /// Memory that the maps of a policy from a file may take [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size")]
+    pub(super) policy_memory: Option<u64>,
     /// The device's number [default: the lowest free one]
     #[arg(long, value_name = "N")]
     #[serde(default, deserialize_with = "device_id")]
@@ -91,6 +97,21 @@ pub(super) struct Settings {
     pub(super) device: Vec<Self>,
 }
 
+/// A configuration of a thousand devices has 100 KiB.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Reads a file, which may be a pipe, and may go on for ever.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        let what = "it has more than 1 MiB, which no configuration has";
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+    }
+    Ok(text)
+}
+
 /// Names that two devices cannot share.
 const OF_ONE_DEVICE: [&str; 3] = ["backing", "id", "cache"];
 /// Names that say nothing without `cache`.
@@ -105,8 +126,7 @@ const ABOUT_A_CACHE: [&str; 5] = [
 impl Settings {
     /// Reads a configuration file.
     pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.shown()))?;
+        let text = read(path).with_context(|| format!("cannot read the configuration {}", path.shown()))?;
         let wrong = |what| anyhow!(Usage(format!("configuration {}: {what}", path.shown())));
         let settings = Self::parse(&text).map_err(wrong)?;
         settings.check_tables().map_err(wrong)?;
@@ -162,6 +182,7 @@ impl Settings {
         Self {
             backing: self.backing.or(other.backing),
             policy: self.policy.or(other.policy),
+            policy_memory: self.policy_memory.or(other.policy_memory),
             id: self.id.or(other.id),
             queues: self.queues.or(other.queues),
             depth: self.depth.or(other.depth),
@@ -204,6 +225,7 @@ impl Settings {
         let names = [
             (self.backing.is_some(), "backing"),
             (self.policy.is_some(), "policy"),
+            (self.policy_memory.is_some(), "policy-memory"),
             (self.id.is_some(), "id"),
             (self.queues.is_some(), "queues"),
             (self.depth.is_some(), "depth"),
@@ -341,6 +363,19 @@ mod tests {
             assert!(what.contains(words), "{text}: {what}");
             assert!(!what.contains('\n'));
         }
+    }
+
+    #[test]
+    fn what_never_ends_or_nests_without_end_is_refused() {
+        let zeroes = Settings::read(Path::new("/dev/zero")).unwrap_err();
+        assert!(
+            format!("{zeroes:#}").ends_with("it has more than 1 MiB, which no configuration has"),
+            "{zeroes:#}"
+        );
+        let nested = format!("backing = {}", "[".repeat(200_000));
+        assert!(Settings::parse(&nested).unwrap_err().starts_with("line 1: "));
+        let tables = format!("[{}]", "a.".repeat(200_000) + "a");
+        assert!(Settings::parse(&tables).unwrap_err().starts_with("line 1: "));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::config::Settings;
 use super::error::Usage;
 use crate::control::Recovery;
 use crate::path_text::ShowPath as _;
-use crate::policy::{Builtin, DEFAULT_POLICY, PolicyError, builtin};
+use crate::policy::{Builtin, DEFAULT_POLICY, DEFAULT_POLICY_MEMORY, PolicyError, builtin};
 use crate::server::{CacheOptions, Options, ServeError};
 use crate::target::Spec;
 
@@ -60,6 +60,7 @@ fn options(said: Settings) -> anyhow::Result<Options> {
     let options = Options {
         backing: said.backing.unwrap_or(DEFAULT_BACKING),
         policy: super::policy::absolute(&said.policy.unwrap_or_else(|| default_policy.into()))?,
+        policy_memory: said.policy_memory.unwrap_or(DEFAULT_POLICY_MEMORY),
         id: said.id,
         queues: said.queues.unwrap_or(DEFAULT_QUEUES),
         depth: said.depth.unwrap_or(DEFAULT_DEPTH),

@@ -5,16 +5,19 @@ use std::path::Path;
 
 use anyhow::Context;
 use clap::Subcommand;
-use serde_json::json;
+use serde::Serialize;
 
 use super::args::{Device, Format};
 use super::output::print_line;
 use super::table;
+use crate::log;
+use crate::observe;
 use crate::path_text::ShowPath as _;
-use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, PolicyError, builtin};
+use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, builtin};
 use crate::server::Record;
 use crate::server::lock::Lock;
-use crate::server::record::RecordError;
+use crate::server::record::{self, RecordError};
+use crate::target::parse_size;
 
 /// List policies, or change a device's policy while it runs
 #[derive(Debug, clap::Args)]
@@ -25,7 +28,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the built-in policies
+    /// List the built-in policies and those that devices have, with how many instructions the verifier went through
     List(Format),
     /// Replace a device's policy; no request is lost, and for about a millisecond the default one answers
     Swap {
@@ -34,6 +37,9 @@ enum Action {
         /// A built-in policy's name, or a BPF object file (one that is called like a built-in: ./NAME)
         #[arg(value_name = "NAME|FILE.o")]
         policy: OsString,
+        /// Memory that the maps of a policy from a file may take
+        #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
+        policy_memory: u64,
     },
     /// Take a device's policy away: everything passes through
     Reset {
@@ -46,43 +52,117 @@ enum Action {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.action {
         Action::List(format) => list(*format),
-        Action::Swap { device, policy } => {
+        Action::Swap {
+            device,
+            policy,
+            policy_memory,
+        } => {
             let name = absolute(policy)?;
-            let wanted = Policy::parse(&name)?;
+            let wanted = Policy::parse(&name, *policy_memory)?;
             if wanted.needs_cache() && Record::read(device.id)?.cache.is_none() {
                 return Err(PolicyError::NeedsCache(name).into());
             }
-            change(*device, name, |disk| policy::swap(disk, &wanted))
+            let swap = |record: &mut Record| {
+                let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
+                record.policy.clone_from(&name);
+                record.policy_memory = *policy_memory;
+                Ok(verified)
+            };
+            let verified = change(*device, swap)?;
+            print_line(format_args!(
+                "ublkb{}: policy {name}, {} instructions verified",
+                device.id, verified.instructions
+            ))?;
+            if let Some(warning) = verified.warning() {
+                log::say(format_args!("warning: {warning}"));
+            }
+            Ok(())
         }
-        Action::Reset { device } => change(*device, DEFAULT_POLICY.to_owned(), |disk| {
-            policy::reset(disk).map(drop)
+        Action::Reset { device } => change(*device, |record| {
+            policy::reset(&Disk::ublk(device.id.number()))?;
+            DEFAULT_POLICY.clone_into(&mut record.policy);
+            Ok(())
         }),
     }
 }
 
+/// A row of `policy list`.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    description: &'static str,
+    /// The devices that have it.
+    devices: Vec<InUse>,
+}
+
+/// A policy as a device has it.
+#[derive(Serialize)]
+struct InUse {
+    id: u32,
+    /// Instructions that the verifier went through; none for the classifier's own answer, and where the pins may not be
+    /// read.
+    verified_instructions: Option<u32>,
+}
+
 fn list(format: Format) -> anyhow::Result<()> {
+    let rows = rows();
     if format.json {
-        let all: Vec<_> = builtin()
-            .iter()
-            .map(|of| json!({ "name": of.name, "description": of.description }))
-            .collect();
-        print_line(serde_json::to_string_pretty(&all)?)?;
+        print_line(serde_json::to_string_pretty(&rows)?)?;
     } else {
-        let rows: Vec<_> = builtin()
-            .iter()
-            .map(|of| vec![of.name.to_owned(), of.description.to_owned()])
-            .collect();
-        table::print(&["POLICY", "WHAT IT DOES"], &rows)?;
+        let rows: Vec<_> = rows.iter().map(Row::columns).collect();
+        table::print(&["POLICY", "VERIFIED", "DEVICES", "WHAT IT DOES"], &rows)?;
     }
     Ok(())
 }
 
+/// The built-in policies, and those of users' own that devices have.
+fn rows() -> Vec<Row> {
+    let row = |name: &str, description| Row {
+        name: name.to_owned(),
+        description,
+        devices: Vec::new(),
+    };
+    let mut rows: Vec<Row> = builtin().iter().map(|of| row(of.name, of.description)).collect();
+    let ids = record::ids().unwrap_or_default();
+    for record in ids.into_iter().filter_map(|id| Record::read(id).ok()) {
+        let at = rows.iter().position(|row| row.name == record.policy);
+        let at = at.unwrap_or_else(|| {
+            rows.push(row(&record.policy, "a policy of your own"));
+            rows.len() - 1
+        });
+        let pins = PinDir::open(&Disk::ublk(record.id().number())).ok();
+        let program = pins.and_then(|pins| observe::program(&pins.policy()).ok()?);
+        rows[at].devices.push(InUse {
+            id: record.id().number(),
+            verified_instructions: program.map(|program| program.verified_instructions),
+        });
+    }
+    rows
+}
+
+impl Row {
+    fn columns(&self) -> Vec<String> {
+        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+        let verified = self
+            .devices
+            .iter()
+            .filter_map(|device| device.verified_instructions)
+            .max();
+        let devices: Vec<_> = self.devices.iter().map(|device| device.id.to_string()).collect();
+        vec![
+            self.name.clone(),
+            or_dash(verified.map(|count| count.to_string()).unwrap_or_default()),
+            or_dash(devices.join(",")),
+            self.description.to_owned(),
+        ]
+    }
+}
+
 /// Changes the policy and the record of it, one process at a time.
-fn change(
+fn change<T>(
     device: Device,
-    name: String,
-    change: impl FnOnce(&Disk) -> Result<(), PolicyError>,
-) -> anyhow::Result<()> {
+    change: impl FnOnce(&mut Record) -> Result<T, PolicyError>,
+) -> anyhow::Result<T> {
     // Without a device there is nothing to lock.
     Record::read(device.id)?;
     let lock = Lock::change_policy(device.id)?;
@@ -92,9 +172,9 @@ fn change(
             lock.remove_file();
         }
     })?;
-    change(&Disk::ublk(device.id.number()))?;
-    record.policy = name;
-    Ok(record.write()?)
+    let changed = change(&mut record)?;
+    record.write()?;
+    Ok(changed)
 }
 
 /// The policy's name as text, with the path of a file made absolute: servers and later commands have other working

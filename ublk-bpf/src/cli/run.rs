@@ -71,7 +71,7 @@ pub(super) struct Args {
     settings: Settings,
     /// Serve device N again, which waits for a server, with the options it was made with
     #[arg(long, value_name = "N", conflicts_with_all =
-        ["backing", "policy", "id", "queues", "depth", "logical_block", "read_only", "recovery", "allow_lossy",
+        ["backing", "policy", "policy_memory", "id", "queues", "depth", "logical_block", "read_only", "recovery", "allow_lossy",
         "config", "cache", "cache_block", "cache_mode", "cache_eviction", "promote_limit", "cache_reset", "recover_waiting"])]
     recover: Option<DeviceId>,
     /// Read options from a TOML file, which can describe several devices

@@ -4,6 +4,8 @@
 //! serialise themselves for each device.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,9 +18,10 @@ use ublk_bpf_abi::POLICY_FUNCTION;
 use super::builtin::{Builtin, builtin};
 use super::error::{PolicyError, chain};
 use super::load::{ebpf_error, program_error};
-use super::object::PolicyObject;
+use super::object::{PolicyObject, pin_name};
 use super::pin::{Disk, PinDir, pin_error, unlink};
 use crate::path_text::{self, ShowPath as _};
+use crate::sys::bpf::program_facts;
 
 /// The kernel frees a link some time after its last reference is gone; so long an attachment may be refused.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +42,9 @@ pub enum Policy {
 impl Policy {
     /// The policy that `NAME` or `FILE.o` names, a path as [`path_text`] writes it. A file that is called like a
     /// built-in policy is named as `./NAME`.
-    pub fn parse(argument: &str) -> Result<Self, PolicyError> {
+    ///
+    /// The maps of a file's policy may take `memory` bytes.
+    pub fn parse(argument: &str, memory: u64) -> Result<Self, PolicyError> {
         if let Some(found) = builtin().iter().find(|known| known.name == argument) {
             return Ok(Self::Builtin(found));
         }
@@ -51,7 +56,7 @@ impl Policy {
                 known: known.join(", "),
             });
         }
-        Ok(Self::Object(PolicyObject::open(&path)?))
+        Ok(Self::Object(PolicyObject::open(&path, memory)?))
     }
 
     /// The name that `show` and `list` print.
@@ -77,26 +82,60 @@ impl Policy {
     }
 }
 
+/// What the verifier went through to admit a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Instructions on all paths together: no request runs more of the policy's. The kernel gives up after a million.
+    pub instructions: u32,
+}
+
+impl Verified {
+    /// Instructions above which a policy may slow every request down noticeably: some microseconds.
+    pub const MANY: u32 = 10_000;
+
+    /// A warning, if a request may run many instructions.
+    #[must_use]
+    pub fn warning(self) -> Option<String> {
+        (self.instructions > Self::MANY).then(|| {
+            format!(
+                "the verifier went through {} instructions of this policy, more than {}: a request may run as many, and \
+                 its submitter waits; see what it costs with `ublk-bpf stats ID --run-time`",
+                self.instructions,
+                Self::MANY
+            )
+        })
+    }
+}
+
 /// Puts a policy in the place of the one that a disk's classifier asks now.
 ///
 /// The new one is loaded and verified first: one that is refused leaves the old one as it is. The kernel lets no
 /// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the
 /// old, the default one answers: passthrough. No request is lost by that. The old policy's maps go with it.
-pub fn swap(disk: &Disk, policy: &Policy) -> Result<(), PolicyError> {
+pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
     let pins = PinDir::open(disk)?;
     let classifier = open_classifier(&pins)?;
     let what = format!("policy {}", policy.name());
-    let mut ebpf = EbpfLoader::new()
-        .load(policy.bytes())
-        .map_err(|error| ebpf_error(&what, error))?;
-    load_entry(&mut ebpf, classifier, &what)?;
+    let mut ebpf = load(policy, &what)?;
+    let verified = load_entry(&mut ebpf, classifier, &what)?;
     detach(&pins)?;
     let placed = attach_and_pin(&mut ebpf, &pins, &what);
     if placed.is_err() {
         // Half a policy is none. The first error says what went wrong.
         let _ = detach(&pins);
     }
-    placed
+    placed.map(|()| verified)
+}
+
+/// Makes a policy's maps and its program, which is not verified yet.
+fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
+    // What is known to break the loader was refused at the door. Should there be more, it is the policy that ends.
+    let loaded = catch_unwind(|| EbpfLoader::new().load(policy.bytes()));
+    let loaded = loaded.map_err(|_| PolicyError::Load {
+        what: what.to_owned(),
+        detail: "it breaks the loader: build it again".to_owned(),
+    })?;
+    loaded.map_err(|error| ebpf_error(what, error))
 }
 
 /// Takes away the policy of a disk, so that the default one answers: passthrough. Says whether there was one.
@@ -118,10 +157,21 @@ fn open_classifier(pins: &PinDir) -> Result<ProgramFd, PolicyError> {
         .map_err(|e| pin_error("opening", path, io::Error::other(chain(&e))))
 }
 
-fn load_entry(ebpf: &mut Ebpf, classifier: ProgramFd, what: &str) -> Result<(), PolicyError> {
-    entry(ebpf, what)?
+/// Has the verifier check the policy's program against the function that it is to replace.
+fn load_entry(ebpf: &mut Ebpf, classifier: ProgramFd, what: &str) -> Result<Verified, PolicyError> {
+    let program = entry(ebpf, what)?;
+    program
         .load(classifier, POLICY_FUNCTION)
-        .map_err(|error| program_error(what, error))
+        .map_err(|error| program_error(what, error))?;
+    let failed = |error: &(dyn std::error::Error + 'static)| PolicyError::Load {
+        what: what.to_owned(),
+        detail: chain(error),
+    };
+    let fd = program.fd().map_err(|e| failed(&e))?;
+    let facts = program_facts(fd.as_fd()).map_err(|e| failed(&e))?;
+    Ok(Verified {
+        instructions: facts.verified_instructions,
+    })
 }
 
 fn entry<'a>(ebpf: &'a mut Ebpf, what: &str) -> Result<&'a mut Extension, PolicyError> {
@@ -167,10 +217,7 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir, what: &str) -> Result<(), Poli
         pin_error("pinning to", path.to_owned(), io::Error::other(chain(error)))
     };
     for (name, map) in ebpf.maps() {
-        // bpffs takes no name with a dot, which the maps of an object's globals have.
-        let path = pins
-            .policy_maps()
-            .join(name.trim_start_matches('.').replace('.', "_"));
+        let path = pins.policy_maps().join(pin_name(name));
         map.pin(&path).map_err(|e| pin(&path, &e))?;
     }
     let program = entry(ebpf, what)?;

@@ -7,6 +7,8 @@ use std::io;
 const LAST_LINES: usize = 12;
 /// How long a report of the kernel's own may be.
 const REPORT_LINES: usize = 48;
+/// How much of a line of source is worth showing.
+const TEXT_CHARS: usize = 80;
 /// Where newer kernels begin to explain the refusal in sentences.
 const REPORT: &str = "Verification failed: ";
 /// How the lines begin that end every log and say nothing about why.
@@ -91,10 +93,10 @@ pub struct Refusal {
 
 /// A line of a program's source, as the object's type information has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Source {
-    text: String,
+pub(super) struct Source {
+    pub(super) text: String,
     /// `file:line`, without the folder.
-    place: String,
+    pub(super) place: String,
 }
 
 impl Refusal {
@@ -162,9 +164,18 @@ impl Source {
         })
     }
 
-    fn is_inlined(&self) -> bool {
+    /// Whether it is of a library, inlined into the author's.
+    pub(super) fn is_inlined(&self) -> bool {
         let file = self.place.split(':').next();
         self.text.contains(MACRO) || file.is_some_and(|file| INLINED.contains(&file))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: String = self.text.chars().take(TEXT_CHARS).collect();
+        let more = if shown.len() < self.text.len() { "..." } else { "" };
+        write!(f, "{}: `{shown}{more}`", self.place)
     }
 }
 
@@ -172,8 +183,8 @@ impl Source {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the kernel's verifier refused {}: {}", self.what, self.reason)?;
-        if let Some(Source { text, place }) = &self.source {
-            write!(f, " ({place}: `{text}`)")?;
+        if let Some(source) = &self.source {
+            write!(f, " ({source})")?;
         }
         if let Some(hint) = self.hint() {
             write!(f, "; {hint}")?;

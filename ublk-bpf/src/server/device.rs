@@ -53,7 +53,7 @@ impl NewDevice {
         reserved: &[DeviceId],
         opening: &mut Opening<'_>,
     ) -> Result<Self, ServeError> {
-        let policy = Policy::parse(&options.policy)?;
+        let policy = Policy::parse(&options.policy, options.policy_memory)?;
         let (target, cache) = open_devices(options, opening, None)?;
         Ok(Self {
             options: options.clone(),
@@ -78,7 +78,10 @@ impl Device for NewDevice {
         let spec = classifier_spec(&claim.info, target, facts.sectors, cache)?;
         let mut classifier = Classifier::load(&spec)?;
         mark_data(target, &classifier)?;
-        policy::swap(&spec.disk, &self.policy)?;
+        let verified = policy::swap(&spec.disk, &self.policy)?;
+        if let Some(warning) = verified.warning() {
+            tracing::warn!("policy {}: {warning}", self.policy.name());
+        }
         drop(policy_lock);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
             let entries = cache.warm(target)?;

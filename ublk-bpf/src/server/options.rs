@@ -14,6 +14,8 @@ pub struct Options {
     pub backing: Spec,
     /// The policy: the name of a built-in one, or the path of a BPF object.
     pub policy: String,
+    /// Bytes that the maps of a policy of a user's own may take.
+    pub policy_memory: u64,
     /// The wanted id; `None` for the lowest free one.
     pub id: Option<DeviceId>,
     /// Hardware queues, at least 1; the kernel lowers it to the number of CPUs.

@@ -8,12 +8,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::lock::Lock;
 use super::run_dir::{DIRECTORY, RunDir};
 use super::{CacheOptions, Options, Role};
+use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
+use crate::policy::DEFAULT_POLICY_MEMORY;
 use crate::sys::trust::Distrusted;
+use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Spec, Storage, Target};
 
 /// Version of the record's format.
@@ -43,6 +47,9 @@ pub struct Record {
     pub storage: Option<Storage>,
     /// The policy's name, or the absolute path of its object.
     pub policy: String,
+    /// Bytes that the maps of a policy of a user's own may take.
+    #[serde(default = "default_policy_memory")]
+    pub policy_memory: u64,
     /// Hardware queues.
     pub queues: u16,
     /// Requests that a queue holds at once.
@@ -158,6 +165,7 @@ impl Record {
             identity: backing.identity(),
             storage: backing.storage(),
             policy: options.policy.clone(),
+            policy_memory: options.policy_memory,
             queues: info.queues,
             depth: info.depth,
             sectors,
@@ -181,6 +189,7 @@ impl Record {
         Options {
             backing: self.backing.clone(),
             policy: self.policy.clone(),
+            policy_memory: self.policy_memory,
             id: Some(self.id()),
             queues: self.queues,
             depth: self.depth,
@@ -250,7 +259,27 @@ impl Record {
         if record.id != id.number() {
             return Err(format!("it is about ublkb{}", record.id));
         }
+        record.check_ranges()?;
         Ok(record)
+    }
+
+    /// Refuses numbers that no device has, which would overflow where they are calculated with.
+    fn check_ranges(&self) -> Result<(), String> {
+        let is_shape = (1..=UBLK_MAX_NR_QUEUES).contains(&self.queues)
+            && (1..=UBLK_MAX_QUEUE_DEPTH).contains(&self.depth);
+        if !is_shape {
+            return Err(format!("it has {} queues of depth {}", self.queues, self.depth));
+        }
+        // The kernel counts a disk's bytes in a signed number.
+        if self.sectors > i64::MAX.unsigned_abs() / SECTOR_SIZE {
+            return Err(format!("it has {} sectors", self.sectors));
+        }
+        let block = self.cache.as_ref().map(|cache| cache.options.block);
+        let is_block = |block: u32| block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block);
+        match block.filter(|&block| !is_block(block)) {
+            Some(block) => Err(format!("it has cache blocks of {block} bytes")),
+            None => Ok(()),
+        }
     }
 
     /// Writes the record, replacing the one before as a whole.
@@ -376,6 +405,11 @@ pub(super) fn file_name(id: DeviceId, kind: &str) -> String {
 }
 
 /// The kernel's name for this boot; empty if it does not say.
+/// What a record of an older version says.
+fn default_policy_memory() -> u64 {
+    DEFAULT_POLICY_MEMORY
+}
+
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .unwrap_or_default()
@@ -394,6 +428,7 @@ mod tests {
         let options = Options {
             backing: Spec::Memory(1 << 30),
             policy: "passthrough".into(),
+            policy_memory: default_policy_memory(),
             id: None,
             queues: 4,
             depth: 128,
@@ -466,6 +501,16 @@ mod tests {
             (&good.replace("mem:1G", "mem:1X"), "not a size"),
             (&good.replace("\"depth\"", "\"death\""), "unknown field"),
             (&good[..good.len() - 2], "EOF"),
+            (&good.replace("\"queues\":2", "\"queues\":0"), "0 queues of depth"),
+            (
+                &good.replace("\"sectors\":2097152", "\"sectors\":18446744073709551615"),
+                "sectors",
+            ),
+            (
+                &good.replace("\"block\":65536", "\"block\":0"),
+                "cache blocks of 0 bytes",
+            ),
+            (&format!("{{\"x\":{}", "[".repeat(60_000)), "EOF"),
         ] {
             let reason = Record::parse(text.as_bytes(), ID).unwrap_err();
             assert!(reason.contains(words), "{text}: {reason}");

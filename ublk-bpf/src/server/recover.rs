@@ -44,7 +44,7 @@ impl LeftDevice {
         let before = Record::read(id)?;
         let options = before.options();
         let info = waiting(control, id)?;
-        let policy = Policy::parse(&options.policy);
+        let policy = Policy::parse(&options.policy, options.policy_memory);
         let (target, cache) = open_devices(&options, opening, Some(id))?;
         check_unchanged(control, &before, &target)?;
         if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {

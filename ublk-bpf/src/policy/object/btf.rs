@@ -1,0 +1,317 @@
+//! The type information of an object (`.BTF`), checked before a library reads it.
+//!
+//! `aya-obj` takes offsets and enumerators in it as they are. So every offset is shown to be inside, every type to exist,
+//! and every enumerator to be one, as the kernel's `Documentation/bpf/btf.rst` has them.
+
+use super::bytes::{part, u16_at, u32_at};
+
+const MAGIC: u16 = 0xeb9f;
+const VERSION: u8 = 1;
+const HEADER_LEN: u32 = 24;
+/// Nothing legitimate comes near: the policies of this repository have 3 KiB.
+const MAX_BYTES: usize = 4 << 20;
+
+// `BTF_KIND_*` of `include/uapi/linux/btf.h`.
+const KIND_INT: u32 = 1;
+const KIND_PTR: u32 = 2;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_FWD: u32 = 7;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
+const KIND_DATASEC: u32 = 15;
+const KIND_FLOAT: u32 = 16;
+const KIND_DECL_TAG: u32 = 17;
+const KIND_TYPE_TAG: u32 = 18;
+const KIND_ENUM64: u32 = 19;
+
+/// `BTF_FUNC_STATIC` and `BTF_FUNC_GLOBAL`.
+const LINKAGE_STATIC: u32 = 0;
+const LINKAGE_GLOBAL: u32 = 1;
+/// `BTF_VAR_GLOBAL_EXTERN`, the last linkage of variables.
+const LINKAGE_LAST: u32 = 2;
+
+/// Type information in which every offset is inside and every type exists.
+#[derive(Debug)]
+pub(super) struct Types<'a> {
+    strings: &'a [u8],
+    functions: Vec<Function<'a>>,
+}
+
+/// A function that the object describes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Function<'a> {
+    /// The number of its type.
+    pub(super) id: u32,
+    pub(super) name: &'a str,
+    linkage: u32,
+    /// Where in the section its kind and linkage are.
+    info_at: usize,
+}
+
+impl Function<'_> {
+    /// Whether the verifier would look at it once and on its own, whoever calls it and how often.
+    pub(super) fn is_global(&self) -> bool {
+        self.linkage == LINKAGE_GLOBAL
+    }
+
+    /// What makes it static: where in a file, whose section begins at byte `base`, and with which bytes.
+    pub(super) fn static_info(&self, base: usize) -> (usize, [u8; 4]) {
+        let info = (KIND_FUNC << 24) | LINKAGE_STATIC;
+        (base + self.info_at, info.to_le_bytes())
+    }
+}
+
+impl<'a> Types<'a> {
+    /// Checks the section `.BTF`.
+    pub(super) fn parse(section: &'a [u8]) -> Result<Self, String> {
+        if section.len() > MAX_BYTES {
+            return Err(format!(
+                "type information of {} bytes, more than 4 MiB",
+                section.len()
+            ));
+        }
+        let Header { types, strings } =
+            Header::parse(section).ok_or_else(|| "the header of .BTF does not fit its section".to_owned())?;
+        if strings.first() != Some(&0) || strings.last() != Some(&0) {
+            return Err("the strings of .BTF do not begin and end with a zero byte".to_owned());
+        }
+        let mut walk = Walk {
+            section,
+            at: types.start,
+            end: types.end,
+            next_id: 1,
+            largest_reference: 0,
+            largest_name: 0,
+        };
+        let mut functions = Vec::new();
+        while walk.at < walk.end {
+            let id = walk.next_id;
+            let function = walk
+                .step()
+                .ok_or_else(|| format!("type {id} of .BTF is damaged"))?;
+            functions.extend(function.map(|(name, linkage, info_at)| (id, name, linkage, info_at)));
+        }
+        if walk.largest_reference >= walk.next_id {
+            return Err(format!(
+                "type {} is named in .BTF and is not there",
+                walk.largest_reference
+            ));
+        }
+        if walk.largest_name as usize >= strings.len() {
+            return Err(format!(
+                "a name at {} is outside the strings of .BTF",
+                walk.largest_name
+            ));
+        }
+        let mut types = Self {
+            strings,
+            functions: Vec::new(),
+        };
+        for (id, name, linkage, info_at) in functions {
+            let name = types
+                .string(name)
+                .ok_or_else(|| format!("type {id} of .BTF has a name that is not text"))?;
+            types.functions.push(Function {
+                id,
+                name,
+                linkage,
+                info_at,
+            });
+        }
+        Ok(types)
+    }
+
+    /// The functions that are described.
+    pub(super) fn functions(&self) -> &[Function<'a>] {
+        &self.functions
+    }
+
+    /// The text at this offset of the strings.
+    pub(super) fn string(&self, offset: u32) -> Option<&'a str> {
+        let text = self.strings.get(offset as usize..)?;
+        str::from_utf8(text.split(|&byte| byte == 0).next()?).ok()
+    }
+}
+
+/// Where types and strings are.
+struct Header<'a> {
+    types: std::ops::Range<usize>,
+    strings: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    /// `struct btf_header`.
+    fn parse(section: &'a [u8]) -> Option<Self> {
+        let header_len = u32_at(section, 4)?;
+        let is_known =
+            u16_at(section, 0)? == MAGIC && section.get(2) == Some(&VERSION) && header_len >= HEADER_LEN;
+        let [types_at, types_len, strings_at, strings_len] =
+            [8, 12, 16, 20].map(|at| u32_at(section, at).map(u64::from));
+        let types_at = u64::from(header_len) + types_at?;
+        part(section, types_at, types_len?)?;
+        let strings = part(section, u64::from(header_len) + strings_at?, strings_len?)?;
+        let start = usize::try_from(types_at).ok()?;
+        let types = start..start + usize::try_from(types_len?).ok()?;
+        is_known.then_some(Self { types, strings })
+    }
+}
+
+/// A walk over the types.
+struct Walk<'a> {
+    section: &'a [u8],
+    at: usize,
+    end: usize,
+    next_id: u32,
+    largest_reference: u32,
+    largest_name: u32,
+}
+
+impl Walk<'_> {
+    /// Goes past one type, `struct btf_type` with what follows it. Gives a function's name, linkage and place.
+    fn step(&mut self) -> Option<Option<(u32, u32, usize)>> {
+        let info_at = self.at + 4;
+        let [name, info, size_or_type] = [self.word()?, self.word()?, self.word()?];
+        self.names(name);
+        let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
+        let mut function = None;
+        match kind {
+            KIND_INT => drop(self.word()?),
+            KIND_ARRAY => {
+                let [element, index, _] = [self.word()?, self.word()?, self.word()?];
+                self.refers(element);
+                self.refers(index);
+            }
+            KIND_STRUCT | KIND_UNION => self.each(count, |walk| {
+                let [name, of, _] = [walk.word()?, walk.word()?, walk.word()?];
+                walk.names(name);
+                walk.refers(of);
+                Some(())
+            })?,
+            KIND_ENUM => self.each(count, |walk| {
+                let [name, _] = [walk.word()?, walk.word()?];
+                walk.names(name);
+                Some(())
+            })?,
+            KIND_ENUM64 => self.each(count, |walk| {
+                let [name, _, _] = [walk.word()?, walk.word()?, walk.word()?];
+                walk.names(name);
+                Some(())
+            })?,
+            KIND_FUNC_PROTO => {
+                self.refers(size_or_type);
+                self.each(count, |walk| {
+                    let [name, of] = [walk.word()?, walk.word()?];
+                    walk.names(name);
+                    walk.refers(of);
+                    Some(())
+                })?;
+            }
+            KIND_FUNC => {
+                self.refers(size_or_type);
+                (count <= LINKAGE_LAST).then_some(())?;
+                function = Some((name, count, info_at));
+            }
+            KIND_VAR => {
+                self.refers(size_or_type);
+                (self.word()? <= LINKAGE_LAST).then_some(())?;
+            }
+            KIND_DATASEC => self.each(count, |walk| {
+                let [of, _, _] = [walk.word()?, walk.word()?, walk.word()?];
+                walk.refers(of);
+                Some(())
+            })?,
+            KIND_DECL_TAG => {
+                self.refers(size_or_type);
+                self.word()?;
+            }
+            KIND_PTR | KIND_TYPE_TAG => self.refers(size_or_type),
+            // Typedef, volatile, const, restrict.
+            kind if kind > KIND_FWD && kind <= KIND_RESTRICT => self.refers(size_or_type),
+            KIND_FWD | KIND_FLOAT => {}
+            _ => return None,
+        }
+        self.next_id = self.next_id.checked_add(1)?;
+        Some(function)
+    }
+
+    fn word(&mut self) -> Option<u32> {
+        let word = u32_at(&self.section[..self.end], self.at)?;
+        self.at += 4;
+        Some(word)
+    }
+
+    fn each(&mut self, count: u32, member: impl Fn(&mut Self) -> Option<()>) -> Option<()> {
+        (0..count).try_for_each(|_| member(self))
+    }
+
+    fn refers(&mut self, id: u32) {
+        self.largest_reference = self.largest_reference.max(id);
+    }
+
+    fn names(&mut self, offset: u32) {
+        self.largest_name = self.largest_name.max(offset);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A section of these words and strings.
+    pub(crate) fn section(types: &[u32], strings: &[u8]) -> Vec<u8> {
+        let types: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+        let header = [HEADER_LEN, 0, len(&types), len(&types), len(strings)];
+        let mut section = vec![0x9f, 0xeb, VERSION, 0];
+        section.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        section.extend(types);
+        section.extend(strings);
+        section
+    }
+
+    const INT: [u32; 4] = [1, KIND_INT << 24, 4, 32];
+
+    #[test]
+    fn functions_are_found_and_made_static() {
+        let types = [
+            &INT[..],
+            &[0, KIND_FUNC_PROTO << 24, 1],
+            &[5, KIND_FUNC << 24 | LINKAGE_GLOBAL, 2],
+        ];
+        let mut bytes = section(&types.concat(), b"\0int\0f\0");
+        let (at, info) = {
+            let parsed = Types::parse(&bytes).unwrap();
+            let [function] = parsed.functions() else { panic!() };
+            assert_eq!((function.id, function.name, function.is_global()), (3, "f", true));
+            function.static_info(0)
+        };
+        bytes[at..at + 4].copy_from_slice(&info);
+        assert!(!Types::parse(&bytes).unwrap().functions()[0].is_global());
+    }
+
+    #[test]
+    fn damage_is_named() {
+        let with = |types: &[u32], strings: &[u8]| Types::parse(&section(types, strings)).unwrap_err();
+        assert!(with(&INT, b"int\0").contains("begin and end with a zero byte"));
+        assert!(with(&INT, b"\0int").contains("begin and end with a zero byte"));
+        assert!(with(&INT, b"\0").contains("outside the strings"));
+        assert!(with(&INT[..3], b"\0int\0").contains("type 1 of .BTF is damaged"));
+        assert!(with(&[0, KIND_PTR << 24, 2], b"\0").contains("type 2 is named"));
+        assert!(with(&[0, 31 << 24, 0], b"\0").contains("type 1 of .BTF is damaged"));
+        assert!(with(&[0, KIND_VAR << 24, 0, 3], b"\0").contains("type 1 of .BTF is damaged"));
+        assert!(with(&[0, KIND_STRUCT << 24 | 0xffff, 0], b"\0").contains("type 1 of .BTF is damaged"));
+        let whole = section(&INT, b"\0int\0");
+        for len in 0..whole.len() {
+            assert!(
+                Types::parse(&whole[..len]).is_err(),
+                "{len} bytes of {}",
+                whole.len()
+            );
+        }
+    }
+}
