@@ -97,14 +97,18 @@ fn warnings(status: &Status, users: &[String]) -> Vec<String> {
             .cache
             .as_ref()
             .is_some_and(|cache| is_memory(&cache.device));
-    let is_swapped_to = users.iter().any(|user| user.starts_with("swap"));
-    if !(takes_memory && is_swapped_to) {
+    if !(takes_memory && users.iter().any(|user| is_swap(user))) {
         return Vec::new();
     }
     vec![format!(
         "what is swapped to it takes memory again: the machine hangs when memory runs out: swapoff {}",
         status.device
     )]
+}
+
+/// Whether this user, in the words of [`users::of`], swaps to the device, or to a partition or device on it.
+fn is_swap(user: &str) -> bool {
+    user == "swap" || user.ends_with(" as swap")
 }
 
 /// What is to be known of the cache, in a line.
@@ -153,6 +157,20 @@ fn in_words(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn swap_is_found_on_partitions_and_stacked_devices_too() {
+        for user in ["swap", "ublkb0p1 as swap", "dm-0 (vg-swap) as swap"] {
+            assert!(is_swap(user), "{user}");
+        }
+        for user in [
+            "a mount on /swap",
+            "swapper (process 77)",
+            "dm-0 (swap) mounted at /srv",
+        ] {
+            assert!(!is_swap(user), "{user}");
+        }
+    }
 
     #[test]
     fn time_is_told_in_two_units() {
