@@ -277,7 +277,7 @@ struct Running {
 
 /// What a device's thread tells the main thread.
 enum Report {
-    Ready(Ready),
+    Ready(Box<Ready>),
     Ended(Result<(), ServeError>),
 }
 
@@ -314,7 +314,7 @@ impl Server {
                 control,
                 runtime,
                 asked,
-                ready: &|ready| report(Report::Ready(ready)),
+                ready: &|ready| report(Report::Ready(Box::new(ready))),
             };
             // A panic is this device's failure; the others go on.
             let end = catch_unwind(AssertUnwindSafe(|| device.live(host)));
@@ -365,7 +365,7 @@ impl Server {
     fn note(&mut self, index: usize, report: Report) {
         let device = &mut self.devices[index];
         match report {
-            Report::Ready(ready) => device.ready = Some(ready),
+            Report::Ready(ready) => device.ready = Some(*ready),
             Report::Ended(end) => {
                 // The process may go on for long.
                 if let (Err(error), true) = (&end, self.of > 1 && self.was_announced) {
