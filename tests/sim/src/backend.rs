@@ -80,9 +80,6 @@ pub(super) const fn cache_range(io: &Io) -> Option<(u64, u64)> {
         | Io::Load {
             from: Device::Cache, ..
         }
-        | Io::Write {
-            to: Device::Cache, ..
-        }
         | Io::Store {
             to: Device::Cache, ..
         } => device_range(io),
@@ -386,9 +383,20 @@ impl Sim<'_> {
         let pages = page_range(&op.io).map_or(0..0, |(at, _)| range(at, moved));
         let number = staging_of(&op.io).map_or(0, |(buffer, ..)| usize::from(buffer.0));
         let staged = staging_of(&op.io).map_or(0..0, |(_, skip, _)| range(skip, moved));
+        self.change_buffer(op.tag, pages.start);
         let source = match op.io {
             Io::Write { offset, durable, .. } => {
                 Some((offset, durable, Source::Pages(op.tag, pages.clone())))
+            }
+            Io::Store {
+                to: Device::Cache,
+                offset,
+                durable,
+                ..
+            } if self.bug == Some(Bug::WriteFromPagesTwice) => {
+                let place = self.place(op.tag, &op.io)?.map_or(offset, |(place, _)| place);
+                let at = index(place) - index(self.queue.kernel.tag(op.tag).request.sector * 512);
+                Some((offset, durable, Source::Pages(op.tag, at..at + moved)))
             }
             Io::Store { offset, durable, .. } => {
                 Some((offset, durable, Source::Staging(number, staged.clone())))
@@ -429,7 +437,7 @@ impl Sim<'_> {
 
     /// Puts whole sectors on the disk, after a look at what they are.
     fn write(&mut self, op: &Op, offset: u64, durable: bool, source: Source) -> Check {
-        let id = self.queue.kernel.tags[usize::from(op.tag)].request.id;
+        let Request { id, other, .. } = self.queue.kernel.tags[usize::from(op.tag)].request;
         let on_cache = cache_range(&op.io).is_some();
         let place = self.place(op.tag, &op.io)?.map_or(offset, |(place, _)| place);
         let bytes = match source {
@@ -438,21 +446,21 @@ impl Sim<'_> {
         };
         let durable = durable && self.bug != Some(Bug::ForgetDurable);
         for (bytes, sector) in bytes.chunks_exact(SECTOR).zip(place / 512..) {
-            match writer_of(bytes, sector) {
-                Some(writer) if writer == id => {}
+            let content = match writer_of(bytes, sector) {
+                Some(content) if content == id || Some(content) == other => content,
                 found => {
                     return Err(format!(
                         "request {id} writes to sector {sector} what is {found:?}'s"
                     ));
                 }
-            }
+            };
             if on_cache {
                 let on_device = offset + (sector * 512 - place);
                 if let Some(side) = &mut self.cache {
-                    side.write(on_device, Some((id, sector)));
+                    side.write(on_device, Some((content, sector)));
                 }
             } else if self.bug != Some(Bug::SkipWrite) {
-                self.disk.write(index(sector), id, durable);
+                self.disk.write(index(sector), content, durable);
             }
         }
         Ok(())

@@ -72,6 +72,8 @@ bugs! {
     PublishUncompared,
     /// A block of an earlier server is published though it was written while it was compared.
     PublishOvertaken,
+    /// What goes to both devices is read from the client's pages for each of them.
+    WriteFromPagesTwice,
 }
 
 impl Bug {

@@ -42,6 +42,9 @@ impl Sim<'_> {
             };
             for sector in sectors(&request) {
                 self.history.begin(sector, request.id, content, self.now);
+                if let Some(other) = request.other {
+                    self.history.begin(sector, request.id, other, self.now);
+                }
             }
         }
         let verdict = self.classify(&request);
@@ -116,7 +119,27 @@ impl Sim<'_> {
             }
         }
         request.pages = pages;
+        if op == UBLK_IO_OP_WRITE && !request.bad && self.rng.chance(300) {
+            request.other = Some(self.next_id());
+        }
         request
+    }
+
+    /// A client that changes the buffer that it writes from may do so whenever the server looks at it: each sector has one
+    /// of two contents. One of which the server has taken a part, up to byte `from`, stays: no sector holds both.
+    pub(super) fn change_buffer(&mut self, tag: u16, from: usize) {
+        let request = &mut self.queue.kernel.tag(tag).request;
+        let Some(other) = request.other else {
+            return;
+        };
+        self.counts.hit(Fault::BufferChanged);
+        let torn = (!from.is_multiple_of(SECTOR)).then_some(from / SECTOR);
+        let sectors = request.pages.chunks_exact_mut(SECTOR).zip(request.sector..);
+        for (at, (bytes, sector)) in sectors.enumerate() {
+            if Some(at) != torn && self.rng.chance(300) {
+                fill(bytes, self.rng.pick(&[request.id, other]), sector);
+            }
+        }
     }
 
     /// Cuts a read or write short where its cache block ends, as the block layer does; but now and then it does not.

@@ -95,6 +95,8 @@ faults! {
     FillAgain,
     /// The backing device was written to while no server was there.
     BackingChanged,
+    /// A client changed the buffer that it writes from while the server had the request.
+    BufferChanged,
 }
 
 /// How often each fault was injected.

@@ -32,6 +32,8 @@ pub(super) enum Place {
 pub(super) struct Request {
     /// Unique, and what its writes leave behind.
     pub(super) id: u64,
+    /// WRITE: what they may leave as well, for the client changes its buffer meanwhile.
+    pub(super) other: Option<u64>,
     /// `UBLK_IO_OP_*` and `UBLK_IO_F_*` as the descriptor has them.
     pub(super) op_flags: u32,
     pub(super) sector: u64,

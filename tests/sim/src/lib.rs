@@ -44,6 +44,7 @@
 //! | operations on the cache device fail, once or from then on | any device may; no request may fail with it |
 //! | the promoter's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
 //! | a server begins with the index of one that died, with what one saved, or with nothing | recovery, a clean stop, a power failure |
+//! | a client changes the buffer that it writes from | any program may, and a page cache without stable writes does |
 //! | the backing device is written to between two servers | anyone who may write to it can |
 //! | the power fails | of each sector any version remains that was there since it was last made durable |
 

@@ -10,7 +10,7 @@ const WORLDS: u64 = 300;
 /// A world where the bug may show: one of a cache has to have one.
 fn world(bug: Bug, seed: u64) -> Option<World> {
     let mode = match bug {
-        Bug::OverlapWrites | Bug::PublishFailedWrite => Mode::WriteThrough,
+        Bug::OverlapWrites | Bug::PublishFailedWrite | Bug::WriteFromPagesTwice => Mode::WriteThrough,
         Bug::ForgetToInvalidate => Mode::WriteAround,
         _ if seed.is_multiple_of(2) => Mode::WriteThrough,
         _ => Mode::WriteAround,

@@ -101,7 +101,7 @@ counters! {
         completed,
         /// Requests completed with an error.
         failed,
-        /// Requests served by the backing device, without a user-space copy.
+        /// Requests served by the backing device. Only writes that go to the cache as well are copied in user space.
         passthrough,
         /// Reads served by the cache device, without a user-space copy.
         hits,

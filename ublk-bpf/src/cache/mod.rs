@@ -27,7 +27,8 @@
 //!
 //! - **A write is counted before it is issued**, and a block is begun to be filled only while none is. A write that
 //!   finds a block being filled empties it, so the promoter cannot publish what it read before.
-//! - **A write-through goes to the backing device first and then to the slot.** Until both have it, the regions that it
+//! - **A write-through is copied from the client's pages once, and goes from there to the backing device first and then
+//!   to the slot**: the client may change its pages at any time. Until both have it, the regions that it
 //!   writes are read from the backing device. One that would overlap another in flight empties the block instead:
 //!   the two devices might see the two in different orders.
 //! - **A slot in use is pinned**, by a read until its completion and by a write-through until its end. A pinned slot is

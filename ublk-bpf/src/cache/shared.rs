@@ -18,10 +18,10 @@ const MOST_HINTS: usize = 4096;
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// It is written too, so that it stays.
+    /// It is written too, and stays: the data is copied once and goes to both devices from there
     #[default]
     WriteThrough,
-    /// It leaves the cache.
+    /// It leaves the cache: the data goes to the backing device alone, without a copy
     WriteAround,
 }
 

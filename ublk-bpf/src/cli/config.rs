@@ -77,7 +77,7 @@ pub(super) struct Settings {
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_block)]
     #[serde(default, deserialize_with = "cache_block")]
     pub(super) cache_block: Option<u32>,
-    /// Whether cached blocks are written too, or leave the cache [default: write-through]
+    /// What a write does to a cached block [default: write-through]
     #[arg(long, value_enum, value_name = "MODE")]
     pub(super) cache_mode: Option<Mode>,
     /// Which block has to go where there is no room [default: s3fifo]

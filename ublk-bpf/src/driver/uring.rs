@@ -25,7 +25,7 @@ use ublk_bpf_abi::ServerCounters;
 use self::memory::Memory;
 use self::ring::Ring;
 use self::sqe::{Tagged, Ways};
-use crate::cache::Cache;
+use crate::cache::{Cache, Mode};
 use crate::queue::{
     Arrival, Backing, BadConfig, Config, Effect, Ends, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
     Written,
@@ -37,10 +37,12 @@ pub use self::doorbell::Doorbell;
 pub use self::promote::{PromoterSpec, run_promoter};
 pub use self::stop::Stop;
 
-/// Staging buffers of a queue. The slow path alone uses them; what has none waits.
+/// Staging buffers of a queue, as far as the slow path alone uses them; what has none waits.
 const STAGING_BUFFERS: u16 = 8;
 /// Bytes of each.
 const STAGING_BYTES: u32 = 128 << 10;
+/// Bytes of a queue's staging buffers where every write of a cached block uses one.
+const WRITE_THROUGH_BYTES: u32 = 8 << 20;
 
 /// `IORING_CQE_F_MORE` of `include/uapi/linux/io_uring.h`: the command will complete again.
 const IORING_CQE_F_MORE: u32 = 1 << 1;
@@ -129,9 +131,9 @@ pub fn run_queue(
     let queue = spec.queue;
     let failed = |what| move |source| Error::System { queue, what, source };
     // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
-    let memory = Memory::map(STAGING_BUFFERS, STAGING_BYTES).map_err(failed("get memory"))?;
-    let machine =
-        Machine::new(&config(spec), spec.written).map_err(|source| Error::Config { queue, source })?;
+    let config = config(spec);
+    let memory = Memory::map(config.staging_buffers, config.staging_bytes).map_err(failed("get memory"))?;
+    let machine = Machine::new(&config, spec.written).map_err(|source| Error::Config { queue, source })?;
     let machine = machine
         .with_cache(spec.cache.map(|ways| ways.cache))
         .with_ends(spec.ends);
@@ -165,15 +167,30 @@ fn config(spec: &QueueSpec<'_>) -> Config {
             write_zeroes: facts.write_zeroes.is_some(),
         }),
     };
+    let (staging_buffers, staging_bytes) = staging(spec);
     Config {
         depth: spec.depth,
-        staging_buffers: STAGING_BUFFERS,
-        staging_bytes: STAGING_BYTES,
+        staging_buffers,
+        staging_bytes,
         capacity: facts.sectors,
         logical_block: facts.logical_block,
         read_only: facts.read_only,
         lossy: spec.lossy,
         backing,
+    }
+}
+
+/// Staging buffers of a queue, and bytes of each. A write-through is copied once and goes to both devices from there, so
+/// each tag has a buffer that holds what it can write, as far as there is room for so many.
+fn staging(spec: &QueueSpec<'_>) -> (u16, u32) {
+    let shape = spec.cache.map(|ways| *ways.cache.shape());
+    match shape.filter(|shape| shape.mode == Mode::WriteThrough) {
+        Some(shape) => {
+            let bytes = (1 << shape.shift).min(STAGING_BYTES);
+            let buffers = u16::try_from(WRITE_THROUGH_BYTES / bytes).unwrap_or(u16::MAX);
+            (buffers.min(spec.depth).max(STAGING_BUFFERS), bytes)
+        }
+        None => (STAGING_BUFFERS, STAGING_BYTES),
     }
 }
 

@@ -143,39 +143,39 @@ pub struct Staging(pub u16);
 /// A read or write between all pages of a request and a device: what nearly every request comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direct {
-    /// From the pages to the device; otherwise the other way.
-    pub is_write: bool,
-    /// The device.
-    pub device: Device,
+    /// Which way, and which device.
+    pub way: Way,
     /// Where on the device.
     pub offset: u64,
     /// How many bytes: all that the request has.
     pub len: u32,
 }
 
+/// Between which device and a request's own pages bytes move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From this device to the pages.
+    Read(Device),
+    /// From the pages to the backing device.
+    Write,
+}
+
 impl From<Direct> for Io {
     fn from(direct: Direct) -> Self {
-        let Direct {
-            is_write,
-            device,
-            offset,
-            len,
-        } = direct;
-        if is_write {
-            Self::Write {
-                to: device,
+        let Direct { way, offset, len } = direct;
+        match way {
+            Way::Write => Self::Write {
                 offset,
                 at: 0,
                 len,
                 durable: false,
-            }
-        } else {
-            Self::Read {
-                from: device,
+            },
+            Way::Read(from) => Self::Read {
+                from,
                 offset,
                 at: 0,
                 len,
-            }
+            },
         }
     }
 }
@@ -197,10 +197,9 @@ pub enum Io {
         /// How many.
         len: u32,
     },
-    /// The request's registered pages to the device.
+    /// The request's registered pages to the backing device, and to no other: the client may change its pages while they
+    /// are written, so two writes from them may differ. What goes to two devices is copied into a staging buffer once.
     Write {
-        /// Where the bytes go.
-        to: Device,
         /// Where on the device.
         offset: u64,
         /// Where in the request.

@@ -386,12 +386,16 @@ impl<'w> Machine<'w> {
         if request.action == Action::Write {
             self.terms.written.mark(request.offset, request.length);
         }
-        let mut service = Service::new(request, plan.route, self.volatile_cache, self.staging_bytes);
-        if let Some(cache) = self.cache {
-            self.mark(cache, request, &mut service);
+        let marked = self.cache.and_then(|cache| self.mark(cache, request));
+        // What goes to two devices is read from the client's pages once: it may change them at any time.
+        let is_twofold = marked.is_some_and(|marked| marked.slot.is_some());
+        let route = if is_twofold { Route::Copy } else { plan.route };
+        let mut service = Service::new(request, route, self.volatile_cache, self.staging_bytes);
+        if let Some(marked) = marked {
+            service.hold_change(marked);
         }
         self.tags.slot(tag).service = service;
-        if plan.route == Route::Copy {
+        if route == Route::Copy {
             self.stage(tag);
         } else {
             self.todos.push(Todo::Io(tag));

@@ -36,7 +36,7 @@ pub use commit::Element;
 pub use config::{Backing, BadConfig, Config, Storage};
 pub use ends::Ends;
 pub use errno::Errno;
-pub use event::{Arrival, Device, Direct, Effect, Event, Failure, Io, Staging, TakenVerdict};
+pub use event::{Arrival, Device, Direct, Effect, Event, Failure, Io, Staging, TakenVerdict, Way};
 pub use machine::Machine;
 pub use written::Written;
 

@@ -3,7 +3,7 @@
 use ublk_bpf_abi::{Op, SECTOR_SIZE};
 
 use super::errno::Errno;
-use super::event::{Arrival, Device, Direct};
+use super::event::{Arrival, Device, Direct, Way};
 use crate::sys::uapi::{
     UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
     UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -169,12 +169,25 @@ impl Request {
         self.length as u32
     }
 
-    /// The operation that is all of a READ or WRITE with registered pages, `displacement` further on a device.
+    /// The operation that is all of a READ or WRITE with registered pages, on the backing device.
     #[inline(always)]
-    pub(super) fn direct(&self, device: Device, displacement: u64) -> Direct {
+    pub(super) fn direct(&self) -> Direct {
         Direct {
-            is_write: self.action == Action::Write,
-            device,
+            way: if self.action == Action::Write {
+                Way::Write
+            } else {
+                Way::Read(Device::Backing)
+            },
+            offset: self.offset,
+            len: self.data(),
+        }
+    }
+
+    /// The operation that is all of a READ with registered pages on the cache device, `displacement` further on.
+    #[inline(always)]
+    pub(super) fn direct_hit(&self, displacement: u64) -> Direct {
+        Direct {
+            way: Way::Read(Device::Cache),
             offset: self.offset.wrapping_add(displacement),
             len: self.data(),
         }

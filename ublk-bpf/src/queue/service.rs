@@ -64,6 +64,13 @@ pub(super) enum Hold {
     Change(Option<Lease>),
 }
 
+/// The blocks that a request changes are marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Marked {
+    /// The slot that its data goes to as well, and how far that is ahead of the block.
+    pub(super) slot: Option<(Lease, u64)>,
+}
+
 /// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Service {
@@ -183,9 +190,14 @@ impl Service {
     }
 
     /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
-    pub(super) fn hold_change(&mut self, lease: Option<(Lease, u64)>) {
-        self.hold = Hold::Change(lease.map(|(lease, _)| lease));
-        if let Some((_, displacement)) = lease {
+    pub(super) fn hold_change(&mut self, marked: Marked) {
+        self.hold = Hold::Change(marked.slot.map(|(lease, _)| lease));
+        if let Some((_, displacement)) = marked.slot {
+            debug_assert!(
+                self.step == Step::CopyIn,
+                "{:?} to two devices from the client's pages",
+                self.step
+            );
             self.displacement = displacement;
             self.then_cache = true;
         }
@@ -278,8 +290,7 @@ impl Service {
     /// Whether `result` is the end of the last operation of a request that nothing disturbed.
     pub(super) fn is_whole(&self, result: i32) -> bool {
         let last = match self.step {
-            Step::Read | Step::Zero | Step::Flush | Step::Discard => true,
-            Step::Write => !self.then_cache || self.device == Device::Cache,
+            Step::Read | Step::Write | Step::Zero | Step::Flush | Step::Discard => true,
             Step::WriteZeroes => !self.durable,
             Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store | Step::Trim => false,
         };
@@ -315,7 +326,6 @@ impl Service {
                 len,
             },
             Step::Write => Io::Write {
-                to: device,
                 offset,
                 at,
                 len,
@@ -420,7 +430,7 @@ impl Service {
     /// The present step has moved the whole chunk.
     fn next_with_data(&mut self) -> Next {
         self.moved = 0;
-        if self.then_cache && matches!(self.step, Step::Write | Step::Store) {
+        if self.then_cache && self.step == Step::Store {
             if self.device == Device::Backing {
                 self.device = Device::Cache;
                 return Next::Issue;

@@ -12,6 +12,7 @@ use super::cache::{self, CacheService};
 use super::device::Host;
 use super::queues::{Queues, Shared};
 use super::{Ready, Record, ServeError, limits, panics, record, users};
+use crate::cache::Mode;
 use crate::control::{
     Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
     wait_for_block_device,
@@ -138,6 +139,7 @@ impl Service<'_> {
         begin(self.control, id, std::process::id())?;
         wait_for_block_device(id, NODE_PATIENCE)?;
         self.throttle();
+        self.keep_pages_stable();
         (host.ready)(Ready {
             record: self.record.clone(),
             kind: self.target.kind(),
@@ -214,6 +216,24 @@ impl Service<'_> {
             return Ok(Some(End::Left));
         }
         self.stop(!by_signal || was_asked)
+    }
+
+    /// Keeps the page cache from changing a page while it is written, where the device has a write-through cache or is on
+    /// something that asks for it. ublk has no parameter for this. Nothing relies on it: direct I/O may change its pages all
+    /// the same, so what goes to two devices is copied once (`queue/machine.rs`).
+    fn keep_pages_stable(&self) {
+        let cache = self.record.cache.as_ref();
+        let is_through = cache.is_some_and(|cache| cache.options.mode == Mode::WriteThrough);
+        if !is_through && !self.target.facts().stable_writes {
+            return;
+        }
+        let path = format!("/sys/block/{}/queue/stable_writes", self.info.id.disk_name());
+        let set = std::fs::write(&path, "1").and_then(|()| std::fs::read_to_string(&path));
+        match set {
+            Ok(now) if now.trim() == "1" => {}
+            Ok(now) => tracing::warn!("{path} should be 1 and is {}", now.trim()),
+            Err(error) => tracing::warn!("cannot set {path} to 1: {error}"),
+        }
     }
 
     /// Removes the block device: with its users' consent, as the first signal asks, or without. `None`: it is in use.

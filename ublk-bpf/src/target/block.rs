@@ -128,6 +128,7 @@ fn facts(
         memory_align: memory_align.clamp(4, 4096),
         rotational: sysfs.queue("rotational") == Some(1),
         throttle: sysfs.throttle(),
+        stable_writes: sysfs.queue("stable_writes") == Some(1),
         // What cannot be read is taken for the worse: a flush too many harms nobody.
         volatile_cache: sysfs
             .queue_text("write_cache")

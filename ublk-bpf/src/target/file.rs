@@ -90,6 +90,8 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
         memory_align: memory_align.clamp(4, MAX_BLOCK),
         rotational: disk.as_ref().and_then(|disk| disk.queue("rotational")) == Some(1),
         throttle: disk.as_ref().and_then(BlockSysfs::throttle),
+        // The file system sees to that for its own disk.
+        stable_writes: false,
         // Even where the disk has no cache, the file's extents become durable only by fsync.
         volatile_cache: true,
         discard: holes.then_some(Discard {

@@ -45,6 +45,7 @@ fn facts(bytes: u64, read_only: bool) -> Facts {
         memory_align: 4,
         rotational: false,
         throttle: Some(0),
+        stable_writes: false,
         // Memory loses everything with power whatever one flushes; within its life a completed write stays.
         volatile_cache: false,
         discard: (!read_only).then_some(Discard {

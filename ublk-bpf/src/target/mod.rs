@@ -56,6 +56,8 @@ pub struct Facts {
     /// The latency that the kernel's write-back throttling keeps its queue below, in microseconds
     /// (`queue/wbt_lat_usec`); 0: nothing is throttled; `None`: not known.
     pub throttle: Option<u64>,
+    /// Whether what is written to it must not change meanwhile (`queue/stable_writes`), for it computes checksums or parity.
+    pub stable_writes: bool,
     /// Whether a completed write may be lost with power until a flush. If so, a durable write (FUA) is
     /// offered too (`RWF_DSYNC`).
     pub volatile_cache: bool,
@@ -267,6 +269,7 @@ impl Target {
     pub fn suit(&mut self, other: &Facts) {
         debug_assert!(other.logical_block <= self.facts.logical_block);
         self.facts.memory_align = self.facts.memory_align.max(other.memory_align);
+        self.facts.stable_writes |= other.stable_writes;
     }
 
     /// What a device on it may promise.

@@ -17,6 +17,7 @@ pub(super) fn facts(bytes: u64, read_only: bool) -> Facts {
         memory_align: 4,
         rotational: false,
         throttle: Some(0),
+        stable_writes: false,
         volatile_cache: false,
         discard: None,
         write_zeroes: (!read_only).then_some(WriteZeroes {

@@ -5,7 +5,7 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
 use zerocopy::IntoBytes;
 
-use crate::queue::{Device, Direct, Io};
+use crate::queue::{Device, Direct, Io, Way};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
@@ -221,16 +221,9 @@ impl Ways {
 /// The operation of a plain request.
 #[inline(always)]
 pub(super) fn direct(tag: u16, direct: &Direct) -> Entry {
-    let &Direct {
-        is_write,
-        device,
-        offset,
-        len,
-    } = direct;
-    if is_write {
-        write(tag, device, offset, 0, len, false)
-    } else {
-        read(tag, device, offset, 0, len)
+    match direct.way {
+        Way::Read(from) => read(tag, from, direct.offset, 0, direct.len),
+        Way::Write => write(tag, direct.offset, 0, direct.len, false),
     }
 }
 
@@ -243,10 +236,10 @@ pub(super) fn read(tag: u16, from: Device, offset: u64, at: u32, len: u32) -> En
         .user_data(Tagged::Io(tag).pack())
 }
 
-/// The other way.
+/// The other way, to the backing device.
 #[inline]
-pub(super) fn write(tag: u16, to: Device, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
-    opcode::WriteFixed::new(of(to), in_request(at), len, tag)
+pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
+    opcode::WriteFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
         .offset(offset)
         .rw_flags(durably(durable))
         .build()
@@ -272,12 +265,11 @@ pub(super) fn operation(
             len,
         } => return Some(read(tag, from, offset, at, len)),
         Io::Write {
-            to,
             offset,
             at,
             len,
             durable,
-        } => return Some(write(tag, to, offset, at, len, durable)),
+        } => return Some(write(tag, offset, at, len, durable)),
         Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
         Io::Load {
             from,

@@ -101,7 +101,6 @@ fn data_is_written_and_read_back() {
     each_target(|bench| {
         for durable in [false, true] {
             let write = Io::Write {
-                to: BACKING,
                 offset: 8192,
                 at: 0,
                 len: 2 * BLOCK,
@@ -134,7 +133,6 @@ fn data_is_written_and_read_back() {
 fn staging_buffers_reach_the_target() {
     each_target(|bench| {
         let write = Io::Write {
-            to: BACKING,
             offset: 0,
             at: 0,
             len: 2 * BLOCK,
@@ -190,7 +188,6 @@ fn discards_and_zeroes_clear_their_range_and_nothing_else() {
             },
         ] {
             let write = Io::Write {
-                to: BACKING,
                 offset: 0,
                 at: 0,
                 len: 2 * BLOCK,

@@ -4,8 +4,8 @@ use ublk_bpf_abi::Priority;
 
 use super::{Action, Advice, Errno, Machine, Next, Request, Service, Todo, plan};
 use crate::cache::{Cache, Failure, Lease};
-use crate::queue::event::{Device, Direct};
-use crate::queue::service::Hold;
+use crate::queue::event::Direct;
+use crate::queue::service::{Hold, Marked};
 
 impl<'w> Machine<'w> {
     /// Begins to serve a read that the policy found in the cache. The server looks itself: the block may have gone.
@@ -21,7 +21,7 @@ impl<'w> Machine<'w> {
         };
         self.counters.hits += 1;
         self.tags.slot(tag).service = Service::hit(request, lease, displacement);
-        Some(request.direct(Device::Cache, displacement))
+        Some(request.direct_hit(displacement))
     }
 
     #[cold]
@@ -32,21 +32,22 @@ impl<'w> Machine<'w> {
         self.start(tag, &request, &plan);
     }
 
-    /// Marks the blocks that a request is about to change.
+    /// Marks the blocks that a request is about to change. `None`: it changes nothing.
     #[inline]
-    pub(super) fn mark(&mut self, cache: &Cache<'_>, request: &Request, service: &mut Service) {
+    pub(super) fn mark(&mut self, cache: &Cache<'_>, request: &Request) -> Option<Marked> {
         let (offset, length) = (request.offset, request.length);
         let change = match request.action {
-            Action::Read | Action::Flush => return,
+            Action::Read | Action::Flush => return None,
             Action::Write => cache.begin_write(offset, length),
             Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
         };
         self.counters.invalidated += u64::from(change.invalidated);
         self.counters.cache_writes += u64::from(change.lease.is_some());
-        let leased = change
-            .lease
-            .map(|lease| (lease, cache.displacement(lease, offset)));
-        service.hold_change(leased);
+        Some(Marked {
+            slot: change
+                .lease
+                .map(|lease| (lease, cache.displacement(lease, offset))),
+        })
     }
 
     /// A discard that is dropped may leave its range as it is, on both devices alike; but nobody wants it cached.

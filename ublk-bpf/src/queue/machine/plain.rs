@@ -7,7 +7,7 @@
 use super::{
     Action, Arrival, Backing, Machine, Outcome, Owner, Phase, Request, Service, Todo, result_of, verdict,
 };
-use crate::queue::event::{Device, Direct};
+use crate::queue::event::Direct;
 
 impl Machine<'_> {
     /// The same as [`arrived`](Self::arrived), and the answer is what would be the tag's
@@ -46,7 +46,7 @@ impl Machine<'_> {
                         slot.owner = Owner::InFlight;
                         slot.service = Service::direct(&request);
                         self.in_service += 1;
-                        return Some(request.direct(Device::Backing, 0));
+                        return Some(request.direct());
                     }
                     Backing::Null { filled: false } => {
                         self.counters.passthrough += 1;

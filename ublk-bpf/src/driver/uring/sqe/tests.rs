@@ -95,7 +95,6 @@ fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
     };
     assert_eq!(operation_fields(read, WAYS), expected);
     let write = |durable| Io::Write {
-        to: Device::Backing,
         offset: 4096,
         at: 512,
         len: 1024,

@@ -11,7 +11,7 @@ use crate::cache::{self, Cache, Limits, Mode, Promoter, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
-use crate::queue::{Device, Effect, Event, Io, Machine, Staging, Written};
+use crate::queue::{Config, Device, Effect, Event, Io, Machine, Staging, Written};
 
 const HIT: u32 = 2;
 /// Where the slots are.
@@ -52,7 +52,11 @@ fn cache_of(maps: &Maps) -> Cache<'_> {
 }
 
 fn machine<'c>(cache: &'c Cache<'c>) -> Machine<'c> {
-    let machine = Machine::new(&CONFIG, Written::untracked()).expect("a good config");
+    machine_of(&CONFIG, cache)
+}
+
+fn machine_of<'c>(config: &Config, cache: &'c Cache<'c>) -> Machine<'c> {
+    let machine = Machine::new(config, Written::untracked()).expect("a good config");
     let mut machine = machine.with_cache(Some(cache));
     effects(&mut machine);
     machine.handle(Event::Prepared(0));
@@ -78,28 +82,46 @@ fn store(to: Device, offset: u64) -> Io {
     }
 }
 
+/// The client may change its pages at any time: they are read once, whatever the advice.
 #[test]
-fn a_write_goes_to_the_backing_device_and_then_to_the_slot() {
-    let maps = Maps::of(CONFIG.capacity / 8);
-    let cache = cache_of(&maps);
-    let mut machine = machine(&cache);
-    arrive(&mut machine, 0, WRITE, 8, PASSTHROUGH);
-    let write = |to, offset| Io::Write {
-        to,
-        offset,
-        at: 0,
-        len: 4096,
-        durable: false,
+fn a_write_is_copied_once_and_goes_to_the_backing_device_and_then_to_the_slot() {
+    let config = Config {
+        staging_bytes: 4096,
+        ..CONFIG
     };
-    assert_eq!(operation(&effects(&mut machine)), write(Device::Backing, 4096));
-    assert!(!entry(&maps).serves(1), "the backing device may have it, or not");
-    assert_eq!(
-        operation(&done(&mut machine, 0, 4096)),
-        write(Device::Cache, SLOTS)
-    );
-    assert_eq!(done(&mut machine, 0, 4096), []);
-    assert!(entry(&maps).serves(u16::MAX));
-    assert_eq!(committed(&mut machine), [(0, 4096)]);
+    for advice in [PASSTHROUGH, SLOW] {
+        let maps = Maps::of(CONFIG.capacity / 8);
+        let cache = cache_of(&maps);
+        let mut machine = machine_of(&config, &cache);
+        arrive(&mut machine, 0, WRITE, 8, advice);
+        let copy = Io::CopyIn {
+            staging: Staging(0),
+            skip: 0,
+            at: 0,
+            len: 4096,
+        };
+        assert_eq!(operation(&effects(&mut machine)), copy);
+        assert!(!entry(&maps).serves(1), "the backing device may have it, or not");
+        let store = |to, offset| Io::Store {
+            to,
+            offset,
+            staging: Staging(0),
+            skip: 0,
+            len: 4096,
+            durable: false,
+        };
+        assert_eq!(
+            operation(&done(&mut machine, 0, 4096)),
+            store(Device::Backing, 4096)
+        );
+        assert_eq!(
+            operation(&done(&mut machine, 0, 4096)),
+            store(Device::Cache, SLOTS)
+        );
+        assert_eq!(done(&mut machine, 0, 4096), []);
+        assert!(entry(&maps).serves(u16::MAX));
+        assert_eq!(committed(&mut machine), [(0, 4096)]);
+    }
 }
 
 #[test]
@@ -160,10 +182,13 @@ fn only_a_request_with_data_promotes_its_block() {
         let cache = cache_of(&maps);
         let mut machine = machine(&cache);
         arrive(&mut machine, 0, op, sectors, promote);
-        effects(&mut machine);
-        done(&mut machine, 0, i32::try_from(sectors * 512).unwrap());
-        if op == WRITE {
-            done(&mut machine, 0, 4096);
+        let mut next = effects(&mut machine);
+        while let [Effect::Io { io, .. }] = next[..] {
+            let moved = match io {
+                Io::CopyIn { len, .. } | Io::Store { len, .. } | Io::Read { len, .. } => len.cast_signed(),
+                _ => 0,
+            };
+            next = done(&mut machine, 0, moved);
         }
         assert_eq!(machine.counters().completed, 1);
         assert_eq!(machine.counters().hinted, hinted, "operation {op}");
