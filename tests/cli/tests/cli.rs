@@ -468,7 +468,7 @@ fn a_wrong_configuration_is_told_with_its_line() {
         ("id = 2000000\n", "line 1: id is 2000000: give 0 to 1048575"),
         (
             "recovery = \"maybe\"\n",
-            "line 1: unknown variant `maybe`, expected one of `none`, `fail`, `reissue`",
+            "line 1: unknown variant `maybe`, expected one of `none`, `reissue`, `fail`, `fail-in-flight`, `fail-all`",
         ),
     ] {
         fs::write(at.join("c.toml"), text).unwrap();

@@ -1,5 +1,5 @@
-//! What `run` can be told, on the command line and in the TOML file that `--config` names: the same names with the same
-//! meaning.
+//! The options of `run`, on the command line and in the TOML file that `--config` names: the same names with the same
+//! meaning. Each is declared once, in [`Settings`].
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,81 +20,129 @@ use crate::path_text::ShowPath as _;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 use crate::target::{Spec, parse_size};
 
-/// What is said of a device; what is not is left to somebody else.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub(super) struct Settings {
+/// Declares every option of `run` that the configuration file has too, once: its type, how both read it, and its
+/// [`Scope`]. From that come the merge of file and command line and the checks of what may stand where.
+macro_rules! settings {
+    ($($(#[$attribute:meta])+ $scope:ident $name:ident: $type:ty,)+) => {
+        /// Options of `run`, from the command line or a table of the configuration file. What is `None` was not given.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+        pub(super) struct Settings {
+            $($(#[$attribute])+ pub(super) $name: Option<$type>,)+
+            /// One table for each device; the names above the first table are defaults for all of them
+            #[arg(skip)]
+            #[serde(default)]
+            pub(super) device: Vec<Self>,
+        }
+
+        impl Settings {
+            /// What is given here, else what `other` gives.
+            pub(super) fn or(self, other: Self) -> Self {
+                Self { $($name: self.$name.or(other.$name),)+ device: self.device }
+            }
+
+            /// The same without the options of this scope.
+            pub(super) fn without(self, scope: Scope) -> Self {
+                Self { $($name: self.$name.filter(|_| Scope::$scope != scope),)+ ..self }
+            }
+
+            /// The arguments of the command line that describe a device, as clap calls them.
+            pub(super) fn arguments_of_devices() -> impl Iterator<Item = &'static str> {
+                let all = [$((Scope::$scope, stringify!($name)),)+];
+                all.into_iter().filter_map(|(scope, name)| (scope != Scope::Process).then_some(name))
+            }
+
+            /// The scope and the name of each option that is given.
+            pub(super) fn given(&self) -> impl Iterator<Item = (Scope, String)> {
+                let all = [$((self.$name.is_some(), Scope::$scope, stringify!($name)),)+];
+                all.into_iter()
+                    .filter_map(|(is_given, scope, name)| is_given.then(|| (scope, name.replace('_', "-"))))
+            }
+        }
+    };
+}
+
+/// What an option is about, which decides where it may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// One device alone: two devices cannot share it.
+    Device,
+    /// Each device, or a default for all of them.
+    Shared,
+    /// The cache of each device that has one.
+    Cache,
+    /// The process that serves the devices.
+    Process,
+}
+
+settings! {
     /// Where the bytes are: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
     #[arg(long, value_name = "BACKING", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
-    pub(super) backing: Option<Spec>,
+    Device backing: Spec,
     /// What classifies requests: a built-in policy's name (see `policy list`) or a BPF object file
     /// [default: passthrough; with a cache scan-resistant]
     #[arg(long, value_name = "NAME|FILE.o")]
     #[serde(default, deserialize_with = "os_text")]
-    pub(super) policy: Option<OsString>,
+    Shared policy: OsString,
     /// Memory that the maps of a policy from a file may take [default: 64M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
-    pub(super) policy_memory: Option<u64>,
+    Shared policy_memory: u64,
     /// The device's number [default: the lowest free one]
     #[arg(long, value_name = "N")]
     #[serde(default, deserialize_with = "device_id")]
-    pub(super) id: Option<DeviceId>,
+    Device id: DeviceId,
     /// Hardware queues, each with a thread; the kernel makes no more than there are CPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
     #[serde(default, deserialize_with = "queues")]
-    pub(super) queues: Option<u16>,
+    Shared queues: u16,
     /// Requests that a queue holds at once; batch mode has at least 2 [default: 128]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_QUEUE_DEPTH)))]
     #[serde(default, deserialize_with = "depth")]
-    pub(super) depth: Option<u16>,
+    Shared depth: u16,
     /// The unit of addresses and lengths, 512 to 4096 bytes: no less than the backing and the cache demand
     /// [default: what the backing demands]
     #[arg(long, value_name = "SIZE", value_parser = parse_logical_block)]
     #[serde(default, deserialize_with = "logical_block")]
-    pub(super) logical_block: Option<u32>,
+    Shared logical_block: u32,
     /// Refuse writes
     #[arg(long, num_args = 0, default_missing_value = "true")]
-    pub(super) read_only: Option<bool>,
+    Shared read_only: bool,
     /// Return when every device is ready, and serve in the background
     #[arg(long, num_args = 0, default_missing_value = "true")]
-    pub(super) daemon: Option<bool>,
+    Process daemon: bool,
     /// If a device waits for a server on the same backing, serve that again instead of refusing to make another one
     #[arg(long, num_args = 0, default_missing_value = "true")]
-    pub(super) recover_waiting: Option<bool>,
-    /// What becomes of the device when its server ends by itself or by a signal [default: none]
+    Process recover_waiting: bool,
+    /// What happens to the device when its server dies or is ended by a signal [default: none]
     #[arg(long, value_enum)]
-    pub(super) recovery: Option<Recovery>,
+    Shared recovery: Recovery,
     /// Let the policy lose data and fail requests: without this it can make the device slow at worst
     #[arg(long, num_args = 0, default_missing_value = "true")]
-    pub(super) allow_lossy: Option<bool>,
+    Shared allow_lossy: bool,
     /// A faster device for copies of what is read: PATH or mem:SIZE
     #[arg(long, value_name = "CACHE", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
-    pub(super) cache: Option<Spec>,
+    Device cache: Spec,
     /// Bytes that are cached as one, 4K to 1M [default: 64K]
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_block)]
     #[serde(default, deserialize_with = "cache_block")]
-    pub(super) cache_block: Option<u32>,
+    Cache cache_block: u32,
     /// What a write does to a cached block [default: write-through]
     #[arg(long, value_enum, value_name = "MODE")]
-    pub(super) cache_mode: Option<Mode>,
+    Cache cache_mode: Mode,
     /// Which block has to go where there is no room [default: s3fifo]
     #[arg(long, value_enum, value_name = "ALGORITHM")]
-    pub(super) cache_eviction: Option<Algorithm>,
+    Cache cache_eviction: Algorithm,
     /// Copy no more than so many bytes a second into the cache
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
-    pub(super) promote_limit: Option<u64>,
+    Cache promote_limit: u64,
     /// Begin with an empty cache, whatever is on its device
-    #[arg(long)]
+    #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip)]
-    pub(super) cache_reset: bool,
-    /// A table for each device: the names beside it are defaults for all of them
-    #[arg(skip)]
-    #[serde(default)]
-    pub(super) device: Vec<Self>,
+    Cache cache_reset: bool,
 }
 
 /// A configuration of a thousand devices has 100 KiB.
@@ -111,17 +159,6 @@ fn read(path: &Path) -> io::Result<String> {
     }
     Ok(text)
 }
-
-/// Names that two devices cannot share.
-const OF_ONE_DEVICE: [&str; 3] = ["backing", "id", "cache"];
-/// Names that say nothing without `cache`.
-const ABOUT_A_CACHE: [&str; 5] = [
-    "cache-block",
-    "cache-mode",
-    "cache-eviction",
-    "promote-limit",
-    "cache-reset",
-];
 
 impl Settings {
     /// Reads a configuration file.
@@ -142,23 +179,30 @@ impl Settings {
         })
     }
 
+    /// The first option of this scope that is given.
+    pub(super) fn first_of(&self, scope: Scope) -> Option<String> {
+        self.given().find_map(|(of, name)| (of == scope).then_some(name))
+    }
+
+    /// The first option that is given and describes a device.
+    pub(super) fn first_of_a_device(&self) -> Option<String> {
+        self.given()
+            .find_map(|(of, name)| (of != Scope::Process).then_some(name))
+    }
+
     /// Whether every name stands where it means something.
     fn check_tables(&self) -> Result<(), String> {
         if self.device.is_empty() {
             return Ok(());
         }
-        if let Some(name) = self.given().find(|name| OF_ONE_DEVICE.contains(name)) {
+        if let Some(name) = self.first_of(Scope::Device) {
             return Err(format!(
                 "{name} stands above [[device]], which is for what all devices share: put it into one of them"
             ));
         }
         for (index, table) in self.device.iter().enumerate() {
             let number = index + 1;
-            let of_all = [
-                (table.daemon.is_some(), "daemon"),
-                (table.recover_waiting.is_some(), "recover-waiting"),
-            ];
-            if let Some((_, name)) = of_all.into_iter().find(|(is_given, _)| *is_given) {
+            if let Some(name) = table.first_of(Scope::Process) {
                 return Err(format!(
                     "device {number}: {name} is for all devices: put it above the first [[device]]"
                 ));
@@ -175,74 +219,6 @@ impl Settings {
             }
         }
         Ok(())
-    }
-
-    /// What is said here, and `other`'s word where nothing is.
-    pub(super) fn or(self, other: Self) -> Self {
-        Self {
-            backing: self.backing.or(other.backing),
-            policy: self.policy.or(other.policy),
-            policy_memory: self.policy_memory.or(other.policy_memory),
-            id: self.id.or(other.id),
-            queues: self.queues.or(other.queues),
-            depth: self.depth.or(other.depth),
-            logical_block: self.logical_block.or(other.logical_block),
-            read_only: self.read_only.or(other.read_only),
-            daemon: self.daemon.or(other.daemon),
-            recover_waiting: self.recover_waiting.or(other.recover_waiting),
-            recovery: self.recovery.or(other.recovery),
-            allow_lossy: self.allow_lossy.or(other.allow_lossy),
-            cache: self.cache.or(other.cache),
-            cache_block: self.cache_block.or(other.cache_block),
-            cache_mode: self.cache_mode.or(other.cache_mode),
-            cache_eviction: self.cache_eviction.or(other.cache_eviction),
-            promote_limit: self.promote_limit.or(other.promote_limit),
-            cache_reset: self.cache_reset || other.cache_reset,
-            device: self.device,
-        }
-    }
-
-    /// All but what is about a cache.
-    pub(super) fn without_cache(self) -> Self {
-        Self {
-            cache: None,
-            cache_block: None,
-            cache_mode: None,
-            cache_eviction: None,
-            promote_limit: None,
-            cache_reset: false,
-            ..self
-        }
-    }
-
-    /// A name that is about a cache, if one is given.
-    pub(super) fn about_a_cache(&self) -> Option<&'static str> {
-        self.given().find(|name| ABOUT_A_CACHE.contains(name))
-    }
-
-    /// The names of what is said of devices.
-    pub(super) fn given(&self) -> impl Iterator<Item = &'static str> {
-        let names = [
-            (self.backing.is_some(), "backing"),
-            (self.policy.is_some(), "policy"),
-            (self.policy_memory.is_some(), "policy-memory"),
-            (self.id.is_some(), "id"),
-            (self.queues.is_some(), "queues"),
-            (self.depth.is_some(), "depth"),
-            (self.logical_block.is_some(), "logical-block"),
-            (self.read_only.is_some(), "read-only"),
-            (self.recovery.is_some(), "recovery"),
-            (self.allow_lossy.is_some(), "allow-lossy"),
-            (self.cache.is_some(), "cache"),
-            (self.cache_block.is_some(), "cache-block"),
-            (self.cache_mode.is_some(), "cache-mode"),
-            (self.cache_eviction.is_some(), "cache-eviction"),
-            (self.promote_limit.is_some(), "promote-limit"),
-            (self.cache_reset, "cache-reset"),
-        ];
-        names
-            .into_iter()
-            .filter_map(|(is_given, name)| is_given.then_some(name))
     }
 }
 

@@ -4,7 +4,7 @@ use std::mem::take;
 
 use anyhow::{Context, anyhow};
 
-use super::config::Settings;
+use super::config::{Scope, Settings};
 use super::error::Usage;
 use crate::control::Recovery;
 use crate::path_text::ShowPath as _;
@@ -26,22 +26,26 @@ pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<
     if of == 0 {
         return Ok(vec![options(line.or(file))?]);
     }
-    if let Some(name) = line.given().next().filter(|_| of > 1) {
+    if let Some(name) = line.first_of_a_device().filter(|_| of > 1) {
         return Err(wrong(format!(
             "--{name} describes one device, and the configuration has {of}: say it there, or run that device alone"
         )));
     }
-    if let Some(name) = file.about_a_cache()
+    if let Some(name) = file.first_of(Scope::Cache)
         && line.cache.is_none()
         && tables.iter().all(|table| table.cache.is_none())
     {
-        return Err(stray(name));
+        return Err(stray(&name));
     }
     let merge = |(index, table)| {
         let said = line.clone().or(table);
         let has_cache = said.cache.is_some();
         let shared = file.clone();
-        let shared = if has_cache { shared } else { shared.without_cache() };
+        let shared = if has_cache {
+            shared
+        } else {
+            shared.without(Scope::Cache)
+        };
         options(said.or(shared)).map_err(|error| match error.downcast::<Usage>() {
             Ok(Usage(what)) => wrong(format!("device {}: {what}", index + 1)),
             Err(error) => error.context(format!("device {}", index + 1)),
@@ -83,7 +87,9 @@ fn options(said: Settings) -> anyhow::Result<Options> {
 /// The cache's options, if there is to be one.
 fn cache(said: &Settings) -> anyhow::Result<Option<CacheOptions>> {
     let Some(device) = said.cache.clone() else {
-        return said.about_a_cache().map_or(Ok(None), |name| Err(stray(name)));
+        return said
+            .first_of(Scope::Cache)
+            .map_or(Ok(None), |name| Err(stray(&name)));
     };
     let default = CacheOptions::on(device);
     Ok(Some(CacheOptions {
@@ -91,7 +97,7 @@ fn cache(said: &Settings) -> anyhow::Result<Option<CacheOptions>> {
         mode: said.cache_mode.unwrap_or(default.mode),
         eviction: said.cache_eviction.unwrap_or(default.eviction),
         promote_limit: said.promote_limit,
-        reset: said.cache_reset,
+        reset: said.cache_reset.unwrap_or(false),
         ..default
     }))
 }

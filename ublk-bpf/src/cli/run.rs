@@ -70,9 +70,8 @@ pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
     /// Serve device N again, which waits for a server, with the options it was made with
-    #[arg(long, value_name = "N", conflicts_with_all =
-        ["backing", "policy", "policy_memory", "id", "queues", "depth", "logical_block", "read_only", "recovery", "allow_lossy",
-        "config", "cache", "cache_block", "cache_mode", "cache_eviction", "promote_limit", "cache_reset", "recover_waiting"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["config", "recover_waiting"],
+        conflicts_with_all = Settings::arguments_of_devices())]
     recover: Option<DeviceId>,
     /// Read options from a TOML file, which can describe several devices
     #[arg(long, value_name = "FILE")]
