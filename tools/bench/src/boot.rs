@@ -1,12 +1,12 @@
 //! Guests in which the benchmark's runner, `bench-guest`, measures.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bench_guest::scale::Guest;
 use host::setup::kernel::Kernel;
-use host::{command, progress, setup, workspace};
-use std::time::Duration;
+use host::{build, progress, setup};
 use vm::{Config, Inherit, Outcome, Sink};
 
 /// Where the guest has the runner.
@@ -16,11 +16,7 @@ const SILENCE: Duration = Duration::from_secs(600);
 
 /// The runner, built, and where the guest has it.
 pub(crate) fn runner() -> Result<(PathBuf, String)> {
-    command::run(workspace::cargo()?.args(["build", "--quiet", "--package", "bench-guest"]))?;
-    Ok((
-        workspace::target_dir()?.join("debug/bench-guest"),
-        RUNNER.to_owned(),
-    ))
+    Ok((build::program("bench-guest", &["--quiet"])?, RUNNER.to_owned()))
 }
 
 /// What every guest of the benchmark has, beside its CPUs and programs.

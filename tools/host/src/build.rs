@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
+use cargo_metadata::{Artifact, Message};
 
 use crate::setup::BpfTools;
 use crate::{cache, command, setup, workspace};
@@ -32,9 +32,7 @@ pub fn objects() -> Result<Vec<PathBuf>> {
 /// Builds `ublk-bpf` as it is shipped, with the objects that it embeds, and gives its path.
 pub fn server() -> Result<PathBuf> {
     objects()?;
-    let mut cargo = workspace::cargo()?;
-    command::run(cargo.args(["build", "--release", "--package", "ublk-bpf"]))?;
-    Ok(workspace::target_dir()?.join("release/ublk-bpf"))
+    program("ublk-bpf", &["--release"])
 }
 
 /// Builds the workspace's own objects, and notes what sources they were built from.
@@ -69,7 +67,6 @@ fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
     cargo
         .arg("--target-dir")
         .arg(workspace::root()?.join("target/ebpf-build"));
-    cargo.arg("--message-format=json-render-diagnostics");
     match policy {
         None => {
             cargo.args(["--package", PACKAGE]);
@@ -93,38 +90,55 @@ fn build(tools: &BpfTools, policy: Option<&Path>) -> Result<Vec<PathBuf>> {
     cargo
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", &tools.rustc.program);
-    install(&executables(&mut cargo)?)
+    let made = programs(&mut cargo)?;
+    ensure!(
+        !made.is_empty(),
+        "`{}` made no BPF object: the package has no program",
+        command::line(&cargo)
+    );
+    install(made.iter().map(|(_, path)| path.as_path()))
 }
 
-/// Runs cargo and gives the paths of the programs it made, which for this target are BPF objects.
-fn executables(cargo: &mut Command) -> Result<Vec<PathBuf>> {
+/// Builds the program of a package, with these options of `cargo build`, and gives its path.
+///
+/// # Errors
+/// If it does not build, or the package has no program.
+pub fn program(package: &str, options: &[&str]) -> Result<PathBuf> {
+    let mut cargo = workspace::cargo()?;
+    let made = programs(
+        cargo
+            .args(["build", "--package", package, "--bins"])
+            .args(options),
+    )?;
+    let program = made.into_iter().next().map(|(_, path)| path);
+    program.with_context(|| format!("`{}` made no program", command::line(&cargo)))
+}
+
+/// Runs a cargo that builds, and gives every program that it made, fresh ones too, and what each was made of.
+///
+/// # Errors
+/// If something does not build.
+pub fn programs(cargo: &mut Command) -> Result<Vec<(Artifact, PathBuf)>> {
     let output = cargo
+        .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
         bail!("`{}` failed: {}", command::line(cargo), output.status);
     }
-    let found = parse_messages(&String::from_utf8_lossy(&output.stdout));
-    if found.is_empty() {
-        bail!(
-            "`{}` made no BPF object: the package has no program",
-            command::line(cargo)
-        );
+    let mut made = Vec::new();
+    for message in Message::parse_stream(&output.stdout[..]) {
+        if let Message::CompilerArtifact(artifact) = message.context("cannot read what cargo says")?
+            && let Some(path) = artifact.executable.clone()
+        {
+            made.push((artifact, path.into()));
+        }
     }
-    Ok(found)
+    Ok(made)
 }
 
-fn parse_messages(text: &str) -> Vec<PathBuf> {
-    let messages = text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    messages
-        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .collect()
-}
-
-fn install(executables: &[PathBuf]) -> Result<Vec<PathBuf>> {
+fn install<'a>(executables: impl Iterator<Item = &'a Path>) -> Result<Vec<PathBuf>> {
     let folder = workspace::root()?.join(ublk_bpf_objects::FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let mut objects = Vec::new();
@@ -147,17 +161,4 @@ fn write_changed(path: &Path, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     cache::write_whole(path, bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn programs_are_found_among_cargos_messages() {
-        let text = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"core\"},\"executable\":null}\n\
-                    {\"reason\":\"compiler-artifact\",\"executable\":\"/t/bpf/drop-discard\",\"fresh\":true}\n\
-                    {\"reason\":\"build-finished\",\"success\":true}\nnot json\n";
-        assert_eq!(parse_messages(text), [PathBuf::from("/t/bpf/drop-discard")]);
-    }
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{cpio, modules, programs};
+use crate::{archive, modules, programs};
 use host::setup::kernel::Kernel;
 use host::{cache, command, progress};
 
@@ -42,12 +42,12 @@ pub(crate) fn write(path: &Path, kernel: &Kernel, additions: &Additions) -> Resu
     let mut out = File::create(path).with_context(context)?;
     let mut base = File::open(&base).with_context(|| format!("cannot read {}", base.display()))?;
     io::copy(&mut base, &mut out).with_context(context)?;
-    let out = add(cpio::Writer::new(BufWriter::new(out)), additions).with_context(context)?;
+    let out = add(archive::Writer::new(BufWriter::new(out)), additions).with_context(context)?;
     out.finish().with_context(context)?;
     Ok(())
 }
 
-fn add<W: Write>(mut archive: cpio::Writer<W>, additions: &Additions) -> Result<cpio::Writer<W>> {
+fn add<W: Write>(mut archive: archive::Writer<W>, additions: &Additions) -> Result<archive::Writer<W>> {
     let loaded = modules::AT_BOOT
         .into_iter()
         .chain(additions.modules.iter().map(String::as_str));
@@ -128,7 +128,7 @@ fn key(kernel: &Kernel, busybox: &Path, files: &programs::Files) -> Result<u64> 
 }
 
 fn build_base(kernel: &Kernel, busybox: &Path, files: &programs::Files) -> Result<Vec<u8>> {
-    let mut archive = cpio::Writer::new(Vec::new());
+    let mut archive = archive::Writer::new(Vec::new());
     for folder in [
         "proc",
         "sys",
@@ -200,7 +200,7 @@ fn inside(path: &Path) -> String {
     }
 }
 
-fn copy<W: Write>(archive: &mut cpio::Writer<W>, source: &Path, destination: &str) -> Result<()> {
+fn copy<W: Write>(archive: &mut archive::Writer<W>, source: &Path, destination: &str) -> Result<()> {
     let context = || format!("cannot hand {} to the guest", source.display());
     let mode = source.metadata().with_context(context)?.permissions().mode();
     archive
@@ -208,7 +208,7 @@ fn copy<W: Write>(archive: &mut cpio::Writer<W>, source: &Path, destination: &st
         .with_context(context)
 }
 
-fn copy_tree<W: Write>(archive: &mut cpio::Writer<W>, source: &Path, destination: &str) -> Result<()> {
+fn copy_tree<W: Write>(archive: &mut archive::Writer<W>, source: &Path, destination: &str) -> Result<()> {
     if !source.is_dir() {
         return copy(archive, source, destination);
     }

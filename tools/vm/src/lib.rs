@@ -4,7 +4,7 @@
 //! whole takes too long. A boot that fails before the command has started is tried once more: under emulation
 //! one in some twenty dies early.
 
-mod cpio;
+mod archive;
 mod initramfs;
 mod machine;
 mod modules;

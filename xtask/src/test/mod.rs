@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let server = if guest { Some(vm::server()?) } else { None };
     build::objects()?;
-    let programs = programs::build(options)?;
+    let programs = programs::obtain(options)?;
     let mut tally = Tally::default();
     std::thread::scope(|scope| {
         let here = scope.spawn(|| {

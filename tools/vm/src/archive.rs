@@ -1,16 +1,10 @@
-//! Writes cpio archives in the `newc` format, which the kernel unpacks as its first file system.
-//!
-//! The format is in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`: for each entry a header of
-//! the magic `070701` and thirteen numbers of eight hexadecimal digits, the name with its zero byte, and the
-//! contents, the last two padded to four bytes. The kernel takes several archives one after the other.
+//! Writes cpio archives in the `newc` format, which the kernel unpacks as its first file system: see its
+//! `Documentation/driver-api/early-userspace/buffer-format.rst`. The kernel takes several archives one after the other.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-const MAGIC: &str = "070701";
-/// Bytes of a header: the magic and thirteen numbers of eight digits.
-const HEADER_SIZE: usize = 6 + 13 * 8;
-const TRAILER: &str = "TRAILER!!!";
+use cpio::newc::{Builder, trailer};
 
 const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
@@ -19,7 +13,6 @@ const S_IFLNK: u32 = 0o120_000;
 /// An archive being written. Entries belong to root and have no times, so that the same contents give the same bytes.
 pub(crate) struct Writer<W> {
     out: W,
-    entries: u32,
     directories: BTreeSet<String>,
 }
 
@@ -27,7 +20,6 @@ impl<W: Write> Writer<W> {
     pub(crate) fn new(out: W) -> Self {
         Self {
             out,
-            entries: 0,
             directories: BTreeSet::new(),
         }
     }
@@ -57,10 +49,10 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the archive.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
-        self.entry(TRAILER, 0, b"")?;
-        self.out.flush()?;
-        Ok(self.out)
+    pub(crate) fn finish(self) -> io::Result<W> {
+        let mut out = trailer(self.out)?;
+        out.flush()?;
+        Ok(out)
     }
 
     fn parent(&mut self, path: &str) -> io::Result<()> {
@@ -71,59 +63,37 @@ impl<W: Write> Writer<W> {
     }
 
     fn entry(&mut self, name: &str, mode: u32, contents: &[u8]) -> io::Result<()> {
-        let too_large = || {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{name}: too large for a cpio archive"),
-            )
-        };
-        let size = u32::try_from(contents.len()).map_err(|_| too_large())?;
-        let name_size = u32::try_from(name.len() + 1).map_err(|_| too_large())?;
-        self.entries += 1;
-        let links = if mode & S_IFDIR == S_IFDIR { 2 } else { 1 };
-        // Inode, mode, owner, group, links, time, size, device and special device (major, minor), name, checksum.
-        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
-        write!(self.out, "{MAGIC}")?;
-        for field in fields {
-            write!(self.out, "{field:08X}")?;
-        }
-        self.out.write_all(name.as_bytes())?;
-        self.out.write_all(b"\0")?;
-        self.pad(HEADER_SIZE + name.len() + 1)?;
-        self.out.write_all(contents)?;
-        self.pad(contents.len())
-    }
-
-    fn pad(&mut self, written: usize) -> io::Result<()> {
-        self.out
-            .write_all(&[0; 3][..written.next_multiple_of(4) - written])
+        let size = u32::try_from(contents.len()).map_err(|_| {
+            let what = format!("{name}: too large for a cpio archive");
+            io::Error::new(io::ErrorKind::InvalidInput, what)
+        })?;
+        let mut entry = Builder::new(name).mode(mode).write(&mut self.out, size);
+        entry.write_all(contents)?;
+        entry.finish().map(drop)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
+    use cpio::newc::Reader;
+
     use super::*;
 
     /// What a reader of the format finds: name, mode, contents.
-    fn read(mut bytes: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+    fn read(archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
         let mut entries = Vec::new();
+        let mut rest = archive;
         loop {
-            assert_eq!(&bytes[..6], MAGIC.as_bytes());
-            let field = |n: usize| {
-                let digits = std::str::from_utf8(&bytes[6 + 8 * n..][..8]).expect("digits");
-                u32::from_str_radix(digits, 16).expect("hexadecimal")
-            };
-            let (mode, size, name_size) = (field(1), field(6) as usize, field(11) as usize);
-            let name = String::from_utf8(bytes[HEADER_SIZE..][..name_size - 1].to_vec()).expect("a name");
-            assert_eq!(bytes[HEADER_SIZE + name_size - 1], 0);
-            let start = (HEADER_SIZE + name_size).next_multiple_of(4);
-            let end = (start + size).next_multiple_of(4);
-            if name == TRAILER {
-                assert_eq!(bytes.len(), end);
+            let mut reader = Reader::new(rest).expect("an entry");
+            if reader.entry().is_trailer() {
                 return entries;
             }
-            entries.push((name, mode, bytes[start..][..size].to_vec()));
-            bytes = &bytes[end..];
+            let mut contents = Vec::new();
+            reader.read_to_end(&mut contents).expect("read");
+            entries.push((reader.entry().name().to_owned(), reader.entry().mode(), contents));
+            rest = reader.finish().expect("its end");
         }
     }
 
