@@ -353,3 +353,25 @@ fn a_device_is_recovered_while_its_dead_server_still_holds_a_slow_cache() {
     drop(cache);
     nothing_is_left();
 }
+
+#[test]
+fn a_device_is_not_recovered_on_a_loop_device_that_was_attached_to_another_file() {
+    let (first, other) = (Backing::file("attached", 32), Backing::file("attached-other", 32));
+    let looped = Loop::on(first.spec(), &[]);
+    let device = Device::run(&["--backing", &looped.0, "--recovery", "reissue"]);
+    device.kill_server("waiting");
+    let attach = |file: &str| {
+        run("losetup", &["-d", &looped.0]);
+        run("losetup", &[&looped.0, file]);
+    };
+    attach(other.spec());
+    let said = refused(&["run", "--daemon", "--recover", &device.id()]);
+    assert!(said.contains("attached to something else"), "{said}");
+    // What is below the loop device is the waiting device's still.
+    let said = refused_start(&["--backing", first.spec()]);
+    assert!(said.contains("which waits for a server"), "{said}");
+    attach(first.spec());
+    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.stop();
+    nothing_is_left();
+}

@@ -216,8 +216,12 @@ impl CacheDevice {
 
     /// Whether it is the device that `before` tells of.
     pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
-        let found = self.target.identity();
-        if found == before.identity && self.layout.slots == before.slots {
+        let mut found = self.target.identity();
+        let storage = self.target.storage();
+        let was = before.storage.as_ref().zip(storage.as_ref());
+        if was.is_some_and(|(was, is)| !was.is_same_as(is)) {
+            found.push_str(", which is attached to something else than it was");
+        } else if found == before.identity && self.layout.slots == before.slots {
             return Ok(());
         }
         Err(CacheError::Changed {

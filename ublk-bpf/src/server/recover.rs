@@ -17,7 +17,7 @@ use super::{Options, Record, ServeError, leftover};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
 use crate::sys::process;
-use crate::target::{Size, Spec, Target};
+use crate::target::{Size, Spec, Storage, Target};
 
 /// A device that waits for a server, with everything open that it was on.
 pub(super) struct LeftDevice {
@@ -175,6 +175,13 @@ fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
     }
 }
 
+/// Whether what has the same number as before is a loop device on another file, or another part of the disk.
+fn is_elsewhere(before: Option<&Storage>, target: &Target) -> bool {
+    before
+        .zip(target.storage().as_ref())
+        .is_some_and(|(before, now)| !before.is_same_as(now))
+}
+
 /// Whether a device that was promised to its clients can be served on `target`: the same one, with no less of anything.
 fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Result<(), ServeError> {
     let (id, facts) = (before.id(), target.facts());
@@ -182,6 +189,8 @@ fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Resul
     let bytes = |sectors: u64| Size(sectors * SECTOR_SIZE);
     let difference = if target.identity() != before.identity {
         format!("it is {} and was {}", target.identity(), before.identity)
+    } else if is_elsewhere(before.storage.as_ref(), target) {
+        format!("{} is attached to something else than it was", target.identity())
     } else if facts.sectors < before.sectors {
         format!(
             "it has {} and had {}",

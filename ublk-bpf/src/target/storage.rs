@@ -101,11 +101,15 @@ impl Storage {
         !(self.read_only && other.read_only) && self.extents.iter().any(overlaps)
     }
 
-    /// Whether both are the same file or device.
+    /// Whether both are the same file or device, attached to or cut out of the same.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let name = |of: &Self| of.extents.first().map(|extent| extent.on.clone());
-        name(self) == name(other)
+        // What is somewhere on a disk may be moved or grown without its users noticing.
+        fn whole(of: &Storage) -> impl Iterator<Item = (&str, u64)> {
+            let whole = of.extents.iter().filter(|extent| extent.whole);
+            whole.map(|extent| (extent.on.as_str(), extent.from))
+        }
+        whole(self).eq(whole(other))
     }
 
     /// A loop device that writes to the same bytes from above, or beside this storage.
@@ -255,6 +259,22 @@ mod tests {
         let window = |name, range| storage(&[(name, 0..10, true), ("file", range, true)]);
         assert!(!window("loop0", 0..10).conflicts_with(&window("loop1", 10..20)));
         assert!(window("loop0", 0..10).conflicts_with(&window("loop1", 9..19)));
+    }
+
+    #[test]
+    fn a_loop_device_on_another_file_is_another() {
+        let on = |file, from| {
+            storage(&[
+                ("loop0", 0..10, true),
+                (file, from..from + 10, true),
+                ("sda", 0..99, false),
+            ])
+        };
+        assert!(on("file", 0).is_same_as(&on("file", 0)));
+        assert!(!on("file", 0).is_same_as(&on("other", 0)));
+        assert!(!on("file", 0).is_same_as(&on("file", 10)));
+        let moved = storage(&[("dm-0", 0..10, true), ("sda", 0..99, false)]);
+        assert!(moved.is_same_as(&storage(&[("dm-0", 0..20, true), ("sdb", 0..99, false)])));
     }
 
     #[test]
