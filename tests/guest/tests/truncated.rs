@@ -46,7 +46,7 @@ fn truncated_under_a_device(path: &str) {
     let path = Path::new(path);
     let ways: [(&str, &dyn Fn()); 3] = [
         ("truncate", &|| {
-            drop(run("truncate", &["-s", "4M", &path.display().to_string()]))
+            drop(run("truncate", &["-s", "4M", &path.display().to_string()]));
         }),
         ("ftruncate", &|| {
             let file = OpenOptions::new().write(true).open(path);
