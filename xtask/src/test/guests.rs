@@ -23,9 +23,7 @@ const FOLDER: &str = "/usr/local/lib/tests";
 const CONTROL: &str = "/dev/hvc2";
 /// CPUs of a guest. They take turns on one of this machine's.
 const CPUS: u32 = 4;
-const MEMORY: &str = "4G";
-/// Guests at once: each takes up to [`MEMORY`].
-const MOST: usize = 4;
+const MEMORY_GIB: u64 = 4;
 /// A test is silent until it ends, and everything is slow under emulation.
 const SILENCE: Duration = Duration::from_secs(600);
 /// The programs that take longest, in this order: begun last, one of them would run alone at the end.
@@ -40,14 +38,12 @@ pub(super) fn run(
 ) -> Result<Tally> {
     let kernel = setup::guest()?;
     let names = longest_first(programs.iter().map(|(name, _)| name.clone()).collect());
-    let guests = names
-        .len()
-        .min(available_parallelism().map_or(1, usize::from))
-        .clamp(1, MOST);
+    let cpus = available_parallelism().map_or(1, usize::from);
+    let guests = at_once(names.len(), cpus, &std::fs::read_to_string("/proc/meminfo")?);
     let place = |(name, path)| (path, format!("{FOLDER}/{name}"));
     let config = Config {
         cpus: CPUS,
-        memory: MEMORY.to_owned(),
+        memory: format!("{MEMORY_GIB}G"),
         silence: Some(SILENCE),
         files: programs::policies()?,
         built: programs.into_iter().map(place).chain([server]).collect(),
@@ -138,6 +134,19 @@ impl Sink for Job<'_> {
     }
 }
 
+/// How many guests are booted for so many programs: one for each CPU, and no more than this machine has memory for.
+fn at_once(programs: usize, cpus: usize, meminfo: &str) -> usize {
+    let available = meminfo.lines().find_map(|line| {
+        let kib = line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?;
+        kib.parse::<u64>().ok()
+    });
+    let fit = available.unwrap_or(0) / (MEMORY_GIB << 20);
+    programs
+        .min(cpus)
+        .min(usize::try_from(fit).unwrap_or(usize::MAX))
+        .max(1)
+}
+
 /// These programs in the order in which they are begun.
 fn longest_first(mut names: Vec<String>) -> Vec<String> {
     let rank = |name: &String| {
@@ -165,6 +174,16 @@ fn script(filter: Option<&str>) -> [String; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_are_as_many_guests_as_programs_cpus_and_memory_allow() {
+        let with = |gib: u64| format!("MemTotal: 1 kB\nMemAvailable:   {} kB\n", (gib << 20) + 1);
+        assert_eq!(at_once(16, 2, &with(20)), 2);
+        assert_eq!(at_once(1, 2, &with(20)), 1);
+        assert_eq!(at_once(16, 8, &with(14)), 3);
+        assert_eq!(at_once(16, 8, &with(2)), 1, "it may be enough");
+        assert_eq!(at_once(16, 8, ""), 1);
+    }
 
     #[test]
     fn the_longest_programs_are_begun_first() {

@@ -1,6 +1,6 @@
 //! What ublk-bpf is compared with: every other way to have such a device, each on the same empty ram disks.
 //!
-//! `cargo xtask bench --only peers` starts each of them once and says what it reads; `setup::peers` obtains the
+//! `cargo xtask bench --only peers` starts each of them once and says what it reads; the host obtains the
 //! programs.
 
 mod bcache;
