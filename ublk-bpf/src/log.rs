@@ -15,7 +15,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Lines that wait to be written; further ones are dropped and counted.
-const MOST_WAITING: usize = 1024;
+const MAX_WAITING: usize = 1024;
 /// How long a server that ends waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -64,7 +64,7 @@ pub fn write_in_background() -> io::Result<()> {
     if WRITER.get().is_some() {
         return Ok(());
     }
-    let (sender, receiver) = sync_channel(MOST_WAITING);
+    let (sender, receiver) = sync_channel(MAX_WAITING);
     thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || write_all(&receiver))?;

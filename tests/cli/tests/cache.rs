@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cli_tests::{Outcome, run_in};
+use ublk_bpf::backend::fingerprint::Identity;
+use ublk_bpf::backend::{Backend, Spec};
 use ublk_bpf::cache::disk::{self, Layout, SavedEntry};
-use ublk_bpf::target::fingerprint::Identity;
-use ublk_bpf::target::{Spec, Target};
 
 /// Makes a cache of 1 MiB for a backing of 4 MiB, stopped in good order with two blocks in it.
 fn saved(folder: &Path) -> (File, Layout, Identity) {
@@ -17,7 +17,7 @@ fn saved(folder: &Path) -> (File, Layout, Identity) {
         .set_len(4 << 20)
         .expect("prepared");
     let identity =
-        Identity::of(&Target::open(&Spec::Path(backing), false).expect("prepared")).expect("prepared");
+        Identity::of(&Backend::open(&Spec::Path(backing), false).expect("prepared")).expect("prepared");
     let file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -5,16 +5,16 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use ublk_bpf::backend::fingerprint::{Difference, Identity};
+use ublk_bpf::backend::{Backend, Spec};
 use ublk_bpf::cache::disk::{self, Layout, Opened, SavedEntry};
-use ublk_bpf::target::fingerprint::{Difference, Identity};
-use ublk_bpf::target::{Spec, Target};
 use ublk_bpf_guest::backing::drop_caches;
 use ublk_bpf_guest::leftover::SOON;
 use ublk_bpf_guest::{Backing, Device, Mapper, run, wait_until, write};
 
 fn identity(path: &Path) -> Identity {
     let spec = Spec::Path(path.to_owned());
-    let target = Target::open(&spec, false).unwrap_or_else(|error| panic!("{error}"));
+    let target = Backend::open(&spec, false).unwrap_or_else(|error| panic!("{error}"));
     Identity::of(&target).expect("the target can be read")
 }
 
@@ -106,7 +106,7 @@ fn a_block_device_keeps_a_cache() {
     let path = backing.path().unwrap();
     let layout = Layout::plan(64 << 20, 64 << 10).unwrap();
     let open = || {
-        let target = Target::open(&Spec::Path(cache.spec().into()), false).unwrap();
+        let target = Backend::open(&Spec::Path(cache.spec().into()), false).unwrap();
         let opened = disk::open(target.file().unwrap(), &layout, &identity(path));
         (target, opened)
     };

@@ -4,11 +4,11 @@ use super::bug::Bug;
 use super::cache::overlap;
 use super::client::sectors;
 use super::fault::Fault;
-use super::kernel::{Cqe, MOST_IN_A_ROW, Place, Request};
+use super::kernel::{Cqe, MAX_IN_A_ROW, Place, Request};
 use super::pattern::{SECTOR, STALE, fill, writer_of};
 use super::sim::Sim;
 use super::{Check, index};
-use ublk_bpf::queue::{Device, Io, Staging};
+use ublk_bpf::queue::{Io, Staging, Tier};
 use ublk_bpf::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -75,14 +75,12 @@ const fn device_range(io: &Io) -> Option<(u64, u64)> {
 pub(super) const fn cache_range(io: &Io) -> Option<(u64, u64)> {
     match io {
         Io::Read {
-            from: Device::Cache, ..
+            from: Tier::Cache, ..
         }
         | Io::Load {
-            from: Device::Cache, ..
+            from: Tier::Cache, ..
         }
-        | Io::Store {
-            to: Device::Cache, ..
-        } => device_range(io),
+        | Io::Store { to: Tier::Cache, .. } => device_range(io),
         _ => None,
     }
 }
@@ -262,7 +260,7 @@ impl Sim<'_> {
             return Ok(self.rng.pick(&[-5, -28, -121, 0]));
         }
         let again = &mut self.queue.kernel.tag(op.tag).request.again;
-        if self.rng.chance(rate / 2) && *again < MOST_IN_A_ROW {
+        if self.rng.chance(rate / 2) && *again < MAX_IN_A_ROW {
             *again += 1;
             self.counts.hit(Fault::Again);
             return Ok(self.rng.pick(&[-11, -4]));
@@ -320,7 +318,7 @@ impl Sim<'_> {
         let mut moved = 1 + self.rng.below32(len);
         if device && (moved < block || self.rng.chance(500)) {
             // Whole blocks, or at least one if this goes on for too long.
-            moved = (moved / block * block).max(if request.again < MOST_IN_A_ROW { 1 } else { block });
+            moved = (moved / block * block).max(if request.again < MAX_IN_A_ROW { 1 } else { block });
         }
         if moved == len {
             return moved;
@@ -389,7 +387,7 @@ impl Sim<'_> {
                 Some((offset, durable, Source::Pages(op.tag, pages.clone())))
             }
             Io::Store {
-                to: Device::Cache,
+                to: Tier::Cache,
                 offset,
                 durable,
                 ..

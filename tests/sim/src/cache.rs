@@ -11,10 +11,10 @@ use super::bug::Bug;
 use super::pattern::Writer;
 use super::world::{CacheWorld, World};
 use super::{Check, index};
-use ublk_bpf::cache::{Cache, Effect, Limits, Promoter, Rest, Shape, Trust, surviving};
+use ublk_bpf::cache::{Cache, MoverIo, PromoteLimits, Promoter, Rest, Shape, Trust, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
-const MOST_SERVERS: usize = 512;
+const MAX_SERVERS: usize = 512;
 
 /// Where the first slot is: behind what a real device has there.
 const DATA_OFFSET: u64 = 1 << 20;
@@ -42,7 +42,7 @@ impl Maps {
 
 /// Room for the caches of a run's servers.
 pub(super) fn places<'w>(world: &World) -> Vec<OnceCell<Cache<'w>>> {
-    let places = world.cache.map_or(0, |_| MOST_SERVERS);
+    let places = world.cache.map_or(0, |_| MAX_SERVERS);
     (0..places).map(|_| OnceCell::new()).collect()
 }
 
@@ -60,7 +60,7 @@ pub(super) enum Start {
 /// An operation of the promoter that is out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fill {
-    pub(super) effect: Effect,
+    pub(super) effect: MoverIo,
     pub(super) again: u8,
 }
 
@@ -131,7 +131,7 @@ impl<'w> Side<'w> {
     }
 
     pub(super) fn new_promoter(of: &CacheWorld, cache: &'w Cache<'w>) -> Promoter<'w, 'w> {
-        let limits = Limits { rate: of.rate };
+        let limits = PromoteLimits { rate: of.rate };
         Promoter::new(cache, of.algorithm, limits, CacheCounters::default())
     }
 
@@ -236,7 +236,7 @@ impl<'w> Side<'w> {
     /// Whether the promoter is writing to one of these bytes.
     pub(super) fn is_filling(&self, range: (u64, u64)) -> bool {
         self.fills.iter().any(|fill| {
-            matches!(fill.effect, Effect::Store { offset, len, .. } if overlap(range, (offset, len.into())))
+            matches!(fill.effect, MoverIo::Store { offset, len, .. } if overlap(range, (offset, len.into())))
         })
     }
 

@@ -3,7 +3,7 @@
 use ublk_bpf::queue::Element;
 
 use super::fault::Fault;
-use super::kernel::{Cqe, MOST_IN_A_ROW, Place};
+use super::kernel::{Cqe, MAX_IN_A_ROW, Place};
 use super::life::Ending;
 use super::sim::Sim;
 use super::{Bug, Check, index};
@@ -40,7 +40,7 @@ impl Sim<'_> {
             return Err("a COMMIT of nothing".into());
         }
         let rate = self.world.commit_faults;
-        if self.queue.kernel.commit_errors < MOST_IN_A_ROW && self.rng.chance(rate) {
+        if self.queue.kernel.commit_errors < MAX_IN_A_ROW && self.rng.chance(rate) {
             self.counts.hit(Fault::CommitAgain);
             self.queue.kernel.commit_errors += 1;
             let result = self.rng.pick(&[-11, -4, -12, -14]);

@@ -12,7 +12,7 @@ use ublk_bpf::sys::uapi::UBLK_IO_F_NEED_REG_BUF;
 const MAX_TAGS: usize = 128;
 
 /// Failures in a row that the kernel is given to have: it recovers.
-pub(super) const MOST_IN_A_ROW: u8 = 8;
+pub(super) const MAX_IN_A_ROW: u8 = 8;
 
 /// Where a tag is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Kernel {
                 fetch: number,
                 result: -19,
             });
-        } else if self.fetch_errors < MOST_IN_A_ROW && rng.chance(rate) {
+        } else if self.fetch_errors < MAX_IN_A_ROW && rng.chance(rate) {
             counts.hit(Fault::FetchError);
             self.fetch_errors += 1;
             self.cq.push_back(Cqe::FetchEnded {

@@ -79,7 +79,7 @@ use sim::Sim;
 
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct RunOptions {
     /// Repeats a run.
     pub seed: u64,
     /// Requests that clients send.
@@ -137,7 +137,7 @@ type Check = Result<(), String>;
 ///
 /// # Errors
 /// The first violation. A panic of the machine is one.
-pub fn run(options: &Options) -> Result<Report, Box<Violation>> {
+pub fn run(options: &RunOptions) -> Result<Report, Box<Violation>> {
     let world = options.world.unwrap_or_else(|| World::random(options.seed));
     let blocks = ((world.sectors() * 512) >> world.written_shift) + 1;
     let words: Vec<AtomicU64> = (0..=blocks / 64).map(|_| AtomicU64::new(0)).collect();

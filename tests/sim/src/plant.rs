@@ -11,7 +11,7 @@ use super::client::sectors;
 use super::kernel::Request;
 use super::sim::Sim;
 use ublk_bpf::cache::{Cache, Mode};
-use ublk_bpf::queue::{Device, Event, Io};
+use ublk_bpf::queue::{Event, Io, Tier};
 use ublk_bpf::sys::uapi::{UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES};
 
 /// Words of the index before the machine was told of something.
@@ -92,10 +92,10 @@ impl<'w> Sim<'w> {
     /// The pin of a read that was just issued is lost.
     pub(super) fn lose_pin(&self, op: &Op) {
         if let Some((cache, offset, len)) = self.unpinned(op)
-            && let Some(lease) = cache.begin_read(offset, len)
+            && let Some(pin) = cache.begin_read(offset, len)
         {
-            cache.end_read(lease);
-            cache.end_read(lease);
+            cache.end_read(pin);
+            cache.end_read(pin);
         }
     }
 
@@ -104,13 +104,13 @@ impl<'w> Sim<'w> {
         let Some((cache, offset, len)) = self.unpinned(op) else {
             return false;
         };
-        let Some(lease) = cache.begin_read(offset, len) else {
+        let Some(pin) = cache.begin_read(offset, len) else {
             return true;
         };
         let is_elsewhere = cache_range(&op.io)
-            .is_none_or(|(there, _)| there != offset.wrapping_add(cache.displacement(lease, offset)));
+            .is_none_or(|(there, _)| there != offset.wrapping_add(cache.slot_delta(pin, offset)));
         if is_elsewhere {
-            cache.end_read(lease);
+            cache.end_read(pin);
         }
         is_elsewhere
     }
@@ -122,7 +122,7 @@ impl<'w> Sim<'w> {
             .as_ref()
             .filter(|_| self.bug == Some(Bug::ReusePinned))?;
         let Io::Read {
-            from: Device::Cache,
+            from: Tier::Cache,
             at,
             len,
             ..

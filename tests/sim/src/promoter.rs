@@ -8,7 +8,7 @@ use super::fault::Fault;
 use super::history::End;
 use super::sim::Sim;
 use super::{Check, index};
-use ublk_bpf::cache::{Effect, Rest, Trust};
+use ublk_bpf::cache::{MoverIo, Rest, Trust};
 
 impl Sim<'_> {
     /// The promoter does something, or something happens to it.
@@ -52,12 +52,12 @@ impl Sim<'_> {
         next.map_or(Ok(()), |effect| self.issue_fill(effect))
     }
 
-    fn issue_fill(&mut self, effect: Effect) -> Check {
+    fn issue_fill(&mut self, effect: MoverIo) -> Check {
         let in_use = self.machines_on_cache();
         let Some(side) = &mut self.cache else {
             return Ok(());
         };
-        if let Effect::Compare { job, buffer, len } = effect {
+        if let MoverIo::Compare { job, buffer, len } = effect {
             let is_same = self.bug == Some(Bug::PublishUncompared) || side.is_same(job, buffer, len);
             side.promoter.compared(job, is_same);
             side.verifying.retain(|&(verified, _)| verified != job);
@@ -71,12 +71,12 @@ impl Sim<'_> {
         if job >= side.promoter.jobs() || len == 0 || u64::from(skip + len) > side.block_sectors() * 512 {
             return Err(format!("outside the staging buffers: {effect:?}"));
         }
-        if let Effect::LoadSlot { buffer, .. } = effect
+        if let MoverIo::LoadSlot { buffer, .. } = effect
             && (buffer < side.promoter.jobs() || buffer >= side.promoter.buffers())
         {
             return Err(format!("not a verification's other buffer: {effect:?}"));
         }
-        if let Effect::Store { offset, len, .. } | Effect::LoadSlot { offset, len, .. } = effect {
+        if let MoverIo::Store { offset, len, .. } | MoverIo::LoadSlot { offset, len, .. } = effect {
             let range = (offset, u64::from(len));
             if side.sector_of(offset).is_none() || side.is_filling(range) {
                 return Err(format!("in no slot, or in one that is being filled: {effect:?}"));
@@ -85,7 +85,7 @@ impl Sim<'_> {
                 return Err(format!("a slot is filled or verified that is in use: {effect:?}"));
             }
         }
-        if let Effect::LoadSlot { offset, skip: 0, .. } = effect {
+        if let MoverIo::LoadSlot { offset, skip: 0, .. } = effect {
             side.verifying.push((job, side.slot_of(offset)));
         }
         self.issued += 1;
@@ -112,7 +112,7 @@ impl Sim<'_> {
         let chosen = self.rng.index(side.fills.len());
         let fill = side.fills.swap_remove(chosen);
         let (job, _, len) = parts(&fill.effect);
-        let is_on_cache = !matches!(fill.effect, Effect::Load { .. });
+        let is_on_cache = !matches!(fill.effect, MoverIo::Load { .. });
         let fails = if is_on_cache {
             side.is_broken || self.rng.chance(rate / 8) && self.rng.chance(20)
         } else {
@@ -143,7 +143,7 @@ impl Sim<'_> {
     }
 
     /// The first `moved` bytes of an operation of the promoter.
-    fn copy(&mut self, effect: &Effect, moved: u32) {
+    fn copy(&mut self, effect: &MoverIo, moved: u32) {
         let Some(side) = &mut self.cache else {
             return;
         };
@@ -158,20 +158,20 @@ impl Sim<'_> {
             let is_whole = (i + 1) * 512 <= u64::from(moved);
             let staged = index(u64::from(skip / 512) + i);
             match *effect {
-                Effect::Load { offset, .. } => {
+                MoverIo::Load { offset, .. } => {
                     let sector = offset / 512 + i;
                     side.staging[usize::from(job)][staged] =
                         is_whole.then(|| (self.disk.read(index(sector)), sector));
                 }
-                Effect::Store { offset, .. } => {
+                MoverIo::Store { offset, .. } => {
                     let content = side.staging[usize::from(job)][staged].filter(|_| is_whole);
                     side.write(offset + i * 512, content);
                 }
-                Effect::LoadSlot { buffer, offset, .. } => {
+                MoverIo::LoadSlot { buffer, offset, .. } => {
                     side.staging[usize::from(buffer)][staged] =
                         side.read(offset + i * 512).filter(|_| is_whole);
                 }
-                Effect::Compare { .. } => {}
+                MoverIo::Compare { .. } => {}
             }
         }
     }
@@ -271,11 +271,11 @@ impl Sim<'_> {
 }
 
 /// Staging buffer, where in it, and how much.
-const fn parts(effect: &Effect) -> (u16, u32, u32) {
+const fn parts(effect: &MoverIo) -> (u16, u32, u32) {
     match *effect {
-        Effect::Load { job, skip, len, .. }
-        | Effect::Store { job, skip, len, .. }
-        | Effect::LoadSlot { job, skip, len, .. } => (job, skip, len),
-        Effect::Compare { job, len, .. } => (job, 0, len),
+        MoverIo::Load { job, skip, len, .. }
+        | MoverIo::Store { job, skip, len, .. }
+        | MoverIo::LoadSlot { job, skip, len, .. } => (job, skip, len),
+        MoverIo::Compare { job, len, .. } => (job, 0, len),
     }
 }

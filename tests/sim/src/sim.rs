@@ -13,10 +13,10 @@ use super::history::History;
 use super::kernel::{Cqe, Kernel, Place};
 use super::life::Ending;
 use super::rng::Rng;
-use super::{Bug, Check, FaultCounts, Options, Report, World, index, pattern};
+use super::{Bug, Check, FaultCounts, Report, RunOptions, World, index, pattern};
 
 /// Steps without a request completed or a server ended, at most: everything that waits is chosen again and again.
-const MOST_STEPS: u32 = 50_000;
+const MAX_STEPS: u32 = 50_000;
 
 /// A hardware queue: the kernel's half, and the server's.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ pub(super) struct Sim<'w> {
 
 impl<'w> Sim<'w> {
     pub(super) fn new(
-        options: &Options,
+        options: &RunOptions,
         world: &'w World,
         words: &'w [AtomicU64],
         cache: Option<Side<'w>>,
@@ -175,7 +175,7 @@ impl<'w> Sim<'w> {
     pub(super) fn step(&mut self, more_requests: bool) -> Check {
         self.now += 1;
         self.idle_steps += 1;
-        if self.idle_steps > MOST_STEPS {
+        if self.idle_steps > MAX_STEPS {
             return Err(format!(
                 "nothing goes on any more: {} operations are out",
                 self.queue.ops.len()
@@ -227,7 +227,7 @@ impl<'w> Sim<'w> {
             match event {
                 // Either way will do, at any time.
                 Some(Event::Arrived(arrival)) if self.rng.chance(500) => {
-                    let io = self.queue.machine.arrived_at_once(&arrival);
+                    let io = self.queue.machine.start_fast(&arrival);
                     at_once = io.map(|direct| (arrival.tag, direct.into()));
                 }
                 Some(event) => self.queue.machine.handle(event),

@@ -3,7 +3,7 @@
 use super::rng::Rng;
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::queue::{Backing, Config, Storage};
+use ublk_bpf::queue::{Backing, Capabilities, Config};
 
 /// A cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl World {
             queues: rng.pick(&[1, 2, 2]),
             depth: rng.pick(&[2, 8, 32]),
             blocks: rng.pick(&[64, 300, 300, 1000]),
-            backing: Backing::Storage(Storage {
+            backing: Backing::Storage(Capabilities {
                 volatile_cache: rng.chance(600),
                 discard: true,
                 write_zeroes: true,
@@ -165,7 +165,7 @@ impl World {
                 filled: rng.chance(700),
             };
         }
-        Backing::Storage(Storage {
+        Backing::Storage(Capabilities {
             volatile_cache: rng.chance(600),
             discard: rng.chance(800),
             write_zeroes: rng.chance(800),
@@ -188,7 +188,7 @@ impl World {
     }
 
     /// Whether the backing keeps bytes, and how.
-    pub(super) const fn storage(&self) -> Option<Storage> {
+    pub(super) const fn storage(&self) -> Option<Capabilities> {
         match self.backing {
             Backing::Null { .. } => None,
             Backing::Storage(storage) => Some(storage),

@@ -1,6 +1,6 @@
 //! The simulator's checks have teeth: each of these bugs is found.
 
-use sim_tests::{Bug, Options, Violation, World, run};
+use sim_tests::{Bug, RunOptions, Violation, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
 
@@ -25,7 +25,7 @@ fn world(bug: Bug, seed: u64) -> Option<World> {
 
 fn search(bug: Bug) -> Option<Box<Violation>> {
     (0..WORLDS).find_map(|seed| {
-        run(&Options {
+        run(&RunOptions {
             seed,
             requests: 500,
             world: world(bug, seed),
@@ -51,7 +51,7 @@ fn every_bug_is_found() {
 fn a_seed_repeats_its_run() {
     for seed in 0..20 {
         let once = || {
-            run(&Options {
+            run(&RunOptions {
                 seed,
                 requests: 300,
                 world: None,

@@ -3,7 +3,7 @@
 //! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
 
 use sim_tests::variable;
-use sim_tests::{Fault, Options, Report, World, run};
+use sim_tests::{Fault, Report, RunOptions, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
 
@@ -14,7 +14,7 @@ const OPERATIONS: u64 = 10_000_000;
 const REQUESTS_OF_A_WORLD: u64 = 2_000;
 
 fn simulate(seed: u64, mode: Mode, algorithm: Algorithm) -> Report {
-    let options = Options {
+    let options = RunOptions {
         seed,
         requests: REQUESTS_OF_A_WORLD,
         world: Some(World::cached(seed, mode, algorithm)),

@@ -3,7 +3,7 @@
 //! Every run prints its seeds. `SIM_SEED=N` runs that one world, `SIM_OPS=N` sends that many requests.
 
 use sim_tests::variable;
-use sim_tests::{Fault, Options, Report, run};
+use sim_tests::{Fault, Report, RunOptions, run};
 
 /// Requests of a run without `SIM_OPS`.
 const REQUESTS: u64 = 1_000_000;
@@ -12,7 +12,7 @@ const REQUESTS: u64 = 1_000_000;
 const REQUESTS_OF_A_WORLD: u64 = 2_000;
 
 fn simulate(seed: u64, requests: u64) -> Report {
-    run(&Options { seed, requests, world: None, bug: None }).unwrap_or_else(|violation| {
+    run(&RunOptions { seed, requests, world: None, bug: None }).unwrap_or_else(|violation| {
         panic!("{violation}\nrepeat with SIM_SEED={seed} SIM_OPS={requests} cargo test -p sim-tests --test faults")
     })
 }

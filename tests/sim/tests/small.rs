@@ -2,15 +2,15 @@
 
 use proptest::prelude::*;
 
-use sim_tests::{CacheWorld, Options, World, run};
+use sim_tests::{CacheWorld, RunOptions, World, run};
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::queue::{Backing, Storage};
+use ublk_bpf::queue::{Backing, Capabilities};
 
 fn backings() -> impl Strategy<Value = Backing> {
     let storage =
         (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(volatile_cache, discard, write_zeroes)| {
-            Backing::Storage(Storage {
+            Backing::Storage(Capabilities {
                 volatile_cache,
                 discard,
                 write_zeroes,
@@ -97,7 +97,7 @@ proptest! {
 
     #[test]
     fn no_small_history_breaks_a_promise(world in worlds(), seed in any::<u64>(), requests in 1_u64..60) {
-        if let Err(violation) = run(&Options { seed, requests, world: Some(world), bug: None }) {
+        if let Err(violation) = run(&RunOptions { seed, requests, world: Some(world), bug: None }) {
             return Err(TestCaseError::fail(violation.to_string()));
         }
     }

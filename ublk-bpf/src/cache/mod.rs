@@ -48,6 +48,6 @@ mod slots;
 mod stress;
 mod upkeep;
 
-pub use promote::{Effect, Limits, Promoter, Rest};
+pub use promote::{MoverIo, PromoteLimits, Promoter, Rest};
 pub use recover::{Trust, surviving};
-pub use shared::{Cache, Change, Failure, Lease, Mode, Shape};
+pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin};

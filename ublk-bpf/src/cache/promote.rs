@@ -12,18 +12,18 @@ use ublk_bpf_abi::{BlockState, CacheCounters, Priority};
 use self::budget::Budget;
 use self::residents::Residents;
 use self::verify::Unverified;
-use super::evict::{Algorithm, Evict, Slots, Standing};
+use super::evict::{Algorithm, Evict, SlotState, SlotView};
 use super::recover::Trust;
-use super::shared::{Cache, Failure};
+use super::shared::{Cache, CacheFailure};
 use crate::queue::Errno;
 
-pub use self::effect::{Effect, Rest};
+pub use self::effect::{MoverIo, Rest};
 
 /// Promotions under way at once: so many bytes of them, but at least one and not more than that many.
 const BYTES_IN_FLIGHT: u32 = 8 << 20;
-const MOST_IN_FLIGHT: u32 = 64;
+const MAX_IN_FLIGHT: u32 = 64;
 /// Verifications under way at once, beside these: so few that clients hardly notice.
-const MOST_VERIFIED_AT_ONCE: u16 = 4;
+const MAX_VERIFIED_AT_ONCE: u16 = 4;
 
 /// Heat is halved once for so many requests a slot. Measured with a Zipfian load: from 5 to 20 makes no difference.
 const REQUESTS_A_HALVING: u64 = 10;
@@ -31,7 +31,7 @@ const REQUESTS_A_HALVING: u64 = 10;
 const HALVING_STEP: usize = 1 << 16;
 
 /// Victims that are tried for one promotion.
-const MOST_VICTIMS: u32 = 8;
+const MAX_VICTIMS: u32 = 8;
 
 /// Direct I/O goes on at a multiple of this only: the largest logical block of a backing.
 const ALIGNMENT: u32 = 4096;
@@ -41,7 +41,7 @@ const MAX_RETRIES: u8 = 16;
 
 /// What promotions may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct PromoteLimits {
     /// Bytes a second; `None`: as fast as they come.
     pub rate: Option<u64>,
 }
@@ -52,7 +52,7 @@ struct Job {
     block: u32,
     slot: u32,
     priority: Priority,
-    step: Step,
+    step: JobStep,
     /// Bytes that the step has moved.
     moved: u32,
     len: u32,
@@ -60,7 +60,7 @@ struct Job {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum JobStep {
     Idle,
     /// Of a verification, the first.
     LoadSlot,
@@ -85,11 +85,11 @@ pub struct Promoter<'c, 'm> {
     jobs: Box<[Job]>,
     promotions: usize,
     budget: Budget,
-    /// Slots that nobody has had yet start here.
+    /// SlotView that nobody has had yet start here.
     fresh: u32,
-    /// Slots that nobody has.
+    /// SlotView that nobody has.
     free: Vec<u32>,
-    /// Slots that nobody has any more, but that are still read or written.
+    /// SlotView that nobody has any more, but that are still read or written.
     draining: Vec<u32>,
     halving: Option<usize>,
     requests: u64,
@@ -101,14 +101,19 @@ pub struct Promoter<'c, 'm> {
 impl<'c, 'm> Promoter<'c, 'm> {
     /// For a cache that has no block yet. `counters` is what a promoter before this one counted.
     #[must_use]
-    pub fn new(cache: &'c Cache<'m>, algorithm: Algorithm, limits: Limits, counters: CacheCounters) -> Self {
+    pub fn new(
+        cache: &'c Cache<'m>,
+        algorithm: Algorithm,
+        limits: PromoteLimits,
+        counters: CacheCounters,
+    ) -> Self {
         let slots = cache.slots.count();
-        let jobs = (BYTES_IN_FLIGHT >> cache.shape().shift).clamp(1, MOST_IN_FLIGHT) as usize;
+        let jobs = (BYTES_IN_FLIGHT >> cache.shape().shift).clamp(1, MAX_IN_FLIGHT) as usize;
         let idle = Job {
             block: 0,
             slot: 0,
             priority: Priority::Normal,
-            step: Step::Idle,
+            step: JobStep::Idle,
             moved: 0,
             len: 0,
             retries: 0,
@@ -151,7 +156,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             restored += 1;
             match trust {
                 Trust::Proven => self.settle(slot, priority),
-                Trust::ToVerify => self.put_off(slot, priority),
+                Trust::ToVerify => self.requeue(slot, priority),
             }
         }
         if restored > 0 {
@@ -185,7 +190,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
     /// Whether no operation is out.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.jobs.iter().all(|job| job.step == Step::Idle)
+        self.jobs.iter().all(|job| job.step == JobStep::Idle)
     }
 
     /// What was done so far.
@@ -196,11 +201,11 @@ impl<'c, 'm> Promoter<'c, 'm> {
 
     /// What is in the cache: slot, block, priority and heat of each.
     pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
-        (0..self.cache.slots.count()).filter_map(|slot| match self.residents.standing(slot) {
-            Standing::Resident { heat, priority } => {
+        (0..self.cache.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
+            SlotState::Resident { heat, priority } => {
                 Some((slot, self.cache.slots.owner(slot)?, priority, heat))
             }
-            Standing::Empty | Standing::Busy => None,
+            SlotState::Empty | SlotState::Busy => None,
         })
     }
 
@@ -208,12 +213,12 @@ impl<'c, 'm> Promoter<'c, 'm> {
     ///
     /// # Errors
     /// That is the ordinary answer when everything is under way.
-    pub fn poll(&mut self, now: Duration) -> Result<Effect, Rest> {
+    pub fn poll(&mut self, now: Duration) -> Result<MoverIo, Rest> {
         if self.cache.failure().is_some() {
             self.leave_cache();
             return Err(Rest::UntilWoken);
         }
-        self.cool();
+        self.decay_heat();
         while !self.is_stopping {
             if let Some(then) = self.budget.exhausted_until(now) {
                 return Err(Rest::Until(then));
@@ -240,18 +245,18 @@ impl<'c, 'm> Promoter<'c, 'm> {
     }
 
     fn idle_job(&self, mut among: std::ops::Range<usize>) -> Option<usize> {
-        among.find(|&job| self.jobs[job].step == Step::Idle)
+        among.find(|&job| self.jobs[job].step == JobStep::Idle)
     }
 
     /// The operation of a job has completed: bytes moved, or a negative errno. Returns what is next for it.
     ///
     /// # Panics
     /// If the job has no operation out.
-    pub fn done(&mut self, job: u16, result: i32) -> Option<Effect> {
+    pub fn done(&mut self, job: u16, result: i32) -> Option<MoverIo> {
         let index = usize::from(job);
         let of = &mut self.jobs[index];
         assert!(
-            !matches!(of.step, Step::Idle | Step::Compare),
+            !matches!(of.step, JobStep::Idle | JobStep::Compare),
             "an operation of promotion {job} completed, but it has none"
         );
         let asked = of.len - of.moved;
@@ -271,10 +276,10 @@ impl<'c, 'm> Promoter<'c, 'm> {
         if of.moved == of.len {
             (of.moved, of.retries) = (0, 0);
             of.step = match of.step {
-                Step::LoadSlot => Step::Load,
-                Step::Load if index < self.promotions => Step::Store,
-                Step::Load => Step::Compare,
-                Step::Store | Step::Compare | Step::Idle => {
+                JobStep::LoadSlot => JobStep::Load,
+                JobStep::Load if index < self.promotions => JobStep::Store,
+                JobStep::Load => JobStep::Compare,
+                JobStep::Store | JobStep::Compare | JobStep::Idle => {
                     self.counters.staged_bytes += u64::from(of.len);
                     self.publish(index);
                     return None;
@@ -285,7 +290,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
     }
 
     /// Begins to promote a block, if that makes sense.
-    fn begin(&mut self, job: usize, block: u32, priority: Priority) -> Option<(usize, Effect)> {
+    fn begin(&mut self, job: usize, block: u32, priority: Priority) -> Option<(usize, MoverIo)> {
         let entry = self.cache.entry(block);
         match entry.state() {
             BlockState::Absent => {}
@@ -317,7 +322,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             block,
             slot,
             priority,
-            step: Step::Load,
+            step: JobStep::Load,
             moved: 0,
             len,
             retries: 0,
@@ -327,30 +332,30 @@ impl<'c, 'm> Promoter<'c, 'm> {
 
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "at most `MOST_IN_FLIGHT` and twice `MOST_VERIFIED_AT_ONCE`"
+        reason = "at most `MAX_IN_FLIGHT` and twice `MAX_VERIFIED_AT_ONCE`"
     )]
-    fn effect(&self, job: usize) -> Effect {
+    fn effect(&self, job: usize) -> MoverIo {
         let of = &self.jobs[job];
         let (skip, len) = (of.moved, of.len - of.moved);
         // Behind the buffers of all jobs.
         let buffer = (job + self.jobs.len() - self.promotions) as u16;
         let job = job as u16;
         match of.step {
-            Step::LoadSlot => Effect::LoadSlot {
+            JobStep::LoadSlot => MoverIo::LoadSlot {
                 job,
                 buffer,
                 offset: self.cache.slot_offset(of.slot) + u64::from(skip),
                 skip,
                 len,
             },
-            Step::Compare => Effect::Compare { job, buffer, len },
-            Step::Store => Effect::Store {
+            JobStep::Compare => MoverIo::Compare { job, buffer, len },
+            JobStep::Store => MoverIo::Store {
                 job,
                 offset: self.cache.slot_offset(of.slot) + u64::from(skip),
                 skip,
                 len,
             },
-            Step::Load | Step::Idle => Effect::Load {
+            JobStep::Load | JobStep::Idle => MoverIo::Load {
                 job,
                 offset: self.cache.block_offset(of.block) + u64::from(skip),
                 skip,
@@ -367,7 +372,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             priority,
             ..
         } = self.jobs[job];
-        self.jobs[job].step = Step::Idle;
+        self.jobs[job].step = JobStep::Idle;
         // Before it can be hit: what was counted until now led to this, and says nothing about what comes.
         self.cache.set_heat(block, 0);
         if self.cache.end_fill(block, slot) {
@@ -383,7 +388,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
         let Job {
             block, slot, step, ..
         } = self.jobs[job];
-        self.jobs[job].step = Step::Idle;
+        self.jobs[job].step = JobStep::Idle;
         self.cache.give_up_fill(block, slot);
         self.release(slot);
         self.counters.errors += 1;
@@ -391,11 +396,11 @@ impl<'c, 'm> Promoter<'c, 'm> {
             self.count_out();
         }
         let during = match step {
-            Step::Store => "filling",
-            Step::LoadSlot => "reading",
-            Step::Load | Step::Compare | Step::Idle => return,
+            JobStep::Store => "filling",
+            JobStep::LoadSlot => "reading",
+            JobStep::Load | JobStep::Compare | JobStep::Idle => return,
         };
-        self.cache.detach(Failure { during, errno });
+        self.cache.detach(CacheFailure { during, errno });
     }
 
     fn settle(&mut self, slot: u32, priority: Priority) {
@@ -416,7 +421,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
             self.fresh += 1;
             return Some(self.fresh - 1);
         }
-        (0..MOST_VICTIMS)
+        (0..MAX_VICTIMS)
             .find_map(|_| self.make_room())
             .or_else(|| self.give_up_unverified())
     }
@@ -427,7 +432,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
         if let Some(block) = self.cache.slots.owner(slot) {
             if self.cache.evict(block, slot) {
                 self.counters.evicted += 1;
-            } else if self.residents.standing(slot) != Standing::Empty {
+            } else if self.residents.slot_state(slot) != SlotState::Empty {
                 // Somebody began to write it just now.
                 self.evict.put_back(slot);
                 return None;
@@ -452,7 +457,7 @@ impl<'c, 'm> Promoter<'c, 'm> {
     }
 
     /// Halves the heat of all blocks now and then, some at a time.
-    fn cool(&mut self) {
+    fn decay_heat(&mut self) {
         self.requests += self.cache.take_requests();
         let period = REQUESTS_A_HALVING * u64::from(self.cache.slots.count());
         if self.halving.is_none() && self.requests >= period {

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE, regions};
 
-use super::slots::Slots;
+use super::slots::SlotTable;
 use crate::queue::Errno;
 
 /// Promotions that may wait. More are forgotten: what is hot is asked for again.
-const MOST_HINTS: usize = 4096;
+const MAX_HINTS: usize = 4096;
 
 /// What becomes of the cached block that a write touches.
 #[derive(
@@ -32,7 +32,7 @@ pub struct Shape {
     pub shift: u32,
     /// Sectors of the device; its last block may be a part of one.
     pub capacity: u64,
-    /// Slots: 1 to [`IndexEntry::MAX_SLOTS`].
+    /// SlotTable: 1 to [`IndexEntry::MAX_SLOTS`].
     pub slots: u32,
     /// Byte of the cache device where the first slot is.
     pub data_offset: u64,
@@ -51,14 +51,14 @@ impl Shape {
 /// A slot that is pinned: held until it is given back to [`Cache::end_read`] or [`Cache::end_change`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the slot stays pinned until it is given back"]
-pub struct Lease(u32);
+pub struct SlotPin(u32);
 
 /// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked, to be undone by [`Cache::end_change`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the blocks are not filled until it is given back"]
 pub struct Change {
     /// The slot that the data has to go to as well, behind the backing device.
-    pub lease: Option<Lease>,
+    pub pin: Option<SlotPin>,
     /// Blocks that left the cache.
     pub invalidated: u32,
 }
@@ -66,7 +66,7 @@ pub struct Change {
 /// Why the cache device is not used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{during} the cache device failed with {errno}")]
-pub struct Failure {
+pub struct CacheFailure {
     /// What was tried: `reading`, `writing`.
     pub during: &'static str,
     /// Its answer.
@@ -79,12 +79,12 @@ pub struct Cache<'m> {
     shape: Shape,
     pub(super) index: &'m [AtomicU64],
     pub(super) heat: &'m [AtomicU64],
-    pub(super) slots: Slots,
+    pub(super) slots: SlotTable,
     pub(super) hints: ArrayQueue<u64>,
     pub(super) promoter_sleeps: AtomicBool,
     /// Requests that arrived, for the promoter to know when to halve the heat.
     pub(super) requests: AtomicU64,
-    failure: OnceLock<Failure>,
+    failure: OnceLock<CacheFailure>,
     /// The same as whether there is a failure, where it costs a load.
     is_attached: AtomicBool,
 }
@@ -103,8 +103,8 @@ impl<'m> Cache<'m> {
             shape,
             index,
             heat,
-            slots: Slots::new(shape.slots),
-            hints: ArrayQueue::new(MOST_HINTS),
+            slots: SlotTable::new(shape.slots),
+            hints: ArrayQueue::new(MAX_HINTS),
             promoter_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             failure: OnceLock::new(),
@@ -136,7 +136,7 @@ impl<'m> Cache<'m> {
     /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.
     #[inline(always)]
     #[must_use]
-    pub fn begin_read(&self, offset: u64, length: u64) -> Option<Lease> {
+    pub fn begin_read(&self, offset: u64, length: u64) -> Option<SlotPin> {
         let block = self.one_block(offset, length)?;
         if !self.is_attached.load(Ordering::Relaxed) {
             return None;
@@ -149,7 +149,7 @@ impl<'m> Cache<'m> {
         // What happened before the pin is seen now; what comes later finds it.
         let now = IndexEntry(word.load(Ordering::SeqCst));
         if now == entry || (now.slot() == entry.slot() && self.serves(now, offset, length)) {
-            return Some(Lease(entry.slot()));
+            return Some(SlotPin(entry.slot()));
         }
         self.slots.unpin(entry.slot());
         None
@@ -157,21 +157,18 @@ impl<'m> Cache<'m> {
 
     /// The read has completed.
     #[inline]
-    pub fn end_read(&self, lease: Lease) {
-        self.slots.unpin(lease.0);
+    pub fn end_read(&self, pin: SlotPin) {
+        self.slots.unpin(pin.0);
     }
 
     /// To be called before a write of `length` bytes (not 0) from `offset` is issued anywhere.
     pub fn begin_write(&self, offset: u64, length: u64) -> Change {
         let through = self.shape.mode == Mode::WriteThrough && self.is_attached.load(Ordering::Relaxed);
-        let lease = through
+        let pin = through
             .then(|| self.begin_write_through(offset, length))
             .flatten();
-        match lease {
-            Some(_) => Change {
-                lease,
-                invalidated: 0,
-            },
+        match pin {
+            Some(_) => Change { pin, invalidated: 0 },
             None => self.begin_discard(offset, length),
         }
     }
@@ -187,21 +184,21 @@ impl<'m> Cache<'m> {
             invalidated += u32::from(before.is_present());
         }
         Change {
-            lease: None,
+            pin: None,
             invalidated,
         }
     }
 
     /// The change of this range that began with `change` has ended. `is_good`: if its data has gone to the leased slot,
     /// too, then whole.
-    pub fn end_change(&self, offset: u64, length: u64, lease: Option<Lease>, is_good: bool) {
+    pub fn end_change(&self, offset: u64, length: u64, pin: Option<SlotPin>, is_good: bool) {
         let regions = self.regions(offset, length);
         for word in self.words(offset, length) {
             update(word, |entry| {
                 let writers = entry.writers().saturating_sub(1);
-                match lease {
+                match pin {
                     // As long as somebody writes, a block that has left is not filled again: it is in its old slot.
-                    Some(Lease(slot)) if entry.is_present() && entry.slot() == slot => {
+                    Some(SlotPin(slot)) if entry.is_present() && entry.slot() == slot => {
                         if is_good {
                             entry.with_writers(writers, entry.writing() & !regions)
                         } else {
@@ -212,7 +209,7 @@ impl<'m> Cache<'m> {
                 }
             });
         }
-        if let Some(Lease(slot)) = lease {
+        if let Some(SlotPin(slot)) = pin {
             self.slots.unpin(slot);
         }
     }
@@ -220,9 +217,9 @@ impl<'m> Cache<'m> {
     /// How far the slot is ahead of the block: to be added, wrapping, to a position on the backing device.
     #[inline]
     #[must_use]
-    pub fn displacement(&self, lease: Lease, offset: u64) -> u64 {
+    pub fn slot_delta(&self, pin: SlotPin, offset: u64) -> u64 {
         let block_start = offset & !(self.block_bytes() - 1);
-        self.slot_offset(lease.0).wrapping_sub(block_start)
+        self.slot_offset(pin.0).wrapping_sub(block_start)
     }
 
     /// Asks for the block at `offset` to be promoted. Says whether that was noted.
@@ -244,7 +241,7 @@ impl<'m> Cache<'m> {
 
     /// The cache device has failed: nothing is read from it or put on it any more. Only the first cause counts.
     #[cold]
-    pub fn detach(&self, failure: Failure) {
+    pub fn detach(&self, failure: CacheFailure) {
         self.is_attached.store(false, Ordering::SeqCst);
         let _ = self.failure.set(failure);
         // The promoter empties the index.
@@ -253,7 +250,7 @@ impl<'m> Cache<'m> {
 
     /// Why the cache device is not used any more, if it is not.
     #[must_use]
-    pub fn failure(&self) -> Option<&Failure> {
+    pub fn failure(&self) -> Option<&CacheFailure> {
         self.failure.get()
     }
 
@@ -261,7 +258,7 @@ impl<'m> Cache<'m> {
         1 << self.shape.shift
     }
 
-    fn begin_write_through(&self, offset: u64, length: u64) -> Option<Lease> {
+    fn begin_write_through(&self, offset: u64, length: u64) -> Option<SlotPin> {
         let block = self.one_block(offset, length)?;
         let regions = self.regions(offset, length);
         let word = self.index.get(block as usize)?;
@@ -277,7 +274,7 @@ impl<'m> Cache<'m> {
             let marked = entry.with_writers(entry.writers() + 1, entry.writing() | regions);
             let swapped = word.compare_exchange(entry.0, marked.0, Ordering::SeqCst, Ordering::SeqCst);
             if swapped.is_ok() {
-                return Some(Lease(entry.slot()));
+                return Some(SlotPin(entry.slot()));
             }
             self.slots.unpin(entry.slot());
         }
@@ -353,11 +350,9 @@ mod tests {
     fn a_read_of_a_present_block_pins_its_slot() {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteThrough);
-        let lease = cache.begin_read(3 * BLOCK + 4096, 4096).unwrap();
+        let pin = cache.begin_read(3 * BLOCK + 4096, 4096).unwrap();
         assert_eq!(
-            cache
-                .displacement(lease, 3 * BLOCK + 4096)
-                .wrapping_add(3 * BLOCK),
+            cache.slot_delta(pin, 3 * BLOCK + 4096).wrapping_add(3 * BLOCK),
             2 * BLOCK
         );
         assert!(
@@ -365,7 +360,7 @@ mod tests {
             "gone, but still in use"
         );
         assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
-        cache.end_read(lease);
+        cache.end_read(pin);
         assert!(cache.slots.take(2));
         assert_eq!(cache.begin_read(4 * BLOCK, 512), None);
     }
@@ -386,7 +381,7 @@ mod tests {
         for slot in [2, 3, 4, IndexEntry::MAX_SLOTS - 1] {
             maps.index[5].store(IndexEntry::new(BlockState::Present, slot).0, Ordering::SeqCst);
             assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
-            assert_eq!(cache.begin_write(5 * BLOCK, 512).lease, None);
+            assert_eq!(cache.begin_write(5 * BLOCK, 512).pin, None);
             assert!(!cache.slots.is_pinned(2));
         }
     }
@@ -396,11 +391,11 @@ mod tests {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteThrough);
         let change = cache.begin_write(3 * BLOCK, 4096);
-        assert!(change.lease.is_some());
+        assert!(change.pin.is_some());
         assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
         cache.end_read(cache.begin_read(3 * BLOCK + 8192, 512).expect("elsewhere"));
         assert!(!cache.evict(3, 2), "in use");
-        cache.end_change(3 * BLOCK, 4096, change.lease, true);
+        cache.end_change(3 * BLOCK, 4096, change.pin, true);
         assert!(cache.begin_read(3 * BLOCK + 512, 512).is_some());
     }
 
@@ -410,13 +405,13 @@ mod tests {
         let cache = cache_of(&maps, Mode::WriteThrough);
         let first = cache.begin_write(3 * BLOCK, 4096);
         let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
-        assert!(beside.lease.is_some());
+        assert!(beside.pin.is_some());
         let over = cache.begin_write(3 * BLOCK + 2048, 4096);
-        assert_eq!((over.lease, over.invalidated), (None, 1));
+        assert_eq!((over.pin, over.invalidated), (None, 1));
         assert!(!cache.begin_fill(3, 1) && !cache.slots.take(2), "somebody writes");
-        cache.end_change(3 * BLOCK, 4096, first.lease, true);
-        cache.end_change(3 * BLOCK + 2048, 4096, over.lease, true);
-        cache.end_change(3 * BLOCK + 4096, 4096, beside.lease, true);
+        cache.end_change(3 * BLOCK, 4096, first.pin, true);
+        cache.end_change(3 * BLOCK + 2048, 4096, over.pin, true);
+        cache.end_change(3 * BLOCK + 4096, 4096, beside.pin, true);
         assert_eq!(cache.entry(3), IndexEntry::ABSENT);
         assert!(cache.slots.take(2));
     }
@@ -426,7 +421,7 @@ mod tests {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteThrough);
         let change = cache.begin_write(3 * BLOCK, 4096);
-        cache.end_change(3 * BLOCK, 4096, change.lease, false);
+        cache.end_change(3 * BLOCK, 4096, change.pin, false);
         assert_eq!(cache.entry(3), IndexEntry::ABSENT);
     }
 
@@ -438,7 +433,7 @@ mod tests {
             cache.slots.give(0, 9);
             assert!(cache.begin_fill(9, 0));
             let change = cache.begin_write(9 * BLOCK, 512);
-            assert_eq!((change.lease, change.invalidated), (None, 0));
+            assert_eq!((change.pin, change.invalidated), (None, 0));
             assert!(!cache.end_fill(9, 0), "what was read may be old");
             cache.end_change(9 * BLOCK, 512, None, true);
             assert!(!cache.end_fill(9, 0));
@@ -451,7 +446,7 @@ mod tests {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteAround);
         let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.lease, change.invalidated), (None, 1));
+        assert_eq!((change.pin, change.invalidated), (None, 1));
         cache.end_change(3 * BLOCK, 512, None, true);
         assert!(cache.slots.take(2));
         cache.slots.give(2, 3);
@@ -469,14 +464,14 @@ mod tests {
     fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, Mode::WriteThrough);
-        let failure = Failure {
+        let failure = CacheFailure {
             during: "reading",
             errno: Errno::EIO,
         };
         cache.detach(failure);
         assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
         let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.lease, change.invalidated), (None, 1));
+        assert_eq!((change.pin, change.invalidated), (None, 1));
         assert!(!cache.hint(0, Priority::Normal));
         assert_eq!(cache.failure(), Some(&failure));
     }

@@ -9,9 +9,9 @@ const PINS: u64 = (1 << OWNER_SHIFT) - 1;
 /// One word for each slot, in the server's own memory: an index that somebody else scribbled on cannot make a read find
 /// another block's content.
 #[derive(Debug)]
-pub(super) struct Slots(Box<[AtomicU64]>);
+pub(super) struct SlotTable(Box<[AtomicU64]>);
 
-impl Slots {
+impl SlotTable {
     pub(super) fn new(count: u32) -> Self {
         Self((0..count).map(|_| AtomicU64::new(0)).collect())
     }
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_pinned_slot_is_not_taken() {
-        let slots = Slots::new(2);
+        let slots = SlotTable::new(2);
         slots.give(1, 7);
         assert_eq!((slots.owner(0), slots.owner(1)), (None, Some(7)));
         assert!(slots.pin(1, 7) && slots.pin(1, 7) && slots.is_pinned(1));
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn only_its_own_block_pins_it() {
-        let slots = Slots::new(1);
+        let slots = SlotTable::new(1);
         assert!(!slots.pin(0, 0), "nobody has it");
         slots.give(0, 0);
         assert!(!slots.pin(0, 1) && !slots.pin(5, 0) && !slots.is_pinned(0));

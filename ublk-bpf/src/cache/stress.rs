@@ -8,7 +8,7 @@ use ublk_bpf_abi::{CacheCounters, Priority, SECTOR_SIZE};
 
 use super::evict::Algorithm;
 use super::fixture::Maps;
-use super::{Cache, Effect, Limits, Mode, Promoter, Shape};
+use super::{Cache, Mode, MoverIo, PromoteLimits, Promoter, Shape};
 
 const SHIFT: u32 = 12;
 const BLOCK: u64 = 1 << SHIFT;
@@ -50,20 +50,20 @@ fn queue(cache: &Cache<'_>, devices: &Devices, own: u64) {
             let content = devices.completed[index(block)].load(Ordering::SeqCst) + 1;
             let change = cache.begin_write(offset, BLOCK);
             devices.backing[index(block)].store(content, Ordering::SeqCst);
-            if let Some(lease) = change.lease {
-                let at = cache.displacement(lease, offset).wrapping_add(offset);
+            if let Some(pin) = change.pin {
+                let at = cache.slot_delta(pin, offset).wrapping_add(offset);
                 devices.slots[index(at >> SHIFT)].store(content, Ordering::SeqCst);
             }
-            cache.end_change(offset, BLOCK, change.lease, true);
+            cache.end_change(offset, BLOCK, change.pin, true);
             devices.completed[index(block)].store(content, Ordering::SeqCst);
             continue;
         }
         let oldest = devices.completed[index(block)].load(Ordering::SeqCst);
         let found = match cache.begin_read(offset, BLOCK) {
-            Some(lease) => {
-                let at = cache.displacement(lease, offset).wrapping_add(offset);
+            Some(pin) => {
+                let at = cache.slot_delta(pin, offset).wrapping_add(offset);
                 let found = devices.slots[index(at >> SHIFT)].load(Ordering::SeqCst);
-                cache.end_read(lease);
+                cache.end_read(pin);
                 found
             }
             None => devices.backing[index(block)].load(Ordering::SeqCst),
@@ -87,17 +87,17 @@ fn promote(promoter: &mut Promoter<'_, '_>, devices: &Devices, is_over: &AtomicB
         };
         loop {
             let job = match effect {
-                Effect::Load { job, offset, .. } => {
+                MoverIo::Load { job, offset, .. } => {
                     let content = devices.backing[index(offset >> SHIFT)].load(Ordering::SeqCst);
                     staging[usize::from(job)] = content;
                     job
                 }
-                Effect::Store { job, offset, .. } => {
+                MoverIo::Store { job, offset, .. } => {
                     let content = staging[usize::from(job)];
                     devices.slots[index(offset >> SHIFT)].store(content, Ordering::SeqCst);
                     job
                 }
-                Effect::LoadSlot { .. } | Effect::Compare { .. } => {
+                MoverIo::LoadSlot { .. } | MoverIo::Compare { .. } => {
                     unreachable!("there is no earlier server: {effect:?}")
                 }
             };
@@ -124,7 +124,7 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
         mode,
     };
     let cache = Cache::new(shape, &maps.index, &maps.heat);
-    let limits = Limits { rate: None };
+    let limits = PromoteLimits { rate: None };
     let mut promoter = Promoter::new(&cache, algorithm, limits, CacheCounters::default());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {

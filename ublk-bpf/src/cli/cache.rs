@@ -10,9 +10,9 @@ use clap::Subcommand;
 use super::args::Format;
 use super::output::print_line;
 use super::table;
+use crate::backend::Size;
 use crate::cache::disk::inspect::{Inspection, inspect};
 use crate::path_text::ShowPath as _;
-use crate::target::Size;
 
 /// Look at a cache device
 #[derive(Debug, clap::Args)]

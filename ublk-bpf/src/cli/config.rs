@@ -12,19 +12,19 @@ use clap::value_parser;
 use serde::{Deserialize, Deserializer, de::Error};
 
 use super::error::Usage;
+use crate::backend::{Spec, parse_size};
 use crate::cache::Mode;
 use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
 use crate::path_text::ShowPath as _;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
-use crate::target::{Spec, parse_size};
 
 /// Declares every option of `run` that the configuration file has too, once: its type, how both read it, and its
 /// [`Scope`]. From that come the merge of file and command line and the checks of what may stand where.
 macro_rules! settings {
     ($($(#[$attribute:meta])+ $scope:ident $name:ident: $type:ty,)+) => {
-        /// Options of `run`, from the command line or a table of the configuration file. What is `None` was not given.
+        /// DeviceOptions of `run`, from the command line or a table of the configuration file. What is `None` was not given.
         #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields)]
         pub(super) struct Settings {

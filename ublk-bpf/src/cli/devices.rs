@@ -6,11 +6,11 @@ use anyhow::{Context, anyhow};
 
 use super::config::{Scope, Settings};
 use super::error::Usage;
+use crate::backend::Spec;
 use crate::control::Recovery;
 use crate::path_text::ShowPath as _;
 use crate::policy::{Builtin, DEFAULT_POLICY, DEFAULT_POLICY_MEMORY, PolicyError, builtin};
-use crate::server::{CacheOptions, Options, ServeError};
-use crate::target::Spec;
+use crate::server::{CacheOptions, DeviceOptions, ServeError};
 
 /// What a device is made of when nothing is said.
 const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);
@@ -20,7 +20,7 @@ const DEFAULT_DEPTH: u16 = 128;
 const DEFAULT_CACHE_POLICY: &str = "scan-resistant";
 
 /// The options of every device, in the file's order. A file without `[[device]]` describes one.
-pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<Options>> {
+pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<DeviceOptions>> {
     let tables = take(&mut file.device);
     let of = tables.len();
     if of == 0 {
@@ -55,13 +55,13 @@ pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<
 }
 
 /// A device's options, with the defaults where nothing is said.
-fn options(said: Settings) -> anyhow::Result<Options> {
+fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
     let cache = cache(&said)?;
     let default_policy = match &cache {
         Some(_) => DEFAULT_CACHE_POLICY,
         None => DEFAULT_POLICY,
     };
-    let options = Options {
+    let options = DeviceOptions {
         backing: said.backing.unwrap_or(DEFAULT_BACKING),
         policy: super::policy::absolute(&said.policy.unwrap_or_else(|| default_policy.into()))?,
         policy_memory: said.policy_memory.unwrap_or(DEFAULT_POLICY_MEMORY),
@@ -113,7 +113,7 @@ fn wrong(what: String) -> anyhow::Error {
 }
 
 /// The server and later commands have other working directories.
-fn absolute(mut options: Options) -> anyhow::Result<Options> {
+fn absolute(mut options: DeviceOptions) -> anyhow::Result<DeviceOptions> {
     let cache = options.cache.as_mut().map(|cache| &mut cache.device);
     for spec in [Some(&mut options.backing), cache].into_iter().flatten() {
         if let Spec::Path(path) = spec {
@@ -130,7 +130,7 @@ mod tests {
     use crate::control::DeviceId;
 
     /// What a file of this text comes to, with nothing on the command line.
-    fn of_file(text: &str) -> Vec<Options> {
+    fn of_file(text: &str) -> Vec<DeviceOptions> {
         devices(Settings::default(), toml::from_str(text).unwrap()).unwrap()
     }
 

@@ -3,10 +3,10 @@
 use super::args::Format;
 use super::output::print_line;
 use super::table;
+use crate::backend::Size;
 use crate::control::Control;
 use crate::log;
 use crate::server::status::{self, Status};
-use crate::target::Size;
 
 /// List this program's devices
 ///

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::args::{Device, Format};
 use super::output::print_line;
 use super::table;
+use crate::backend::parse_size;
 use crate::log;
 use crate::observe;
 use crate::path_text::ShowPath as _;
@@ -17,7 +18,6 @@ use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, bui
 use crate::server::Record;
 use crate::server::lock::Lock;
 use crate::server::record::{self, RecordError};
-use crate::target::parse_size;
 
 /// List policies, or change a device's policy while it runs
 #[derive(Debug, clap::Args)]

@@ -7,15 +7,15 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::config::Settings;
 use super::devices::devices;
 use super::output::print_line;
+use crate::backend::{Kind, NullReads, Size};
 use crate::control::DeviceId;
 use crate::server::{self, Ready, Start};
 use crate::sys::process::ignore_signals_of_writes;
-use crate::target::{Kind, NullReads, Size};
 
 const DETAILS: &str = "\
 A backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that is empty at \
 the start and gone at the end, or null:SIZE, which forgets what is written and reads as zeroes. null:SIZE,unfilled \
-leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null targets \
+leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null backends \
 only. Do not swap to a device with a mem: backing or cache: what is swapped out would take memory again. Sizes are 64K, 1G, 1GiB: powers of 1024.
 
 The device is ready when one line is printed. A signal that comes earlier ends the start, and no device is left. After \

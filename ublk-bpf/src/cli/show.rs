@@ -5,11 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::args::{Device, Format};
 use super::output::print_line;
 use super::table;
+use crate::backend::Size;
 use crate::cache::Mode;
 use crate::control::Control;
 use crate::server::status::{self, Status};
 use crate::server::users;
-use crate::target::Size;
 
 /// Show everything about a device
 #[derive(Debug, clap::Args)]

@@ -5,7 +5,7 @@ use clap::ArgGroup;
 
 use crate::control::{Control, DeviceId};
 use crate::log;
-use crate::server::{leftover, stop, stop_starts};
+use crate::server::{stale, stop, stop_starts};
 
 /// Stop a device and remove everything of it
 ///
@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Their devices might come after those that are known now.
     stop_starts()?;
     let mut failed = 0;
-    let ids = leftover::known()?;
+    let ids = stale::known()?;
     for id in &ids {
         if let Err(error) = stop(&control, *id, args.force) {
             log::say(error);

@@ -24,14 +24,14 @@ use ublk_bpf_abi::ServerCounters;
 
 use self::memory::Memory;
 use self::ring::Ring;
-use self::sqe::{Tagged, Ways};
+use self::sqe::{BackendOps, Tagged};
+use crate::backend::{Backend, Kind, NullReads};
 use crate::cache::{Cache, Mode};
 use crate::queue::{
-    Arrival, Backing, BadConfig, Config, Effect, Ends, FETCHES, Failure, Io, Machine, Storage, TakenVerdict,
-    Written,
+    Arrival, Backing, BadConfig, Capabilities, Config, Effect, Ends, FETCHES, Io, Machine, QueueFailure,
+    TakenVerdict, Written,
 };
 use crate::sys::mmap::Descriptors;
-use crate::target::{Kind, NullReads, Target};
 
 pub use self::doorbell::Doorbell;
 pub use self::promote::{PromoterSpec, run_promoter};
@@ -59,11 +59,11 @@ pub struct QueueSpec<'a> {
     /// `/dev/ublkcN`.
     pub device: BorrowedFd<'a>,
     /// Where the bytes are.
-    pub target: &'a Target,
+    pub backend: &'a Backend,
     /// What the server knows to read as zeroes.
     pub written: Written<'a>,
     /// The cache, if there is one.
-    pub cache: Option<CacheWays<'a>>,
+    pub cache: Option<CacheHandles<'a>>,
     /// Where the files of backing and cache end by now.
     pub ends: Ends<'a>,
     /// The policy may lose data and fail requests (`--allow-lossy`).
@@ -74,7 +74,7 @@ pub struct QueueSpec<'a> {
 
 /// What a queue has to do with a cache.
 #[derive(Clone, Copy, Debug)]
-pub struct CacheWays<'a> {
+pub struct CacheHandles<'a> {
     /// Which blocks are in it.
     pub cache: &'a Cache<'a>,
     /// The device that they are on.
@@ -110,7 +110,7 @@ pub enum Error {
         /// Which queue.
         queue: u16,
         /// What it refused.
-        source: Failure,
+        source: QueueFailure,
     },
 }
 
@@ -135,7 +135,7 @@ pub fn run_queue(
     let memory = Memory::map(config.staging_buffers, config.staging_bytes).map_err(failed("get memory"))?;
     let machine = Machine::new(&config, spec.written).map_err(|source| Error::Config { queue, source })?;
     let machine = machine
-        .with_cache(spec.cache.map(|ways| ways.cache))
+        .with_cache(spec.cache.map(|handles| handles.cache))
         .with_ends(spec.ends);
     // After an error or a panic operations may be under way still, and nobody waits for them any more: it is let go of
     // only after a good end.
@@ -156,12 +156,12 @@ struct Kept<'a> {
 }
 
 fn config(spec: &QueueSpec<'_>) -> Config {
-    let facts = spec.target.facts();
-    let backing = match spec.target.kind() {
+    let facts = spec.backend.facts();
+    let backing = match spec.backend.kind() {
         Kind::Null(reads) => Backing::Null {
             filled: reads == NullReads::Zeroes,
         },
-        Kind::File | Kind::Block | Kind::Memory => Backing::Storage(Storage {
+        Kind::File | Kind::Block | Kind::Memory => Backing::Storage(Capabilities {
             volatile_cache: facts.volatile_cache,
             discard: facts.discard.is_some(),
             write_zeroes: facts.write_zeroes.is_some(),
@@ -183,7 +183,7 @@ fn config(spec: &QueueSpec<'_>) -> Config {
 /// Staging buffers of a queue, and bytes of each. A write-through is copied once and goes to both devices from there, so
 /// each tag has a buffer that holds what it can write, as far as there is room for so many.
 fn staging(spec: &QueueSpec<'_>) -> (u16, u32) {
-    let shape = spec.cache.map(|ways| *ways.cache.shape());
+    let shape = spec.cache.map(|ops| *ops.cache.shape());
     match shape.filter(|shape| shape.mode == Mode::WriteThrough) {
         Some(shape) => {
             let bytes = (1 << shape.shift).min(STAGING_BYTES);
@@ -201,12 +201,12 @@ struct Queue<'q, 'w, V, P, R> {
     machine: &'q mut Machine<'w>,
     memory: &'q mut Memory,
     descriptors: Descriptors,
-    ways: Ways,
+    ops: BackendOps,
     take_verdict: V,
     publish: P,
     /// Called once, and gone then.
     ready: Option<R>,
-    failure: Option<Failure>,
+    failure: Option<QueueFailure>,
     /// A user copy was made since the machine was last told that there is nothing further.
     copied: bool,
     finished: bool,
@@ -246,14 +246,14 @@ where
             .map_err(failed("map the device's request descriptors"))?;
         // SAFETY: the entry names no memory.
         unsafe { ring.push(&sqe::stop()) };
-        let ways = Ways::of(spec.target.facts());
+        let ops = BackendOps::of(spec.backend.facts());
         Ok(Self {
             spec,
             ring,
             machine,
             memory,
             descriptors,
-            ways,
+            ops,
             take_verdict,
             publish,
             ready: Some(ready),
@@ -324,7 +324,7 @@ where
 
     fn carry_out(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
-        match sqe::operation(tag, io, self.ways, |buffer, skip| staging.address(buffer, skip)) {
+        match sqe::operation(tag, io, self.ops, |buffer, skip| staging.address(buffer, skip)) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
             // buffer, which belongs to this tag until its operation has completed and outlives the ring.
             Some(entry) => unsafe { self.ring.push(&entry) },
@@ -453,13 +453,13 @@ where
                 start_sector: descriptor.start_sector,
                 verdict: (self.take_verdict)(tag),
             };
-            let Some(direct) = self.machine.arrived_at_once(&arrival) else {
+            let Some(direct) = self.machine.start_fast(&arrival) else {
                 continue;
             };
             // SAFETY: the entry names the request's registered pages, which the kernel checks.
             let pushed = unsafe { self.ring.try_push(&sqe::direct(tag, &direct)) };
             if !pushed {
-                self.machine.put_off(tag);
+                self.machine.requeue(tag);
             }
         }
     }
@@ -476,14 +476,14 @@ fn register_files(ring: &Ring<'_>, spec: &QueueSpec<'_>) -> io::Result<()> {
     let zero = File::open("/dev/zero")?;
     let mut files = [-1; sqe::file::COUNT];
     files[sqe::file::UBLK as usize] = spec.device.as_raw_fd();
-    files[sqe::file::BACKING as usize] = spec.target.file().unwrap_or(&zero).as_raw_fd();
+    files[sqe::file::BACKING as usize] = spec.backend.file().unwrap_or(&zero).as_raw_fd();
     files[sqe::file::ZERO as usize] = zero.as_raw_fd();
     files[sqe::file::STOP as usize] = spec.stop.as_raw_fd();
-    let cache = spec.cache.map_or(&zero, |ways| ways.device);
+    let cache = spec.cache.map_or(&zero, |handles| handles.device);
     files[sqe::file::CACHE as usize] = cache.as_raw_fd();
     let doorbell = spec
         .cache
-        .map_or(spec.stop.as_raw_fd(), |ways| ways.doorbell.as_raw_fd());
+        .map_or(spec.stop.as_raw_fd(), |handles| handles.doorbell.as_raw_fd());
     files[sqe::file::DOORBELL as usize] = doorbell;
     ring.submitter().register_files(&files)
 }

@@ -1,7 +1,7 @@
 //! Results on their way to the kernel.
 
 use super::errno::Errno;
-use super::event::Failure;
+use super::event::QueueFailure;
 use crate::sys::uapi::ElemHeader;
 
 /// One tag's result in a batch: `struct ublk_elem_header`. `buf_index` is the tag.
@@ -63,7 +63,7 @@ pub(super) enum Answer {
     /// The rest has to be submitted: elements from this one on.
     Rest(u16),
     /// It will never be handled.
-    Failed(Failure),
+    Failed(QueueFailure),
 }
 
 /// The batch that is out.
@@ -235,11 +235,11 @@ impl Batches {
             }
             // EINVAL among them: every tag here is below the depth, so the command itself is at fault, and its
             // other elements would be refused as well.
-            Some(errno) => return (Answer::Failed(Failure::Commit(errno)), None),
+            Some(errno) => return (Answer::Failed(QueueFailure::Commit(errno)), None),
         };
         if handled % ELEMENT_BYTES != 0 || handled / ELEMENT_BYTES > elements {
             return (
-                Answer::Failed(Failure::CommitResult {
+                Answer::Failed(QueueFailure::CommitResult {
                     elements,
                     bytes: result,
                 }),
@@ -368,7 +368,7 @@ mod tests {
         for _ in 0..MAX_COMMIT_RETRIES {
             assert_eq!(batches.completed(0, -12), (Answer::Rest(0), None));
         }
-        let failed = Answer::Failed(Failure::Commit(Errno::ENOMEM));
+        let failed = Answer::Failed(QueueFailure::Commit(Errno::ENOMEM));
         assert_eq!(batches.completed(0, -12), (failed, None));
     }
 
@@ -376,10 +376,10 @@ mod tests {
     fn a_malformed_command_or_result_fails_the_queue() {
         assert_eq!(
             sent(2).completed(0, -22).0,
-            Answer::Failed(Failure::Commit(Errno::EINVAL))
+            Answer::Failed(QueueFailure::Commit(Errno::EINVAL))
         );
         for bytes in [7, 24, i32::MAX] {
-            let failure = Failure::CommitResult { elements: 2, bytes };
+            let failure = QueueFailure::CommitResult { elements: 2, bytes };
             assert_eq!(sent(2).completed(0, bytes).0, Answer::Failed(failure));
         }
     }

@@ -12,12 +12,12 @@ pub enum Backing {
         filled: bool,
     },
     /// Bytes are kept.
-    Storage(Storage),
+    Storage(Capabilities),
 }
 
 /// A backing that keeps bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Storage {
+pub struct Capabilities {
     /// Completed writes may be lost by a power failure until they are flushed. Without: FLUSH succeeds at once,
     /// and no write is `durable` in particular.
     pub volatile_cache: bool,

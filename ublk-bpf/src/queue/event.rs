@@ -92,7 +92,7 @@ pub enum Effect {
     Wake,
     /// The queue cannot go on. What is in flight is awaited as after [`Event::Abandon`]; [`Effect::Finished`]
     /// follows.
-    Failed(Failure),
+    Failed(QueueFailure),
     /// The queue has ended: no operation is in flight and no COMMIT is out. A FETCH may still be (see
     /// [`Machine`](super::Machine)); closing the ring cancels it. Nothing follows.
     Finished,
@@ -100,7 +100,7 @@ pub enum Effect {
 
 /// Why a queue cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum QueueFailure {
     /// PREP was refused.
     #[error("the kernel refused to prepare the queue ({0})")]
     Prepare(Errno),
@@ -129,7 +129,7 @@ pub enum Failure {
 
 /// Where bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub enum Tier {
     /// The device that holds everything.
     Backing,
     /// The device that holds copies of some of it.
@@ -155,7 +155,7 @@ pub struct Direct {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From this device to the pages.
-    Read(Device),
+    Read(Tier),
     /// From the pages to the backing device.
     Write,
 }
@@ -186,10 +186,10 @@ impl From<Direct> for Io {
 /// Its result is the number of bytes moved, or for those without data any number that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// Device to the request's registered pages.
+    /// Tier to the request's registered pages.
     Read {
         /// Where the bytes are.
-        from: Device,
+        from: Tier,
         /// Where on the device.
         offset: u64,
         /// Where in the request.
@@ -216,10 +216,10 @@ pub enum Io {
         /// How many.
         len: u32,
     },
-    /// Device to a staging buffer.
+    /// Tier to a staging buffer.
     Load {
         /// Where the bytes are.
-        from: Device,
+        from: Tier,
         /// Where on the device.
         offset: u64,
         /// The buffer.
@@ -232,7 +232,7 @@ pub enum Io {
     /// A staging buffer to the device.
     Store {
         /// Where the bytes go.
-        to: Device,
+        to: Tier,
         /// Where on the device.
         offset: u64,
         /// The buffer.
@@ -277,7 +277,7 @@ pub enum Io {
     /// Make what the device has completed durable.
     Flush {
         /// The device.
-        device: Device,
+        device: Tier,
     },
     /// Shorten the backing file to this many bytes: a write that was under way when others truncated it has made it longer
     /// again.
@@ -288,7 +288,7 @@ pub enum Io {
     /// The device may forget this range.
     Discard {
         /// The device.
-        device: Device,
+        device: Tier,
         /// Where on the device.
         offset: u64,
         /// How many bytes.
@@ -297,7 +297,7 @@ pub enum Io {
     /// The range reads as zeroes from now on.
     WriteZeroes {
         /// The device.
-        device: Device,
+        device: Tier,
         /// Where on the device.
         offset: u64,
         /// How many bytes.

@@ -7,10 +7,10 @@ use super::commit::{Answer, Batches, Element, Outcome, result_of};
 use super::config::{Backing, BadConfig, Config};
 use super::ends::Ends;
 use super::errno::Errno;
-use super::event::{Arrival, Effect, Event, Failure, Io, Staging};
+use super::event::{Arrival, Effect, Event, Io, QueueFailure, Staging};
+use super::in_flight::{InFlight, Next, Noted};
 use super::plan::{Class, Plan, Route, Terms, plan};
-use super::request::{Action, Limits, Request};
-use super::service::{Next, Noted, Service};
+use super::request::{Action, Request, RequestLimits};
 use super::staging::StagingPool;
 use super::tag::{Owner, Tags};
 use super::todo::{Todo, Todos};
@@ -51,7 +51,7 @@ enum Phase {
 ///
 /// 1. After [`new`](Self::new), the driver polls [`Effect`]s until there are none, then feeds [`Event`]s; after
 ///    each event, or after several, it polls again until there are none. It does effects in the order of the
-///    polls; an operation that [`arrived_at_once`](Self::arrived_at_once) gives may go before them.
+///    polls; an operation that [`start_fast`](Self::start_fast) gives may go before them.
 /// 2. Each effect has one answer, however late: `Prepare` has [`Event::Prepared`], `Io` has [`Event::IoDone`] for
 ///    its tag, `Commit` has [`Event::Committed`] for its batch. `Fetch` has any number of [`Event::Arrived`] and
 ///    at most one [`Event::FetchEnded`]. No answer may come before its effect was polled.
@@ -81,7 +81,7 @@ enum Phase {
 /// from the FIFO unseen are in the kernel's hands as if they were still there.
 #[derive(Debug)]
 pub struct Machine<'w> {
-    limits: Limits,
+    limits: RequestLimits,
     terms: Terms<'w>,
     volatile_cache: bool,
     staging_bytes: u32,
@@ -89,9 +89,9 @@ pub struct Machine<'w> {
     block_mask: u32,
     phase: Phase,
     /// Why the queue cannot go on, once it cannot.
-    failure: Option<Failure>,
+    failure: Option<QueueFailure>,
     /// COMMIT does not work: results stay here.
-    mute: bool,
+    commit_dead: bool,
     tags: Tags,
     /// Tags that are waiting or in flight.
     in_service: u32,
@@ -110,7 +110,7 @@ pub struct Machine<'w> {
     /// That it is to be woken was decided and not yet polled.
     is_waking: bool,
     /// Requests that the cache was told of.
-    told: u64,
+    reported: u64,
     counters: ServerCounters,
 }
 
@@ -121,7 +121,7 @@ impl<'w> Machine<'w> {
     /// A field of `config` that is out of its range.
     pub fn new(config: &Config, written: Written<'w>) -> Result<Self, BadConfig> {
         config.check()?;
-        let limits = Limits {
+        let limits = RequestLimits {
             capacity: config.capacity,
             reach: config.capacity,
             block_mask: u64::from(config.logical_block) / SECTOR_SIZE - 1,
@@ -143,7 +143,7 @@ impl<'w> Machine<'w> {
             block_mask: config.logical_block - 1,
             phase: Phase::Preparing,
             failure: None,
-            mute: false,
+            commit_dead: false,
             tags: Tags::new(config.depth),
             in_service: 0,
             fetch_ends: 0,
@@ -156,7 +156,7 @@ impl<'w> Machine<'w> {
             seen: [u64::MAX; 2],
             wake: false,
             is_waking: false,
-            told: 0,
+            reported: 0,
             counters: ServerCounters::default(),
         };
         let batch = machine.batches.prepare();
@@ -244,7 +244,7 @@ impl<'w> Machine<'w> {
     /// [`Event::Arrived`].
     #[inline(never)]
     pub fn arrived(&mut self, arrival: Arrival) {
-        if self.take_in(&arrival).is_some() {
+        if self.accept(&arrival).is_some() {
             self.todos.push(Todo::Io(arrival.tag));
         }
     }
@@ -254,7 +254,7 @@ impl<'w> Machine<'w> {
     pub fn idle(&mut self) {
         self.commit();
         if let Some(cache) = self.cache {
-            self.tell(cache);
+            self.flush_hints(cache);
         }
         if self.phase >= Phase::Stopping {
             self.finish_queue();
@@ -275,7 +275,7 @@ impl<'w> Machine<'w> {
         match Errno::of_result(result) {
             // The device was stopped before the queue was ready.
             Some(Errno::ENODEV) => self.phase = self.phase.max(Phase::Stopping),
-            Some(errno) => self.fail(Failure::Prepare(errno)),
+            Some(errno) => self.fail(QueueFailure::Prepare(errno)),
             None if self.phase == Phase::Preparing => {
                 self.phase = Phase::Serving;
                 (0..FETCHES).for_each(|fetch| self.todos.push(Todo::Fetch(fetch)));
@@ -304,7 +304,7 @@ impl<'w> Machine<'w> {
             Some(_) => self.fetch_errors += 1,
         }
         if self.fetch_ends > MAX_FETCH_ENDS || self.fetch_errors > MAX_FETCH_ERRORS {
-            self.fail(Failure::Fetch {
+            self.fail(QueueFailure::Fetch {
                 fetch,
                 times: self.fetch_ends,
                 result,
@@ -334,7 +334,7 @@ impl<'w> Machine<'w> {
             }
             Answer::Failed(failure) => {
                 self.batches.give_up();
-                self.mute = true;
+                self.commit_dead = true;
                 self.fail(failure);
             }
         }
@@ -342,7 +342,7 @@ impl<'w> Machine<'w> {
 
     /// Any request, with any verdict.
     #[inline(never)]
-    fn take_in_aside(&mut self, arrival: Arrival) {
+    fn accept_slow(&mut self, arrival: Arrival) {
         let request = match Request::parse(&arrival, &self.limits) {
             Ok(request) => request,
             Err(errno) => return self.refuse(arrival.tag, errno),
@@ -390,11 +390,11 @@ impl<'w> Machine<'w> {
         // What goes to two devices is read from the client's pages once: it may change them at any time.
         let is_twofold = marked.is_some_and(|marked| marked.slot.is_some());
         let route = if is_twofold { Route::Copy } else { plan.route };
-        let mut service = Service::new(request, route, self.volatile_cache, self.staging_bytes);
+        let mut in_flight = InFlight::new(request, route, self.volatile_cache, self.staging_bytes);
         if let Some(marked) = marked {
-            service.hold_change(marked);
+            in_flight.hold_change(marked);
         }
-        self.tags.slot(tag).service = service;
+        self.tags.slot(tag).in_flight = in_flight;
         if route == Route::Copy {
             self.stage(tag);
         } else {
@@ -437,14 +437,14 @@ impl<'w> Machine<'w> {
     }
 
     fn staged(&mut self, tag: u16, staging: Staging) {
-        self.tags.in_flight(tag).service.staging = Some(staging);
+        self.tags.expect_in_flight(tag).in_flight.staging = Some(staging);
         self.todos.push(Todo::Io(tag));
     }
 
     /// The operation that a tag's request is at.
     #[inline(always)]
     fn issue(&mut self, tag: u16) -> Io {
-        let io = self.tags.service(tag).io();
+        let io = self.tags.in_flight(tag).io();
         match io {
             Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. } => self.counters.user_copies += 1,
             _ => self.counters.io_submitted += 1,
@@ -454,12 +454,12 @@ impl<'w> Machine<'w> {
 
     /// Any operation, with any result.
     #[inline(never)]
-    fn io_done_aside(&mut self, tag: u16, result: i32) {
-        let service = &self.tags.in_flight(tag).service;
-        if service.is_cut() {
+    fn complete_slow(&mut self, tag: u16, result: i32) {
+        let in_flight = &self.tags.expect_in_flight(tag).in_flight;
+        if in_flight.is_cut() {
             self.cut_done(tag, result);
-        } else if service.is_whole(result) {
-            let (data, served) = (service.data(), service.served());
+        } else if in_flight.is_whole(result) {
+            let (data, served) = (in_flight.data(), in_flight.served());
             self.finish(tag, data, Outcome::Moved(served));
         } else {
             self.advance(tag, result);
@@ -470,20 +470,20 @@ impl<'w> Machine<'w> {
     #[cold]
     fn advance(&mut self, tag: u16, result: i32) {
         let block_mask = self.block_mask;
-        let service = &mut self.tags.in_flight(tag).service;
-        let is_on_cache = service.is_on_cache();
-        let (next, noted) = service.advance(result, block_mask);
+        let in_flight = &mut self.tags.expect_in_flight(tag).in_flight;
+        let is_on_cache = in_flight.is_on_cache();
+        let (next, noted) = in_flight.advance(result, block_mask);
         self.note(noted);
         let next = match next {
             Next::Failed(errno) if is_on_cache => self.cache_failed(tag, errno),
             next => next,
         };
-        let service = &self.tags.in_flight(tag).service;
-        let (data, served) = (service.data(), service.served());
+        let in_flight = &self.tags.expect_in_flight(tag).in_flight;
+        let (data, served) = (in_flight.data(), in_flight.served());
         match next {
             Next::Done => self.finish(tag, data, Outcome::Moved(served)),
             Next::Failed(errno) => self.finish(tag, data, Outcome::Failed(errno)),
-            Next::Issue if self.phase >= Phase::Abandoning => self.leave(tag),
+            Next::Issue if self.phase >= Phase::Abandoning => self.abandon_request(tag),
             Next::Issue => self.todos.push(Todo::Io(tag)),
         }
     }
@@ -497,17 +497,17 @@ impl<'w> Machine<'w> {
     /// Fails a request before any operation was issued for it.
     #[cold]
     fn refuse(&mut self, tag: u16, errno: Errno) {
-        self.tags.in_flight(tag).service = Service::IDLE;
+        self.tags.expect_in_flight(tag).in_flight = InFlight::IDLE;
         self.finish(tag, 0, Outcome::Failed(errno));
     }
 
     /// A request of `data` bytes has its outcome.
     fn finish(&mut self, tag: u16, data: u32, outcome: Outcome) {
         let result = result_of(data, outcome);
-        let service = &self.tags.in_flight(tag).service;
-        let is_staged = service.staging.is_some();
-        if service.concerns_cache() {
-            self.let_go(tag, result >= 0);
+        let in_flight = &self.tags.expect_in_flight(tag).in_flight;
+        let is_staged = in_flight.staging.is_some();
+        if in_flight.concerns_cache() {
+            self.release_cache(tag, result >= 0);
         }
         if is_staged {
             self.unstage(tag);
@@ -518,7 +518,7 @@ impl<'w> Machine<'w> {
     /// A request's staging buffer goes to the next that waits for one.
     #[cold]
     fn unstage(&mut self, tag: u16) {
-        let Some(staging) = self.tags.slot(tag).service.staging.take() else {
+        let Some(staging) = self.tags.slot(tag).in_flight.staging.take() else {
             return;
         };
         if let Some(next) = self.staging.give_back(staging) {
@@ -530,7 +530,7 @@ impl<'w> Machine<'w> {
     /// Submits what is ready, unless a COMMIT is out.
     #[inline]
     fn commit(&mut self) {
-        if self.mute {
+        if self.commit_dead {
             return;
         }
         if let Some(batch) = self.batches.send() {

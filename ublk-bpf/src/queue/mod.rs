@@ -11,7 +11,7 @@
 //! | the descriptor is parsed, or refused | `request.rs` |
 //! | the verdict is checked against it: advice, or none and why | `verdict.rs` |
 //! | advice and what the backing can do make a plan | `plan.rs`, `written.rs` |
-//! | operations are issued until every byte has moved | `service.rs`, `staging.rs` |
+//! | operations are issued until every byte has moved | `in_flight.rs`, `staging.rs` |
 //! | a file that is truncated meanwhile fails what is beyond its end | `ends.rs`, `machine/cut.rs` |
 //! | the outcome becomes a result in a batch, the batch a COMMIT | `commit.rs` |
 //!
@@ -22,10 +22,10 @@ mod config;
 mod ends;
 mod errno;
 mod event;
+mod in_flight;
 mod machine;
 mod plan;
 mod request;
-mod service;
 mod staging;
 mod tag;
 mod todo;
@@ -33,10 +33,10 @@ mod verdict;
 mod written;
 
 pub use commit::Element;
-pub use config::{Backing, BadConfig, Config, Storage};
+pub use config::{Backing, BadConfig, Capabilities, Config};
 pub use ends::Ends;
 pub use errno::Errno;
-pub use event::{Arrival, Device, Direct, Effect, Event, Failure, Io, Staging, TakenVerdict, Way};
+pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, TakenVerdict, Tier, Way};
 pub use machine::Machine;
 pub use written::Written;
 

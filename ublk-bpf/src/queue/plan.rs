@@ -134,9 +134,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::queue::Storage;
+    use crate::queue::Capabilities;
 
-    const STORAGE: Backing = Backing::Storage(Storage {
+    const STORAGE: Backing = Backing::Storage(Capabilities {
         volatile_cache: true,
         discard: true,
         write_zeroes: true,
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_backing_without_the_ability_says_so() {
-        let none = Backing::Storage(Storage {
+        let none = Backing::Storage(Capabilities {
             volatile_cache: false,
             discard: false,
             write_zeroes: false,

@@ -3,7 +3,7 @@
 use ublk_bpf_abi::{Op, SECTOR_SIZE};
 
 use super::errno::Errno;
-use super::event::{Arrival, Device, Direct, Way};
+use super::event::{Arrival, Direct, Tier, Way};
 use crate::sys::uapi::{
     UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
     UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -14,7 +14,7 @@ pub(super) const MAX_DATA_BYTES: u64 = 1 << UBLK_IO_BUF_BITS;
 
 /// What the device serves: every range is inside the device and aligned to its logical blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct RequestLimits {
     /// Sectors of the device.
     pub(super) capacity: u64,
     /// Sectors of it that its backing still has: `capacity`, until others truncate the file.
@@ -25,7 +25,7 @@ pub(super) struct Limits {
     pub(super) read_only: bool,
 }
 
-impl Limits {
+impl RequestLimits {
     /// Whether a request may be for this range: not empty, inside of `capacity` sectors, of whole blocks and, where it has
     /// data, not too long for user copy.
     #[inline(always)]
@@ -92,7 +92,7 @@ impl Request {
     /// sends none of these to a device whose parameters are true. `EIO` for a range beyond the end that others have
     /// truncated the backing to.
     #[inline]
-    pub(super) fn parse(arrival: &Arrival, limits: &Limits) -> Result<Self, Errno> {
+    pub(super) fn parse(arrival: &Arrival, limits: &RequestLimits) -> Result<Self, Errno> {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "the operation is in the low eight bits"
@@ -130,7 +130,7 @@ impl Request {
     /// What [`parse`](Self::parse) makes of the descriptors that nearly all are: READ or WRITE, not durable in
     /// particular, with registered pages. `None`: ask `parse`.
     #[inline(always)]
-    pub(super) fn ordinary(arrival: &Arrival, limits: &Limits) -> Option<Self> {
+    pub(super) fn ordinary(arrival: &Arrival, limits: &RequestLimits) -> Option<Self> {
         /// Operations above WRITE, and what makes READ and WRITE unusual.
         const UNUSUAL: u32 = 0xfe | UBLK_IO_F_FUA | UBLK_IO_F_NEED_REG_BUF;
         const _: () = assert!(UBLK_IO_OP_READ == 0 && UBLK_IO_OP_WRITE == 1);
@@ -176,19 +176,19 @@ impl Request {
             way: if self.action == Action::Write {
                 Way::Write
             } else {
-                Way::Read(Device::Backing)
+                Way::Read(Tier::Backing)
             },
             offset: self.offset,
             len: self.data(),
         }
     }
 
-    /// The operation that is all of a READ with registered pages on the cache device, `displacement` further on.
+    /// The operation that is all of a READ with registered pages on the cache device, `slot_delta` further on.
     #[inline(always)]
-    pub(super) fn direct_hit(&self, displacement: u64) -> Direct {
+    pub(super) fn direct_hit(&self, slot_delta: u64) -> Direct {
         Direct {
-            way: Way::Read(Device::Cache),
-            offset: self.offset.wrapping_add(displacement),
+            way: Way::Read(Tier::Cache),
+            offset: self.offset.wrapping_add(slot_delta),
             len: self.data(),
         }
     }
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use crate::queue::event::TakenVerdict;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: RequestLimits = RequestLimits {
         capacity: 2048,
         reach: 2048,
         block_mask: 7,
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_the_backing_has_lost_is_an_io_error() {
-        let limits = Limits {
+        let limits = RequestLimits {
             reach: 1024,
             ..LIMITS
         };
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn data_beyond_user_copy_is_refused_but_a_discard_may_be_long() {
-        let limits = Limits {
+        let limits = RequestLimits {
             capacity: 1 << 54,
             reach: 1 << 54,
             ..LIMITS
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_read_only_device_is_never_changed() {
-        let limits = Limits {
+        let limits = RequestLimits {
             read_only: true,
             ..LIMITS
         };

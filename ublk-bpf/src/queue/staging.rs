@@ -47,7 +47,7 @@ impl StagingPool {
     }
 
     /// The next waiter, who stops waiting.
-    pub(super) fn send_away(&mut self) -> Option<u16> {
+    pub(super) fn evict_waiter(&mut self) -> Option<u16> {
         self.waiters.pop_front()
     }
 }
@@ -73,6 +73,6 @@ mod tests {
         let mut pool = StagingPool::new(1, 8);
         assert!(pool.take(0).is_some());
         assert!(pool.take(6).is_none());
-        assert_eq!((pool.send_away(), pool.send_away()), (Some(6), None));
+        assert_eq!((pool.evict_waiter(), pool.evict_waiter()), (Some(6), None));
     }
 }

@@ -1,7 +1,7 @@
 //! Who owns each tag.
 
-use super::event::Device;
-use super::service::Service;
+use super::event::Tier;
+use super::in_flight::InFlight;
 
 /// The one place that a tag is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) enum Owner {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) owner: Owner,
-    pub(super) service: Service,
+    pub(super) in_flight: InFlight,
 }
 
 /// Every tag of the queue.
@@ -38,7 +38,7 @@ impl Tags {
     pub(super) fn new(depth: u16) -> Self {
         let slot = Slot {
             owner: Owner::Kernel,
-            service: Service::IDLE,
+            in_flight: InFlight::IDLE,
         };
         Self {
             slots: vec![slot; usize::from(depth)].into_boxed_slice(),
@@ -67,7 +67,7 @@ impl Tags {
     /// # Panics
     /// If it is not: a completion for it is nobody's.
     #[inline]
-    pub(super) fn in_flight(&mut self, tag: u16) -> &mut Slot {
+    pub(super) fn expect_in_flight(&mut self, tag: u16) -> &mut Slot {
         let slot = &mut self.slots[usize::from(tag)];
         if slot.owner != Owner::InFlight {
             surprising("completed an operation", tag, slot.owner);
@@ -92,8 +92,8 @@ impl Tags {
 
     /// The request that a tag stands for.
     #[inline]
-    pub(super) fn service(&self, tag: u16) -> &Service {
-        &self.slots[usize::from(tag)].service
+    pub(super) fn in_flight(&self, tag: u16) -> &InFlight {
+        &self.slots[usize::from(tag)].in_flight
     }
 
     /// Whether a tag's request is in service.
@@ -107,10 +107,10 @@ impl Tags {
 
     /// Tells every request in service that the file of a device was truncated to `end`.
     #[cold]
-    pub(super) fn cut(&mut self, device: Device, end: u64) {
+    pub(super) fn cut(&mut self, device: Tier, end: u64) {
         let in_service = |slot: &&mut Slot| matches!(slot.owner, Owner::InFlight | Owner::Waiting);
         for slot in self.slots.iter_mut().filter(in_service) {
-            slot.service.cut(device, end);
+            slot.in_flight.cut(device, end);
         }
     }
 
@@ -138,7 +138,7 @@ mod tests {
         tags.arrive(0, 5).owner = Owner::InFlight;
         tags.shift(0, Owner::InFlight, Owner::Answered(5));
         tags.arrive(0, 6).owner = Owner::InFlight;
-        assert_eq!(tags.in_flight(0).owner, Owner::InFlight);
+        assert_eq!(tags.expect_in_flight(0).owner, Owner::InFlight);
     }
 
     #[test]
@@ -168,6 +168,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "tag 0 completed an operation, but it is Kernel")]
     fn a_completion_without_an_operation_is_caught() {
-        Tags::new(1).in_flight(0);
+        Tags::new(1).expect_in_flight(0);
     }
 }

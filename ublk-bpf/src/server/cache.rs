@@ -14,17 +14,17 @@ use super::owners::Opening;
 use super::panics;
 use super::record::{CacheRecord, Detached, Record, now};
 use super::{CacheOptions, Role, ServeError};
+use crate::backend::fingerprint::Identity;
+use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
-use crate::cache::{self, Cache, Failure, Limits, Promoter, Shape, Trust};
+use crate::cache::{self, Cache, CacheFailure, PromoteLimits, Promoter, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
-use crate::driver::uring::{CacheWays, Doorbell, PromoterSpec, run_promoter};
+use crate::driver::uring::{CacheHandles, Doorbell, PromoterSpec, run_promoter};
 use crate::policy::{CacheMaps, CacheSpec};
 use crate::queue::Errno;
-use crate::target::fingerprint::Identity;
-use crate::target::{Kind, Size, Target};
 
 /// Most blocks that one discard or write-zeroes may cover: a queue marks each of them before it goes on.
-const MOST_BLOCKS_A_DISCARD: u32 = 16 << 10;
+const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;
 
 /// Slots that are compared with the backing even where it is proven to be as it was.
 const SAMPLES: usize = 64;
@@ -120,7 +120,7 @@ impl Contents {
 #[derive(Debug)]
 pub(super) struct CacheDevice {
     options: CacheOptions,
-    target: Target,
+    backend: Backend,
     file: File,
     layout: Layout,
 }
@@ -130,15 +130,15 @@ impl CacheDevice {
     /// or `own`, which waits. A cache does not change the unit of addresses: what works without it works with it.
     pub(super) fn open(
         options: &CacheOptions,
-        backing: &mut Target,
+        backing: &mut Backend,
         opening: &mut Opening<'_>,
         own: Option<DeviceId>,
     ) -> Result<Self, ServeError> {
         if matches!(backing.kind(), Kind::Null(_)) {
             return Err(CacheError::Null.into());
         }
-        let target = opening.target(Role::Cache, &options.device, false, own)?;
-        let Some(file) = target.file() else {
+        let backend = opening.backend(Role::Cache, &options.device, false, own)?;
+        let Some(file) = backend.file() else {
             return Err(CacheError::NullCache.into());
         };
         let file = file.try_clone().map_err(|source| ServeError::System {
@@ -146,15 +146,15 @@ impl CacheDevice {
             source,
         })?;
         let name = options.device.to_string();
-        if target.facts().read_only {
+        if backend.facts().read_only {
             return Err(CacheError::ReadOnly(name).into());
         }
-        let layout = Layout::plan(target.facts().sectors * SECTOR_SIZE, options.block);
+        let layout = Layout::plan(backend.facts().sectors * SECTOR_SIZE, options.block);
         let layout = layout.map_err(|source| CacheError::Disk {
             device: name.clone(),
             source,
         })?;
-        let (block, smaller) = (target.facts().logical_block, backing.facts().logical_block);
+        let (block, smaller) = (backend.facts().logical_block, backing.facts().logical_block);
         if block > smaller {
             return Err(CacheError::LargerBlocks {
                 device: name,
@@ -163,18 +163,18 @@ impl CacheDevice {
             }
             .into());
         }
-        backing.suit(target.facts());
+        backing.suit(backend.facts());
         Ok(Self {
             options: options.clone(),
-            target,
+            backend,
             file,
             layout,
         })
     }
 
     /// Where the copies are.
-    pub(super) const fn target(&self) -> &Target {
-        &self.target
+    pub(super) const fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// The maps that the classifier needs.
@@ -188,7 +188,7 @@ impl CacheDevice {
     /// The device's parameters with this cache: no read or write touches two blocks, and no discard too many.
     pub(super) fn adapt(&self, params: Params) -> Params {
         let block_sectors = self.options.block / 512;
-        let most = block_sectors.saturating_mul(MOST_BLOCKS_A_DISCARD);
+        let most = block_sectors.saturating_mul(MAX_BLOCKS_A_DISCARD);
         Params {
             chunk_sectors: block_sectors,
             discard: params.discard.map(|discard| crate::control::Discard {
@@ -207,8 +207,8 @@ impl CacheDevice {
                 reset: false,
                 ..self.options.clone()
             },
-            identity: self.target.identity(),
-            storage: self.target.storage(),
+            identity: self.backend.identity(),
+            storage: self.backend.storage(),
             slots: self.layout.slots,
             detached: None,
         }
@@ -216,8 +216,8 @@ impl CacheDevice {
 
     /// Whether it is the device that `before` tells of.
     pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
-        let mut found = self.target.identity();
-        let storage = self.target.storage();
+        let mut found = self.backend.identity();
+        let storage = self.backend.storage();
         let was = before.storage.as_ref().zip(storage.as_ref());
         if was.is_some_and(|(was, is)| !was.is_same_as(is)) {
             found.push_str(", which is attached to something else than it was");
@@ -231,7 +231,7 @@ impl CacheDevice {
     }
 
     /// Takes what is on it for a new device on `backing`.
-    pub(super) fn warm(&self, backing: &Target) -> Result<Contents, CacheError> {
+    pub(super) fn warm(&self, backing: &Backend) -> Result<Contents, CacheError> {
         let identity = Identity::of(backing).map_err(CacheError::Identity)?;
         let failed = |source| self.failed(source);
         if self.options.reset {
@@ -262,7 +262,7 @@ impl CacheDevice {
 
     /// Takes what a server that died had in it, by the index that it left. The backing may have been changed since.
     pub(super) fn survivors(&self, maps: &CacheMaps) -> Contents {
-        if self.target.kind() == Kind::Memory {
+        if self.backend.kind() == Kind::Memory {
             return Contents::NONE;
         }
         let survivors = cache::surviving(maps.index(), self.layout.slots).into_iter();
@@ -279,7 +279,7 @@ impl CacheDevice {
         }
     }
 
-    fn compare(&self, backing: &Target, entries: &[SavedEntry]) -> Result<(), DiskError> {
+    fn compare(&self, backing: &Backend, entries: &[SavedEntry]) -> Result<(), DiskError> {
         let bytes = backing.facts().sectors * SECTOR_SIZE;
         match backing.file() {
             Some(file) => disk::sample_matches(&self.file, file, &self.layout, entries, bytes, SAMPLES),
@@ -288,7 +288,7 @@ impl CacheDevice {
     }
 
     /// Saves what is in the slots, for the next server.
-    fn save(&self, backing: &Target, entries: impl Iterator<Item = SavedEntry>) -> Result<(), CacheError> {
+    fn save(&self, backing: &Backend, entries: impl Iterator<Item = SavedEntry>) -> Result<(), CacheError> {
         if let Some(file) = backing.file() {
             file.sync_all().map_err(CacheError::Sync)?;
         }
@@ -319,7 +319,7 @@ pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
 
 /// Whose a cache's maps were until now.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum MapsBefore {
+pub(super) enum MapOrigin {
     /// Nobody's: the kernel made them, all zeroes. To write that again would take longer than all else of a start where
     /// the device is large.
     New,
@@ -329,9 +329,9 @@ pub(super) enum MapsBefore {
 
 /// A cache in service.
 #[derive(Debug)]
-pub(super) struct CacheService<'a> {
+pub(super) struct RunningCache<'a> {
     device: &'a CacheDevice,
-    backing: &'a Target,
+    backing: &'a Backend,
     maps: &'a CacheMaps,
     cache: Cache<'a>,
     doorbell: Doorbell,
@@ -339,14 +339,14 @@ pub(super) struct CacheService<'a> {
     contents: Contents,
 }
 
-impl<'a> CacheService<'a> {
+impl<'a> RunningCache<'a> {
     /// A cache with these contents, for a device of `sectors` sectors.
     pub(super) fn new(
         device: &'a CacheDevice,
-        (backing, sectors): (&'a Target, u64),
+        (backing, sectors): (&'a Backend, u64),
         maps: &'a CacheMaps,
         contents: Contents,
-        maps_before: MapsBefore,
+        map_origin: MapOrigin,
     ) -> Result<Self, ServeError> {
         let shape = Shape {
             shift: device.options.shift(),
@@ -356,10 +356,10 @@ impl<'a> CacheService<'a> {
             mode: device.options.mode,
         };
         let cache = Cache::new(shape, maps.index(), maps.heat());
-        if let MapsBefore::Served { was_detached } = maps_before {
+        if let MapOrigin::Served { was_detached } = map_origin {
             cache.clear();
             if was_detached {
-                cache.detach(Failure {
+                cache.detach(CacheFailure {
                     during: "serving an earlier server,",
                     errno: Errno::EIO,
                 });
@@ -381,12 +381,12 @@ impl<'a> CacheService<'a> {
 
     /// The cache device, if it is a file that others may truncate.
     pub(super) fn regular_file(&self) -> Option<&File> {
-        self.device.target.regular_file()
+        self.device.backend.regular_file()
     }
 
     /// What a queue needs of it.
-    pub(super) fn ways(&self) -> CacheWays<'_> {
-        CacheWays {
+    pub(super) fn handles(&self) -> CacheHandles<'_> {
+        CacheHandles {
             cache: &self.cache,
             device: &self.device.file,
             doorbell: &self.doorbell,
@@ -395,7 +395,7 @@ impl<'a> CacheService<'a> {
 
     /// What fills it, with what is in it already.
     pub(super) fn promoter(&self) -> Promoter<'_, 'a> {
-        let limits = Limits {
+        let limits = PromoteLimits {
             rate: self.device.options.promote_limit,
         };
         let algorithm = self.device.options.eviction;
@@ -453,7 +453,7 @@ impl<'a> CacheService<'a> {
             Err(_) => "its thread panicked".to_owned(),
         };
         tracing::error!("the promoter has ended: {why}");
-        self.cache.detach(Failure {
+        self.cache.detach(CacheFailure {
             during: "promoting to",
             errno: Errno::EIO,
         });
@@ -470,7 +470,7 @@ impl<'a> CacheService<'a> {
 
     /// Keeps what is in it for the next server. The queues have ended.
     pub(super) fn save(&self, promoter: &Promoter<'_, '_>) {
-        if self.cache.failure().is_some() || self.device.target.kind() == Kind::Memory {
+        if self.cache.failure().is_some() || self.device.backend.kind() == Kind::Memory {
             return;
         }
         let entries = promoter
@@ -487,13 +487,13 @@ impl<'a> CacheService<'a> {
     }
 
     /// Why it is not used any more, if it is not.
-    pub(super) fn failure(&self) -> Option<&Failure> {
+    pub(super) fn failure(&self) -> Option<&CacheFailure> {
         self.cache.failure()
     }
 }
 
 /// Writes into the device's record that its cache is not used any more. The first cause stays.
-pub(super) fn note_detached(record: &Record, failure: &Failure) {
+pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
     let why = format!("{failure}");
     tracing::error!("the cache is not used any more: {why}");
     // Others change the policy in it.

@@ -3,9 +3,9 @@
 use super::cache::CacheDevice;
 use super::lock::Lock;
 use super::record::{self, Record, RecordError};
-use super::{Options, Role, ServeError, leftover, owners};
+use super::{DeviceOptions, Role, ServeError, owners, stale};
+use crate::backend::Backend;
 use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
-use crate::target::Target;
 
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -25,16 +25,16 @@ impl<'c> Claim<'c> {
     /// From the record on other starts know what is this device's, and they look for it under the same lock.
     pub(super) fn make(
         control: &'c Control,
-        options: &Options,
+        options: &DeviceOptions,
         reserved: &[DeviceId],
-        backing: &Target,
+        backing: &Backend,
         cache: Option<&CacheDevice>,
     ) -> Result<(Self, Lock), ServeError> {
         let choice = Lock::choose()?;
-        leftover::sweep(control);
+        stale::sweep(control);
         owners::check_open(control, Role::Backing, backing)?;
         if let Some(cache) = cache {
-            owners::check_open(control, Role::Cache, cache.target())?;
+            owners::check_open(control, Role::Cache, cache.backend())?;
         }
         let device = AddDevice {
             id: options.id,
@@ -70,7 +70,7 @@ impl<'c> Claim<'c> {
     }
 
     /// Says what the kernel did not grant.
-    fn warn(&self, options: &Options) {
+    fn warn(&self, options: &DeviceOptions) {
         let info = &self.info;
         if info.queues < options.queues {
             tracing::warn!(
@@ -101,7 +101,7 @@ impl<'c> Claim<'c> {
     /// others would take it for one that is served.
     pub(super) fn leave(&mut self) {
         self.leave = true;
-        leftover::wait_for_departure(self.control, self.info.id);
+        stale::wait_for_departure(self.control, self.info.id);
     }
 
     /// The device ends with this.
@@ -116,7 +116,7 @@ impl Drop for Claim<'_> {
             return;
         }
         let id = self.info.id;
-        if let Err(error) = leftover::delete(self.control, id) {
+        if let Err(error) = stale::delete(self.control, id) {
             tracing::error!("{error}");
         }
         if let Err(error) = record::forget(id) {

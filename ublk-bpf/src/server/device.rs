@@ -6,15 +6,15 @@
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::cache::{self, CacheDevice, CacheError, CacheService, MapsBefore};
+use super::cache::{self, CacheDevice, CacheError, MapOrigin, RunningCache};
 use super::claim::Claim;
 use super::owners::Opening;
-use super::service::{End, Service};
-use super::{Options, Ready, Record, Role, ServeError};
+use super::running::{End, RunningDevice};
+use super::{DeviceOptions, Ready, Record, Role, ServeError};
+use crate::backend::{Backend, Kind, NullReads};
 use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
 use crate::queue::Written;
-use crate::target::{Kind, NullReads, Target};
 
 /// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
 const WRITTEN_SHIFT: u32 = 16;
@@ -38,9 +38,9 @@ pub(super) struct Host<'p> {
 
 /// A device that is to be made.
 pub(super) struct NewDevice {
-    options: Options,
+    options: DeviceOptions,
     policy: Policy,
-    target: Target,
+    backend: Backend,
     cache: Option<CacheDevice>,
     /// Ids that others of the process want.
     reserved: Vec<DeviceId>,
@@ -49,16 +49,16 @@ pub(super) struct NewDevice {
 impl NewDevice {
     /// Opens what the options name.
     pub(super) fn open(
-        options: &Options,
+        options: &DeviceOptions,
         reserved: &[DeviceId],
         opening: &mut Opening<'_>,
     ) -> Result<Self, ServeError> {
         let policy = Policy::parse(&options.policy, options.policy_memory)?;
-        let (target, cache) = open_devices(options, opening, None)?;
+        let (backend, cache) = open_devices(options, opening, None)?;
         Ok(Self {
             options: options.clone(),
             policy,
-            target,
+            backend,
             cache,
             reserved: reserved.to_owned(),
         })
@@ -69,30 +69,30 @@ impl Device for NewDevice {
     /// Makes the device, serves it, and deletes it.
     fn live(self, host: Host<'_>) -> Result<(), ServeError> {
         let control = host.control;
-        let (options, target, cache) = (&self.options, &self.target, self.cache.as_ref());
-        let (mut claim, policy_lock) = Claim::make(control, options, &self.reserved, target, cache)?;
-        let facts = target.facts();
+        let (options, backend, cache) = (&self.options, &self.backend, self.cache.as_ref());
+        let (mut claim, policy_lock) = Claim::make(control, options, &self.reserved, backend, cache)?;
+        let facts = backend.facts();
         let params = facts.params(claim.info.max_io_bytes);
         let params = cache.map_or(params, |cache| cache.adapt(params));
         control.set_params(&claim.info, &params)?;
-        let spec = classifier_spec(&claim.info, target, facts.sectors, cache)?;
+        let spec = classifier_spec(&claim.info, backend, facts.sectors, cache)?;
         let mut classifier = Classifier::load(&spec)?;
-        mark_data(target, &classifier)?;
+        mark_data(backend, &classifier)?;
         let verified = policy::swap(&spec.disk, &self.policy)?;
         if let Some(warning) = verified.warning() {
             tracing::warn!("policy {}: {warning}", self.policy.name());
         }
         drop(policy_lock);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
-            let entries = cache.warm(target)?;
-            CacheService::new(cache, (target, facts.sectors), maps, entries, MapsBefore::New)
+            let entries = cache.warm(backend)?;
+            RunningCache::new(cache, (backend, facts.sectors), maps, entries, MapOrigin::New)
         });
         let service = service.transpose()?;
         let record = Record::read(claim.info.id)?;
-        let serving = Service {
+        let serving = RunningDevice {
             control,
             info: &claim.info,
-            target,
+            backend,
             classifier: &classifier,
             cache: service.as_ref(),
             record,
@@ -111,33 +111,35 @@ impl Device for NewDevice {
 /// Opens what the bytes are on, and where some of them are twice. By their paths, so before the process leaves its
 /// mounts. `own` is the device that waits on them; `None`: it is to be made.
 pub(super) fn open_devices(
-    options: &Options,
+    options: &DeviceOptions,
     opening: &mut Opening<'_>,
     own: Option<DeviceId>,
-) -> Result<(Target, Option<CacheDevice>), ServeError> {
-    let mut target = opening.target(Role::Backing, &options.backing, options.read_only, own)?;
+) -> Result<(Backend, Option<CacheDevice>), ServeError> {
+    let mut backend = opening.backend(Role::Backing, &options.backing, options.read_only, own)?;
     if let Some(block) = options.logical_block {
-        target = target.with_logical_block(block).map_err(Role::Backing.failed())?;
+        backend = backend
+            .with_logical_block(block)
+            .map_err(Role::Backing.failed())?;
     }
-    if target.kind() == Kind::Memory && options.recovery != Recovery::None {
+    if backend.kind() == Kind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);
     }
     let cache = options.cache.as_ref();
     let cache = cache
-        .map(|of| CacheDevice::open(of, &mut target, opening, own))
+        .map(|of| CacheDevice::open(of, &mut backend, opening, own))
         .transpose()?;
-    Ok((target, cache))
+    Ok((backend, cache))
 }
 
 /// `sectors` is the device's size.
 pub(super) fn classifier_spec(
     info: &DeviceInfo,
-    target: &Target,
+    backend: &Backend,
     sectors: u64,
     cache: Option<&CacheDevice>,
 ) -> Result<policy::Spec, CacheError> {
     let is_tracked = matches!(
-        target.kind(),
+        backend.kind(),
         Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
     );
     if cache.is_some() {
@@ -153,12 +155,12 @@ pub(super) fn classifier_spec(
 }
 
 /// Marks what already holds data.
-pub(super) fn mark_data(target: &Target, classifier: &Classifier) -> Result<(), ServeError> {
+pub(super) fn mark_data(backend: &Backend, classifier: &Classifier) -> Result<(), ServeError> {
     let Some(map) = classifier.written() else {
         return Ok(());
     };
     let written = Written::new(map.words(), map.shift());
-    target
+    backend
         .for_each_data_range(|range| {
             if !range.is_empty() {
                 written.mark(range.start, range.end - range.start);

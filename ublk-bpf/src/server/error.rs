@@ -4,11 +4,11 @@ use std::{fmt, io};
 
 use super::cache::CacheError;
 use super::record::RecordError;
+use crate::backend::Error as BackendError;
 use crate::control::{DeviceId, Error as ControlError, Missing};
 use crate::policy::PolicyError;
-use crate::target::Error as TargetError;
 
-/// What a device has a target for.
+/// What a device has a backend for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Its bytes are there.
@@ -18,9 +18,9 @@ pub enum Role {
 }
 
 impl Role {
-    /// The error of a target in this role.
-    pub(super) fn failed(self) -> impl Fn(TargetError) -> ServeError {
-        move |source| ServeError::Target { role: self, source }
+    /// The error of a backend in this role.
+    pub(super) fn failed(self) -> impl Fn(BackendError) -> ServeError {
+        move |source| ServeError::Backend { role: self, source }
     }
 }
 
@@ -44,13 +44,13 @@ pub enum ServeError {
     Missing(#[from] Missing),
     /// The backing or the cache cannot serve.
     #[error("{role} {source}")]
-    Target {
+    Backend {
         /// What it was to be.
         role: Role,
         /// What is wrong with it.
-        source: TargetError,
+        source: BackendError,
     },
-    /// Two targets of one process are the same storage.
+    /// Two backends of one process are the same storage.
     #[error("{role} {name}: in use: it is the same storage as {other}: give another")]
     Twice {
         /// What the second one was to be.

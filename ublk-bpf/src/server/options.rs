@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Spec;
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
-use crate::target::Spec;
 
 /// What a device is asked to be: the options of `ublk-bpf run`, each with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct DeviceOptions {
     /// Where its bytes are.
     pub backing: Spec,
     /// The policy: the name of a built-in one, or the path of a BPF object.
@@ -40,7 +40,7 @@ pub struct Options {
 #[serde(deny_unknown_fields)]
 pub struct CacheOptions {
     /// Where the copies are.
-    #[serde(with = "crate::target::spec_text")]
+    #[serde(with = "crate::backend::spec_text")]
     pub device: Spec,
     /// Bytes of a cache block: a power of two from 4 KiB to 1 MiB.
     pub block: u32,

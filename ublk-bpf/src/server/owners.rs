@@ -9,13 +9,13 @@ use std::fs;
 use std::thread;
 use std::time::Instant;
 
-use super::leftover::{self, POLL, SETTLING};
 use super::lock::Lock;
 use super::record::{self, Record, RecordError};
-use super::{Options, Role, ServeError};
+use super::stale::{self, POLL, SETTLING};
+use super::{DeviceOptions, Role, ServeError};
+use crate::backend::{Backend, Error as BackendError, Spec, Storage};
 use crate::control::{Control, DeviceId};
 use crate::sys::process;
-use crate::target::{Error as TargetError, Spec, Storage, Target};
 
 /// What a process opens for its devices.
 pub(super) struct Opening<'c> {
@@ -52,25 +52,25 @@ impl<'c> Opening<'c> {
         self.number += 1;
     }
 
-    /// Opens a target for a new device, or for device `own`, which waits; refuses what another device has.
-    pub(super) fn target(
+    /// Opens a backend for a new device, or for device `own`, which waits; refuses what another device has.
+    pub(super) fn backend(
         &mut self,
         role: Role,
         spec: &Spec,
         read_only: bool,
         own: Option<DeviceId>,
-    ) -> Result<Target, ServeError> {
+    ) -> Result<Backend, ServeError> {
         let deadline = Instant::now() + SETTLING;
         loop {
-            match Target::open(spec, read_only) {
-                Ok(target) => {
-                    if let Some(storage) = target.storage() {
+            match Backend::open(spec, read_only) {
+                Ok(backend) => {
+                    if let Some(storage) = backend.storage() {
                         self.check(role, spec, &storage, own)?;
                         self.taken.push((self.name(role, spec), storage));
                     }
-                    return Ok(target);
+                    return Ok(backend);
                 }
-                Err(error @ TargetError::InUse { .. }) => {
+                Err(error @ BackendError::InUse { .. }) => {
                     // Who has it says more than that it is in use.
                     let hold = match storage_at(spec, read_only) {
                         Some(storage) => self.check(role, spec, &storage, own)?,
@@ -116,16 +116,16 @@ impl<'c> Opening<'c> {
     }
 }
 
-/// Refuses an open target that another device has. To be called with `choose.lock` held, before the record is written.
-pub(super) fn check_open(control: &Control, role: Role, target: &Target) -> Result<(), ServeError> {
-    match target.storage() {
-        Some(storage) => check(control, role, target.spec(), &storage, None).map(drop),
+/// Refuses an open backend that another device has. To be called with `choose.lock` held, before the record is written.
+pub(super) fn check_open(control: &Control, role: Role, backend: &Backend) -> Result<(), ServeError> {
+    match backend.storage() {
+        Some(storage) => check(control, role, backend.spec(), &storage, None).map(drop),
         None => Ok(()),
     }
 }
 
 /// The device that waits on the backing of these options.
-pub(super) fn waiting_on(control: &Control, options: &Options) -> Result<Option<DeviceId>, ServeError> {
+pub(super) fn waiting_on(control: &Control, options: &DeviceOptions) -> Result<Option<DeviceId>, ServeError> {
     let Some(backing) = storage_at(&options.backing, options.read_only) else {
         return Ok(None);
     };
@@ -216,7 +216,7 @@ fn standing(control: &Control, id: DeviceId) -> Result<Standing, ServeError> {
         }
         thread::sleep(POLL);
     }
-    Ok(match leftover::settled(control, id)? {
+    Ok(match stale::settled(control, id)? {
         Some(info) if info.state.is_recoverable() => Standing::Waiting,
         _ => Standing::Gone,
     })

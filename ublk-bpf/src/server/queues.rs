@@ -12,11 +12,11 @@ use ublk_bpf_abi::ServerCounters;
 
 use super::isolation::protect_thread;
 use super::panics;
+use crate::backend::Backend;
 use crate::control::DeviceInfo;
-use crate::driver::uring::{CacheWays, QueueSpec, Stop, run_queue};
+use crate::driver::uring::{CacheHandles, QueueSpec, Stop, run_queue};
 use crate::policy::Classifier;
 use crate::queue::{Ends, Written};
-use crate::target::Target;
 
 /// What every queue thread shares.
 #[derive(Clone, Copy)]
@@ -26,11 +26,11 @@ pub(super) struct Shared<'a> {
     /// `/dev/ublkcN`.
     pub(super) device: &'a File,
     /// Where the bytes are.
-    pub(super) target: &'a Target,
+    pub(super) backend: &'a Backend,
     /// What classifies the requests.
     pub(super) classifier: &'a Classifier,
     /// The cache, if there is one.
-    pub(super) cache: Option<CacheWays<'a>>,
+    pub(super) cache: Option<CacheHandles<'a>>,
     /// Where the files of backing and cache end by now.
     pub(super) ends: Ends<'a>,
     /// `--allow-lossy`.
@@ -127,7 +127,7 @@ fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Resul
         depth: shared.info.depth,
         descriptor_bytes: shared.info.descriptor_bytes,
         device: shared.device.as_fd(),
-        target: shared.target,
+        backend: shared.backend,
         written: classifier
             .written()
             .map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),

@@ -12,13 +12,13 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::lock::Lock;
 use super::run_dir::{DIRECTORY, RunDir};
-use super::{CacheOptions, Options, Role};
+use super::{CacheOptions, DeviceOptions, Role};
+use crate::backend::{Backend, Spec, Storage};
 use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::policy::DEFAULT_POLICY_MEMORY;
 use crate::sys::trust::Distrusted;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
-use crate::target::{Spec, Storage, Target};
 
 /// Version of the record's format.
 const VERSION: u32 = 2;
@@ -38,7 +38,7 @@ pub struct Record {
     /// Which boot of the machine it was.
     pub boot_id: String,
     /// Where its bytes are, as `--backing` takes it; a path is absolute.
-    #[serde(with = "crate::target::spec_text")]
+    #[serde(with = "crate::backend::spec_text")]
     pub backing: Spec,
     /// Which file or device that path led to.
     pub identity: String,
@@ -150,9 +150,9 @@ impl Record {
     #[must_use]
     pub fn new(
         info: &DeviceInfo,
-        options: &Options,
+        options: &DeviceOptions,
         sectors: u64,
-        backing: &Target,
+        backing: &Backend,
         cache: Option<CacheRecord>,
     ) -> Self {
         Self {
@@ -185,8 +185,8 @@ impl Record {
 
     /// The options that make the same device again.
     #[must_use]
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> DeviceOptions {
+        DeviceOptions {
             backing: self.backing.clone(),
             policy: self.policy.clone(),
             policy_memory: self.policy_memory,
@@ -425,7 +425,7 @@ mod tests {
     const ID: DeviceId = DeviceId::new(3).expect("small");
 
     fn record() -> Record {
-        let options = Options {
+        let options = DeviceOptions {
             backing: Spec::Memory(1 << 30),
             policy: "passthrough".into(),
             policy_memory: default_policy_memory(),
@@ -460,7 +460,7 @@ mod tests {
                 why: "reading failed".into(),
             }),
         });
-        let backing = Target::open(&options.backing, false).unwrap();
+        let backing = Backend::open(&options.backing, false).unwrap();
         Record::new(&info, &options, 1 << 21, &backing, cache)
     }
 
@@ -482,7 +482,7 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("backing");
         fs::write(&path, [0; 4096]).unwrap();
-        let backing = Target::open(&Spec::Path(path), false).unwrap();
+        let backing = Backend::open(&Spec::Path(path), false).unwrap();
         record.storage = backing.storage();
         assert_eq!(record.storages()[0], (Role::Backing, backing.storage().unwrap()));
     }

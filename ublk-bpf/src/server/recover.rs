@@ -5,34 +5,34 @@ use std::time::Instant;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::cache::{CacheDevice, CacheService, MapsBefore};
+use super::cache::{CacheDevice, MapOrigin, RunningCache};
 use super::claim::Claim;
 use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
-use super::leftover::{POLL, SETTLING};
 use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::record::{CacheRecord, RecordError};
-use super::service::{End, Service};
-use super::{Options, Record, ServeError, leftover};
+use super::running::{End, RunningDevice};
+use super::stale::{POLL, SETTLING};
+use super::{DeviceOptions, Record, ServeError, stale};
+use crate::backend::{Backend, Size, Spec, Storage};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
 use crate::sys::process;
-use crate::target::{Size, Spec, Storage, Target};
 
 /// A device that waits for a server, with everything open that it was on.
-pub(super) struct LeftDevice {
+pub(super) struct OrphanedDevice {
     info: DeviceInfo,
     before: Record,
-    options: Options,
+    options: DeviceOptions,
     policy: Result<Policy, PolicyError>,
-    target: Target,
+    backend: Backend,
     cache: Option<CacheDevice>,
     lock: Lock,
     /// Until the record is written again, nobody else changes the policy.
     policy_lock: Lock,
 }
 
-impl LeftDevice {
+impl OrphanedDevice {
     /// Opens what device `id` was on, and leaves it as it is.
     pub(super) fn open(
         control: &Control,
@@ -45,8 +45,8 @@ impl LeftDevice {
         let options = before.options();
         let info = waiting(control, id)?;
         let policy = Policy::parse(&options.policy, options.policy_memory);
-        let (target, cache) = open_devices(&options, opening, Some(id))?;
-        check_unchanged(control, &before, &target)?;
+        let (backend, cache) = open_devices(&options, opening, Some(id))?;
+        check_unchanged(control, &before, &backend)?;
         if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {
             cache.check_unchanged(before)?;
         }
@@ -55,7 +55,7 @@ impl LeftDevice {
             before,
             options,
             policy,
-            target,
+            backend,
             cache,
             lock,
             policy_lock,
@@ -66,7 +66,7 @@ impl LeftDevice {
     pub(super) fn open_described(
         control: &Control,
         id: DeviceId,
-        wanted: &Options,
+        wanted: &DeviceOptions,
         opening: &mut Opening<'_>,
     ) -> Result<Self, ServeError> {
         let device = Self::open(control, id, opening)?;
@@ -90,19 +90,19 @@ impl LeftDevice {
             }
         };
         classifier.verdicts().clear();
-        mark_data(&self.target, &classifier)?;
+        mark_data(&self.backend, &classifier)?;
         Ok(classifier)
     }
 }
 
-impl Device for LeftDevice {
+impl Device for OrphanedDevice {
     /// Goes on where the dead server stopped. What fails before the device has its new server leaves it as it was.
     fn live(mut self, host: Host<'_>) -> Result<(), ServeError> {
         let control = host.control;
         let id = self.info.id;
         let sectors = self.before.sectors;
         start_recovery(control, id)?;
-        let spec = classifier_spec(&self.info, &self.target, sectors, self.cache.as_ref())?;
+        let spec = classifier_spec(&self.info, &self.backend, sectors, self.cache.as_ref())?;
         let mut classifier = self.classifier(&spec)?;
         if self.options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
             // Data matters more than advice about it.
@@ -112,27 +112,27 @@ impl Device for LeftDevice {
             }
         }
         let mut claim = Claim::take_over(control, self.info, self.lock);
-        let (target, cache) = (&self.target, self.cache.as_ref());
+        let (backend, cache) = (&self.backend, self.cache.as_ref());
         let detached = self.before.cache.and_then(|cache| cache.detached);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
             let entries = cache.survivors(maps);
-            let maps_before = MapsBefore::Served {
+            let map_origin = MapOrigin::Served {
                 was_detached: detached.is_some(),
             };
-            CacheService::new(cache, (target, sectors), maps, entries, maps_before)
+            RunningCache::new(cache, (backend, sectors), maps, entries, map_origin)
         });
         let service = service.transpose()?;
         let cache = cache.map(|cache| CacheRecord {
             detached,
             ..cache.record()
         });
-        let record = Record::new(&claim.info, &self.options, sectors, target, cache);
+        let record = Record::new(&claim.info, &self.options, sectors, backend, cache);
         record.write()?;
         drop(self.policy_lock);
-        let serving = Service {
+        let serving = RunningDevice {
             control,
             info: &claim.info,
-            target,
+            backend,
             classifier: &classifier,
             cache: service.as_ref(),
             record,
@@ -176,21 +176,21 @@ fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
 }
 
 /// Whether what has the same number as before is a loop device on another file, or another part of the disk.
-fn is_elsewhere(before: Option<&Storage>, target: &Target) -> bool {
+fn is_elsewhere(before: Option<&Storage>, backend: &Backend) -> bool {
     before
-        .zip(target.storage().as_ref())
+        .zip(backend.storage().as_ref())
         .is_some_and(|(before, now)| !before.is_same_as(now))
 }
 
-/// Whether a device that was promised to its clients can be served on `target`: the same one, with no less of anything.
-fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Result<(), ServeError> {
-    let (id, facts) = (before.id(), target.facts());
+/// Whether a device that was promised to its clients can be served on `backend`: the same one, with no less of anything.
+fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Result<(), ServeError> {
+    let (id, facts) = (before.id(), backend.facts());
     let promised = control.params(id)?;
     let bytes = |sectors: u64| Size(sectors * SECTOR_SIZE);
-    let difference = if target.identity() != before.identity {
-        format!("it is {} and was {}", target.identity(), before.identity)
-    } else if is_elsewhere(before.storage.as_ref(), target) {
-        format!("{} is attached to something else than it was", target.identity())
+    let difference = if backend.identity() != before.identity {
+        format!("it is {} and was {}", backend.identity(), before.identity)
+    } else if is_elsewhere(before.storage.as_ref(), backend) {
+        format!("{} is attached to something else than it was", backend.identity())
     } else if facts.sectors < before.sectors {
         format!(
             "it has {} and had {}",
@@ -222,7 +222,7 @@ fn check_unchanged(control: &Control, before: &Record, target: &Target) -> Resul
 }
 
 /// Whether the device that a record tells of is what `wanted` describes, in what its clients and their data depend on.
-fn check_described(before: &Record, wanted: &Options) -> Result<(), ServeError> {
+fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeError> {
     let id = before.id();
     let otherwise = |was: String, asked: String| Err(ServeError::Otherwise { id, was, asked });
     if let Some(asked) = wanted.id.filter(|&asked| asked != id) {
@@ -262,7 +262,7 @@ fn check_described(before: &Record, wanted: &Options) -> Result<(), ServeError> 
 
 /// The device, if it waits for a server.
 fn waiting(control: &Control, id: DeviceId) -> Result<DeviceInfo, ServeError> {
-    match leftover::settled(control, id)? {
+    match stale::settled(control, id)? {
         Some(info) if info.state.is_recoverable() => Ok(info),
         other => {
             let state = other.map_or_else(|| "gone".to_owned(), |info| info.state.to_string());

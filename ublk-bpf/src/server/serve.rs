@@ -14,13 +14,13 @@ use super::isolation::{isolate, lock_present_memory, protect_thread};
 use super::lock::Lock;
 use super::owners::{self, Opening};
 use super::panics;
-use super::recover::LeftDevice;
+use super::recover::OrphanedDevice;
 use super::signals::StopSignals;
-use super::{Options, Record, ServeError, limits};
+use super::{DeviceOptions, Record, ServeError, limits};
+use crate::backend::Kind;
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
-use crate::target::Kind;
 
 /// What to serve: devices in this order.
 #[derive(Clone, Debug)]
@@ -33,9 +33,9 @@ pub struct Start {
 #[derive(Clone, Debug)]
 pub enum Recipe {
     /// It is made.
-    Make(Options),
+    Make(DeviceOptions),
     /// If a device waits for a server on the same backing, that is served again; else it is made.
-    MakeOrRecover(Options),
+    MakeOrRecover(DeviceOptions),
     /// It is there and waits for a server, since its last one died. It has the options that it was made with.
     Recover(DeviceId),
 }
@@ -43,14 +43,14 @@ pub enum Recipe {
 impl Start {
     /// Devices that are to be made.
     #[must_use]
-    pub fn make(devices: Vec<Options>) -> Self {
+    pub fn make(devices: Vec<DeviceOptions>) -> Self {
         let devices = devices.into_iter().map(Recipe::Make).collect();
         Self { devices }
     }
 
     /// Devices that are to be made, but for those that wait already.
     #[must_use]
-    pub fn make_or_recover(devices: Vec<Options>) -> Self {
+    pub fn make_or_recover(devices: Vec<DeviceOptions>) -> Self {
         let devices = devices.into_iter().map(Recipe::MakeOrRecover).collect();
         Self { devices }
     }
@@ -160,12 +160,12 @@ impl Recipe {
             _ => None,
         };
         Ok(match (self, control, waiting) {
-            (Self::Recover(id), Some(control), _) => {
-                Some(Opened::Left(Box::new(LeftDevice::open(control, *id, opening)?)))
-            }
+            (Self::Recover(id), Some(control), _) => Some(Opened::Left(Box::new(OrphanedDevice::open(
+                control, *id, opening,
+            )?))),
             (Self::Recover(_), None, _) => None,
             (Self::MakeOrRecover(options), Some(control), Some(id)) => {
-                let device = LeftDevice::open_described(control, id, options, opening)?;
+                let device = OrphanedDevice::open_described(control, id, options, opening)?;
                 Some(Opened::Left(Box::new(device)))
             }
             (Self::Make(options) | Self::MakeOrRecover(options), ..) => Some(Opened::New(Box::new(
@@ -178,7 +178,7 @@ impl Recipe {
 /// A device with everything open that it is on.
 enum Opened {
     New(Box<NewDevice>),
-    Left(Box<LeftDevice>),
+    Left(Box<OrphanedDevice>),
 }
 
 impl Device for Opened {
@@ -232,7 +232,7 @@ fn serve_together<D: Device>(
                     while server.is_starting() {
                         server.step().await;
                     }
-                    if server.was_asked || server.has_failed() {
+                    if server.stop_requested || server.has_failed() {
                         break;
                     }
                 }
@@ -260,7 +260,7 @@ struct Server {
     reports: UnboundedReceiver<(usize, Report)>,
     signals: StopSignals,
     /// A signal came.
-    was_asked: bool,
+    stop_requested: bool,
     /// All are ready, and it was said.
     was_announced: bool,
 }
@@ -290,7 +290,7 @@ impl Server {
             reporter,
             reports,
             signals,
-            was_asked: false,
+            stop_requested: false,
             was_announced: false,
         }
     }
@@ -345,7 +345,7 @@ impl Server {
 
     /// A signal came.
     fn pass_on(&mut self) {
-        self.was_asked = true;
+        self.stop_requested = true;
         if !self.was_announced {
             return self.dismiss();
         }
@@ -394,13 +394,13 @@ impl Server {
 
     /// Whether every device is there, and wanted.
     fn has_started(&self) -> bool {
-        self.devices.len() == self.of && !self.was_asked && !self.has_failed()
+        self.devices.len() == self.of && !self.stop_requested && !self.has_failed()
     }
 
     /// Takes all devices away, and tells why.
     async fn give_up(mut self) -> ServeError {
         let first = self.devices.iter().position(Running::has_failed);
-        let failed = first.filter(|_| !self.was_asked);
+        let failed = first.filter(|_| !self.stop_requested);
         self.dismiss();
         while self.is_alive() {
             self.step().await;

@@ -3,9 +3,9 @@
 use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::leftover;
 use super::lock::Lock;
 use super::record::{self, CacheRecord, Detached, Record, RecordError};
+use super::stale;
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
@@ -149,7 +149,7 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
 /// # Errors
 /// If the records cannot be found at all.
 pub fn all(control: Option<&Control>) -> Result<Vec<Result<Status, RecordError>>, RecordError> {
-    let known = leftover::known()?.into_iter();
+    let known = stale::known()?.into_iter();
     // A lock or pins without a record: a server that is starting, or a leftover of one that did not get far.
     Ok(known
         .map(|id| of(control, id))

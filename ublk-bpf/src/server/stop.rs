@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::leftover::{self, RemoveError};
 use super::lock::{self, Lock};
 use super::record::{self, RecordError};
+use super::stale::{self, RemoveError};
 use super::users;
 use crate::control::{Control, DeviceId, Error};
 
@@ -84,7 +84,7 @@ pub fn stop_starts() -> Result<(), StopError> {
 /// # Errors
 /// If it is in use, or is none of this program's devices, or the kernel or its server does not end it.
 pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
-    if !leftover::known()?.contains(&id) {
+    if !stale::known()?.contains(&id) {
         return Err(RecordError::Absent(id).into());
     }
     let deadline = Instant::now() + PATIENCE;
@@ -105,11 +105,11 @@ pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopErro
 
 /// The server is dead, or has ended just now: the kernel may have nothing left of the device.
 fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Result<(), StopError> {
-    let device = leftover::settled(control, id)?;
+    let device = stale::settled(control, id)?;
     if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
         remove_disk(control, id, force)?;
     }
-    Ok(leftover::remove(control, id, device, lock)?)
+    Ok(stale::remove(control, id, device, lock)?)
 }
 
 /// Removes the block device; one that has none is left as it is.

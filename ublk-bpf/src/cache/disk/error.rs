@@ -3,8 +3,8 @@
 use std::io;
 
 use super::superblock::VERSION;
-use crate::target::Size;
-use crate::target::fingerprint::Difference;
+use crate::backend::Size;
+use crate::backend::fingerprint::Difference;
 
 /// Why a cache device cannot be used as it is. One line, to follow the device's name and a colon: what was wanted,
 /// what was found, what to do.

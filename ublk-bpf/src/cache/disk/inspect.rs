@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::storage::{Storage, failed};
 use super::superblock::{Copies, Found, Superblock, VERSION};
 use super::{DiskError, entries};
-use crate::target::fingerprint::Uuid;
+use crate::backend::fingerprint::Uuid;
 
 /// What is on a cache device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -44,8 +44,8 @@ use std::fs::File;
 use storage::{Storage, failed};
 use superblock::{Copies, Superblock};
 
+use crate::backend::fingerprint::{Identity, scatter};
 use crate::sys::aligned::{self, Aligned};
-use crate::target::fingerprint::{Identity, scatter};
 
 pub use entries::SavedEntry;
 pub use error::DiskError;

@@ -8,9 +8,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use super::DiskError;
 use super::layout::{COPIES, Layout, PAGE};
 use super::storage::{Storage, failed};
+use crate::backend::fingerprint::{Identity, SavedIdentity};
 use crate::sys;
 use crate::sys::aligned::Aligned;
-use crate::target::fingerprint::{Identity, SavedIdentity};
 
 /// What a copy starts with.
 const MAGIC: [u8; 8] = *b"ublkbpfC";

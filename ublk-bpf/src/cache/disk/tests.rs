@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use model::{Disk, crashes};
 
 use super::*;
-use crate::target::{Spec, Target};
+use crate::backend::{Backend, Spec};
 
 const BLOCK: u32 = 4096;
 const DEVICE: u64 = 256 << 10;
@@ -415,10 +415,10 @@ fn a_crashed_cache_of_another_backing_is_not_taken() {
 #[test]
 fn a_cache_of_memory_is_never_warm_and_never_in_the_way() {
     let (_folder, _, file) = backing();
-    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
-    let memory = Identity::of(&target).unwrap();
+    let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
+    let memory = Identity::of(&backend).unwrap();
     let content = saved(&memory, &entries(7));
-    for identity in [&memory, &Identity::of(&target).unwrap(), &file] {
+    for identity in [&memory, &Identity::of(&backend).unwrap(), &file] {
         assert_eq!(
             open_on(&Disk::new(content.clone()), &layout(), identity).unwrap(),
             Opened::Cold {
@@ -449,8 +449,8 @@ fn a_cache_is_not_warm_where_nothing_proves_that_its_backing_is_as_it_was() {
 }
 
 /// The cache's file, opened as a device is: with direct I/O.
-fn direct(path: &Path) -> Target {
-    Target::open(&Spec::Path(path.to_owned()), false).unwrap()
+fn direct(path: &Path) -> Backend {
+    Backend::open(&Spec::Path(path.to_owned()), false).unwrap()
 }
 
 #[test]
@@ -459,9 +459,9 @@ fn files_with_direct_io_and_memory_keep_a_cache() {
     let path = folder.path().join("cache");
     // Not whole pages.
     File::create(&path).unwrap().set_len(DEVICE + 512).unwrap();
-    let memory = Target::open(&Spec::Memory(DEVICE), false).unwrap();
-    for target in [&direct(&path), &memory] {
-        let file = target.file().unwrap();
+    let memory = Backend::open(&Spec::Memory(DEVICE), false).unwrap();
+    for backend in [&direct(&path), &memory] {
+        let file = backend.file().unwrap();
         assert_eq!(open(file, &layout(), &identity).unwrap(), Opened::New);
         assert_eq!(inspect::inspect(file).unwrap().unwrap().in_use, None);
         save(file, &layout(), &identity, entries(7).into_iter()).unwrap();
@@ -483,8 +483,8 @@ fn a_reset_empties_whatever_was_there() {
         saved(&identity, &entries(7)),
     ] {
         std::fs::write(&cache, content).unwrap();
-        let target = direct(&cache);
-        let file = target.file().unwrap();
+        let backend = direct(&cache);
+        let file = backend.file().unwrap();
         reset(file, &layout(), &identity).unwrap();
         assert!(is_cold(&open(file, &layout(), &self::identity(&path)).unwrap()));
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, Fate, MOST_LOOKS, Slots};
+use super::{Evict, Fallback, Fate, MAX_LOOKS, SlotView};
 
 /// The slots in the order in which the hand comes to them.
 #[derive(Debug)]
@@ -35,14 +35,14 @@ impl Evict for Clock {
         self.ring.push_back(slot);
     }
 
-    fn victim(&mut self, slots: &mut dyn Slots) -> Option<u32> {
+    fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {
         let mut passed = Fallback::default();
         // Twice round, for what is cooled the first time may go the second.
-        let looks = MOST_LOOKS.min(u32::try_from(2 * self.ring.len()).unwrap_or(u32::MAX));
+        let looks = MAX_LOOKS.min(u32::try_from(2 * self.ring.len()).unwrap_or(u32::MAX));
         for _ in 0..looks {
             let slot = self.ring.pop_front()?;
-            match slots.standing(slot).fate() {
-                Fate::Goes => return Some(slot),
+            match slots.slot_state(slot).fate() {
+                Fate::Evict => return Some(slot),
                 Fate::Stays => {}
                 Fate::Cools { heat, priority } => {
                     slots.set_heat(slot, heat / 2);

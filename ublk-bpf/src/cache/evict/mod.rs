@@ -14,7 +14,7 @@ pub use s3fifo::S3Fifo;
 
 /// What is in a slot, when an algorithm looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum SlotState {
     /// Nothing any more: a write or a discard emptied it.
     Empty,
     /// A block that is being read or written at this moment, or an emptied one whose reads have not completed.
@@ -32,14 +32,14 @@ pub enum Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// It is given up.
-    Goes,
+    Evict,
     /// It is in use, and so stays.
     Stays,
     /// It stays for now, but cools.
     Cools { heat: u8, priority: Priority },
 }
 
-impl Standing {
+impl SlotState {
     fn fate(self) -> Fate {
         match self {
             Self::Busy => Fate::Stays,
@@ -51,16 +51,16 @@ impl Standing {
             | Self::Resident {
                 heat: 0,
                 priority: Priority::Normal,
-            } => Fate::Goes,
+            } => Fate::Evict,
             Self::Resident { heat, priority } => Fate::Cools { heat, priority },
         }
     }
 }
 
 /// The slots, as an algorithm sees them.
-pub trait Slots {
+pub trait SlotView {
     /// What is in a slot.
-    fn standing(&self, slot: u32) -> Standing;
+    fn slot_state(&self, slot: u32) -> SlotState;
     /// Sets the heat of the block in a slot.
     fn set_heat(&mut self, slot: u32, heat: u8);
 }
@@ -71,15 +71,15 @@ pub trait Evict: std::fmt::Debug + Send {
     fn inserted(&mut self, slot: u32, priority: Priority);
 
     /// The slot to be given up, which is forgotten; `None` if all that it looked at are in use. The work of a call is
-    /// bounded by [`MOST_LOOKS`].
-    fn victim(&mut self, slots: &mut dyn Slots) -> Option<u32>;
+    /// bounded by [`MAX_LOOKS`].
+    fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32>;
 
     /// The slot that was named stays after all.
     fn put_back(&mut self, slot: u32);
 }
 
-/// Slots that one search looks at, at most: the coldest of so many is cold enough.
-pub const MOST_LOOKS: u32 = 1024;
+/// SlotView that one search looks at, at most: the coldest of so many is cold enough.
+pub const MAX_LOOKS: u32 = 1024;
 
 /// The algorithms, by the names of `--cache-eviction`.
 #[derive(
@@ -130,38 +130,38 @@ impl Fallback {
 mod tests {
     use super::*;
 
-    /// Slots whose blocks are what a test says.
-    pub(super) struct Fake(pub(super) Vec<Standing>);
+    /// SlotView whose blocks are what a test says.
+    pub(super) struct Fake(pub(super) Vec<SlotState>);
 
-    impl Slots for Fake {
-        fn standing(&self, slot: u32) -> Standing {
+    impl SlotView for Fake {
+        fn slot_state(&self, slot: u32) -> SlotState {
             self.0[slot as usize]
         }
 
         fn set_heat(&mut self, slot: u32, to: u8) {
-            if let Standing::Resident { heat, .. } = &mut self.0[slot as usize] {
+            if let SlotState::Resident { heat, .. } = &mut self.0[slot as usize] {
                 *heat = to;
             }
         }
     }
 
-    pub(super) const fn resident(heat: u8) -> Standing {
-        Standing::Resident {
+    pub(super) const fn resident(heat: u8) -> SlotState {
+        SlotState::Resident {
             heat,
             priority: Priority::Normal,
         }
     }
 
-    const fn with(priority: Priority, heat: u8) -> Standing {
-        Standing::Resident { heat, priority }
+    const fn with(priority: Priority, heat: u8) -> SlotState {
+        SlotState::Resident { heat, priority }
     }
 
     fn full(algorithm: Algorithm, slots: &Fake) -> Box<dyn Evict> {
         let count = u32::try_from(slots.0.len()).unwrap();
         let mut evict = algorithm.build(count);
         for slot in 0..count {
-            let priority = match slots.standing(slot) {
-                Standing::Resident { priority, .. } => priority,
+            let priority = match slots.slot_state(slot) {
+                SlotState::Resident { priority, .. } => priority,
                 _ => Priority::Normal,
             };
             evict.inserted(slot, priority);
@@ -175,7 +175,7 @@ mod tests {
     fn each_slot_is_named_once_and_none_in_use() {
         for algorithm in BOTH {
             let mut slots = Fake(vec![resident(0); 20]);
-            slots.0[3] = Standing::Busy;
+            slots.0[3] = SlotState::Busy;
             let mut evict = full(algorithm, &slots);
             let mut named: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).collect();
             named.sort_unstable();
@@ -191,7 +191,7 @@ mod tests {
     fn a_block_that_left_is_found_wherever_it_is() {
         for algorithm in BOTH {
             let mut slots = Fake(vec![resident(200); 50]);
-            slots.0[33] = Standing::Empty;
+            slots.0[33] = SlotState::Empty;
             assert_eq!(
                 full(algorithm, &slots).victim(&mut slots),
                 Some(33),
@@ -223,7 +223,7 @@ mod tests {
                 full(algorithm, &slots).victim(&mut slots).is_some(),
                 "{algorithm:?}"
             );
-            let mut slots = Fake(vec![Standing::Busy; 5000]);
+            let mut slots = Fake(vec![SlotState::Busy; 5000]);
             assert_eq!(full(algorithm, &slots).victim(&mut slots), None, "{algorithm:?}");
         }
     }

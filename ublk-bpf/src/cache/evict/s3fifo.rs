@@ -9,13 +9,13 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, Fate, MOST_LOOKS, Slots};
+use super::{Evict, Fallback, Fate, MAX_LOOKS, SlotView};
 
 /// The small queue's part of the slots: one in so many.
 const SMALL_PART: usize = 10;
 
 /// Turns that reads give a block in the main queue, at most.
-const MOST_TURNS: u8 = 3;
+const MAX_TURNS: u8 = 3;
 
 /// The slots, each in one of the queues.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl S3Fifo {
     /// The end of the queue whose turn it is, and whether that is the small one: where it has its part of the slots, or
     /// where the main one has been gone through.
     fn next(&mut self, gone_through: usize) -> Option<(u32, bool)> {
-        let turns = self.main.len() * (usize::from(MOST_TURNS) + 1);
+        let turns = self.main.len() * (usize::from(MAX_TURNS) + 1);
         if (self.small.len() >= self.small_slots || gone_through >= turns)
             && let Some(slot) = self.small.pop_front()
         {
@@ -70,18 +70,18 @@ impl Evict for S3Fifo {
         }
     }
 
-    fn victim(&mut self, slots: &mut dyn Slots) -> Option<u32> {
+    fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {
         let mut passed = Fallback::default();
         let mut gone_through = 0;
-        let most = (MOST_TURNS as usize + 1) * (self.small.len() + self.main.len());
-        for _ in 0..MOST_LOOKS.min(u32::try_from(most).unwrap_or(u32::MAX)) {
+        let most = (MAX_TURNS as usize + 1) * (self.small.len() + self.main.len());
+        for _ in 0..MAX_LOOKS.min(u32::try_from(most).unwrap_or(u32::MAX)) {
             let (slot, was_small) = self.next(gone_through)?;
             gone_through += usize::from(!was_small);
-            match slots.standing(slot).fate() {
-                Fate::Goes => return Some(slot),
+            match slots.slot_state(slot).fate() {
+                Fate::Evict => return Some(slot),
                 Fate::Stays => {}
                 Fate::Cools { heat, priority } => {
-                    let turns = heat.min(MOST_TURNS);
+                    let turns = heat.min(MAX_TURNS);
                     let left = if was_small { turns } else { turns.saturating_sub(1) };
                     slots.set_heat(slot, left);
                     passed.consider(slot, left, priority);

@@ -7,7 +7,7 @@ use super::Promoter;
 
 /// Something for the driver to do. Offsets and lengths are in bytes, and no length is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum MoverIo {
     /// From the backing device to a staging buffer; its result goes to [`Promoter::done`].
     Load {
         /// The staging buffer, below [`Promoter::jobs`].

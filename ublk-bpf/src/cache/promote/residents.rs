@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use crate::cache::Cache;
-use crate::cache::evict::{Slots, Standing};
+use crate::cache::evict::{SlotState, SlotView};
 
 /// What is in the slots, and how it shall stay.
 #[derive(Debug)]
@@ -41,20 +41,20 @@ impl<'c, 'm> Residents<'c, 'm> {
     }
 }
 
-impl Slots for Residents<'_, '_> {
-    fn standing(&self, slot: u32) -> Standing {
+impl SlotView for Residents<'_, '_> {
+    fn slot_state(&self, slot: u32) -> SlotState {
         let Some(block) = self.cache.slots.owner(slot) else {
-            return Standing::Empty;
+            return SlotState::Empty;
         };
         let entry = self.cache.entry(block);
         let is_here = entry.is_present() && entry.slot() == slot;
         if self.cache.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
-            return Standing::Busy;
+            return SlotState::Busy;
         }
         if !is_here {
-            return Standing::Empty;
+            return SlotState::Empty;
         }
-        Standing::Resident {
+        SlotState::Resident {
             heat: self.cache.heat(block),
             priority: self.priority(slot),
         }

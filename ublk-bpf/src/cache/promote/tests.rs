@@ -27,13 +27,13 @@ fn promoter<'c, 'm>(cache: &'c Cache<'m>) -> Promoter<'c, 'm> {
     Promoter::new(
         cache,
         Algorithm::Clock,
-        Limits { rate: None },
+        PromoteLimits { rate: None },
         CacheCounters::default(),
     )
 }
 
 /// A promotion of this block begins, if it may.
-fn begin(promoter: &mut Promoter<'_, '_>, block: u64) -> Option<Effect> {
+fn begin(promoter: &mut Promoter<'_, '_>, block: u64) -> Option<MoverIo> {
     assert!(promoter.cache.hint(block * BLOCK, Priority::Normal));
     promoter.poll(Duration::ZERO).ok()
 }
@@ -57,7 +57,7 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
         let mut promoter = promoter(&cache);
         begin(&mut promoter, 5).expect("nobody writes it");
         let change = cache.begin_write(5 * BLOCK, 512);
-        assert_eq!(change.lease, None);
+        assert_eq!(change.pin, None);
         if write_ends_first {
             cache.end_change(5 * BLOCK, 512, None, true);
         }
@@ -102,10 +102,10 @@ fn a_slot_is_given_to_no_other_block_while_it_is_read() {
     let cache = cache_of(&maps, 1);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
-    let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
+    let pin = cache.begin_read(5 * BLOCK, 512).expect("it is there");
     assert_eq!(begin(&mut promoter, 6), None);
     assert_eq!(promoter.counters().no_room, 1);
-    cache.end_read(lease);
+    cache.end_read(pin);
     assert!(begin(&mut promoter, 6).is_some());
     assert_eq!(promoter.counters().evicted, 1);
 }
@@ -116,11 +116,11 @@ fn nor_when_its_block_has_left_it() {
     let cache = cache_of(&maps, 1);
     let mut promoter = promoter(&cache);
     promote(&mut promoter, 5);
-    let lease = cache.begin_read(5 * BLOCK, 512).expect("it is there");
+    let pin = cache.begin_read(5 * BLOCK, 512).expect("it is there");
     let _ = cache.begin_discard(5 * BLOCK, BLOCK);
     cache.end_change(5 * BLOCK, BLOCK, None, true);
     assert_eq!(begin(&mut promoter, 5), None, "not even to the same");
-    cache.end_read(lease);
+    cache.end_read(pin);
     assert!(begin(&mut promoter, 5).is_some());
 }
 
@@ -132,10 +132,10 @@ fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
     promote(&mut promoter, 5);
     let first = cache.begin_write(5 * BLOCK, 512);
     let second = cache.begin_write(5 * BLOCK, 1024);
-    assert!(first.lease.is_some() && second.lease.is_none());
+    assert!(first.pin.is_some() && second.pin.is_none());
     cache.end_change(5 * BLOCK, 1024, None, true);
     assert_eq!(begin(&mut promoter, 5), None, "the first goes to the slot still");
-    cache.end_change(5 * BLOCK, 512, first.lease, true);
+    cache.end_change(5 * BLOCK, 512, first.pin, true);
     promote(&mut promoter, 5);
     assert!(cache.begin_read(5 * BLOCK, 512).is_some());
 }
@@ -180,7 +180,7 @@ fn nothing_is_left_in_a_cache_whose_device_fails() {
 fn a_limit_lets_so_many_bytes_pass_in_a_second() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
-    let limits = Limits {
+    let limits = PromoteLimits {
         rate: Some(2 * BLOCK),
     };
     let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
@@ -203,7 +203,7 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
 fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
-    let limits = Limits { rate: Some(512) };
+    let limits = PromoteLimits { rate: Some(512) };
     let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
     promote(&mut promoter, 1);
     // A hundredth of a second later a few bytes are left, which lets one more begin.
@@ -232,7 +232,7 @@ fn successor<'c, 'm>(cache: &'c Cache<'m>, blocks: u32) -> Promoter<'c, 'm> {
 /// The next verification begins: its job, and the block in whose slot it looks.
 fn begin_verification(promoter: &mut Promoter<'_, '_>) -> Option<(u16, u64)> {
     match promoter.poll(Duration::ZERO) {
-        Ok(Effect::LoadSlot { job, offset, .. }) => Some((job, offset / BLOCK)),
+        Ok(MoverIo::LoadSlot { job, offset, .. }) => Some((job, offset / BLOCK)),
         _ => None,
     }
 }
@@ -241,11 +241,11 @@ fn begin_verification(promoter: &mut Promoter<'_, '_>) -> Option<(u16, u64)> {
 fn end_verification(promoter: &mut Promoter<'_, '_>, job: u16, is_same: bool) {
     assert!(matches!(
         promoter.done(job, BLOCK_RESULT),
-        Some(Effect::Load { .. })
+        Some(MoverIo::Load { .. })
     ));
     assert!(matches!(
         promoter.done(job, BLOCK_RESULT),
-        Some(Effect::Compare { .. })
+        Some(MoverIo::Compare { .. })
     ));
     promoter.compared(job, is_same);
 }
@@ -256,8 +256,8 @@ fn an_earlier_servers_block_is_hit_once_it_is_verified() {
     let cache = cache_of(&maps, 4);
     let mut promoter = successor(&cache, 2);
     let is_hit = |block| {
-        let lease = cache.begin_read(block * BLOCK, 512);
-        lease.map(|lease| cache.end_read(lease)).is_some()
+        let pin = cache.begin_read(block * BLOCK, 512);
+        pin.map(|pin| cache.end_read(pin)).is_some()
     };
     for (block, is_same) in [(0, true), (1, false)] {
         assert!(!is_hit(block), "not yet begun");
@@ -296,7 +296,7 @@ fn a_block_that_is_written_while_it_is_verified_is_not_published() {
         let mut promoter = successor(&cache, 1);
         let (job, _) = begin_verification(&mut promoter).expect("there is one");
         let change = cache.begin_write(0, 512);
-        assert_eq!(change.lease, None);
+        assert_eq!(change.pin, None);
         if write_ends_first {
             cache.end_change(0, 512, None, true);
         }
@@ -350,7 +350,7 @@ fn verifications_are_few_and_take_turns_with_promotions() {
         assert!(cache.hint(block * BLOCK, Priority::Normal));
     }
     let begun: Vec<_> = std::iter::from_fn(|| promoter.poll(Duration::ZERO).ok())
-        .map(|effect| matches!(effect, Effect::LoadSlot { .. }))
+        .map(|effect| matches!(effect, MoverIo::LoadSlot { .. }))
         .collect();
     assert_eq!(begun, [true, false, true, false, true, false, true, false]);
 }
@@ -362,12 +362,12 @@ fn a_promotion_finds_room_among_what_is_not_verified() {
     let mut promoter = successor(&cache, 8);
     assert!(cache.hint(9 * BLOCK, Priority::Normal));
     assert!(begin_verification(&mut promoter).is_some());
-    let Ok(Effect::Load { job, .. }) = promoter.poll(Duration::ZERO) else {
+    let Ok(MoverIo::Load { job, .. }) = promoter.poll(Duration::ZERO) else {
         panic!("nothing was promoted");
     };
     assert!(matches!(
         promoter.done(job, BLOCK_RESULT),
-        Some(Effect::Store { offset, .. }) if offset == 7 * BLOCK
+        Some(MoverIo::Store { offset, .. }) if offset == 7 * BLOCK
     ));
     assert_eq!(promoter.done(job, BLOCK_RESULT), None);
     assert!(cache.begin_read(9 * BLOCK, 512).is_some());

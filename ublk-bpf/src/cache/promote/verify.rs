@@ -9,10 +9,10 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Effect, Job, MOST_VERIFIED_AT_ONCE, Promoter, Step};
+use super::{Job, JobStep, MAX_VERIFIED_AT_ONCE, MoverIo, Promoter};
 
 /// Missed blocks that may wait to be verified before their turn. Others keep their place.
-const MOST_HASTENED: usize = 64;
+const MAX_HASTENED: usize = 64;
 
 /// The slots that are yet to be verified.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Unverified {
     fn insert(&mut self, slot: u32) {
         if self.bits.is_empty() {
             self.bits = vec![0; self.slots.div_ceil(64) as usize];
-            self.hastened = VecDeque::with_capacity(MOST_HASTENED);
+            self.hastened = VecDeque::with_capacity(MAX_HASTENED);
         }
         self.bits[slot as usize / 64] |= 1 << (slot % 64);
         self.left += 1;
@@ -112,11 +112,11 @@ impl Unverified {
 
 impl Promoter<'_, '_> {
     /// The block in a slot is yet to be verified.
-    pub(super) fn put_off(&mut self, slot: u32, priority: Priority) {
+    pub(super) fn requeue(&mut self, slot: u32, priority: Priority) {
         if self.unverified.is_empty() {
             let idle = self.jobs[0];
             let mut jobs = std::mem::take(&mut self.jobs).into_vec();
-            jobs.resize(self.promotions + usize::from(MOST_VERIFIED_AT_ONCE), idle);
+            jobs.resize(self.promotions + usize::from(MAX_VERIFIED_AT_ONCE), idle);
             self.jobs = jobs.into_boxed_slice();
         }
         self.unverified.insert(slot);
@@ -127,7 +127,7 @@ impl Promoter<'_, '_> {
     /// A block was missed because it is not verified yet.
     pub(super) fn hasten(&mut self, slot: u32, priority: Priority) {
         // An index that was scribbled on may name any slot.
-        if self.unverified.contains(slot) && self.unverified.hastened.len() < MOST_HASTENED {
+        if self.unverified.contains(slot) && self.unverified.hastened.len() < MAX_HASTENED {
             self.residents.set_priority(slot, priority);
             self.unverified.hastened.push_back(slot);
         }
@@ -140,7 +140,7 @@ impl Promoter<'_, '_> {
     }
 
     /// Begins to verify the next block that is still there.
-    pub(super) fn begin_verification(&mut self, job: usize) -> Option<(usize, Effect)> {
+    pub(super) fn begin_verification(&mut self, job: usize) -> Option<(usize, MoverIo)> {
         while let Some(slot) = self.unverified.take_next() {
             let block = self.cache.slots.owner(slot);
             let Some(block) = block.filter(|&block| self.cache.begin_verify(block, slot)) else {
@@ -153,7 +153,7 @@ impl Promoter<'_, '_> {
                 block,
                 slot,
                 priority: self.residents.priority(slot),
-                step: Step::LoadSlot,
+                step: JobStep::LoadSlot,
                 moved: 0,
                 len: self.cache.length_of(block),
                 retries: 0,
@@ -176,10 +176,10 @@ impl Promoter<'_, '_> {
             ..
         } = self.jobs[usize::from(job)];
         assert!(
-            step == Step::Compare,
+            step == JobStep::Compare,
             "verification {job} was compared, and is at {step:?}"
         );
-        self.jobs[usize::from(job)].step = Step::Idle;
+        self.jobs[usize::from(job)].step = JobStep::Idle;
         self.count_out();
         if !is_same {
             self.cache.give_up_fill(block, slot);

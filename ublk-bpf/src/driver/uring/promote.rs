@@ -13,7 +13,7 @@ use ublk_bpf_abi::CacheCounters;
 
 use super::doorbell::Doorbell;
 use super::memory::StagingMemory;
-use crate::cache::{Effect, Promoter, Rest};
+use crate::cache::{MoverIo, Promoter, Rest};
 
 /// What is known by `user_data`: a job by its number, the doorbell by this.
 const DOORBELL: u64 = u64::MAX;
@@ -122,24 +122,24 @@ impl Thread<'_, '_, '_> {
         }
     }
 
-    fn carry_out(&mut self, effect: Effect) -> io::Result<()> {
+    fn carry_out(&mut self, effect: MoverIo) -> io::Result<()> {
         let backing = Fd(self.spec.backing.as_raw_fd());
         let cache = Fd(self.spec.cache.as_raw_fd());
         let (job, entry) = match effect {
-            Effect::Load {
+            MoverIo::Load {
                 job,
                 offset,
                 skip,
                 len,
             } => (job, self.read(backing, offset, job, skip, len)),
-            Effect::LoadSlot {
+            MoverIo::LoadSlot {
                 job,
                 buffer,
                 offset,
                 skip,
                 len,
             } => (job, self.read(cache, offset, buffer, skip, len)),
-            Effect::Store {
+            MoverIo::Store {
                 job,
                 offset,
                 skip,
@@ -148,7 +148,7 @@ impl Thread<'_, '_, '_> {
                 let from = self.staging.address(job, skip);
                 (job, opcode::Write::new(cache, from, len).offset(offset).build())
             }
-            Effect::Compare { job, buffer, len } => {
+            MoverIo::Compare { job, buffer, len } => {
                 // SAFETY: both reads of this job have completed, and no other job has these buffers.
                 let is_same = unsafe { self.staging.is_same(job, buffer, len) };
                 self.promoter.compared(job, is_same);

@@ -5,12 +5,12 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
 use zerocopy::IntoBytes;
 
-use crate::queue::{Device, Direct, Io, Way};
+use crate::backend::{DiscardBy, Facts};
+use crate::queue::{Direct, Io, Tier, Way};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
 };
-use crate::target::{DiscardBy, Facts};
 
 /// Where a queue's ring has its registered files.
 pub(super) mod file {
@@ -32,10 +32,10 @@ pub(super) mod file {
 
 /// Where a device's bytes are.
 #[inline]
-const fn of(device: Device) -> Fixed {
+const fn of(device: Tier) -> Fixed {
     match device {
-        Device::Backing => Fixed(file::BACKING),
-        Device::Cache => Fixed(file::CACHE),
+        Tier::Backing => Fixed(file::BACKING),
+        Tier::Cache => Fixed(file::CACHE),
     }
 }
 
@@ -198,16 +198,16 @@ pub(super) fn wake() -> Entry {
         .user_data(Tagged::Wake.pack())
 }
 
-/// How this target wants what not every target can do the same way.
+/// How this backend wants what not every backend can do the same way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ways {
+pub(super) struct BackendOps {
     /// Discards by io_uring's block command; otherwise by a hole.
     block_discard: bool,
     /// `ZERO_RANGE` works.
     zero_range: bool,
 }
 
-impl Ways {
+impl BackendOps {
     pub(super) fn of(facts: &Facts) -> Self {
         Self {
             block_discard: facts
@@ -229,7 +229,7 @@ pub(super) fn direct(tag: u16, direct: &Direct) -> Entry {
 
 /// `len` bytes of a device from `offset` to the registered pages of the request, from its byte `at` on.
 #[inline]
-pub(super) fn read(tag: u16, from: Device, offset: u64, at: u32, len: u32) -> Entry {
+pub(super) fn read(tag: u16, from: Tier, offset: u64, at: u32, len: u32) -> Entry {
     opcode::ReadFixed::new(of(from), in_request(at), len, tag)
         .offset(offset)
         .build()
@@ -253,7 +253,7 @@ pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> 
 pub(super) fn operation(
     tag: u16,
     io: Io,
-    ways: Ways,
+    ops: BackendOps,
     staging: impl Fn(u16, u32) -> *mut u8,
 ) -> Option<Entry> {
     let backing = Fixed(file::BACKING);
@@ -297,7 +297,7 @@ pub(super) fn operation(
             device: _,
             offset,
             len,
-        } if ways.block_discard => block_discard(offset, len),
+        } if ops.block_discard => block_discard(offset, len),
         Io::Discard {
             device: _,
             offset,
@@ -312,7 +312,7 @@ pub(super) fn operation(
             len,
             keep_allocated,
         } => {
-            let mode = if keep_allocated && ways.zero_range {
+            let mode = if keep_allocated && ops.zero_range {
                 ZERO_RANGE
             } else {
                 PUNCH_HOLE

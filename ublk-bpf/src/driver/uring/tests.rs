@@ -7,15 +7,15 @@ use std::os::unix::fs::FileExt;
 use io_uring::IoUring;
 
 use super::*;
-use crate::queue::{Device, Staging};
-use crate::target::{Size, Spec};
+use crate::backend::{Size, Spec};
+use crate::queue::{Staging, Tier};
 
 const TAG: u16 = 3;
 const BLOCK: u32 = 4096;
 
-/// A ring with a target, and one buffer of two blocks as the pages of request [`TAG`].
+/// A ring with a backend, and one buffer of two blocks as the pages of request [`TAG`].
 struct Bench {
-    target: Target,
+    backend: Backend,
     memory: Memory,
     pages: Box<Pages>,
 }
@@ -27,7 +27,7 @@ impl Bench {
     fn over(spec: &Spec) -> Self {
         let pages = Box::new(Pages([0x55; 2 * BLOCK as usize]));
         Self {
-            target: Target::open(spec, false).unwrap(),
+            backend: Backend::open(spec, false).unwrap(),
             memory: Memory::map(2, 2 * BLOCK).unwrap(),
             pages,
         }
@@ -41,7 +41,7 @@ impl Bench {
         let zero = File::open("/dev/zero").unwrap();
         let files = [
             -1,
-            self.target.file().unwrap().as_raw_fd(),
+            self.backend.file().unwrap().as_raw_fd(),
             zero.as_raw_fd(),
             stop.as_raw_fd(),
         ];
@@ -60,8 +60,8 @@ impl Bench {
         // A registered buffer of a request starts at zero; an ordinary one at its address.
         let base = self.pages.0.as_ptr() as u64;
         let staging = &self.memory.staging;
-        let ways = Ways::of(self.target.facts());
-        let mut entry = sqe::operation(TAG, io, ways, |buffer, skip| staging.address(buffer, skip)).unwrap();
+        let ops = BackendOps::of(self.backend.facts());
+        let mut entry = sqe::operation(TAG, io, ops, |buffer, skip| staging.address(buffer, skip)).unwrap();
         if matches!(io, Io::Read { .. } | Io::Write { .. } | Io::Zero { .. }) {
             sqe::move_address(&mut entry, base);
         }
@@ -75,9 +75,9 @@ impl Bench {
     }
 
     fn content(&self, offset: u64) -> Vec<u8> {
-        // The target's own descriptor wants aligned memory.
+        // The backend's own descriptor wants aligned memory.
         let mut page = Box::new(Pages([0; 2 * BLOCK as usize]));
-        self.target
+        self.backend
             .file()
             .unwrap()
             .read_exact_at(&mut page.0, offset)
@@ -94,7 +94,7 @@ fn each_target(test: impl Fn(&mut Bench)) {
     test(&mut Bench::over(&Spec::Memory(1 << 20)));
 }
 
-const BACKING: Device = Device::Backing;
+const BACKING: Tier = Tier::Backing;
 
 #[test]
 fn data_is_written_and_read_back() {
@@ -166,7 +166,7 @@ fn staging_buffers_reach_the_target() {
 #[test]
 fn discards_and_zeroes_clear_their_range_and_nothing_else() {
     each_target(|bench| {
-        assert!(bench.target.facts().discard.is_some() && bench.target.facts().write_zeroes.is_some());
+        assert!(bench.backend.facts().discard.is_some() && bench.backend.facts().write_zeroes.is_some());
         let (offset, len) = (u64::from(BLOCK), u64::from(BLOCK));
         for io in [
             Io::Discard {
@@ -205,7 +205,7 @@ fn discards_and_zeroes_clear_their_range_and_nothing_else() {
 #[test]
 fn a_read_behind_the_end_is_short() {
     each_target(|bench| {
-        let end = bench.target.facts().sectors * 512 - u64::from(BLOCK);
+        let end = bench.backend.facts().sectors * 512 - u64::from(BLOCK);
         let read = Io::Read {
             from: BACKING,
             offset: end,
@@ -220,14 +220,14 @@ fn a_read_behind_the_end_is_short() {
 fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
     let device = tempfile::tempfile().unwrap();
     device.set_len(1 << 20).unwrap();
-    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
+    let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
     let stop = Stop::new().unwrap();
     let spec = QueueSpec {
         queue: 0,
         depth: 16,
         descriptor_bytes: 24,
         device: std::os::fd::AsFd::as_fd(&device),
-        target: &target,
+        backend: &backend,
         written: Written::untracked(),
         cache: None,
         ends: Ends::fixed(),

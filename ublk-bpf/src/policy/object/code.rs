@@ -7,7 +7,7 @@
 //! a policy's instructions together.
 
 use super::bytes::u32_at;
-use super::elf::{Code, Relocation, Target};
+use super::elf::{Backend, Code, Relocation};
 use super::helpers;
 
 /// `R_BPF_64_64`: a map's, global's or function's address in a load of 16 bytes.
@@ -191,13 +191,13 @@ fn check_relocation(relocation: &Relocation<'_>, into: Option<Instruction>) -> R
     };
     let is_call = into.code == CALL && into.source == SOURCE_FUNCTION;
     match (relocation.kind, relocation.target) {
-        (_, Target::Missing(name)) if is_call => Err(format!(
+        (_, Backend::Missing(name)) if is_call => Err(format!(
             "it calls `{name}`, which is not in the object (a kfunc?)"
         )),
-        (_, Target::Missing(name)) => Err(format!("it uses `{name}`, which is not in the object")),
-        (RELOCATE_CALL, Target::Code) if is_call => Ok(()),
-        (RELOCATE_LOAD, Target::Data) if into.code == LOAD_64 => Ok(()),
-        (RELOCATE_LOAD, Target::Code) => Err("it takes a function's address, as for a callback".to_owned()),
+        (_, Backend::Missing(name)) => Err(format!("it uses `{name}`, which is not in the object")),
+        (RELOCATE_CALL, Backend::Code) if is_call => Ok(()),
+        (RELOCATE_LOAD, Backend::Data) if into.code == LOAD_64 => Ok(()),
+        (RELOCATE_LOAD, Backend::Code) => Err("it takes a function's address, as for a callback".to_owned()),
         _ => damaged(),
     }
 }
@@ -295,38 +295,38 @@ mod tests {
         let load = [instruction(LOAD_64, 0x01, 0, 0), [0; 8]].concat();
         let call = instruction(CALL, 0x10, 0, -1);
         assert_eq!(
-            forbidden(&load, relocation(0, RELOCATE_LOAD, Target::Data)),
+            forbidden(&load, relocation(0, RELOCATE_LOAD, Backend::Data)),
             Ok(())
         );
         assert_eq!(
-            forbidden(&call, relocation(0, RELOCATE_CALL, Target::Code)),
+            forbidden(&call, relocation(0, RELOCATE_CALL, Backend::Code)),
             Ok(())
         );
         for (bytes, at, kind, target, words) in [
-            (&load[..], 0, RELOCATE_LOAD, Target::Code, "callback"),
-            (&load, 8, RELOCATE_LOAD, Target::Data, "leads nowhere"),
-            (&load, 4, RELOCATE_LOAD, Target::Data, "leads nowhere"),
-            (&load, u64::MAX, RELOCATE_LOAD, Target::Data, "leads nowhere"),
+            (&load[..], 0, RELOCATE_LOAD, Backend::Code, "callback"),
+            (&load, 8, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
+            (&load, 4, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
+            (&load, u64::MAX, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
             (
                 &load,
                 0,
                 RELOCATE_LOAD,
-                Target::Missing("jiffies"),
+                Backend::Missing("jiffies"),
                 "`jiffies`, which is not in",
             ),
-            (&call, 0, RELOCATE_LOAD, Target::Data, "leads nowhere"),
+            (&call, 0, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
             (
                 &call,
                 0,
                 RELOCATE_CALL,
-                Target::Missing("bpf_iter_num_new"),
+                Backend::Missing("bpf_iter_num_new"),
                 "`bpf_iter_num_new`",
             ),
             (
                 &instruction(CALL, 0, 0, 1),
                 0,
                 RELOCATE_LOAD,
-                Target::Data,
+                Backend::Data,
                 "leads nowhere",
             ),
         ] {

@@ -52,12 +52,12 @@ pub(super) struct Relocation<'a> {
     /// `R_BPF_*`.
     pub(super) kind: u32,
     /// What is put there.
-    pub(super) target: Target<'a>,
+    pub(super) target: Backend<'a>,
 }
 
 /// What a relocation stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target<'a> {
+pub(super) enum Backend<'a> {
     /// A function of the object.
     Code,
     /// A map or global of the object.
@@ -238,16 +238,16 @@ fn relocations<'a>(file: &File<'a>, section: &Section<'a, '_>) -> Result<Vec<Rel
         let symbol = symbol.ok_or_else(|| format!("the relocation at byte {at} has no symbol"))?;
         let name = symbol.name().unwrap_or_default();
         let target = match symbol.section_index() {
-            None => Target::Missing(name),
+            None => Backend::Missing(name),
             Some(index) if is_code_at(file, index) => match symbol.kind() {
-                SymbolKind::Text | SymbolKind::Section => Target::Code,
+                SymbolKind::Text | SymbolKind::Section => Backend::Code,
                 _ => {
                     return Err(format!(
                         "the relocation at byte {at} leads into code, but not to a function"
                     ));
                 }
             },
-            Some(_) => Target::Data,
+            Some(_) => Backend::Data,
         };
         all.push(Relocation { at, kind, target });
     }

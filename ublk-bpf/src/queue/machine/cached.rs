@@ -2,26 +2,26 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::{Action, Advice, Errno, Machine, Next, Request, Service, Todo, plan};
-use crate::cache::{Cache, Failure, Lease};
+use super::{Action, Advice, Errno, InFlight, Machine, Next, Request, Todo, plan};
+use crate::cache::{Cache, CacheFailure, SlotPin};
 use crate::queue::event::Direct;
-use crate::queue::service::{Hold, Marked};
+use crate::queue::in_flight::{Hold, Marked};
 
 impl<'w> Machine<'w> {
     /// Begins to serve a read that the policy found in the cache. The server looks itself: the block may have gone.
     #[inline(always)]
     pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Direct> {
-        let leased = self.cache.and_then(|cache| {
-            let lease = cache.begin_read(request.offset, request.length)?;
-            Some((lease, cache.displacement(lease, request.offset)))
+        let pinned = self.cache.and_then(|cache| {
+            let pin = cache.begin_read(request.offset, request.length)?;
+            Some((pin, cache.slot_delta(pin, request.offset)))
         });
-        let Some((lease, displacement)) = leased else {
+        let Some((pin, slot_delta)) = pinned else {
             self.lost_hit(tag, *request);
             return None;
         };
         self.counters.hits += 1;
-        self.tags.slot(tag).service = Service::hit(request, lease, displacement);
-        Some(request.direct_hit(displacement))
+        self.tags.slot(tag).in_flight = InFlight::hit(request, pin, slot_delta);
+        Some(request.direct_hit(slot_delta))
     }
 
     #[cold]
@@ -42,11 +42,9 @@ impl<'w> Machine<'w> {
             Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
         };
         self.counters.invalidated += u64::from(change.invalidated);
-        self.counters.cache_writes += u64::from(change.lease.is_some());
+        self.counters.cache_writes += u64::from(change.pin.is_some());
         Some(Marked {
-            slot: change
-                .lease
-                .map(|lease| (lease, cache.displacement(lease, offset))),
+            slot: change.pin.map(|pin| (pin, cache.slot_delta(pin, offset))),
         })
     }
 
@@ -65,26 +63,26 @@ impl<'w> Machine<'w> {
     #[inline]
     pub(super) fn note_promotion(&mut self, tag: u16, promote: Option<Priority>) {
         if promote.is_some() && self.tags.is_here(tag) {
-            self.tags.slot(tag).service.promote = promote;
+            self.tags.slot(tag).in_flight.promote = promote;
         }
     }
 
     /// A request ends: what it holds of the cache is given back, and its block promoted if it is to be.
     #[inline]
-    pub(super) fn let_go(&mut self, tag: u16, is_good: bool) {
+    pub(super) fn release_cache(&mut self, tag: u16, is_good: bool) {
         let Some(cache) = self.cache else {
             return;
         };
-        let service = &mut self.tags.slot(tag).service;
-        match std::mem::replace(&mut service.hold, Hold::Nothing) {
+        let in_flight = &mut self.tags.slot(tag).in_flight;
+        match std::mem::replace(&mut in_flight.hold, Hold::Nothing) {
             Hold::Nothing => {}
-            Hold::Read(lease) => cache.end_read(lease),
-            Hold::Change(lease) => end_change(cache, service, lease, is_good),
+            Hold::Read(pin) => cache.end_read(pin),
+            Hold::Change(pin) => end_change(cache, in_flight, pin, is_good),
         }
-        if let Some(priority) = service.promote.take()
+        if let Some(priority) = in_flight.promote.take()
             && is_good
         {
-            let (offset, _) = service.range();
+            let (offset, _) = in_flight.range();
             self.promote(cache, offset, priority);
         }
     }
@@ -105,27 +103,27 @@ impl<'w> Machine<'w> {
         let Some(cache) = self.cache else {
             return Next::Failed(errno);
         };
-        let service = self.tags.in_flight(tag).service;
-        let is_read = matches!(service.hold, Hold::Read(_));
+        let in_flight = self.tags.expect_in_flight(tag).in_flight;
+        let is_read = matches!(in_flight.hold, Hold::Read(_));
         let during = if is_read { "reading" } else { "writing" };
-        cache.detach(Failure { during, errno });
+        cache.detach(CacheFailure { during, errno });
         self.wake = true;
         if is_read {
             self.counters.hits_failed += 1;
-            self.let_go(tag, false);
-            self.tags.slot(tag).service.fall_back();
+            self.release_cache(tag, false);
+            self.tags.slot(tag).in_flight.fall_back();
             return Next::Issue;
         }
-        self.tags.slot(tag).service.go_on_without_cache()
+        self.tags.slot(tag).in_flight.go_on_without_cache()
     }
 
     /// Tells the cache how much was asked, and wakes the promoter if it has something to do.
     #[inline]
-    pub(super) fn tell(&mut self, cache: &Cache<'_>) {
+    pub(super) fn flush_hints(&mut self, cache: &Cache<'_>) {
         let arrived = self.counters.arrived;
-        if arrived != self.told {
-            cache.count_requests(arrived - self.told);
-            self.told = arrived;
+        if arrived != self.reported {
+            cache.count_requests(arrived - self.reported);
+            self.reported = arrived;
         }
         if self.wake && !self.is_waking {
             self.wake = false;
@@ -139,10 +137,10 @@ impl<'w> Machine<'w> {
 
 /// A request that changed blocks ends. What went to its slot counts only if all of it did.
 #[inline(never)]
-fn end_change(cache: &Cache<'_>, service: &Service, lease: Option<Lease>, is_good: bool) {
-    let (offset, length) = service.range();
-    let is_good = is_good && (lease.is_none() || service.is_in_cache());
-    cache.end_change(offset, length, lease, is_good);
+fn end_change(cache: &Cache<'_>, in_flight: &InFlight, pin: Option<SlotPin>, is_good: bool) {
+    let (offset, length) = in_flight.range();
+    let is_good = is_good && (pin.is_none() || in_flight.is_in_cache());
+    cache.end_change(offset, length, pin, is_good);
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::{Errno, Machine, Outcome, Todo};
-use crate::cache::Failure;
-use crate::queue::event::Device;
+use crate::cache::CacheFailure;
+use crate::queue::event::Tier;
 
 impl Machine<'_> {
     /// Looks at where the files end by now.
@@ -27,18 +27,18 @@ impl Machine<'_> {
         let seen = std::mem::replace(&mut self.seen, [backing, cache]);
         if backing < seen[0] {
             self.limits.reach = self.limits.capacity.min(backing / SECTOR_SIZE);
-            self.tags.cut(Device::Backing, backing);
+            self.tags.cut(Tier::Backing, backing);
         }
         if let Some(of) = self.cache
             && cache < seen[1]
             && cache < of.shape().end()
         {
-            of.detach(Failure {
+            of.detach(CacheFailure {
                 during: "being truncated by another program:",
                 errno: Errno::EIO,
             });
             self.wake = true;
-            self.tags.cut(Device::Cache, cache);
+            self.tags.cut(Tier::Cache, cache);
         }
     }
 
@@ -46,11 +46,11 @@ impl Machine<'_> {
     #[cold]
     pub(super) fn cut_done(&mut self, tag: u16, result: i32) {
         let end = self.seen[0];
-        let service = &mut self.tags.in_flight(tag).service;
-        if service.is_on_cache() {
+        let in_flight = &mut self.tags.expect_in_flight(tag).in_flight;
+        if in_flight.is_on_cache() {
             return self.advance(tag, Errno::EIO.result());
         }
-        if service.trim(result, end) {
+        if in_flight.trim(result, end) {
             return self.todos.push(Todo::Io(tag));
         }
         self.counters.io_errors += 1;

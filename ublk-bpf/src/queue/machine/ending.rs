@@ -1,30 +1,30 @@
 //! How a queue ends: given up, failed, or cancelled by the kernel.
 
-use super::{Failure, Machine, Owner, Phase, Todo};
+use super::{Machine, Owner, Phase, QueueFailure, Todo};
 
 impl Machine<'_> {
     /// [`Event::Abandon`](crate::queue::Event::Abandon).
     pub fn abandon(&mut self) {
         self.phase = self.phase.max(Phase::Abandoning);
-        while let Some(tag) = self.staging.send_away() {
+        while let Some(tag) = self.staging.evict_waiter() {
             self.tags.shift(tag, Owner::Waiting, Owner::Abandoned);
             self.in_service -= 1;
-            self.let_go(tag, false);
+            self.release_cache(tag, false);
         }
     }
 
     /// Leaves a request, in flight until now, to the kernel.
     #[cold]
-    pub(super) fn leave(&mut self, tag: u16) {
+    pub(super) fn abandon_request(&mut self, tag: u16) {
         self.tags.shift(tag, Owner::InFlight, Owner::Abandoned);
         self.in_service -= 1;
-        self.let_go(tag, false);
+        self.release_cache(tag, false);
         self.unstage(tag);
     }
 
     /// The queue cannot go on.
     #[cold]
-    pub(super) fn fail(&mut self, failure: Failure) {
+    pub(super) fn fail(&mut self, failure: QueueFailure) {
         if self.failure.is_none() {
             self.failure = Some(failure);
             self.todos.push(Todo::Failed);
@@ -35,7 +35,7 @@ impl Machine<'_> {
     /// Ends the queue, if nothing is left that it waits for.
     #[cold]
     pub(super) fn finish_queue(&mut self) {
-        let nothing_ready = self.mute || self.batches.is_empty();
+        let nothing_ready = self.commit_dead || self.batches.is_empty();
         if self.phase != Phase::Finished && self.in_service == 0 && nothing_ready && !self.batches.is_out() {
             self.phase = Phase::Finished;
             self.todos.push(Todo::Finished);

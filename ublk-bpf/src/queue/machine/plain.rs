@@ -1,11 +1,11 @@
 //! The way of nearly every request: a read or write whose verdict is to pass through or from the cache, for no
 //! particular reason, which its one operation serves whole.
 //!
-//! It is a short cut, never a rule of its own: what it does is what [`take_in_aside`](Machine::take_in_aside) and
+//! It is a short cut, never a rule of its own: what it does is what [`accept_slow`](Machine::accept_slow) and
 //! [`advance`](Machine::advance) do after more questions, and whatever is unusual about a request goes there.
 
 use super::{
-    Action, Arrival, Backing, Machine, Outcome, Owner, Phase, Request, Service, Todo, result_of, verdict,
+    Action, Arrival, Backing, InFlight, Machine, Outcome, Owner, Phase, Request, Todo, result_of, verdict,
 };
 use crate::queue::event::Direct;
 
@@ -15,15 +15,15 @@ impl Machine<'_> {
     /// to poll. This spares nearly every request its turn among the effects.
     #[inline(always)]
     #[must_use]
-    pub fn arrived_at_once(&mut self, arrival: &Arrival) -> Option<Direct> {
-        let direct = self.take_in(arrival)?;
+    pub fn start_fast(&mut self, arrival: &Arrival) -> Option<Direct> {
+        let direct = self.accept(arrival)?;
         self.counters.io_submitted += 1;
         Some(direct)
     }
 
     /// Takes a tag in. If its request is a plain one with an operation, that is to be issued.
     #[inline(always)]
-    pub(super) fn take_in(&mut self, arrival: &Arrival) -> Option<Direct> {
+    pub(super) fn accept(&mut self, arrival: &Arrival) -> Option<Direct> {
         self.counters.arrived += 1;
         self.fetch_ends = 0;
         self.fetch_errors = 0;
@@ -44,7 +44,7 @@ impl Machine<'_> {
                             self.terms.written.mark(request.offset, request.length);
                         }
                         slot.owner = Owner::InFlight;
-                        slot.service = Service::direct(&request);
+                        slot.in_flight = InFlight::direct(&request);
                         self.in_service += 1;
                         return Some(request.direct());
                     }
@@ -66,14 +66,14 @@ impl Machine<'_> {
         slot.owner = Owner::InFlight;
         self.in_service += 1;
         // By value: what is lent to a function has to be in memory, on the plain way too.
-        self.take_in_aside(*arrival);
+        self.accept_slow(*arrival);
         None
     }
 
-    /// An operation that [`arrived_at_once`](Self::arrived_at_once) gave could not be carried out yet: it comes back as
+    /// An operation that [`start_fast`](Self::start_fast) gave could not be carried out yet: it comes back as
     /// the tag's effect.
     #[cold]
-    pub fn put_off(&mut self, tag: u16) {
+    pub fn requeue(&mut self, tag: u16) {
         self.counters.io_submitted -= 1;
         self.todos.push(Todo::Io(tag));
     }
@@ -82,15 +82,15 @@ impl Machine<'_> {
     #[inline(always)]
     pub fn io_done(&mut self, tag: u16, result: i32) {
         let filling = self.batches.filling();
-        let slot = self.tags.in_flight(tag);
+        let slot = self.tags.expect_in_flight(tag);
         let bytes = result.cast_unsigned();
-        if bytes != slot.service.whole() {
-            return self.io_done_aside(tag, result);
+        if bytes != slot.in_flight.whole() {
+            return self.complete_slow(tag, result);
         }
-        let result = result_of(slot.service.data(), Outcome::Moved(bytes));
+        let result = result_of(slot.in_flight.data(), Outcome::Moved(bytes));
         slot.owner = Owner::Answered(filling);
-        if slot.service.concerns_cache() {
-            self.let_go(tag, true);
+        if slot.in_flight.concerns_cache() {
+            self.release_cache(tag, true);
         }
         self.in_service -= 1;
         self.put(tag, result);

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use ublk_bpf_abi::VerdictSlot;
 
 use super::*;
-use crate::queue::{Device, Io, Storage, TakenVerdict};
+use crate::queue::{Capabilities, Io, TakenVerdict, Tier};
 
 pub(super) const CONFIG: Config = Config {
     depth: 4,
@@ -15,7 +15,7 @@ pub(super) const CONFIG: Config = Config {
     logical_block: 512,
     read_only: false,
     lossy: false,
-    backing: Backing::Storage(Storage {
+    backing: Backing::Storage(Capabilities {
         volatile_cache: true,
         discard: true,
         write_zeroes: true,
@@ -93,7 +93,7 @@ fn io(tag: u16, io: Io) -> Vec<Effect> {
 }
 
 fn read(offset: u64, at: u32, len: u32) -> Io {
-    let from = Device::Backing;
+    let from = Tier::Backing;
     Io::Read {
         from,
         offset,
@@ -170,7 +170,7 @@ fn the_slow_path_copies_chunk_by_chunk() {
         len,
     };
     let store = |offset, len| Io::Store {
-        to: Device::Backing,
+        to: Tier::Backing,
         offset,
         staging,
         skip: 0,
@@ -229,7 +229,7 @@ fn a_read_may_be_dropped_only_where_it_is_zeroes() {
 #[test]
 fn requests_without_data_succeed_with_zero() {
     let mut machine = machine();
-    let device = Device::Backing;
+    let device = Tier::Backing;
     arrive(&mut machine, 0, FLUSH, 0, PASSTHROUGH);
     assert_eq!(effects(&mut machine), io(0, Io::Flush { device }));
     done(&mut machine, 0, 0);
@@ -304,7 +304,7 @@ fn fetches_that_only_end_fail_the_queue() {
             assert_eq!(effects(&mut machine), [Effect::Fetch { fetch: 0 }]);
         }
         machine.handle(Event::FetchEnded { fetch: 0, result });
-        let failure = Failure::Fetch {
+        let failure = QueueFailure::Fetch {
             fetch: 0,
             times: most,
             result,
@@ -368,7 +368,7 @@ fn a_refused_prep_fails_or_ends_the_queue() {
         machine.handle(Event::Idle);
         let effects = effects(&mut machine);
         assert_eq!(
-            effects.contains(&Effect::Failed(Failure::Prepare(Errno::EBUSY))),
+            effects.contains(&Effect::Failed(QueueFailure::Prepare(Errno::EBUSY))),
             failed
         );
         assert_eq!(effects.last(), Some(&Effect::Finished));
@@ -388,7 +388,7 @@ fn a_commit_that_cannot_work_fails_the_queue() {
     });
     assert_eq!(
         effects(&mut machine),
-        [Effect::Failed(Failure::Commit(Errno::EINVAL))]
+        [Effect::Failed(QueueFailure::Commit(Errno::EINVAL))]
     );
     machine.handle(Event::Idle);
     assert_eq!(effects(&mut machine), [], "one operation is in flight");
@@ -403,7 +403,7 @@ fn zeroes_that_cannot_unmap_are_written_in_place() {
     arrive(&mut machine, 1, WRITE_ZEROES, 8, PASSTHROUGH);
     let zeroes = |keep_allocated| {
         let io = Io::WriteZeroes {
-            device: Device::Backing,
+            device: Tier::Backing,
             offset: 4096,
             len: 4096,
             keep_allocated,

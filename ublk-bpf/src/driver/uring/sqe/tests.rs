@@ -1,9 +1,9 @@
 //! What each entry looks like to the kernel.
 
 use super::*;
-use crate::queue::{Device, Staging};
+use crate::queue::{Staging, Tier};
 
-const WAYS: Ways = Ways {
+const WAYS: BackendOps = BackendOps {
     block_discard: false,
     zero_range: true,
 };
@@ -45,9 +45,9 @@ fn fields(entry: &Entry) -> Fields {
     }
 }
 
-fn operation_fields(io: Io, ways: Ways) -> Fields {
+fn operation_fields(io: Io, ops: BackendOps) -> Fields {
     fields(
-        &operation(7, io, ways, |buffer, skip| {
+        &operation(7, io, ops, |buffer, skip| {
             (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8
         })
         .unwrap(),
@@ -81,7 +81,7 @@ fn with_command_area(area: &[u8]) -> [u8; 22] {
 #[test]
 fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
     let read = Io::Read {
-        from: Device::Backing,
+        from: Tier::Backing,
         offset: 4096,
         at: 512,
         len: 1024,
@@ -125,7 +125,7 @@ fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
 #[test]
 fn staging_buffers_are_ordinary_memory() {
     let load = Io::Load {
-        from: Device::Backing,
+        from: Tier::Backing,
         offset: 4096,
         staging: Staging(3),
         skip: 512,
@@ -141,7 +141,7 @@ fn staging_buffers_are_ordinary_memory() {
         }
     );
     let store = Io::Store {
-        to: Device::Backing,
+        to: Tier::Backing,
         offset: 4096,
         staging: Staging(3),
         skip: 0,
@@ -160,7 +160,7 @@ fn staging_buffers_are_ordinary_memory() {
 
 #[test]
 fn operations_without_data_use_what_the_target_supports() {
-    let device = Device::Backing;
+    let device = Tier::Backing;
     assert_eq!(
         operation_fields(Io::Flush { device }, WAYS),
         Fields {
@@ -180,7 +180,7 @@ fn operations_without_data_use_what_the_target_supports() {
         ..plain(17, 1)
     };
     assert_eq!(operation_fields(discard, WAYS), hole);
-    let block = Ways {
+    let block = BackendOps {
         block_discard: true,
         ..WAYS
     };
@@ -197,7 +197,7 @@ fn operations_without_data_use_what_the_target_supports() {
 #[test]
 fn zeroes_keep_their_space_where_the_target_can() {
     let zeroes = |keep_allocated| Io::WriteZeroes {
-        device: Device::Backing,
+        device: Tier::Backing,
         offset: 4096,
         len: 8192,
         keep_allocated,
@@ -210,7 +210,7 @@ fn zeroes_keep_their_space_where_the_target_can() {
     };
     assert_eq!(operation_fields(zeroes(true), WAYS), with_mode(0x11));
     assert_eq!(operation_fields(zeroes(false), WAYS), with_mode(3));
-    let without = Ways {
+    let without = BackendOps {
         zero_range: false,
         ..WAYS
     };

@@ -7,11 +7,11 @@ use ublk_bpf_abi::{CacheCounters, IndexEntry, Priority};
 
 use crate::cache::evict::Algorithm;
 use crate::cache::fixture::Maps;
-use crate::cache::{self, Cache, Limits, Mode, Promoter, Shape};
+use crate::cache::{self, Cache, Mode, PromoteLimits, Promoter, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
-use crate::queue::{Config, Device, Effect, Event, Io, Machine, Staging, Written};
+use crate::queue::{Config, Effect, Event, Io, Machine, Staging, Tier, Written};
 
 const HIT: u32 = 2;
 /// Where the slots are.
@@ -35,15 +35,15 @@ fn cache_of(maps: &Maps) -> Cache<'_> {
     let mut promoter = Promoter::new(
         &cache,
         Algorithm::Clock,
-        Limits { rate: None },
+        PromoteLimits { rate: None },
         CacheCounters::default(),
     );
     assert!(cache.hint(4096, Priority::Normal));
     let load = promoter.poll(Duration::ZERO);
-    assert!(matches!(load, Ok(cache::Effect::Load { offset: 4096, .. })));
+    assert!(matches!(load, Ok(cache::MoverIo::Load { offset: 4096, .. })));
     assert!(matches!(
         promoter.done(0, 4096),
-        Some(cache::Effect::Store { offset: SLOTS, .. })
+        Some(cache::MoverIo::Store { offset: SLOTS, .. })
     ));
     assert_eq!(promoter.done(0, 4096), None);
     drop(promoter);
@@ -71,7 +71,7 @@ fn operation(effects: &[Effect]) -> Io {
     }
 }
 
-fn store(to: Device, offset: u64) -> Io {
+fn store(to: Tier, offset: u64) -> Io {
     Io::Store {
         to,
         offset,
@@ -112,12 +112,9 @@ fn a_write_is_copied_once_and_goes_to_the_backing_device_and_then_to_the_slot() 
         };
         assert_eq!(
             operation(&done(&mut machine, 0, 4096)),
-            store(Device::Backing, 4096)
+            store(Tier::Backing, 4096)
         );
-        assert_eq!(
-            operation(&done(&mut machine, 0, 4096)),
-            store(Device::Cache, SLOTS)
-        );
+        assert_eq!(operation(&done(&mut machine, 0, 4096)), store(Tier::Cache, SLOTS));
         assert_eq!(done(&mut machine, 0, 4096), []);
         assert!(entry(&maps).serves(u16::MAX));
         assert_eq!(committed(&mut machine), [(0, 4096)]);
@@ -136,17 +133,14 @@ fn a_write_through_staging_goes_on_without_a_cache_that_failed() {
     ));
     assert_eq!(
         operation(&done(&mut machine, 0, 1024)),
-        store(Device::Backing, 4096)
+        store(Tier::Backing, 4096)
     );
-    assert_eq!(
-        operation(&done(&mut machine, 0, 1024)),
-        store(Device::Cache, SLOTS)
-    );
+    assert_eq!(operation(&done(&mut machine, 0, 1024)), store(Tier::Cache, SLOTS));
     let mut next = done(&mut machine, 0, -5);
     for chunk in 1..4 {
         assert!(matches!(operation(&next), Io::CopyIn { at, .. } if at == 1024 * chunk));
         let stored = operation(&done(&mut machine, 0, 1024));
-        assert_eq!(stored, store(Device::Backing, 4096 + 1024 * u64::from(chunk)));
+        assert_eq!(stored, store(Tier::Backing, 4096 + 1024 * u64::from(chunk)));
         next = done(&mut machine, 0, 1024);
     }
     assert_eq!(next, []);
@@ -167,8 +161,8 @@ fn a_hit_that_fails_is_read_from_the_backing_device() {
         at: 0,
         len: 4096,
     };
-    assert_eq!(operation(&effects(&mut machine)), read(Device::Cache, SLOTS));
-    assert_eq!(operation(&done(&mut machine, 0, -5)), read(Device::Backing, 4096));
+    assert_eq!(operation(&effects(&mut machine)), read(Tier::Cache, SLOTS));
+    assert_eq!(operation(&done(&mut machine, 0, -5)), read(Tier::Backing, 4096));
     assert_eq!(done(&mut machine, 0, 4096), []);
     assert_eq!(committed(&mut machine), [(0, 4096)]);
     assert_eq!(machine.counters().hits_failed, 1);

@@ -1,6 +1,6 @@
 //! Where bytes are: a file, a block device, memory, or nothing.
 //!
-//! A [`Spec`] says what is wanted, [`Target::open`] opens it, refuses in one line what cannot serve, and
+//! A [`Spec`] says what is wanted, [`Backend::open`] opens it, refuses in one line what cannot serve, and
 //! finds out what the device may promise ([`Facts`]): ublk devices tell their clients the truth about what
 //! holds their data.
 
@@ -34,7 +34,7 @@ pub use storage::Storage;
 /// The most that one discard or write-zeroes may cover: what fits the block layer's 32-bit length.
 const MAX_RANGE_BYTES: u64 = (u32::MAX as u64 >> 9) << 9;
 
-/// What a device on this target may promise. Lengths are in bytes, and powers of two where not said.
+/// What a device on this backend may promise. Lengths are in bytes, and powers of two where not said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Capacity in sectors of 512 bytes; a multiple of `logical_block`.
@@ -88,12 +88,12 @@ impl Facts {
     }
 }
 
-/// Discards that really reach the target.
+/// Discards that really reach the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discard {
     /// The unit that space is given back in, in bytes. Not always a power of two.
     pub granularity: u32,
-    /// Where the first whole unit starts, in bytes from the target's start.
+    /// Where the first whole unit starts, in bytes from the backend's start.
     pub alignment: u32,
     /// The most that one may cover, in bytes; a multiple of 512.
     pub max_bytes: u64,
@@ -110,7 +110,7 @@ pub enum DiscardBy {
     PunchHole,
 }
 
-/// Write-zeroes that really reach the target.
+/// Write-zeroes that really reach the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteZeroes {
     /// The most that one may cover, in bytes; a multiple of 512.
@@ -120,7 +120,7 @@ pub struct WriteZeroes {
     pub zero_range: bool,
 }
 
-/// What a target is.
+/// What a backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.
@@ -146,18 +146,18 @@ impl Kind {
     }
 }
 
-/// An open target. A file is locked, a block device held exclusively, for as long as this lives.
+/// An open backend. A file is locked, a block device held exclusively, for as long as this lives.
 #[derive(Debug)]
-pub struct Target {
+pub struct Backend {
     spec: Spec,
     kind: Kind,
     facts: Facts,
-    /// `None` for a null target.
+    /// `None` for a null backend.
     file: Option<File>,
 }
 
-impl Target {
-    /// Opens what `spec` names, for reading alone if `read_only`; a target that cannot be written is opened
+impl Backend {
+    /// Opens what `spec` names, for reading alone if `read_only`; a backend that cannot be written is opened
     /// for reading alone by itself ([`Facts::read_only`] says so).
     ///
     /// # Errors
@@ -181,17 +181,17 @@ impl Target {
             Spec::Null { bytes, reads } => (Kind::Null(*reads), null::facts(*bytes, read_only), None),
         };
         if let Some(file) = &file {
-            // A read need not write to the target's inode. Who may not ask for that pays for the time stamps.
+            // A read need not write to the backend's inode. Who may not ask for that pays for the time stamps.
             let _ = sys::file::keep_access_time(file);
         }
-        let target = Self {
+        let backend = Self {
             spec: spec.clone(),
             kind,
             facts,
             file,
         };
-        target.refuse_loop_device()?;
-        Ok(target)
+        backend.refuse_loop_device()?;
+        Ok(backend)
     }
 
     /// A loop device keeps nobody else from what it is attached to.
@@ -229,7 +229,7 @@ impl Target {
         }
     }
 
-    /// What its bytes are on; `None` for memory and nothing, which no other target can be on.
+    /// What its bytes are on; `None` for memory and nothing, which no other backend can be on.
     #[must_use]
     pub fn storage(&self) -> Option<Storage> {
         let file = self
@@ -278,7 +278,7 @@ impl Target {
         &self.facts
     }
 
-    /// The open file; a null target has none.
+    /// The open file; a null backend has none.
     #[must_use]
     pub const fn file(&self) -> Option<&File> {
         self.file.as_ref()

@@ -3,10 +3,10 @@
 use ublk_bpf_abi::Priority;
 
 use super::errno::Errno;
-use super::event::{Device, Io, Staging};
+use super::event::{Io, Staging, Tier};
 use super::plan::Route;
 use super::request::{Action, Request};
-use crate::cache::Lease;
+use crate::cache::SlotPin;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
 const MAX_RETRIES: u8 = 16;
@@ -16,7 +16,7 @@ const NOT_PLAIN: u32 = i32::MIN.cast_unsigned();
 
 /// The operation that a request is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Leg {
     Read,
     Write,
     Zero,
@@ -59,21 +59,21 @@ pub(super) struct Noted {
 pub(super) enum Hold {
     Nothing,
     /// The slot that it reads from.
-    Read(Lease),
+    Read(SlotPin),
     /// The marks on the blocks that it changes, and the slot that its data goes to as well.
-    Change(Option<Lease>),
+    Change(Option<SlotPin>),
 }
 
 /// The blocks that a request changes are marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Marked {
     /// The slot that its data goes to as well, and how far that is ahead of the block.
-    pub(super) slot: Option<(Lease, u64)>,
+    pub(super) slot: Option<(SlotPin, u64)>,
 }
 
 /// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Service {
+pub(super) struct InFlight {
     /// First byte on the device.
     offset: u64,
     /// Bytes of the request; for one with data at most `MAX_DATA_BYTES`.
@@ -87,12 +87,12 @@ pub(super) struct Service {
     /// What the result of the one operation is that serves the request whole, or [`NOT_PLAIN`].
     whole: u32,
     /// What has to be added to a position on the backing device to get that on the cache device.
-    displacement: u64,
+    slot_delta: u64,
     /// The request's staging buffer, if it goes through one.
     pub(super) staging: Option<Staging>,
-    step: Step,
+    step: Leg,
     /// Which device the step is on.
-    device: Device,
+    device: Tier,
     /// What goes to the backing device goes to the cache device next.
     then_cache: bool,
     pub(super) hold: Hold,
@@ -107,7 +107,7 @@ pub(super) struct Service {
     is_cut: bool,
 }
 
-impl Service {
+impl InFlight {
     /// Of a tag that stands for no request.
     pub(super) const IDLE: Self = Self {
         offset: 0,
@@ -116,10 +116,10 @@ impl Service {
         chunk: 0,
         moved: 0,
         whole: NOT_PLAIN,
-        displacement: 0,
+        slot_delta: 0,
         staging: None,
-        step: Step::Flush,
-        device: Device::Backing,
+        step: Leg::Flush,
+        device: Tier::Backing,
         then_cache: false,
         hold: Hold::Nothing,
         promote: None,
@@ -134,15 +134,15 @@ impl Service {
     #[inline(always)]
     pub(super) fn new(request: &Request, route: Route, volatile_cache: bool, staging_bytes: u32) -> Self {
         let (step, most) = match (route, request.action) {
-            (Route::Zero, _) if request.registered => (Step::Zero, u32::MAX),
-            (Route::Zero, _) => (Step::CopyZero, u32::MAX),
-            (Route::Copy, Action::Read) => (Step::Load, staging_bytes),
-            (Route::Copy, _) => (Step::CopyIn, staging_bytes),
-            (_, Action::Read) => (Step::Read, u32::MAX),
-            (_, Action::Write) => (Step::Write, u32::MAX),
-            (_, Action::Flush) => (Step::Flush, 0),
-            (_, Action::Discard) => (Step::Discard, 0),
-            (_, Action::WriteZeroes) => (Step::WriteZeroes, 0),
+            (Route::Zero, _) if request.registered => (Leg::Zero, u32::MAX),
+            (Route::Zero, _) => (Leg::CopyZero, u32::MAX),
+            (Route::Copy, Action::Read) => (Leg::Load, staging_bytes),
+            (Route::Copy, _) => (Leg::CopyIn, staging_bytes),
+            (_, Action::Read) => (Leg::Read, u32::MAX),
+            (_, Action::Write) => (Leg::Write, u32::MAX),
+            (_, Action::Flush) => (Leg::Flush, 0),
+            (_, Action::Discard) => (Leg::Discard, 0),
+            (_, Action::WriteZeroes) => (Leg::WriteZeroes, 0),
         };
         Self {
             offset: request.offset,
@@ -167,18 +167,18 @@ impl Service {
             length: request.length,
             chunk: request.data(),
             whole: request.data(),
-            step: if is_read { Step::Read } else { Step::Write },
+            step: if is_read { Leg::Read } else { Leg::Write },
             ..Self::IDLE
         }
     }
 
     /// At the one operation of a read with registered pages whose block is in the leased slot.
     #[inline(always)]
-    pub(super) fn hit(request: &Request, lease: Lease, displacement: u64) -> Self {
+    pub(super) fn hit(request: &Request, pin: SlotPin, slot_delta: u64) -> Self {
         Self {
-            displacement,
-            device: Device::Cache,
-            hold: Hold::Read(lease),
+            slot_delta,
+            device: Tier::Cache,
+            hold: Hold::Read(pin),
             ..Self::direct(request)
         }
     }
@@ -191,14 +191,14 @@ impl Service {
 
     /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
     pub(super) fn hold_change(&mut self, marked: Marked) {
-        self.hold = Hold::Change(marked.slot.map(|(lease, _)| lease));
-        if let Some((_, displacement)) = marked.slot {
+        self.hold = Hold::Change(marked.slot.map(|(pin, _)| pin));
+        if let Some((_, slot_delta)) = marked.slot {
             debug_assert!(
-                self.step == Step::CopyIn,
+                self.step == Leg::CopyIn,
                 "{:?} to two devices from the client's pages",
                 self.step
             );
-            self.displacement = displacement;
+            self.slot_delta = slot_delta;
             self.then_cache = true;
         }
     }
@@ -216,7 +216,7 @@ impl Service {
 
     /// Whether the operation that it is at is on the cache device.
     pub(super) fn is_on_cache(&self) -> bool {
-        self.device == Device::Cache
+        self.device == Tier::Cache
     }
 
     /// Whether all that went to the backing device went to the slot as well.
@@ -227,11 +227,11 @@ impl Service {
     /// The file that its operation is on has been truncated to `end`. If that concerns the operation, its result is not to
     /// be believed.
     #[cold]
-    pub(super) fn cut(&mut self, device: Device, end: u64) {
+    pub(super) fn cut(&mut self, device: Tier, end: u64) {
         let is_concerned = match device {
-            Device::Backing => self.offset.saturating_add(self.length) > end,
+            Tier::Backing => self.offset.saturating_add(self.length) > end,
             // Where in the cache it is, and what was there, is no matter: the cache is not used any more.
-            Device::Cache => true,
+            Tier::Cache => true,
         };
         if self.device == device && is_concerned {
             self.is_cut = true;
@@ -247,9 +247,9 @@ impl Service {
     /// The operation of a request that was cut on the backing device has ended. If it was a write that may have made the
     /// file longer than `end` again, the file is shortened next: `true`.
     pub(super) fn trim(&mut self, result: i32, end: u64) -> bool {
-        let has_written = matches!(self.step, Step::Write | Step::Store) && result > 0;
+        let has_written = matches!(self.step, Leg::Write | Leg::Store) && result > 0;
         if has_written {
-            self.step = Step::Trim;
+            self.step = Leg::Trim;
             self.offset = end;
         }
         has_written
@@ -259,7 +259,7 @@ impl Service {
     pub(super) fn fall_back(&mut self) {
         *self = Self {
             is_cut: false,
-            device: Device::Backing,
+            device: Tier::Backing,
             hold: Hold::Nothing,
             done: 0,
             moved: 0,
@@ -272,7 +272,7 @@ impl Service {
     pub(super) fn go_on_without_cache(&mut self) -> Next {
         self.then_cache = false;
         self.is_cut = false;
-        self.device = Device::Backing;
+        self.device = Tier::Backing;
         self.retries = 0;
         self.next_with_data()
     }
@@ -281,7 +281,7 @@ impl Service {
     #[inline]
     pub(super) fn data(&self) -> u32 {
         match self.step {
-            Step::Flush | Step::Discard | Step::WriteZeroes => 0,
+            Leg::Flush | Leg::Discard | Leg::WriteZeroes => 0,
             // At most `MAX_DATA_BYTES`: parsed so.
             _ => u32::try_from(self.length).unwrap_or(u32::MAX),
         }
@@ -290,9 +290,9 @@ impl Service {
     /// Whether `result` is the end of the last operation of a request that nothing disturbed.
     pub(super) fn is_whole(&self, result: i32) -> bool {
         let last = match self.step {
-            Step::Read | Step::Write | Step::Zero | Step::Flush | Step::Discard => true,
-            Step::WriteZeroes => !self.durable,
-            Step::CopyZero | Step::Load | Step::CopyOut | Step::CopyIn | Step::Store | Step::Trim => false,
+            Leg::Read | Leg::Write | Leg::Zero | Leg::Flush | Leg::Discard => true,
+            Leg::WriteZeroes => !self.durable,
+            Leg::CopyZero | Leg::Load | Leg::CopyOut | Leg::CopyIn | Leg::Store | Leg::Trim => false,
         };
         last && result >= 0 && result.unsigned_abs() == self.chunk - self.moved
     }
@@ -311,48 +311,48 @@ impl Service {
         let len = self.chunk - self.moved;
         let skip = self.moved;
         let offset = match device {
-            Device::Backing => self.offset + u64::from(at),
-            Device::Cache => self.offset.wrapping_add(self.displacement) + u64::from(at),
+            Tier::Backing => self.offset + u64::from(at),
+            Tier::Cache => self.offset.wrapping_add(self.slot_delta) + u64::from(at),
         };
         // The cache is not what survives a power failure.
-        let durable = self.durable && device == Device::Backing;
+        let durable = self.durable && device == Tier::Backing;
         // A step that needs a buffer is not issued before the request has one.
         let staging = self.staging.unwrap_or(Staging(u16::MAX));
         match self.step {
-            Step::Read => Io::Read {
+            Leg::Read => Io::Read {
                 from: device,
                 offset,
                 at,
                 len,
             },
-            Step::Write => Io::Write {
+            Leg::Write => Io::Write {
                 offset,
                 at,
                 len,
                 durable,
             },
-            Step::Zero => Io::Zero { at, len },
-            Step::CopyZero => Io::CopyZero { at, len },
-            Step::Load => Io::Load {
+            Leg::Zero => Io::Zero { at, len },
+            Leg::CopyZero => Io::CopyZero { at, len },
+            Leg::Load => Io::Load {
                 from: device,
                 offset,
                 staging,
                 skip,
                 len,
             },
-            Step::CopyOut => Io::CopyOut {
+            Leg::CopyOut => Io::CopyOut {
                 staging,
                 skip,
                 at,
                 len,
             },
-            Step::CopyIn => Io::CopyIn {
+            Leg::CopyIn => Io::CopyIn {
                 staging,
                 skip,
                 at,
                 len,
             },
-            Step::Store => Io::Store {
+            Leg::Store => Io::Store {
                 to: device,
                 offset,
                 staging,
@@ -360,14 +360,14 @@ impl Service {
                 len,
                 durable,
             },
-            Step::Flush => Io::Flush { device },
-            Step::Trim => Io::Trim { end: self.offset },
-            Step::Discard => Io::Discard {
+            Leg::Flush => Io::Flush { device },
+            Leg::Trim => Io::Trim { end: self.offset },
+            Leg::Discard => Io::Discard {
                 device,
                 offset: self.offset,
                 len: self.length,
             },
-            Step::WriteZeroes => Io::WriteZeroes {
+            Leg::WriteZeroes => Io::WriteZeroes {
                 device,
                 offset: self.offset,
                 len: self.length,
@@ -387,7 +387,7 @@ impl Service {
             Some(errno @ (Errno::EAGAIN | Errno::EINTR)) => self.retry(errno),
             // A device below may find out only now that it cannot unmap (a loop device on a file system without
             // holes): zeroes that stay allocated can always be written.
-            Some(Errno::EOPNOTSUPP) if self.step == Step::WriteZeroes && !self.keep_allocated => {
+            Some(Errno::EOPNOTSUPP) if self.step == Leg::WriteZeroes && !self.keep_allocated => {
                 self.keep_allocated = true;
                 Next::Issue
             }
@@ -406,11 +406,11 @@ impl Service {
             return Next::Failed(Errno::EIO);
         }
         let mut progress = bytes;
-        if matches!(self.step, Step::CopyZero | Step::CopyOut | Step::CopyIn) {
+        if matches!(self.step, Leg::CopyZero | Leg::CopyOut | Leg::CopyIn) {
             noted.copied = bytes;
         } else if bytes < asked {
             noted.short = true;
-            if self.step != Step::Zero {
+            if self.step != Leg::Zero {
                 // Direct I/O goes on at a block's start only: the part of a block is moved again.
                 progress -= bytes & block_mask;
             }
@@ -430,24 +430,24 @@ impl Service {
     /// The present step has moved the whole chunk.
     fn next_with_data(&mut self) -> Next {
         self.moved = 0;
-        if self.then_cache && self.step == Step::Store {
-            if self.device == Device::Backing {
-                self.device = Device::Cache;
+        if self.then_cache && self.step == Leg::Store {
+            if self.device == Tier::Backing {
+                self.device = Tier::Cache;
                 return Next::Issue;
             }
-            self.device = Device::Backing;
+            self.device = Tier::Backing;
         }
         let next_chunk = match self.step {
-            Step::Load => {
-                self.step = Step::CopyOut;
+            Leg::Load => {
+                self.step = Leg::CopyOut;
                 return Next::Issue;
             }
-            Step::CopyIn => {
-                self.step = Step::Store;
+            Leg::CopyIn => {
+                self.step = Leg::Store;
                 return Next::Issue;
             }
-            Step::CopyOut => Step::Load,
-            Step::Store => Step::CopyIn,
+            Leg::CopyOut => Leg::Load,
+            Leg::Store => Leg::CopyIn,
             step => step,
         };
         // The chunk is served. `done` is moved only if another follows: `served` adds the last one.
@@ -463,8 +463,8 @@ impl Service {
 
     /// An operation without data has succeeded.
     fn next_without_data(&mut self) -> Next {
-        if self.step == Step::WriteZeroes && self.durable {
-            self.step = Step::Flush;
+        if self.step == Leg::WriteZeroes && self.durable {
+            self.step = Leg::Flush;
             self.retries = 0;
             return Next::Issue;
         }

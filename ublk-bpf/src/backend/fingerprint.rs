@@ -60,7 +60,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::sysfs::BlockSysfs;
-use super::{Kind, Size, Target};
+use super::{Backend, Kind, Size};
 use crate::sys;
 use crate::sys::aligned::Aligned;
 
@@ -167,16 +167,16 @@ pub enum Difference {
 }
 
 impl Identity {
-    /// Identifies the target as it is now. Before this is kept, everything written to the target must be durable
+    /// Identifies the backend as it is now. Before this is kept, everything written to the backend must be durable
     /// (fsync): time stamps and counters that are yet to move would not match later.
     ///
     /// Of a block device this reads up to 384 KiB in up to 66 places.
     ///
     /// # Errors
-    /// If the target cannot be read.
-    pub fn of(target: &Target) -> io::Result<Self> {
-        let bytes = target.facts.sectors * SECTOR_SIZE;
-        match (target.kind, &target.file) {
+    /// If the backend cannot be read.
+    pub fn of(backend: &Backend) -> io::Result<Self> {
+        let bytes = backend.facts.sectors * SECTOR_SIZE;
+        match (backend.kind, &backend.file) {
             (Kind::File, Some(file)) => FileIdentity::of(file, bytes).map(Self::File),
             (Kind::Block, Some(file)) => BlockIdentity::of(file, bytes).map(Self::Block),
             (kind, _) => Ok(Self::Volatile(VolatileIdentity {

@@ -1,4 +1,4 @@
-//! What the device says of its target.
+//! What the device says of its backend.
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
@@ -6,7 +6,7 @@ use super::Facts;
 use crate::control::{Discard, Params};
 
 impl Facts {
-    /// The parameters of a device on this target that takes requests of up to `max_io_bytes`.
+    /// The parameters of a device on this backend that takes requests of up to `max_io_bytes`.
     #[must_use]
     pub fn params(&self, max_io_bytes: u32) -> Params {
         Params {

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-fn open(path: &Path, read_only: bool) -> Result<Target, Error> {
-    Target::open(&Spec::Path(path.to_owned()), read_only)
+fn open(path: &Path, read_only: bool) -> Result<Backend, Error> {
+    Backend::open(&Spec::Path(path.to_owned()), read_only)
 }
 
 fn refusal(path: &Path) -> String {
@@ -24,18 +24,18 @@ fn file_of(folder: &TempDir, bytes: u64) -> std::path::PathBuf {
     path
 }
 
-fn data_ranges(target: &Target) -> Vec<Range<u64>> {
+fn data_ranges(backend: &Backend) -> Vec<Range<u64>> {
     let mut found = Vec::new();
-    target.for_each_data_range(|range| found.push(range)).unwrap();
+    backend.for_each_data_range(|range| found.push(range)).unwrap();
     found
 }
 
 #[test]
 fn a_file_tells_its_size_and_promises_no_more_than_it_keeps() {
     let folder = TempDir::new().unwrap();
-    let target = open(&file_of(&folder, 1 << 20), false).unwrap();
-    assert_eq!(target.kind(), Kind::File);
-    let facts = target.facts();
+    let backend = open(&file_of(&folder, 1 << 20), false).unwrap();
+    assert_eq!(backend.kind(), Kind::File);
+    let facts = backend.facts();
     assert_eq!(facts.sectors, 2048);
     assert!(facts.volatile_cache && !facts.read_only);
     assert!(facts.logical_block.is_power_of_two() && facts.physical_block >= facts.logical_block);
@@ -126,26 +126,26 @@ fn a_file_without_a_write_bit_is_read_only() {
 
 #[test]
 fn memory_is_empty_and_gives_space_back() {
-    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
-    assert_eq!(target.facts().sectors, 2048);
-    assert!(!target.facts().volatile_cache);
-    assert_eq!(target.facts().discard.unwrap().how, DiscardBy::PunchHole);
-    assert_eq!(data_ranges(&target), []);
-    target.file().unwrap().write_all_at(&[1], 5000).unwrap();
-    assert!(data_ranges(&target).into_iter().eq(std::iter::once(4096..8192)));
+    let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
+    assert_eq!(backend.facts().sectors, 2048);
+    assert!(!backend.facts().volatile_cache);
+    assert_eq!(backend.facts().discard.unwrap().how, DiscardBy::PunchHole);
+    assert_eq!(data_ranges(&backend), []);
+    backend.file().unwrap().write_all_at(&[1], 5000).unwrap();
+    assert!(data_ranges(&backend).into_iter().eq(std::iter::once(4096..8192)));
 }
 
 #[test]
 fn memory_beyond_all_bounds_is_refused_or_harmless() {
     // It takes no pages until it is written, so a large size is fine.
-    let target = Target::open(&Spec::Memory(1 << 50), false).unwrap();
-    assert_eq!(target.facts().sectors, 1 << 41);
+    let backend = Backend::open(&Spec::Memory(1 << 50), false).unwrap();
+    assert_eq!(backend.facts().sectors, 1 << 41);
 }
 
 #[test]
 fn a_null_target_reads_as_zeroes_only_if_it_fills() {
     let open = |reads| {
-        Target::open(
+        Backend::open(
             &Spec::Null {
                 bytes: 1 << 20,
                 reads,
@@ -175,8 +175,8 @@ fn every_target_makes_parameters_that_the_kernel_takes() {
         },
     ] {
         for read_only in [false, true] {
-            let target = Target::open(&spec, read_only).unwrap();
-            let params = target.facts().params(1 << 20);
+            let backend = Backend::open(&spec, read_only).unwrap();
+            let params = backend.facts().params(1 << 20);
             params.check(1 << 20).unwrap();
             assert_eq!(
                 (params.read_only, params.discard.is_some() && read_only),

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::cache::{self, CacheService};
+use super::cache::{self, RunningCache};
 use super::device::Host;
 use super::queues::{Queues, Shared};
 use super::{Ready, Record, ServeError, limits, panics, record, users};
+use crate::backend::Backend;
 use crate::cache::Mode;
 use crate::control::{
     Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
@@ -20,7 +21,6 @@ use crate::control::{
 use crate::driver::uring::Stop;
 use crate::log;
 use crate::policy::{Classifier, Watch};
-use crate::target::Target;
 
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,12 +33,12 @@ const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 const NOT_STARTED: &str = "another device of the same process could not be started";
 
 /// Everything that the service needs.
-pub(super) struct Service<'a> {
+pub(super) struct RunningDevice<'a> {
     pub(super) control: &'a Control,
     pub(super) info: &'a DeviceInfo,
-    pub(super) target: &'a Target,
+    pub(super) backend: &'a Backend,
     pub(super) classifier: &'a Classifier,
-    pub(super) cache: Option<&'a CacheService<'a>>,
+    pub(super) cache: Option<&'a RunningCache<'a>>,
     pub(super) record: Record,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
@@ -70,7 +70,7 @@ impl End {
 /// How the kernel gets to know that the queues are ready.
 type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
 
-impl Service<'_> {
+impl RunningDevice<'_> {
     /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
     pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<End, ServeError> {
         let system = |what| move |source| ServeError::System { what, source };
@@ -80,9 +80,9 @@ impl Service<'_> {
         let shared = Shared {
             info: self.info,
             device: &device,
-            target: self.target,
+            backend: self.backend,
             classifier: self.classifier,
-            cache: self.cache.map(CacheService::ways),
+            cache: self.cache.map(RunningCache::handles),
             ends: watch.ends(),
             lossy: self.record.allow_lossy,
             stop: &stop,
@@ -142,9 +142,9 @@ impl Service<'_> {
         self.keep_pages_stable();
         (host.ready)(Ready {
             record: self.record.clone(),
-            kind: self.target.kind(),
+            kind: self.backend.kind(),
         });
-        let mut was_asked = false;
+        let mut stop_requested = false;
         let mut watch = tokio::time::interval(CACHE_WATCH);
         let mut may_shrink = self.regular_files().iter().any(Option::is_some);
         let mut cache = self.cache.filter(|_| !self.record.is_detached());
@@ -155,15 +155,15 @@ impl Service<'_> {
                     if may_shrink && self.has_shrunk(files) {
                         may_shrink = false;
                     }
-                    if let Some(failure) = cache.and_then(CacheService::failure) {
+                    if let Some(failure) = cache.and_then(RunningCache::failure) {
                         cache::note_detached(&self.record, failure);
                         cache = None;
                     }
                 }
                 end = queues.ended() => return self.ended(end),
-                asked = host.asked.recv() => match self.asked(asked.is_some(), was_asked)? {
+                asked = host.asked.recv() => match self.asked(asked.is_some(), stop_requested)? {
                     Some(end) => return Ok(end),
-                    None => was_asked = true,
+                    None => stop_requested = true,
                 },
             }
         }
@@ -172,8 +172,8 @@ impl Service<'_> {
     /// The files of the backing and the cache, which others may truncate; `None` for what is no regular file.
     fn regular_files(&self) -> [Option<&File>; 2] {
         [
-            self.target.regular_file(),
-            self.cache.and_then(CacheService::regular_file),
+            self.backend.regular_file(),
+            self.cache.and_then(RunningCache::regular_file),
         ]
     }
 
@@ -194,7 +194,7 @@ impl Service<'_> {
     /// Lets the kernel throttle write-back as it does before the backing device. Ours writes there directly, which is
     /// never throttled, so this is where it has to be done; and what throttles nothing has no need to time requests.
     fn throttle(&self) {
-        let Some(latency) = self.target.facts().throttle else {
+        let Some(latency) = self.backend.facts().throttle else {
             return;
         };
         let path = format!("/sys/block/{}/queue/wbt_lat_usec", self.info.id.disk_name());
@@ -205,7 +205,7 @@ impl Service<'_> {
     }
 
     /// A signal came, or else the start is given up. `None`: the device is in use, and goes on.
-    fn asked(&self, by_signal: bool, was_asked: bool) -> Result<Option<End>, ServeError> {
+    fn asked(&self, by_signal: bool, stop_requested: bool) -> Result<Option<End>, ServeError> {
         if !by_signal && self.was_waiting {
             // It has users and data from before this process.
             let (why, id) = (NOT_STARTED.to_owned(), self.info.id);
@@ -215,7 +215,7 @@ impl Service<'_> {
             // Whoever uses the device can wait for the next server: a supervisor's restart loses nothing.
             return Ok(Some(End::Left));
         }
-        self.stop(!by_signal || was_asked)
+        self.stop(!by_signal || stop_requested)
     }
 
     /// Keeps the page cache from changing a page while it is written, where the device has a write-through cache or is on
@@ -224,7 +224,7 @@ impl Service<'_> {
     fn keep_pages_stable(&self) {
         let cache = self.record.cache.as_ref();
         let is_through = cache.is_some_and(|cache| cache.options.mode == Mode::WriteThrough);
-        if !is_through && !self.target.facts().stable_writes {
+        if !is_through && !self.backend.facts().stable_writes {
             return;
         }
         let path = format!("/sys/block/{}/queue/stable_writes", self.info.id.disk_name());
@@ -237,9 +237,9 @@ impl Service<'_> {
     }
 
     /// Removes the block device: with its users' consent, as the first signal asks, or without. `None`: it is in use.
-    fn stop(&self, by_force: bool) -> Result<Option<End>, ServeError> {
+    fn stop(&self, force: bool) -> Result<Option<End>, ServeError> {
         let id = self.info.id;
-        let result = if by_force {
+        let result = if force {
             self.control.stop(id)
         } else {
             self.control.try_stop(id)
@@ -279,7 +279,7 @@ impl Service<'_> {
 }
 
 /// Ends the promoter, however the device's thread leaves.
-struct StopOnDrop<'a>(&'a CacheService<'a>);
+struct StopOnDrop<'a>(&'a RunningCache<'a>);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {

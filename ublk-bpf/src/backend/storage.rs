@@ -1,4 +1,4 @@
-//! Which storage a target's bytes are on, as far down as the kernel tells, so that none serves twice, whatever paths,
+//! Which storage a backend's bytes are on, as far down as the kernel tells, so that none serves twice, whatever paths,
 //! links or stacked devices lead to it.
 //!
 //! | what | what is below it | as the kernel says by |
@@ -8,7 +8,7 @@
 //! | a loop device | its range of a file or block device | `LOOP_GET_STATUS64`: device and inode, not a path |
 //! | device mapper, md, bcache | somewhere on each of their devices | `slaves/` |
 //!
-//! Two targets that are *somewhere* on the same disk (files of one file system, logical volumes of one volume group) are
+//! Two backends that are *somewhere* on the same disk (files of one file system, logical volumes of one volume group) are
 //! taken for different: what divides the disk between them keeps them apart. So two device-mapper devices that were
 //! mapped by hand to the same sectors are not recognised; neither is one disk behind two paths or two networks.
 
@@ -22,15 +22,15 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::sysfs::{self, BlockSysfs};
 
 /// More layers and legs than any machine stacks: a bound for what is read in sysfs.
-const MOST_EXTENTS: usize = 4096;
+const MAX_EXTENTS: usize = 4096;
 
-/// The storage of one target, from the target itself down.
+/// The storage of one backend, from the backend itself down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Storage {
     /// Whether it is only read.
     read_only: bool,
-    /// The first one is the target itself.
+    /// The first one is the backend itself.
     extents: Vec<Extent>,
 }
 
@@ -43,7 +43,7 @@ struct Extent {
     /// Bytes.
     from: u64,
     to: u64,
-    /// All of the range is the target's. If not, the target is somewhere in it.
+    /// All of the range is the backend's. If not, the backend is somewhere in it.
     whole: bool,
 }
 
@@ -80,7 +80,7 @@ impl Storage {
         })
     }
 
-    /// The storage that is known by its name alone, see [`Target::identity`](super::Target::identity).
+    /// The storage that is known by its name alone, see [`Backend::identity`](super::Backend::identity).
     #[must_use]
     pub fn named(identity: &str, read_only: bool) -> Self {
         Self {
@@ -139,7 +139,7 @@ impl Extent {
     }
 }
 
-/// A walk from a target down.
+/// A walk from a backend down.
 struct Extents(Vec<Extent>);
 
 impl Extents {
@@ -151,7 +151,7 @@ impl Extents {
             to: range.end,
             whole,
         };
-        let is_new = self.0.len() < MOST_EXTENTS && !self.0.contains(&extent);
+        let is_new = self.0.len() < MAX_EXTENTS && !self.0.contains(&extent);
         if is_new {
             self.0.push(extent);
         }

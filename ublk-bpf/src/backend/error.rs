@@ -1,11 +1,11 @@
-//! What can be wrong with a target.
+//! What can be wrong with a backend.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::path_text::ShowPath as _;
 
-/// Why a target cannot serve. One line each, which begins with its name: what was found, what to do. Whether it was to be
+/// Why a backend cannot serve. One line each, which begins with its name: what was found, what to do. Whether it was to be
 /// the backing or a cache is for the caller to say.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

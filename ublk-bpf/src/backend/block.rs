@@ -1,4 +1,4 @@
-//! A block device as a target.
+//! A block device as a backend.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -5,11 +5,11 @@ use tempfile::TempDir;
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::target::Spec;
+use crate::backend::Spec;
 
 fn identity(path: &Path) -> Identity {
-    let target = Target::open(&Spec::Path(path.to_owned()), false).unwrap();
-    Identity::of(&target).unwrap()
+    let backend = Backend::open(&Spec::Path(path.to_owned()), false).unwrap();
+    Identity::of(&backend).unwrap()
 }
 
 fn file_in(folder: &TempDir, name: &str) -> std::path::PathBuf {
@@ -100,8 +100,8 @@ fn another_file_of_the_same_name_is_noticed() {
 
 #[test]
 fn memory_never_matches() {
-    let target = Target::open(&Spec::Memory(1 << 20), false).unwrap();
-    let [one, two] = [(); 2].map(|()| Identity::of(&target).unwrap());
+    let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
+    let [one, two] = [(); 2].map(|()| Identity::of(&backend).unwrap());
     assert_ne!(one, two);
     assert_eq!(one.compare(&one), Err(Difference::Gone));
     let folder = TempDir::new().unwrap();
@@ -287,7 +287,7 @@ fn a_changed_sample_changes_the_checksum() {
 #[test]
 fn identities_are_read_as_they_were_saved_and_nothing_else_is() {
     let folder = TempDir::new().unwrap();
-    let memory = Target::open(&Spec::Memory(1 << 20), false).unwrap();
+    let memory = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
     for identity in [
         identity(&file_in(&folder, "backing")),
         Identity::Block(block()),

@@ -1,4 +1,4 @@
-//! The null target: nothing is kept.
+//! The null backend: nothing is kept.
 
 use ublk_bpf_abi::SECTOR_SIZE;
 

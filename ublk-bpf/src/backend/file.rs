@@ -1,4 +1,4 @@
-//! A regular file as a target.
+//! A regular file as a backend.
 
 use std::alloc::{self, Layout};
 use std::fs::{self, File, OpenOptions, TryLockError};

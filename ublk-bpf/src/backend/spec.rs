@@ -25,7 +25,7 @@ pub enum Spec {
     },
 }
 
-/// What a read of a null target does to the reader's pages.
+/// What a read of a null backend does to the reader's pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NullReads {
     /// They are filled with zeroes.
