@@ -288,6 +288,10 @@ mod tests {
         btf.composite(STRUCT, "request_queue", &[("disk", 1, 96)]);
         btf.composite(STRUCT, "gendisk", &[("disk_name", 1, 160)]);
         btf.composite(STRUCT, "blk_mq_hw_ctx", &[("queue_num", 1, 320)]);
+        btf.composite(STRUCT, "iattr", &[("ia_valid", 1, 0), ("ia_size", 1, 128)]);
+        btf.composite(STRUCT, "dentry", &[("d_inode", 1, 384)]);
+        btf.composite(STRUCT, "inode", &[("i_sb", 1, 320), ("i_ino", 1, 512)]);
+        btf.composite(STRUCT, "super_block", &[("s_dev", 1, 128)]);
         let operations = [
             ("REQ_OP_READ", 0),
             ("REQ_OP_WRITE", 1),
@@ -320,6 +324,12 @@ mod tests {
         assert_eq!(at(Member::QueueDisk), 12);
         assert_eq!((at(Member::DiskName), at(Member::DiskNameEnd)), (20, 28));
         assert_eq!(at(Member::HctxNumber), 40);
+        assert_eq!((at(Member::AttributesSet), at(Member::AttributeSize)), (0, 16));
+        assert_eq!((at(Member::DentryInode), at(Member::InodeNumber)), (48, 64));
+        assert_eq!(
+            (at(Member::InodeSuperBlock), at(Member::SuperBlockDevice)),
+            (40, 16)
+        );
         assert_eq!(
             layout.flag_masks,
             [1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13]
