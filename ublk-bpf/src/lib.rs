@@ -3,8 +3,9 @@
 //! Where a request goes: [`driver`] fetches its tag from the kernel and takes the classifier's verdict,
 //! [`queue`] decides what that means and drives the request to its commit, [`backend`] is where bytes are and
 //! [`cache`] where some of them are twice.
-//! [`control`] makes and unmakes devices, [`policy`] loads and replaces what classifies them, [`server`]
-//! ties these together for one device, [`cli`] is the command line, [`log`] is what a server says.
+//! [`control`] adds and deletes devices, [`policy`] loads and replaces what classifies requests, [`server`] ties these
+//! together in one process, [`registry`] is what other commands know of it, [`cli`] is the command line, [`log`] writes
+//! its messages.
 
 #![warn(clippy::print_stderr, clippy::print_stdout)] // they panic where nothing can be written
 
@@ -18,5 +19,6 @@ pub mod observe;
 pub mod path_text;
 pub mod policy;
 pub mod queue;
+pub mod registry;
 pub mod server;
 pub mod sys;

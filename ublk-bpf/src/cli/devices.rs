@@ -10,7 +10,8 @@ use crate::backend::Spec;
 use crate::control::Recovery;
 use crate::path_text::ShowPath as _;
 use crate::policy::{Builtin, DEFAULT_POLICY, DEFAULT_POLICY_MEMORY, PolicyError, builtin};
-use crate::server::{CacheOptions, DeviceOptions, ServeError};
+use crate::registry::{CacheOptions, DeviceOptions};
+use crate::server::ServeError;
 
 /// What a device is made of when nothing is said.
 const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);

@@ -6,7 +6,7 @@ use super::table;
 use crate::backend::Size;
 use crate::control::Control;
 use crate::log;
-use crate::server::status::{self, Status};
+use crate::registry::status::{self, Status};
 
 /// List this program's devices
 ///

@@ -15,9 +15,9 @@ use crate::log;
 use crate::observe;
 use crate::path_text::ShowPath as _;
 use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, builtin};
-use crate::server::Record;
-use crate::server::lock::Lock;
-use crate::server::record::{self, RecordError};
+use crate::registry::lock::Lock;
+use crate::registry::record;
+use crate::registry::{Record, RecordError};
 
 /// List policies, or change a device's policy while it runs
 #[derive(Debug, clap::Args)]

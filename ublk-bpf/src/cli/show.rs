@@ -8,8 +8,8 @@ use super::table;
 use crate::backend::Size;
 use crate::cache::Mode;
 use crate::control::Control;
-use crate::server::status::{self, Status};
-use crate::server::users;
+use crate::registry::status::{self, Status};
+use crate::registry::users;
 
 /// Show everything about a device
 #[derive(Debug, clap::Args)]

@@ -8,7 +8,7 @@ use super::args::{Device, Format};
 use super::output::{print, print_line};
 use crate::observe::{self, RunTime, Stats, Table};
 use crate::policy::Disk;
-use crate::server::Record;
+use crate::registry::Record;
 use crate::sys::bpf::count_run_time;
 
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use clap::ArgGroup;
 
 use crate::control::{Control, DeviceId};
 use crate::log;
-use crate::server::{stale, stop, stop_starts};
+use crate::registry::{stale, stop, stop_starts};
 
 /// Stop a device and remove everything of it
 ///

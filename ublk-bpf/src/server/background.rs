@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::lock::Lock;
-use super::record::{self, RecordError};
 use super::serve::{Ready, Start, serve_started};
 use crate::control::Control;
 use crate::log;
+use crate::registry::lock::Lock;
+use crate::registry::{RecordError, logs};
 use crate::sys::fork::{
     PassOn, Side, end_with_parent, fork, leave_session, outlive_parent, replace_standard_files, wait_for,
 };
@@ -54,7 +54,7 @@ pub fn run_in_background(
     let starting = Lock::starting()?;
     let me = std::process::id();
     // The ids are not known yet, which the log's names have in them.
-    let (log, log_path) = record::make_first_log(me)?;
+    let (log, log_path) = logs::make_first_log(me)?;
     let system = BackgroundError::System;
     let null = File::options()
         .read(true)
@@ -66,7 +66,7 @@ pub fn run_in_background(
         Side::Child => {
             drop(listen);
             if end_with_parent(me).is_err() {
-                record::remove_extra(&log_path);
+                logs::remove_extra(&log_path);
                 std::process::exit(1);
             }
             let detached = leave_session()
@@ -101,7 +101,7 @@ pub fn run_in_background(
             Err(match (said.strip_prefix(FAILED), signal) {
                 (Some(why), _) => BackgroundError::Server(why.to_owned()),
                 (None, Some(libc::SIGTERM)) => {
-                    record::remove_extra(&log_path);
+                    logs::remove_extra(&log_path);
                     BackgroundError::Interrupted
                 }
                 (None, _) => BackgroundError::Silent(log_path),
@@ -128,9 +128,9 @@ fn be_server(
     let mut say = Some(say);
     let result = serve_started(begun.start, Some(begun.starting), |ready| {
         for device in ready {
-            record::name_log(first_log, device.record.id());
+            logs::name_log(first_log, device.record.id());
         }
-        record::remove_extra(first_log);
+        logs::remove_extra(first_log);
         // The parent ends when the pipe is closed, which it is after this.
         let say = say.take();
         tell(say.as_ref(), READY, &announce(ready)) && outlive_parent(begun.parent)
@@ -139,7 +139,7 @@ fn be_server(
         log::say(error);
         if say.is_some() {
             tell(say.as_ref(), FAILED, &error.to_string());
-            record::remove_extra(first_log);
+            logs::remove_extra(first_log);
         }
     }
     i32::from(result.is_err())

@@ -8,12 +8,9 @@ use std::time::Duration;
 
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
+use super::error::ServeError;
 use super::isolation::protect_thread;
-use super::lock::Lock;
-use super::owners::Opening;
 use super::panics;
-use super::record::{CacheRecord, Detached, Record, now};
-use super::{CacheOptions, Role, ServeError};
 use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
@@ -22,6 +19,10 @@ use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::uring::{CacheHandles, Doorbell, PromoterSpec, run_promoter};
 use crate::policy::{CacheMaps, CacheSpec};
 use crate::queue::Errno;
+use crate::registry::lock::Lock;
+use crate::registry::owners::Opening;
+use crate::registry::record::{CacheRecord, Detached, Record, now};
+use crate::registry::{CacheOptions, Role};
 
 /// Most blocks that one discard or write-zeroes may cover: a queue marks each of them before it goes on.
 const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;

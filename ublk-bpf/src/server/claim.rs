@@ -1,11 +1,11 @@
 //! A device of this server's: chosen, locked and made, and deleted in the end.
 
 use super::cache::CacheDevice;
-use super::lock::Lock;
-use super::record::{self, Record, RecordError};
-use super::{DeviceOptions, Role, ServeError, owners, stale};
+use super::error::ServeError;
 use crate::backend::Backend;
 use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
+use crate::registry::lock::Lock;
+use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, stale};
 
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -119,7 +119,7 @@ impl Drop for Claim<'_> {
         if let Err(error) = stale::delete(self.control, id) {
             tracing::error!("{error}");
         }
-        if let Err(error) = record::forget(id) {
+        if let Err(error) = stale::forget(id) {
             tracing::error!("{error}");
         }
         self.lock.remove_file();

@@ -8,13 +8,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::cache::{self, CacheDevice, CacheError, MapOrigin, RunningCache};
 use super::claim::Claim;
-use super::owners::Opening;
 use super::running::{End, RunningDevice};
-use super::{DeviceOptions, Ready, Record, Role, ServeError};
+use super::{Ready, ServeError};
 use crate::backend::{Backend, Kind, NullReads};
 use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
 use crate::queue::Written;
+use crate::registry::owners::{Opening, StorageError};
+use crate::registry::{DeviceOptions, Record, Role};
 
 /// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
 const WRITTEN_SHIFT: u32 = 16;
@@ -119,7 +120,7 @@ pub(super) fn open_devices(
     if let Some(block) = options.logical_block {
         backend = backend
             .with_logical_block(block)
-            .map_err(Role::Backing.failed())?;
+            .map_err(StorageError::backend(Role::Backing))?;
     }
     if backend.kind() == Kind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);

@@ -1,107 +1,25 @@
 //! What can go wrong in a server.
 
-use std::{fmt, io};
+use std::io;
 
 use super::cache::CacheError;
-use super::record::RecordError;
-use crate::backend::Error as BackendError;
 use crate::control::{DeviceId, Error as ControlError, Missing};
 use crate::policy::PolicyError;
-
-/// What a device has a backend for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Its bytes are there.
-    Backing,
-    /// Copies of some of them are there.
-    Cache,
-}
-
-impl Role {
-    /// The error of a backend in this role.
-    pub(super) fn failed(self) -> impl Fn(BackendError) -> ServeError {
-        move |source| ServeError::Backend { role: self, source }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Backing => "backing",
-            Self::Cache => "cache",
-        })
-    }
-}
+use crate::registry::RecordError;
+use crate::registry::owners::StorageError;
 
 /// Why a device could not be served, or no longer. One line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The backing or the cache cannot be used, or another device has it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// The control plane's.
     #[error(transparent)]
     Control(#[from] ControlError),
     /// This kernel's ublk lacks something.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// The backing or the cache cannot serve.
-    #[error("{role} {source}")]
-    Backend {
-        /// What it was to be.
-        role: Role,
-        /// What is wrong with it.
-        source: BackendError,
-    },
-    /// Two backends of one process are the same storage.
-    #[error("{role} {name}: in use: it is the same storage as {other}: give another")]
-    Twice {
-        /// What the second one was to be.
-        role: Role,
-        /// The second one, as it was named.
-        name: String,
-        /// What the first one is.
-        other: String,
-    },
-    /// A device with a server has it.
-    #[error(
-        "{role} {name}: in use by {}, whose {theirs} is the same storage: stop that with `ublk-bpf stop {id}`, or give another",
-        id.disk_name()
-    )]
-    Served {
-        /// What it was to be.
-        role: Role,
-        /// As it was named.
-        name: String,
-        /// Whose it is.
-        id: DeviceId,
-        /// What it is there.
-        theirs: Role,
-    },
-    /// A device that waits for its next server has it.
-    #[error(
-        "{role} {name}: belongs to {}, which waits for a server and whose {theirs} it is: serve that device again with \
-         `ublk-bpf run --recover {id}` or `--recover-waiting`, or give it up with `ublk-bpf stop {id}`",
-        id.disk_name()
-    )]
-    Waiting {
-        /// What it was to be.
-        role: Role,
-        /// As it was named.
-        name: String,
-        /// Whose it is.
-        id: DeviceId,
-        /// What it is there.
-        theirs: Role,
-    },
-    /// A device waits for its next server, and its record does not say on what.
-    #[error(
-        "{} waits for a server, and may be on the same storage: {source}",
-        id.disk_name()
-    )]
-    Unreadable {
-        /// Which device.
-        id: DeviceId,
-        /// What is wrong with its record.
-        source: RecordError,
-    },
     /// A device that waits is not what is to be served on its backing.
     #[error(
         "{} waits for a server and was made {was}, not {asked}: ask for the same, serve it as it was with `ublk-bpf run --recover \

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{self, Mount};
-use super::run_dir;
+use crate::registry::run_dir;
+use crate::sys::mounts::{self, Mount};
 use crate::sys::{memory, process};
 
 /// What a server uses by its path once its devices are open: nodes, processes, its records and logs, block devices and

@@ -8,15 +8,16 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::cache::{CacheDevice, MapOrigin, RunningCache};
 use super::claim::Claim;
 use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
-use super::lock::Lock;
-use super::owners::{self, Opening};
-use super::record::{CacheRecord, RecordError};
+use super::error::ServeError;
 use super::running::{End, RunningDevice};
-use super::stale::{POLL, SETTLING};
-use super::{DeviceOptions, Record, ServeError, stale};
 use crate::backend::{Backend, Size, Spec, Storage};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
+use crate::registry::lock::Lock;
+use crate::registry::owners::{self, Opening};
+use crate::registry::record::CacheRecord;
+use crate::registry::stale::{self, POLL, SETTLING};
+use crate::registry::{DeviceOptions, Record, RecordError};
 use crate::sys::process;
 
 /// A device that waits for a server, with everything open that it was on.

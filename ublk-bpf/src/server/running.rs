@@ -11,7 +11,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::cache::{self, RunningCache};
 use super::device::Host;
 use super::queues::{Queues, Shared};
-use super::{Ready, Record, ServeError, limits, panics, record, users};
+use super::{Ready, ServeError, limits, panics};
 use crate::backend::Backend;
 use crate::cache::Mode;
 use crate::control::{
@@ -21,6 +21,7 @@ use crate::control::{
 use crate::driver::uring::Stop;
 use crate::log;
 use crate::policy::{Classifier, Watch};
+use crate::registry::{Record, logs, users};
 
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
@@ -121,7 +122,7 @@ impl RunningDevice<'_> {
         }
         // The log of a device that failed or waits is to be read.
         if let Ok(End::Stopped) = end {
-            record::remove_log(self.info.id);
+            logs::remove_log(self.info.id);
         }
         end
     }

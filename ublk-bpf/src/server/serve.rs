@@ -11,16 +11,17 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::{Device, Host, NewDevice};
 use super::isolation::{isolate, lock_present_memory, protect_thread};
-use super::lock::Lock;
-use super::owners::{self, Opening};
 use super::panics;
 use super::recover::OrphanedDevice;
 use super::signals::StopSignals;
-use super::{DeviceOptions, Record, ServeError, limits};
+use super::{ServeError, limits};
 use crate::backend::Kind;
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
+use crate::registry::lock::Lock;
+use crate::registry::owners::{self, Opening};
+use crate::registry::{DeviceOptions, Record};
 
 /// What to serve: devices in this order.
 #[derive(Clone, Debug)]

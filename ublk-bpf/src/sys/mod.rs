@@ -10,6 +10,7 @@ pub mod fork;
 pub(crate) mod loop_device;
 pub mod memory;
 pub mod mmap;
+pub mod mounts;
 pub mod process;
 pub mod trust;
 pub mod uapi;

@@ -295,6 +295,12 @@ fn check(result: c_int) -> io::Result<c_int> {
     }
 }
 
+/// The ids of all processes that can be seen.
+pub(crate) fn ids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

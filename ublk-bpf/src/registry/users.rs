@@ -11,10 +11,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::mounts::{self, Mount};
 use crate::control::DeviceId;
 use crate::path_text::{self, ShowPath};
-use crate::sys::loop_device;
+use crate::sys::mounts::{self, Mount};
+use crate::sys::{loop_device, process};
 
 /// No more are named; the message stays a line.
 const MAX_NAMED: usize = 3;
@@ -29,7 +29,7 @@ pub fn of(id: DeviceId) -> Vec<String> {
         seen: BTreeSet::new(),
         users: Vec::new(),
     };
-    walk.visit(&id.disk_name(), &Role::Disk);
+    walk.visit(&id.disk_name(), &Relation::Disk);
     walk.users
 }
 
@@ -49,7 +49,7 @@ pub fn in_words(id: DeviceId) -> String {
 }
 
 /// What a block device is to the disk that is asked about.
-enum Role {
+enum Relation {
     /// The disk itself.
     Disk,
     /// A part of it, which is no user by itself.
@@ -68,27 +68,27 @@ struct Walk {
 
 impl Walk {
     /// Names the users of the device called `name`, and of all on top of it.
-    fn visit(&mut self, name: &str, role: &Role) {
+    fn visit(&mut self, name: &str, relation: &Relation) {
         let Some(number) = number_of(name).filter(|_| self.seen.insert(name.to_owned())) else {
             return;
         };
         let before = self.users.len();
         let label = label(name);
         let uses = self.uses.of(number).into_iter();
-        self.users.extend(uses.map(|used| match role {
-            Role::Disk => used.to_string(),
-            Role::Partition | Role::Holder => format!("{label} {used:#}"),
+        self.users.extend(uses.map(|used| match relation {
+            Relation::Disk => used.to_string(),
+            Relation::Partition | Relation::Holder => format!("{label} {used:#}"),
         }));
         for partition in partitions(name) {
-            self.visit(&partition, &Role::Partition);
+            self.visit(&partition, &Relation::Partition);
         }
         for holder in names(&sysfs(name).join("holders")) {
-            self.visit(&holder, &Role::Holder);
+            self.visit(&holder, &Relation::Holder);
         }
         for over in self.uses.loops_over(number) {
-            self.visit(&over, &Role::Holder);
+            self.visit(&over, &Relation::Holder);
         }
-        if matches!(role, Role::Holder) && self.users.len() == before {
+        if matches!(relation, Relation::Holder) && self.users.len() == before {
             self.users.push(label);
         }
     }
@@ -136,7 +136,7 @@ impl Uses {
             processes: Vec::new(),
             loops: loop_devices(),
         };
-        for process in process_ids() {
+        for process in process::ids() {
             for mount in mounts::of(&process.to_string()).unwrap_or_default() {
                 if !uses.mounts.contains(&mount) {
                     uses.mounts.push(mount);
@@ -258,12 +258,6 @@ fn process_name(process: u32) -> String {
     // Writing to a string does not fail.
     let _ = path_text::escape(comm.trim_end_matches('\n'), &mut name);
     format!("{name} (process {process})")
-}
-
-/// The ids of all processes that can be seen.
-pub(super) fn process_ids() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The names in a folder that are text, in order; none if it is not there.

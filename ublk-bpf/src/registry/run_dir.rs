@@ -9,11 +9,12 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::record::RecordError;
+use super::error::RecordError;
+use crate::control::DeviceId;
 use crate::sys::trust::{self, OpenError};
 
 /// Where records, locks and logs are.
-pub(super) const DIRECTORY: &str = "/run/ublk-bpf";
+pub(crate) const DIRECTORY: &str = "/run/ublk-bpf";
 
 /// Everyone may look, so that `list` works without privileges.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -27,18 +28,18 @@ const MAX_BYTES: u64 = 64 << 10;
 
 /// The directory, found to be root's alone to write.
 #[derive(Debug)]
-pub(super) struct RunDir {
+pub(crate) struct RunDir {
     path: PathBuf,
 }
 
 impl RunDir {
     /// Opens it; `None` if it is not there.
-    pub(super) fn open() -> Result<Option<Self>, RecordError> {
+    pub(crate) fn open() -> Result<Option<Self>, RecordError> {
         Self::at(Path::new(DIRECTORY))
     }
 
     /// Opens it, and makes it if it is not there.
-    pub(super) fn make() -> Result<Self, RecordError> {
+    pub(crate) fn make() -> Result<Self, RecordError> {
         Self::make_at(Path::new(DIRECTORY))
     }
 
@@ -60,12 +61,12 @@ impl RunDir {
     }
 
     /// Where a file of this name is.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
     /// The names of everything in it. What is not UTF-8 is none of the server's.
-    pub(super) fn names(&self) -> Result<Vec<String>, RecordError> {
+    pub(crate) fn names(&self) -> Result<Vec<String>, RecordError> {
         let system = |source| failed("read", &self.path, OpenError::System(source));
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(system)? {
@@ -75,7 +76,7 @@ impl RunDir {
     }
 
     /// The content of a record; `None` if there is none.
-    pub(super) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RecordError> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, RecordError> {
         let path = self.path(name);
         let Some(file) = self.open_file("record", name)? else {
             return Ok(None);
@@ -95,7 +96,7 @@ impl RunDir {
     }
 
     /// Opens a file to read it; `None` if there is none.
-    pub(super) fn open_file(&self, what: &'static str, name: &str) -> Result<Option<File>, RecordError> {
+    pub(crate) fn open_file(&self, what: &'static str, name: &str) -> Result<Option<File>, RecordError> {
         let path = self.path(name);
         match trust::open_file(what, &path, File::options().read(true)) {
             Err(OpenError::System(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -104,7 +105,7 @@ impl RunDir {
     }
 
     /// Writes a record, replacing the one before as a whole.
-    pub(super) fn write_record(&self, name: &str, content: &[u8]) -> Result<(), RecordError> {
+    pub(crate) fn write_record(&self, name: &str, content: &[u8]) -> Result<(), RecordError> {
         let fresh = self.new_name(name);
         let mut file = self.create(&fresh)?;
         let path = self.path(name);
@@ -115,12 +116,12 @@ impl RunDir {
     }
 
     /// The name of a record while it is written.
-    pub(super) fn new_name(&self, name: &str) -> String {
+    pub(crate) fn new_name(&self, name: &str) -> String {
         format!("{name}.new")
     }
 
     /// Makes a file that only root can read. One that is there already is replaced.
-    pub(super) fn create(&self, name: &str) -> Result<File, RecordError> {
+    pub(crate) fn create(&self, name: &str) -> Result<File, RecordError> {
         let path = self.path(name);
         self.remove(name)?;
         let mut options = File::options();
@@ -129,7 +130,7 @@ impl RunDir {
     }
 
     /// Opens a lock's file, and makes it if it is not there.
-    pub(super) fn lock_file(&self, name: &str) -> Result<File, RecordError> {
+    pub(crate) fn lock_file(&self, name: &str) -> Result<File, RecordError> {
         let path = self.path(name);
         let mut options = File::options();
         options
@@ -142,7 +143,7 @@ impl RunDir {
     }
 
     /// Gives a file a second name, in the place of what has that name.
-    pub(super) fn link(&self, name: &str, second: &str) -> Result<(), RecordError> {
+    pub(crate) fn link(&self, name: &str, second: &str) -> Result<(), RecordError> {
         self.remove(second)?;
         let path = self.path(second);
         fs::hard_link(self.path(name), &path)
@@ -150,7 +151,7 @@ impl RunDir {
     }
 
     /// Removes a file; none is as good as a removed one.
-    pub(super) fn remove(&self, name: &str) -> Result<(), RecordError> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), RecordError> {
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -159,6 +160,11 @@ impl RunDir {
             _ => Ok(()),
         }
     }
+}
+
+/// The name of a file of device `id`.
+pub(crate) fn file_name(id: DeviceId, kind: &str) -> String {
+    format!("{}.{kind}", id.disk_name())
 }
 
 fn failed(what: &'static str, path: &Path, error: OpenError) -> RecordError {

@@ -7,11 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::record::{RecordError, file_name};
-use super::run_dir::{DIRECTORY, RunDir};
-use super::users;
+use super::error::RecordError;
+use super::run_dir::{DIRECTORY, RunDir, file_name};
 use crate::control::DeviceId;
-use crate::sys::process::ProcessHandle;
+use crate::sys::process::{self, ProcessHandle};
 
 /// The file of [`Lock::starting`].
 const STARTS: &str = "start.lock";
@@ -56,7 +55,7 @@ impl Lock {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub(super) fn choose() -> Result<Choice, RecordError> {
+    pub(crate) fn choose() -> Result<Choice, RecordError> {
         Self::wait_for("choose.lock").map(Choice)
     }
 
@@ -65,7 +64,7 @@ impl Lock {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub(super) fn starting() -> Result<Self, RecordError> {
+    pub(crate) fn starting() -> Result<Self, RecordError> {
         Self::take(STARTS, |file, path| {
             file.lock_shared().map_err(|source| RecordError::System {
                 what: "lock",
@@ -127,7 +126,7 @@ impl Lock {
 
 /// [`Lock::choose`], whose file goes when this is dropped.
 #[derive(Debug)]
-pub(super) struct Choice(Lock);
+pub(crate) struct Choice(Lock);
 
 impl Drop for Choice {
     fn drop(&mut self) {
@@ -139,7 +138,7 @@ impl Drop for Choice {
 ///
 /// # Errors
 /// If others than root can write to the lock, or the file system refuses.
-pub(super) fn starts() -> Result<Option<Vec<u32>>, RecordError> {
+pub(crate) fn starts() -> Result<Option<Vec<u32>>, RecordError> {
     let Some(run) = RunDir::open()? else {
         return Ok(None);
     };
@@ -150,12 +149,12 @@ pub(super) fn starts() -> Result<Option<Vec<u32>>, RecordError> {
         return Ok(None);
     }
     let path = run.path(STARTS);
-    let holders = users::process_ids().filter(|process| holds_shared(*process, &path));
+    let holders = process::ids().filter(|process| holds_shared(*process, &path));
     Ok(Some(holders.collect()))
 }
 
 /// Asks a start to end, if the process is still one: a process that is ready takes a signal for something else.
-pub(super) fn end_start(process: u32) {
+pub(crate) fn end_start(process: u32) {
     let Ok(handle) = ProcessHandle::open(process) else {
         return;
     };

@@ -3,9 +3,10 @@
 use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use super::error::RecordError;
 use super::lock::Lock;
-use super::record::{self, CacheRecord, Detached, Record, RecordError};
-use super::stale;
+use super::record::{CacheRecord, Detached, Record};
+use super::{logs, stale};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
@@ -122,7 +123,7 @@ impl DeviceState {
 pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError> {
     let record = Record::read(id)?;
     let is_served = Lock::is_served(id)?;
-    let log = record::log_path(id);
+    let log = logs::log_path(id);
     let disk = Disk::ublk(id.number());
     Ok(Status {
         id: id.number(),

@@ -32,7 +32,7 @@ impl Mount {
 }
 
 /// The number that `MAJOR:MINOR` writes.
-pub(super) fn device_number(text: &str) -> Option<u64> {
+pub(crate) fn device_number(text: &str) -> Option<u64> {
     let (major, minor) = text.split_once(':')?;
     Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
@@ -46,12 +46,12 @@ pub fn of(process: &str) -> io::Result<Vec<Mount>> {
 }
 
 /// The list of mounts of a process, to be read again and again, even when `/proc` is mounted no longer.
-pub(super) fn table(process: &str) -> io::Result<File> {
+pub(crate) fn table(process: &str) -> io::Result<File> {
     File::open(format!("/proc/{process}/mountinfo"))
 }
 
 /// The mounts that there are now, each after the one that it is on.
-pub(super) fn list(table: &mut File) -> io::Result<Vec<Mount>> {
+pub(crate) fn list(table: &mut File) -> io::Result<Vec<Mount>> {
     table.rewind()?;
     let mut text = Vec::new();
     table.read_to_end(&mut text)?;
@@ -74,7 +74,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
 }
 
 /// The bytes of a field of the kernel's, which writes some of them as a backslash and three octal digits.
-pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {

@@ -6,16 +6,18 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::error::RecordError;
 use super::lock::Lock;
-use super::record::{self, RecordError};
+use super::run_dir::{RunDir, file_name};
+use super::{logs, record};
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 
 /// How long the kernel may take to free the id of a device that nobody uses.
 const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
-pub(super) const SETTLING: Duration = Duration::from_secs(20);
-pub(super) const POLL: Duration = Duration::from_millis(10);
+pub(crate) const SETTLING: Duration = Duration::from_secs(20);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 /// Why what is left of a device could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +50,7 @@ pub fn known() -> Result<Vec<DeviceId>, RecordError> {
 
 /// Removes what dead servers left of devices that are gone. What cannot be removed is told and stays.
 pub fn sweep(control: &Control) {
-    record::remove_first_logs();
+    logs::remove_first_logs();
     let ids = match known() {
         Ok(ids) => ids,
         Err(error) => return tracing::warn!("{error}"),
@@ -74,7 +76,7 @@ pub fn sweep(control: &Control) {
 }
 
 /// Removes everything of a device whose server is dead: `device` is what [`settled`] said, and the caller holds its lock.
-pub(super) fn remove(
+pub(crate) fn remove(
     control: &Control,
     id: DeviceId,
     device: Option<DeviceInfo>,
@@ -86,15 +88,30 @@ pub(super) fn remove(
         delete(control, id)?;
     }
     PinDir::of(&Disk::ublk(id.number())).remove()?;
-    record::forget(id)?;
-    record::remove_log(id);
+    forget(id)?;
+    logs::remove_log(id);
     lock.remove_file();
+    Ok(())
+}
+
+/// Removes what is said of device `id`, which is gone. Waits for a change of its policy that is under way: it would
+/// write the record again, perhaps over that of the next device of this id.
+///
+/// # Errors
+/// If the file system refuses.
+pub(crate) fn forget(id: DeviceId) -> Result<(), RecordError> {
+    let policy = Lock::change_policy(id)?;
+    let run = RunDir::make()?;
+    let name = file_name(id, "json");
+    run.remove(&run.new_name(&name))?;
+    run.remove(&name)?;
+    policy.remove_file();
     Ok(())
 }
 
 /// Deletes a device and waits until its id is free, unless somebody uses the device still, after a stop by force:
 /// then the id is free when he is done.
-pub(super) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
+pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
     match control.delete_async(id) {
         Err(error) if error.is_no_device() => return Ok(()),
         other => other?,
@@ -115,7 +132,7 @@ pub(super) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
 
 /// Waits until the kernel has noticed that this process serves the device no longer. It does when the last of the queues' rings
 /// is gone, which it takes apart in the background.
-pub(super) fn wait_for_departure(control: &Control, id: DeviceId) {
+pub(crate) fn wait_for_departure(control: &Control, id: DeviceId) {
     let deadline = Instant::now() + SETTLING;
     while control.info(id).is_ok_and(|info| info.state == State::Live) {
         if Instant::now() >= deadline {
@@ -131,7 +148,7 @@ pub(super) fn wait_for_departure(control: &Control, id: DeviceId) {
 }
 
 /// The kernel's device of this id, once it has noticed that its server is gone. `None`: there is none.
-pub(super) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
+pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
     let deadline = Instant::now() + SETTLING;
     loop {
         match control.info(id) {

@@ -1,23 +1,20 @@
-//! What a server leaves in `/run/ublk-bpf` for others to find: a record of its device, and its log.
+//! The record of a device, which its server writes to `/run/ublk-bpf`.
 //!
-//! Whether the server lives is said by a [`Lock`], not by the process id in the record, which may have been given to another
-//! process since. A record whose lock is free is a leftover: its server died.
+//! A [`Lock`](super::lock::Lock) says whether the server is alive. The process id in the record does not: the kernel may
+//! have reused it. If the lock of a record is free, its server died and the record is stale.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::lock::Lock;
-use super::run_dir::{DIRECTORY, RunDir};
-use super::{CacheOptions, DeviceOptions, Role};
+use super::error::RecordError;
+use super::options::{CacheOptions, DeviceOptions, Role};
+use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, Storage};
 use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::policy::DEFAULT_POLICY_MEMORY;
-use crate::sys::trust::Distrusted;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
 /// Version of the record's format.
@@ -96,54 +93,6 @@ pub struct Detached {
     pub why: String,
 }
 
-/// Why a record or a lock could not be used. One line: what was wanted, what was found, what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// No server ever said that it serves this device, or it stopped in good order.
-    #[error("ublkb{0} is not a device of ublk-bpf: see `ublk-bpf list`")]
-    Absent(DeviceId),
-    /// What stands there was not written by this program.
-    #[error(
-        "the record {} cannot be read: {reason}: stop the device with `ublk-bpf stop {id}`, or remove the file",
-        path.display()
-    )]
-    Corrupt {
-        /// The record.
-        path: PathBuf,
-        /// The device it is about.
-        id: DeviceId,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Another process serves or cleans the device.
-    #[error("ublkb{0} is served by another process: stop it with `ublk-bpf stop {0}`")]
-    Locked(DeviceId),
-    /// Others than root can write to the record, the lock, or where they are.
-    #[error(transparent)]
-    Distrusted(#[from] Distrusted),
-    /// The system refused.
-    #[error("cannot {what} {}: {source}{}", path.display(), remedy(source))]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-/// What to do about an error of the file system of [`DIRECTORY`].
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            ": servers need a /run that can be written, for records and locks of their devices; a tmpfs will do"
-        }
-        io::ErrorKind::StorageFull => ": make room there",
-        _ => "",
-    }
-}
-
 impl Record {
     /// The record of a device that this process is about to serve on `backing`. `policy` and paths in `options` are
     /// absolute.
@@ -202,7 +151,7 @@ impl Record {
     }
 
     /// The storage that it keeps from others, as long as the device is there.
-    pub(super) fn storages(&self) -> Vec<(Role, Storage)> {
+    pub(crate) fn storages(&self) -> Vec<(Role, Storage)> {
         let storage = |known: &Option<Storage>, spec: &Spec, identity: &str, read_only| match (known, spec) {
             (Some(storage), _) => Some(storage.clone()),
             (None, Spec::Path(_)) => Some(Storage::named(identity, read_only)),
@@ -300,24 +249,9 @@ impl Record {
 }
 
 /// Seconds since 1970.
-pub(super) fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
-}
-
-/// Removes what is said of device `id`, which is gone. Waits for a change of its policy that is under way: it would
-/// write the record again, perhaps over that of the next device of this id.
-///
-/// # Errors
-/// If the file system refuses.
-pub(super) fn forget(id: DeviceId) -> Result<(), RecordError> {
-    let policy = Lock::change_policy(id)?;
-    let run = RunDir::make()?;
-    let name = file_name(id, "json");
-    run.remove(&run.new_name(&name))?;
-    run.remove(&name)?;
-    policy.remove_file();
-    Ok(())
 }
 
 /// The ids of all devices that have a record or a lock, in ascending order.
@@ -344,72 +278,12 @@ pub fn ids() -> Result<Vec<DeviceId>, RecordError> {
     Ok(ids)
 }
 
-/// The log of the server of device `id` when it runs in the background.
-#[must_use]
-pub fn log_path(id: DeviceId) -> PathBuf {
-    Path::new(DIRECTORY).join(file_name(id, "log"))
-}
-
-/// Makes the log of a server that does not know its devices yet, for process `process`, which started it and waits for it.
-pub(super) fn make_first_log(process: u32) -> Result<(fs::File, PathBuf), RecordError> {
-    let name = format!("{FIRST_LOG}{process}.log");
-    let run = RunDir::make()?;
-    Ok((run.create(&name)?, run.path(&name)))
-}
-
-const FIRST_LOG: &str = "starting-";
-
-/// Gives the log at `first` the name that it has for device `id`. The devices of a process have one log, each by its own
-/// name.
-pub(super) fn name_log(first: &Path, id: DeviceId) {
-    let first = first.file_name().unwrap_or_default().to_string_lossy();
-    let linked = RunDir::make().and_then(|run| run.link(&first, &file_name(id, "log")));
-    if let Err(error) = linked {
-        tracing::warn!("{error}");
-    }
-}
-
-/// Removes the log of the server of device `id`.
-pub(super) fn remove_log(id: DeviceId) {
-    remove_extra(&log_path(id));
-}
-
-/// Removes those logs whose servers were killed. A server that starts while another process has the number of the one
-/// that began it loses nothing but its first words.
-pub(super) fn remove_first_logs() {
-    let is_stale = |name: &str| {
-        let process = name.strip_prefix(FIRST_LOG)?.strip_suffix(".log")?;
-        Some(!Path::new("/proc").join(process).exists())
-    };
-    let Ok(Some(run)) = RunDir::open() else { return };
-    for name in run.names().unwrap_or_default() {
-        if is_stale(&name) == Some(true) {
-            remove_extra(&run.path(&name));
-        }
-    }
-}
-
-/// Removes a file that nobody misses.
-pub(super) fn remove_extra(path: &Path) {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
-}
-
-/// The name of a file of device `id`.
-pub(super) fn file_name(id: DeviceId, kind: &str) -> String {
-    format!("{}.{kind}", id.disk_name())
-}
-
-/// The kernel's name for this boot; empty if it does not say.
-/// What a record of an older version says.
-fn default_policy_memory() -> u64 {
+/// The limit of records that were written before it could be set.
+const fn default_policy_memory() -> u64 {
     DEFAULT_POLICY_MEMORY
 }
 
+/// The kernel's id of this boot; empty if `/proc` is not mounted.
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .unwrap_or_default()

@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::error::RecordError;
 use super::lock::{self, Lock};
-use super::record::{self, RecordError};
 use super::stale::{self, RemoveError};
-use super::users;
+use super::{logs, users};
 use crate::control::{Control, DeviceId, Error};
 
 /// How long a server may take from the end of its device to its own.
@@ -41,7 +41,7 @@ pub enum StopError {
     /// Its disk is gone but its server goes on.
     #[error(
         "the server of {} has not let go of it within {} s: look at its log, {}, and end it, with all of its devices, by SIGKILL",
-        .0.disk_name(), PATIENCE.as_secs(), record::log_path(*.0).display()
+        .0.disk_name(), PATIENCE.as_secs(), logs::log_path(*.0).display()
     )]
     Stuck(DeviceId),
     /// The kernel refused.
@@ -74,7 +74,7 @@ pub fn stop_starts() -> Result<(), StopError> {
         }
         std::thread::sleep(POLL);
     }
-    record::remove_first_logs();
+    logs::remove_first_logs();
     Ok(())
 }
 

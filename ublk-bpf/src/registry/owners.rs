@@ -3,22 +3,101 @@
 //!
 //! Locks and exclusive opens keep storage only while a server lives, so a device that waits has nothing but its record.
 //! A start checks what it opened against all records, first when it opens them and again under `choose.lock`, where it
-//! makes its own record ([`Claim::make`](super::claim::Claim::make)): of two starts one sees the other's.
+//! makes its own record (`Claim::make` in `server/claim.rs`): of two starts one sees the other's.
 
 use std::fs;
 use std::thread;
 use std::time::Instant;
 
+use super::error::RecordError;
 use super::lock::Lock;
-use super::record::{self, Record, RecordError};
+use super::options::{DeviceOptions, Role};
+use super::record::{self, Record};
 use super::stale::{self, POLL, SETTLING};
-use super::{DeviceOptions, Role, ServeError};
 use crate::backend::{Backend, Error as BackendError, Spec, Storage};
-use crate::control::{Control, DeviceId};
+use crate::control::{Control, DeviceId, Error as ControlError};
 use crate::sys::process;
 
+/// Why storage cannot be used for a device. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The backing or the cache cannot serve.
+    #[error("{role} {source}")]
+    Backend {
+        /// What it was to be.
+        role: Role,
+        /// What is wrong with it.
+        source: BackendError,
+    },
+    /// Two backends of one process are the same storage.
+    #[error("{role} {name}: in use: it is the same storage as {other}: give another")]
+    Twice {
+        /// What the second one was to be.
+        role: Role,
+        /// The second one, as it was named.
+        name: String,
+        /// What the first one is.
+        other: String,
+    },
+    /// A device with a server has it.
+    #[error(
+        "{role} {name}: in use by {}, whose {theirs} is the same storage: stop that with `ublk-bpf stop {id}`, or give another",
+        id.disk_name()
+    )]
+    Served {
+        /// What it was to be.
+        role: Role,
+        /// As it was named.
+        name: String,
+        /// Whose it is.
+        id: DeviceId,
+        /// What it is there.
+        theirs: Role,
+    },
+    /// A device that waits for its next server has it.
+    #[error(
+        "{role} {name}: belongs to {}, which waits for a server and whose {theirs} it is: serve that device again with \
+         `ublk-bpf run --recover {id}` or `--recover-waiting`, or give it up with `ublk-bpf stop {id}`",
+        id.disk_name()
+    )]
+    Waiting {
+        /// What it was to be.
+        role: Role,
+        /// As it was named.
+        name: String,
+        /// Whose it is.
+        id: DeviceId,
+        /// What it is there.
+        theirs: Role,
+    },
+    /// A device waits for its next server, and its record does not say on what.
+    #[error(
+        "{} waits for a server, and may be on the same storage: {source}",
+        id.disk_name()
+    )]
+    Unreadable {
+        /// Which device.
+        id: DeviceId,
+        /// What is wrong with its record.
+        source: RecordError,
+    },
+    /// The kernel does not say what has become of another device.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The records or locks of other devices cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl StorageError {
+    /// The error of a backend in this role.
+    pub(crate) fn backend(role: Role) -> impl Fn(BackendError) -> Self {
+        move |source| Self::Backend { role, source }
+    }
+}
+
 /// What a process opens for its devices.
-pub(super) struct Opening<'c> {
+pub(crate) struct Opening<'c> {
     /// `None` if there is no ublk, and so no other device.
     control: Option<&'c Control>,
     /// How many devices it is to have.
@@ -38,7 +117,7 @@ enum Hold {
 }
 
 impl<'c> Opening<'c> {
-    pub(super) const fn new(control: Option<&'c Control>, of: usize) -> Self {
+    pub(crate) const fn new(control: Option<&'c Control>, of: usize) -> Self {
         Self {
             control,
             of,
@@ -48,18 +127,18 @@ impl<'c> Opening<'c> {
     }
 
     /// What is opened from here on is for the next device.
-    pub(super) const fn next_device(&mut self) {
+    pub(crate) const fn next_device(&mut self) {
         self.number += 1;
     }
 
     /// Opens a backend for a new device, or for device `own`, which waits; refuses what another device has.
-    pub(super) fn backend(
+    pub(crate) fn backend(
         &mut self,
         role: Role,
         spec: &Spec,
         read_only: bool,
         own: Option<DeviceId>,
-    ) -> Result<Backend, ServeError> {
+    ) -> Result<Backend, StorageError> {
         let deadline = Instant::now() + SETTLING;
         loop {
             match Backend::open(spec, read_only) {
@@ -78,11 +157,11 @@ impl<'c> Opening<'c> {
                     };
                     let is_ending = own.is_some() || matches!(hold, Hold::Dying);
                     if !is_ending || Instant::now() >= deadline {
-                        return Err(role.failed()(error));
+                        return Err(StorageError::backend(role)(error));
                     }
                     thread::sleep(POLL);
                 }
-                Err(error) => return Err(role.failed()(error)),
+                Err(error) => return Err(StorageError::backend(role)(error)),
             }
         }
     }
@@ -94,9 +173,9 @@ impl<'c> Opening<'c> {
         spec: &Spec,
         storage: &Storage,
         own: Option<DeviceId>,
-    ) -> Result<Hold, ServeError> {
+    ) -> Result<Hold, StorageError> {
         if let Some((other, _)) = self.taken.iter().find(|(_, taken)| taken.conflicts_with(storage)) {
-            return Err(ServeError::Twice {
+            return Err(StorageError::Twice {
                 role,
                 name: spec.to_string(),
                 other: other.clone(),
@@ -117,7 +196,7 @@ impl<'c> Opening<'c> {
 }
 
 /// Refuses an open backend that another device has. To be called with `choose.lock` held, before the record is written.
-pub(super) fn check_open(control: &Control, role: Role, backend: &Backend) -> Result<(), ServeError> {
+pub(crate) fn check_open(control: &Control, role: Role, backend: &Backend) -> Result<(), StorageError> {
     match backend.storage() {
         Some(storage) => check(control, role, backend.spec(), &storage, None).map(drop),
         None => Ok(()),
@@ -125,7 +204,10 @@ pub(super) fn check_open(control: &Control, role: Role, backend: &Backend) -> Re
 }
 
 /// The device that waits on the backing of these options.
-pub(super) fn waiting_on(control: &Control, options: &DeviceOptions) -> Result<Option<DeviceId>, ServeError> {
+pub(crate) fn waiting_on(
+    control: &Control,
+    options: &DeviceOptions,
+) -> Result<Option<DeviceId>, StorageError> {
     let Some(backing) = storage_at(&options.backing, options.read_only) else {
         return Ok(None);
     };
@@ -142,7 +224,7 @@ pub(super) fn waiting_on(control: &Control, options: &DeviceOptions) -> Result<O
 }
 
 /// What a path leads to now; `None` if nothing, or if it is no path.
-pub(super) fn storage_at(spec: &Spec, read_only: bool) -> Option<Storage> {
+pub(crate) fn storage_at(spec: &Spec, read_only: bool) -> Option<Storage> {
     match spec {
         Spec::Path(path) => Storage::of(&fs::metadata(path).ok()?, read_only),
         _ => None,
@@ -156,7 +238,7 @@ fn check(
     spec: &Spec,
     storage: &Storage,
     own: Option<DeviceId>,
-) -> Result<Hold, ServeError> {
+) -> Result<Hold, StorageError> {
     let mut hold = Hold::Free;
     for id in record::ids()?.into_iter().filter(|&id| Some(id) != own) {
         let theirs = match Record::read(id) {
@@ -164,7 +246,7 @@ fn check(
             Err(RecordError::Absent(_)) => continue,
             // It may be on anything. Unless it waits, the next sweep removes it, or its server keeps what it has.
             Err(source) if standing(control, id)? == Standing::Waiting => {
-                return Err(ServeError::Unreadable { id, source });
+                return Err(StorageError::Unreadable { id, source });
             }
             Err(_) => continue,
             Ok(record) => record.storages(),
@@ -175,7 +257,7 @@ fn check(
         let (name, theirs) = (spec.to_string(), *theirs);
         match standing(control, id)? {
             Standing::Served => {
-                return Err(ServeError::Served {
+                return Err(StorageError::Served {
                     role,
                     name,
                     id,
@@ -183,7 +265,7 @@ fn check(
                 });
             }
             Standing::Waiting => {
-                return Err(ServeError::Waiting {
+                return Err(StorageError::Waiting {
                     role,
                     name,
                     id,
@@ -207,7 +289,7 @@ enum Standing {
     Gone,
 }
 
-fn standing(control: &Control, id: DeviceId) -> Result<Standing, ServeError> {
+fn standing(control: &Control, id: DeviceId) -> Result<Standing, StorageError> {
     let is_dying = || Record::read(id).is_ok_and(|record| process::is_dying(record.pid));
     let deadline = Instant::now() + SETTLING;
     while Lock::is_served(id)? {

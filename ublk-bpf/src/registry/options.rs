@@ -1,5 +1,7 @@
 //! What a device is asked to be.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Spec;
@@ -73,5 +75,23 @@ impl CacheOptions {
     #[must_use]
     pub const fn shift(&self) -> u32 {
         self.block.trailing_zeros()
+    }
+}
+
+/// What a device has a backend for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Its bytes are there.
+    Backing,
+    /// Copies of some of them are there.
+    Cache,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Backing => "backing",
+            Self::Cache => "cache",
+        })
     }
 }

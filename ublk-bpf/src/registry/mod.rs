@@ -1,0 +1,21 @@
+//! What servers leave in `/run/ublk-bpf` for other commands, and what commands do with it without the server.
+//!
+//! [`record`] describes a device, [`lock`] says whether its server is alive, [`stale`] removes what a dead server left,
+//! [`status`] and [`stop`](stop()) are the commands' view, [`owners`] keeps two devices from sharing storage.
+
+mod error;
+pub mod lock;
+pub mod logs;
+mod options;
+pub mod owners;
+pub mod record;
+pub(crate) mod run_dir;
+pub mod stale;
+pub mod status;
+mod stop;
+pub mod users;
+
+pub use error::RecordError;
+pub use options::{CacheOptions, DeviceOptions, Role};
+pub use record::Record;
+pub use stop::{StopError, stop, stop_starts};
