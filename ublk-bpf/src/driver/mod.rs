@@ -1,3 +1,10 @@
-//! Who carries out the machine's effects: [`uring`], on a real device. The tests drive the same machine over a model of one.
+//! The engine: it serves a device's hardware queues and fills its cache.
+//!
+//! It carries out the effects of the machines in [`queue`](crate::queue) and [`cache`](crate::cache), and decides
+//! nothing about a request. [`Engine`] uses io_uring; `tests/sim` drives the same machines over a model of a device.
 
-pub mod uring;
+mod host;
+mod uring;
+
+pub use host::{CacheHandles, DeviceSpec, Error, QueueHost};
+pub use uring::Engine;

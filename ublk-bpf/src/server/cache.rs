@@ -1,7 +1,6 @@
 //! A device's cache: opened, taken into use, and left so that the next server finds it warm.
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
 use crate::cache::{self, Cache, CacheFailure, PromoteLimits, Promoter, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
-use crate::driver::uring::{CacheHandles, Doorbell, PromoterSpec, run_promoter};
+use crate::driver::{CacheHandles, Engine};
 use crate::policy::{CacheMaps, CacheSpec};
 use crate::queue::Errno;
 use crate::registry::lock::Lock;
@@ -335,7 +334,6 @@ pub(super) struct RunningCache<'a> {
     backing: &'a Backend,
     maps: &'a CacheMaps,
     cache: Cache<'a>,
-    doorbell: Doorbell,
     /// What is in it at the start.
     contents: Contents,
 }
@@ -348,7 +346,7 @@ impl<'a> RunningCache<'a> {
         maps: &'a CacheMaps,
         contents: Contents,
         map_origin: MapOrigin,
-    ) -> Result<Self, ServeError> {
+    ) -> Self {
         let shape = Shape {
             shift: device.options.shift(),
             capacity: sectors,
@@ -366,18 +364,13 @@ impl<'a> RunningCache<'a> {
                 });
             }
         }
-        let doorbell = Doorbell::new().map_err(|source| ServeError::System {
-            what: "make an eventfd",
-            source,
-        })?;
-        Ok(Self {
+        Self {
             device,
             backing,
             maps,
             cache,
-            doorbell,
             contents,
-        })
+        }
     }
 
     /// The cache device, if it is a file that others may truncate.
@@ -390,7 +383,6 @@ impl<'a> RunningCache<'a> {
         CacheHandles {
             cache: &self.cache,
             device: &self.device.file,
-            doorbell: &self.doorbell,
         }
     }
 
@@ -413,13 +405,13 @@ impl<'a> RunningCache<'a> {
         promoter
     }
 
-    /// Starts the thread of this name that fills it, which holds `/dev/ublkcN` and gives the promoter back when it is told to end.
+    /// Starts the thread of this name that fills it. It returns the promoter when the engine stops it.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         name: String,
         mut promoter: Promoter<'env, 'a>,
-        device: BorrowedFd<'env>,
+        engine: &'env Engine<'env>,
     ) -> std::io::Result<ScopedJoinHandle<'scope, Promoter<'env, 'a>>>
     where
         'a: 'scope,
@@ -427,28 +419,18 @@ impl<'a> RunningCache<'a> {
         let builder = std::thread::Builder::new().name(name);
         builder.spawn_scoped(scope, move || {
             protect_thread();
-            self.promote(&mut promoter, device);
+            self.promote(&mut promoter, engine);
             promoter
         })
     }
 
-    fn promote(&self, promoter: &mut Promoter<'_, '_>, device: BorrowedFd<'_>) {
-        let Some(backing) = self.backing.file() else {
-            return;
-        };
-        let spec = PromoterSpec {
-            backing,
-            cache: &self.device.file,
-            device,
-            block_bytes: self.device.layout.block_bytes,
-            doorbell: &self.doorbell,
-        };
+    fn promote(&self, promoter: &mut Promoter<'_, '_>, engine: &Engine<'_>) {
         let publish = |counters: &_| {
             panics::point();
             self.maps.publish(counters);
         };
         // Without a promoter the device goes on as without a cache.
-        let why = match catch_unwind(AssertUnwindSafe(|| run_promoter(&spec, promoter, publish))) {
+        let why = match catch_unwind(AssertUnwindSafe(|| engine.run_promoter(promoter, publish))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its thread panicked".to_owned(),
@@ -460,13 +442,6 @@ impl<'a> RunningCache<'a> {
         });
         // Empties the index, which is the promoter's to do; one that panicked may do so again.
         let _ = catch_unwind(AssertUnwindSafe(|| promoter.poll(Duration::ZERO)));
-    }
-
-    /// Ends that thread.
-    pub(super) fn stop(&self) {
-        if let Err(error) = self.doorbell.stop() {
-            tracing::error!("cannot end the promoter: {error}");
-        }
     }
 
     /// Keeps what is in it for the next server. The queues have ended.

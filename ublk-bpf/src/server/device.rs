@@ -86,7 +86,8 @@ impl Device for NewDevice {
         drop(policy_lock);
         let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
             let entries = cache.warm(backend)?;
-            RunningCache::new(cache, (backend, facts.sectors), maps, entries, MapOrigin::New)
+            let size = (backend, facts.sectors);
+            Ok::<_, ServeError>(RunningCache::new(cache, size, maps, entries, MapOrigin::New))
         });
         let service = service.transpose()?;
         let record = Record::read(claim.info.id)?;

@@ -1,8 +1,6 @@
 //! The queue threads, as the main thread sees them.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Scope;
 use std::time::Duration;
@@ -12,31 +10,20 @@ use ublk_bpf_abi::ServerCounters;
 
 use super::isolation::protect_thread;
 use super::panics;
-use crate::backend::Backend;
 use crate::control::DeviceInfo;
-use crate::driver::uring::{CacheHandles, QueueSpec, Stop, run_queue};
-use crate::policy::Classifier;
-use crate::queue::{Ends, Written};
+use crate::driver::{Engine, QueueHost};
+use crate::policy::{Classifier, QueueCounters, QueueVerdicts};
+use crate::queue::TakenVerdict;
 
 /// What every queue thread shares.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a> {
     /// The device as the kernel made it.
     pub(super) info: &'a DeviceInfo,
-    /// `/dev/ublkcN`.
-    pub(super) device: &'a File,
-    /// Where the bytes are.
-    pub(super) backend: &'a Backend,
-    /// What classifies the requests.
+    /// Serves the queues.
+    pub(super) engine: &'a Engine<'a>,
+    /// Classifies the requests.
     pub(super) classifier: &'a Classifier,
-    /// The cache, if there is one.
-    pub(super) cache: Option<CacheHandles<'a>>,
-    /// Where the files of backing and cache end by now.
-    pub(super) ends: Ends<'a>,
-    /// `--allow-lossy`.
-    pub(super) lossy: bool,
-    /// Ends all of them.
-    pub(super) stop: &'a Stop,
 }
 
 /// What a queue thread tells the main thread.
@@ -121,37 +108,66 @@ fn run(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) {
 }
 
 fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Result<(), String> {
-    let classifier = shared.classifier;
-    let spec = QueueSpec {
-        queue,
-        depth: shared.info.depth,
-        descriptor_bytes: shared.info.descriptor_bytes,
-        device: shared.device.as_fd(),
-        backend: shared.backend,
-        written: classifier
-            .written()
-            .map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
-        cache: shared.cache,
-        ends: shared.ends,
-        lossy: shared.lossy,
-        stop: shared.stop,
+    let mut host = Host {
+        verdicts: shared.classifier.verdicts().queue(queue),
+        counters: shared.classifier.counters().queue(queue),
+        news,
     };
-    let verdicts = classifier.verdicts().queue(queue);
-    let published = classifier.counters().queue(queue);
-    // Not zero where this server goes on after another.
-    let before = published.published();
-    let take_verdict = |tag| verdicts.take(tag);
-    let ready = || drop(news.send(News::Ready));
+    // Not zero if this server recovers the device from another.
+    let before = host.counters.published();
     let end = if before == ServerCounters::default() && !panics::is_wanted() {
-        run_queue(&spec, take_verdict, |counters| published.publish(counters), ready)
+        shared.engine.run_queue(queue, &mut host)
     } else {
-        let publish = |counters: &ServerCounters| {
-            panics::point();
-            let mut sum = before;
-            sum.add(counters);
-            published.publish(&sum);
-        };
-        run_queue(&spec, take_verdict, publish, ready)
+        shared.engine.run_queue(queue, &mut ResumedHost { host, before })
     };
     end.map(drop).map_err(|error| error.to_string())
+}
+
+/// A queue's part of its classifier's maps, and of its device's thread.
+struct Host<'a> {
+    verdicts: QueueVerdicts<'a>,
+    counters: QueueCounters,
+    news: &'a UnboundedSender<News>,
+}
+
+impl QueueHost for Host<'_> {
+    #[inline]
+    fn take_verdict(&mut self, tag: u16) -> TakenVerdict {
+        self.verdicts.take(tag)
+    }
+
+    #[inline]
+    fn publish(&mut self, counters: &ServerCounters) {
+        self.counters.publish(counters);
+    }
+
+    fn ready(&mut self) {
+        // Fails only if the device's thread has gone.
+        let _ = self.news.send(News::Ready);
+    }
+}
+
+/// The same for a queue whose counters start where an earlier server's ended. A type of its own, so that the loop of a
+/// new device's queue does not add them; the same loop checks whether a test wants a panic.
+struct ResumedHost<'a> {
+    host: Host<'a>,
+    before: ServerCounters,
+}
+
+impl QueueHost for ResumedHost<'_> {
+    #[inline]
+    fn take_verdict(&mut self, tag: u16) -> TakenVerdict {
+        self.host.take_verdict(tag)
+    }
+
+    fn publish(&mut self, counters: &ServerCounters) {
+        panics::point();
+        let mut sum = self.before;
+        sum.add(counters);
+        self.host.publish(&sum);
+    }
+
+    fn ready(&mut self) {
+        self.host.ready();
+    }
 }

@@ -122,7 +122,6 @@ impl Device for OrphanedDevice {
             };
             RunningCache::new(cache, (backend, sectors), maps, entries, map_origin)
         });
-        let service = service.transpose()?;
         let cache = cache.map(|cache| CacheRecord {
             detached,
             ..cache.record()

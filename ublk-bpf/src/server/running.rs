@@ -18,9 +18,10 @@ use crate::control::{
     Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
     wait_for_block_device,
 };
-use crate::driver::uring::Stop;
+use crate::driver::{DeviceSpec, Engine};
 use crate::log;
 use crate::policy::{Classifier, Watch};
+use crate::queue::Written;
 use crate::registry::{Record, logs, users};
 
 /// How long devtmpfs or udev may take to make a node.
@@ -76,28 +77,33 @@ impl RunningDevice<'_> {
     pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<End, ServeError> {
         let system = |what| move |source| ServeError::System { what, source };
         let device = open_char_device(self.info.id, NODE_PATIENCE)?;
-        let stop = Stop::new().map_err(system("make an eventfd"))?;
         let watch = Watch::over(self.regular_files());
-        let shared = Shared {
-            info: self.info,
-            device: &device,
+        let written = self.classifier.written();
+        let engine = Engine::new(DeviceSpec {
+            depth: self.info.depth,
+            descriptor_bytes: self.info.descriptor_bytes,
+            device: device.as_fd(),
             backend: self.backend,
-            classifier: self.classifier,
+            written: written.map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
             cache: self.cache.map(RunningCache::handles),
             ends: watch.ends(),
             lossy: self.record.allow_lossy,
-            stop: &stop,
+        })
+        .map_err(system("make an eventfd"))?;
+        let shared = Shared {
+            info: self.info,
+            engine: &engine,
+            classifier: self.classifier,
         };
         let runtime = host.runtime.clone();
         let mut promoter = None;
         let serve = || {
             thread::scope(|scope| {
                 // Whatever happens here, the threads end: the scope waits for them.
-                let _end = PullOnDrop(&stop);
-                let _promoter = self.cache.map(StopOnDrop);
+                let _end = StopOnDrop(&engine);
                 let promoting = self.cache.map(|cache| {
                     let name = format!("{}-promote", self.info.id.disk_name());
-                    cache.spawn(scope, name, cache.promoter(), device.as_fd())
+                    cache.spawn(scope, name, cache.promoter(), &engine)
                 });
                 let promoting = promoting
                     .transpose()
@@ -105,8 +111,8 @@ impl RunningDevice<'_> {
                 let queues =
                     Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
                 let end = runtime.block_on(self.live(queues, begin, host, &watch));
-                if let Some((cache, thread)) = self.cache.zip(promoting) {
-                    cache.stop();
+                if let Some(thread) = promoting {
+                    stop_promoter(&engine);
                     promoter = thread.join().ok();
                 }
                 end
@@ -279,22 +285,20 @@ impl RunningDevice<'_> {
     }
 }
 
-/// Ends the promoter, however the device's thread leaves.
-struct StopOnDrop<'a>(&'a RunningCache<'a>);
+/// Ends the queue threads and the promoter, however the device's thread leaves.
+struct StopOnDrop<'a>(&'a Engine<'a>);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.stop();
+        stop_promoter(self.0);
+        if let Err(error) = self.0.stop_queues() {
+            tracing::error!("cannot end the queue threads: {error}");
+        }
     }
 }
 
-/// Ends the queue threads, however the device's thread leaves.
-struct PullOnDrop<'a>(&'a Stop);
-
-impl Drop for PullOnDrop<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.pull() {
-            tracing::error!("cannot end the queue threads: {error}");
-        }
+fn stop_promoter(engine: &Engine<'_>) {
+    if let Err(error) = engine.stop_promoter() {
+        tracing::error!("cannot end the promoter: {error}");
     }
 }

@@ -4,20 +4,20 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Wakes the promoter: a queue's ring writes to its descriptor, so that it costs the queue no system call.
+/// Wakes the promoter. A queue's ring writes to the descriptor, which costs the queue no system call.
 #[derive(Debug)]
-pub struct Doorbell {
+pub(super) struct Doorbell {
     eventfd: OwnedFd,
     stop: AtomicBool,
 }
 
 impl Doorbell {
-    /// One that nobody has rung.
+    /// One that was not rung yet.
     ///
     /// # Errors
-    /// If the process can have no more descriptors.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointer. It blocks: a ring that reads it waits instead.
+    /// If the process has no file descriptor to spare.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: takes no pointer. Blocking: the ring that reads it waits, not the thread.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
@@ -29,11 +29,11 @@ impl Doorbell {
         })
     }
 
-    /// Asks the promoter to finish what is under way and to end.
+    /// Asks the promoter to finish what it has in flight and to end.
     ///
     /// # Errors
-    /// None that could happen to a descriptor that is open.
-    pub fn stop(&self) -> io::Result<()> {
+    /// None that an open eventfd is known to give.
+    pub(super) fn stop(&self) -> io::Result<()> {
         self.stop.store(true, Ordering::SeqCst);
         let one = 1_u64.to_ne_bytes();
         // SAFETY: `one` is readable memory of that length.
@@ -44,7 +44,7 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Whether the promoter is to end.
+    /// Whether the promoter was asked to end.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }

@@ -1,4 +1,4 @@
-//! The promoter's thread: blocks go from the backing device to the cache device, beside the queues.
+//! The promoter's thread: it copies blocks from the backing device to the cache device.
 
 use std::fs::File;
 use std::io;
@@ -15,36 +15,36 @@ use super::doorbell::Doorbell;
 use super::memory::StagingMemory;
 use crate::cache::{MoverIo, Promoter, Rest};
 
-/// What is known by `user_data`: a job by its number, the doorbell by this.
+/// `user_data` of the doorbell's read; a job's is its number.
 const DOORBELL: u64 = u64::MAX;
 
-/// How long the thread sleeps at most: heat is to be halved even if nothing is promoted.
+/// The longest sleep: heat decays even if nothing is promoted.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What the promoter works with.
+/// The promoter's devices.
 #[derive(Clone, Copy, Debug)]
-pub struct PromoterSpec<'a> {
-    /// What is copied from.
-    pub backing: &'a File,
-    /// What is copied to.
-    pub cache: &'a File,
-    /// `/dev/ublkcN`. The kernel lets no other server have the device while this thread's ring holds it, and the ring
-    /// does until its last operation has ended: what a killed server still writes to a slot is there before its successor
-    /// looks.
-    pub device: BorrowedFd<'a>,
+pub(super) struct Spec<'a> {
+    /// The source.
+    pub(super) backing: &'a File,
+    /// The destination.
+    pub(super) cache: &'a File,
+    /// `/dev/ublkcN`. The kernel gives the device to no other server while this thread's ring holds it, and the ring
+    /// holds it until its last operation has completed. So a killed server's last write to a slot is complete before
+    /// its successor reads the slot.
+    pub(super) device: BorrowedFd<'a>,
     /// Bytes of a cache block.
-    pub block_bytes: u32,
-    /// Wakes and ends it.
-    pub doorbell: &'a Doorbell,
+    pub(super) block_bytes: u32,
+    /// Wakes and stops it.
+    pub(super) doorbell: &'a Doorbell,
 }
 
-/// Promotes until the doorbell says that it is over and nothing is under way. `publish` is called with the counters
-/// each time before the thread may sleep, and at the end.
+/// Promotes until the doorbell says stop and nothing is in flight. Calls `publish` with the counters each time before
+/// the thread may sleep, and at the end.
 ///
 /// # Errors
 /// If there is no ring or memory to be had, or the ring stops working.
-pub fn run_promoter(
-    spec: &PromoterSpec<'_>,
+pub(super) fn run(
+    spec: &Spec<'_>,
     promoter: &mut Promoter<'_, '_>,
     mut publish: impl FnMut(&CacheCounters),
 ) -> io::Result<()> {
@@ -52,7 +52,7 @@ pub fn run_promoter(
     let staging = StagingMemory::map(promoter.buffers(), spec.block_bytes)?;
     let ring = IoUring::builder().dontfork().build(u32::from(jobs) + 1)?;
     ring.submitter().register_files(&[spec.device.as_raw_fd()])?;
-    // As long as the ring is there, the kernel may access it.
+    // The kernel may access it as long as the ring exists.
     let kept = ManuallyDrop::new(Box::new((staging, AtomicU64::new(0))));
     let mut thread = Thread {
         spec,
@@ -71,11 +71,11 @@ pub fn run_promoter(
 }
 
 struct Thread<'t, 'c, 'm> {
-    spec: &'t PromoterSpec<'t>,
+    spec: &'t Spec<'t>,
     promoter: &'t mut Promoter<'c, 'm>,
     ring: IoUring,
     staging: &'t StagingMemory,
-    /// Where the doorbell's count goes.
+    /// Receives the doorbell's count.
     rung: *mut u8,
     is_armed: bool,
 }
@@ -98,7 +98,7 @@ impl Thread<'_, '_, '_> {
         }
     }
 
-    /// Sees to it that the doorbell is heard.
+    /// Reads the doorbell, unless a read is already out.
     fn arm(&mut self) -> io::Result<()> {
         if self.is_armed {
             return Ok(());
@@ -112,7 +112,7 @@ impl Thread<'_, '_, '_> {
         )
     }
 
-    /// Begins every promotion that may begin.
+    /// Starts every promotion that may start now.
     fn begin(&mut self, start: Instant) -> io::Result<Rest> {
         loop {
             match self.promoter.poll(start.elapsed()) {
@@ -167,11 +167,11 @@ impl Thread<'_, '_, '_> {
     /// There is room for an operation of each job and the doorbell.
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         // SAFETY: the memory that an entry names is a staging buffer, which is its job's until it completes, or
-        // where the doorbell's count goes; both outlive the ring.
+        // the doorbell's count; both outlive the ring.
         unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Submits, and sleeps until something completes or it is time.
+    /// Submits, and sleeps until a completion or the time in `rest`.
     fn wait(&mut self, rest: Rest, now: Duration) -> io::Result<()> {
         let most = match rest {
             Rest::UntilWoken => TICK,

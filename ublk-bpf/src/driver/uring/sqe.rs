@@ -24,7 +24,7 @@ pub(super) mod file {
     pub(in super::super) const STOP: u32 = 3;
     /// The cache device; the source of zeroes again where there is none.
     pub(in super::super) const CACHE: u32 = 4;
-    /// The eventfd that wakes the promoter; the one that ends the queue where there is none.
+    /// The eventfd that wakes the promoter.
     pub(in super::super) const DOORBELL: u32 = 5;
     /// How many there are.
     pub(in super::super) const COUNT: usize = 6;

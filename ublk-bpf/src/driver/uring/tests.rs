@@ -1,14 +1,18 @@
 //! Entries carried out by this machine's own io_uring, on real files, with ordinary registered buffers in the
 //! place of requests' pages.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use io_uring::IoUring;
 
+use super::memory::Memory;
+use super::ring::Ring;
+use super::sqe::{BackendOps, Tagged};
 use super::*;
-use crate::backend::{Size, Spec};
-use crate::queue::{Staging, Tier};
+use crate::backend::{Backend, Size, Spec};
+use crate::queue::{Ends, Io, Staging, TakenVerdict, Tier, Written};
 
 const TAG: u16 = 3;
 const BLOCK: u32 = 4096;
@@ -216,14 +220,27 @@ fn a_read_behind_the_end_is_short() {
     });
 }
 
+/// Of a queue that gets no tag.
+struct NoHost;
+
+impl QueueHost for NoHost {
+    fn take_verdict(&mut self, tag: u16) -> TakenVerdict {
+        panic!("tag {tag} arrived")
+    }
+
+    fn publish(&mut self, _counters: &ServerCounters) {}
+
+    fn ready(&mut self) {
+        panic!("the queue is ready")
+    }
+}
+
 #[test]
 fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
     let device = tempfile::tempfile().unwrap();
     device.set_len(1 << 20).unwrap();
     let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
-    let stop = Stop::new().unwrap();
-    let spec = QueueSpec {
-        queue: 0,
+    let engine = Engine::new(DeviceSpec {
         depth: 16,
         descriptor_bytes: 24,
         device: std::os::fd::AsFd::as_fd(&device),
@@ -232,16 +249,9 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         cache: None,
         ends: Ends::fixed(),
         lossy: false,
-        stop: &stop,
-    };
-    let error = run_queue(
-        &spec,
-        |_| TakenVerdict { head: 0, sector: 0 },
-        |_| {},
-        || panic!("not ready"),
-    )
-    .unwrap_err()
-    .to_string();
+    })
+    .unwrap();
+    let error = engine.run_queue(0, &mut NoHost).unwrap_err().to_string();
     assert!(
         error.starts_with("queue 0: the kernel refused to prepare the queue"),
         "{error}"
