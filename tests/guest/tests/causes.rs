@@ -121,7 +121,7 @@ fn a_file_that_may_not_be_changed_is_told_by_its_attribute() {
 
 #[test]
 fn a_limit_of_open_files_is_raised_or_told() {
-    let said = refused_after("ulimit -Hn 40;", "--backing mem:8M");
+    let said = refused_after("ulimit -n 40;", "--backing mem:8M");
     assert!(
         said.contains("open files and the hard limit of this process is 40: raise it"),
         "{said}"
