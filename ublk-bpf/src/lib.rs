@@ -14,6 +14,7 @@ pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod driver;
+pub mod errno;
 pub mod log;
 pub mod observe;
 pub mod path_text;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{Decision, Op, Priority, Reason, Verdict, VerdictSlot, hint, regions};
+use ublk_bpf_abi::{Decision, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint, regions};
 
 use super::fault::Fault;
 use super::history::End;
@@ -10,7 +10,7 @@ use super::kernel::{Place, Request};
 use super::pattern::{POISON, SECTOR, fill, writer_of};
 use super::sim::Sim;
 use super::{Check, index};
-use ublk_bpf::queue::{Backing, TakenVerdict};
+use ublk_bpf::queue::Backing;
 use ublk_bpf::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_META, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_SAME, UBLK_IO_OP_WRITE_ZEROES,

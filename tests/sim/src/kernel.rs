@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::fault::{Fault, FaultCounts};
 use super::rng::Rng;
 use super::world::World;
-use ublk_bpf::queue::TakenVerdict;
 use ublk_bpf::sys::uapi::UBLK_IO_F_NEED_REG_BUF;
+use ublk_bpf_abi::TakenVerdict;
 
 /// Tags of one FETCH completion, at most (`MAX_NR_TAG`).
 const MAX_TAGS: usize = 128;

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ublk_bpf::cache::Cache;
-use ublk_bpf::queue::{Arrival, BadConfig, Effect, Event, Machine, TakenVerdict, Written};
-use ublk_bpf_abi::ServerCounters;
+use ublk_bpf::queue::{Arrival, BadConfig, Effect, Event, Machine, Written};
+use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use super::backend::Op;
 use super::cache::Side;

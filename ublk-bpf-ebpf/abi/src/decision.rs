@@ -202,3 +202,12 @@ impl VerdictSlot {
         (packed & 0x00ff_ffff) as u64 | (op as u64) << 24 | (nr_sectors as u64) << 32
     }
 }
+
+/// A tag's [`VerdictSlot`] as the server took it: raw, not yet parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenVerdict {
+    /// The slot's first eight bytes, [`VerdictSlot::head`]. Zero: empty.
+    pub head: u64,
+    /// The slot's `sector`.
+    pub sector: u64,
+}

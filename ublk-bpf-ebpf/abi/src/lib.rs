@@ -54,7 +54,7 @@ mod request;
 
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
-pub use decision::{Decision, Priority, Reason, Verdict, VerdictSlot, hint};
+pub use decision::{Decision, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 

@@ -15,7 +15,7 @@ use self::verify::Unverified;
 use super::evict::{Algorithm, Evict, SlotState, SlotView};
 use super::recover::Trust;
 use super::shared::{Cache, CacheFailure};
-use crate::queue::Errno;
+use crate::errno::Errno;
 
 pub use self::effect::{MoverIo, Rest};
 

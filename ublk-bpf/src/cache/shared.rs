@@ -7,15 +7,13 @@ use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE, regions};
 
 use super::slots::SlotTable;
-use crate::queue::Errno;
+use crate::errno::Errno;
 
 /// Promotions that may wait. More are forgotten: what is hot is asked for again.
 const MAX_HINTS: usize = 4096;
 
 /// What becomes of the cached block that a write touches.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It is written too, and stays: the data is copied once and goes to both devices from there

@@ -11,6 +11,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::value_parser;
 use serde::{Deserialize, Deserializer, de::Error};
 
+use super::choice;
 use super::error::Usage;
 use crate::backend::{Spec, parse_size};
 use crate::cache::Mode;
@@ -116,7 +117,7 @@ settings! {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process recover_waiting: bool,
     /// What happens to the device when its server dies or is ended by a signal [default: none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = choice::recovery())]
     Shared recovery: Recovery,
     /// Let the policy lose data and fail requests: without this it can make the device slow at worst
     #[arg(long, num_args = 0, default_missing_value = "true")]
@@ -130,10 +131,10 @@ settings! {
     #[serde(default, deserialize_with = "cache_block")]
     Cache cache_block: u32,
     /// What a write does to a cached block [default: write-through]
-    #[arg(long, value_enum, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", value_parser = choice::cache_mode())]
     Cache cache_mode: Mode,
     /// Which block has to go where there is no room [default: s3fifo]
-    #[arg(long, value_enum, value_name = "ALGORITHM")]
+    #[arg(long, value_name = "ALGORITHM", value_parser = choice::cache_eviction())]
     Cache cache_eviction: Algorithm,
     /// Copy no more than so many bytes a second into the cache
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]

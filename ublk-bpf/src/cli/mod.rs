@@ -5,6 +5,7 @@
 
 mod args;
 mod cache;
+mod choice;
 mod config;
 mod devices;
 mod error;

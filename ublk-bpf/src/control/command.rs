@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use libc::{EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, EPERM};
-
+use crate::errno::Errno;
 use crate::sys::uapi;
 
 /// A command of `/dev/ublk-control`.
@@ -129,57 +128,70 @@ impl Command {
     /// What the kernel means by `errno` here, and what to do; `None` where the number says it all.
     ///
     /// Read in `drivers/block/ublk_drv.c` of Linux 7.3, the functions `ublk_ctrl_*`.
-    pub(super) fn meaning(self, errno: i32) -> Option<&'static str> {
+    pub(super) fn meaning(self, errno: Errno) -> Option<&'static str> {
         self.own_meaning(errno).or(match errno {
-            EPERM | EACCES => Some("it needs CAP_SYS_ADMIN; run as root"),
-            ENODEV => Some("there is no such device; `ublk-bpf list` shows those that are"),
-            EOPNOTSUPP => Some("this kernel's ublk does not know the command"),
-            EINTR => Some("it was interrupted; try again"),
-            ENOMEM => Some("the kernel has no memory for it"),
+            Errno::EPERM | Errno::EACCES => Some("it needs CAP_SYS_ADMIN; run as root"),
+            Errno::ENODEV => Some("there is no such device; `ublk-bpf list` shows those that are"),
+            Errno::EOPNOTSUPP => Some("this kernel's ublk does not know the command"),
+            Errno::EINTR => Some("it was interrupted; try again"),
+            Errno::ENOMEM => Some("the kernel has no memory for it"),
             _ => None,
         })
     }
 
     /// What `errno` means from this command alone.
-    fn own_meaning(self, errno: i32) -> Option<&'static str> {
+    fn own_meaning(self, errno: Errno) -> Option<&'static str> {
         Some(match (self, errno) {
-            (Self::GetFeatures, EOPNOTSUPP | ENODEV | EINVAL) => {
+            (Self::GetFeatures, Errno::EOPNOTSUPP | Errno::ENODEV | Errno::EINVAL) => {
                 "this kernel's ublk is too old to say; boot Linux 7.0 or later"
             }
-            (Self::Add, EEXIST) => "its id is in use; choose another, or delete the device that has it",
-            (Self::Add, EINVAL) => "the kernel does not take this combination of queues, depth, flags and id",
-            (Self::Add, ENOSPC) => "every id is in use; delete a device",
-            (Self::Add, ENOMEM) => "the kernel has no memory for its queues; choose fewer or less deep ones",
-            (Self::SetParams, EACCES) => "it has been started already; parameters are set before that",
-            (Self::SetParams, EINVAL) => "the kernel does not take the parameters",
-            (Self::Start, EINVAL) => {
+            (Self::Add, Errno::EEXIST) => {
+                "its id is in use; choose another, or delete the device that has it"
+            }
+            (Self::Add, Errno::EINVAL) => {
+                "the kernel does not take this combination of queues, depth, flags and id"
+            }
+            (Self::Add, Errno::ENOSPC) => "every id is in use; delete a device",
+            (Self::Add, Errno::ENOMEM) => {
+                "the kernel has no memory for its queues; choose fewer or less deep ones"
+            }
+            (Self::SetParams, Errno::EACCES) => "it has been started already; parameters are set before that",
+            (Self::SetParams, Errno::EINVAL) => "the kernel does not take the parameters",
+            (Self::Start, Errno::EINVAL) => {
                 "no parameters are set, or the process that was named as its server does not have its character \
                  device open"
             }
-            (Self::Start, EEXIST) => "it is started already",
-            (Self::Start, EBUSY) => "it is being stopped; its server has to close the character device first",
-            (Self::Start | Self::EndRecovery, EINTR) => "not every queue of its server has become ready",
-            (Self::TryStop, EBUSY) => "somebody has it open; unmount or close it first",
-            (Self::TryStop | Self::Quiesce | Self::UpdateSize, ENODEV) => {
+            (Self::Start, Errno::EEXIST) => "it is started already",
+            (Self::Start, Errno::EBUSY) => {
+                "it is being stopped; its server has to close the character device first"
+            }
+            (Self::Start | Self::EndRecovery, Errno::EINTR) => {
+                "not every queue of its server has become ready"
+            }
+            (Self::TryStop, Errno::EBUSY) => "somebody has it open; unmount or close it first",
+            (Self::TryStop | Self::Quiesce | Self::UpdateSize, Errno::ENODEV) => {
                 "it does not exist, or is not started"
             }
-            (Self::Delete, EINTR) => "its server still has it open or mapped; it goes when the server ends",
-            (Self::StartRecovery, EINVAL) => "it was not made to be recovered; delete it",
-            (Self::StartRecovery, EBUSY) => {
+            (Self::Delete, Errno::EINTR) => {
+                "its server still has it open or mapped; it goes when the server ends"
+            }
+            (Self::StartRecovery, Errno::EINVAL) => "it was not made to be recovered; delete it",
+            (Self::StartRecovery, Errno::EBUSY) => {
                 "it is not waiting for a server; end its old one, or try again in a moment"
             }
-            (Self::EndRecovery, EINVAL) => {
+            (Self::EndRecovery, Errno::EINVAL) => {
                 "it was not made to be recovered, or the process that was named as its server does not have its \
                  character device open"
             }
-            (Self::EndRecovery, EBUSY) => "it is not waiting for a server",
-            (Self::Quiesce, EOPNOTSUPP) => {
+            (Self::EndRecovery, Errno::EBUSY) => "it is not waiting for a server",
+            (Self::Quiesce, Errno::EOPNOTSUPP) => {
                 "it was not made to be recovered, so it cannot be taken from its server"
             }
-            (Self::Quiesce, EBUSY) => "its server did not give up its requests in time; try again",
-            (Self::Stop | Self::TryStop | Self::Delete | Self::GetParams | Self::UpdateSize, EINVAL) => {
-                "it belongs to a user without privileges; use the program that made it"
-            }
+            (Self::Quiesce, Errno::EBUSY) => "its server did not give up its requests in time; try again",
+            (
+                Self::Stop | Self::TryStop | Self::Delete | Self::GetParams | Self::UpdateSize,
+                Errno::EINVAL,
+            ) => "it belongs to a user without privileges; use the program that made it",
             _ => return None,
         })
     }

@@ -9,6 +9,7 @@ use super::command::Command;
 use super::device::{DeviceId, InvalidDevice, MalformedInfo};
 use super::features::Missing;
 use super::params::{InvalidParams, MalformedParams};
+use crate::errno::Errno;
 
 /// Why the control plane could not do something. Each is one line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -141,16 +142,16 @@ pub const CONTROL_PATH: &str = "/dev/ublk-control";
 
 impl Error {
     /// The kernel's errno, where it refused a command.
-    pub fn errno(&self) -> Option<i32> {
+    pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Refused { errno, .. } => Some(errno.0),
+            Self::Refused { errno, .. } => Some(*errno),
             _ => None,
         }
     }
 
     /// Whether the kernel says that there is no such device.
     pub fn is_no_device(&self) -> bool {
-        self.errno() == Some(libc::ENODEV)
+        self.errno() == Some(Errno::ENODEV)
     }
 }
 
@@ -167,34 +168,6 @@ impl fmt::Display for DeviceOrAny {
     }
 }
 
-/// An error number of the kernel, shown by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errno(pub i32);
-
-impl fmt::Display for Errno {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
-            libc::EPERM => "EPERM",
-            libc::ENOENT => "ENOENT",
-            libc::EINTR => "EINTR",
-            libc::EIO => "EIO",
-            libc::EAGAIN => "EAGAIN",
-            libc::ENOMEM => "ENOMEM",
-            libc::EACCES => "EACCES",
-            libc::EFAULT => "EFAULT",
-            libc::EBUSY => "EBUSY",
-            libc::EEXIST => "EEXIST",
-            libc::ENODEV => "ENODEV",
-            libc::EINVAL => "EINVAL",
-            libc::ENOSPC => "ENOSPC",
-            libc::EOPNOTSUPP => "EOPNOTSUPP",
-            libc::ECANCELED => "ECANCELED",
-            other => return write!(f, "errno {other}"),
-        };
-        f.write_str(name)
-    }
-}
-
 /// "start device 3", "add a device".
 fn aim(command: Command, device: Option<DeviceId>) -> String {
     let purpose = command.purpose();
@@ -206,11 +179,11 @@ fn aim(command: Command, device: Option<DeviceId>) -> String {
 }
 
 fn meaning(command: Command, errno: Errno) -> String {
-    match command.meaning(errno.0) {
+    match command.meaning(errno) {
         Some(words) => words.into(),
         // "File exists (os error 17)": the number is said in the caller's brackets.
         None => {
-            let text = io::Error::from_raw_os_error(errno.0).to_string();
+            let text = io::Error::from_raw_os_error(errno.number()).to_string();
             text.split(" (os error").next().unwrap_or_default().to_lowercase()
         }
     }

@@ -29,11 +29,12 @@ pub use self::device::{
     AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MIN_BATCH_DEPTH, MalformedInfo,
     Recovery, State,
 };
-pub use self::error::{CONTROL_PATH, DeviceOrAny, Errno, Error};
+pub use self::error::{CONTROL_PATH, DeviceOrAny, Error};
 pub use self::features::{FEATURES, Feature, Features, Missing};
 pub use self::node::{open_char_device, wait_for_block_device};
 pub use self::params::{Discard, InvalidParams, MalformedParams, Params};
 use self::transport::{Kernel, Transport};
+use crate::errno::Errno;
 use crate::sys::command::NoAnswer;
 use crate::sys::uapi::{CtrlCmd, PARAMS_BYTES, RawDevInfo, RawParams, UBLK_FEATURES_LEN};
 
@@ -153,7 +154,7 @@ impl Control {
         // A device that belongs to a user without privileges does not answer unless its path is given.
         if result
             .as_ref()
-            .is_err_and(|error| error.errno() == Some(libc::EINVAL))
+            .is_err_and(|error| error.errno() == Some(Errno::EINVAL))
         {
             command = Command::GetInfoByPath;
             result = self.info_by_path(id);
@@ -252,12 +253,14 @@ impl Control {
     ) -> Result<(i32, Box<[u8]>), Error> {
         let within = self.patience.unwrap_or_else(|| command.patience());
         match self.transport.send(command.code(), header, buffer, within) {
-            Ok(answer) if answer.result >= 0 => Ok((answer.result, answer.buffer)),
-            Ok(answer) => Err(Error::Refused {
-                command,
-                device,
-                errno: Errno(-answer.result),
-            }),
+            Ok(answer) => match Errno::of_result(answer.result) {
+                None => Ok((answer.result, answer.buffer)),
+                Some(errno) => Err(Error::Refused {
+                    command,
+                    device,
+                    errno,
+                }),
+            },
             Err(NoAnswer::Ring(source)) => Err(Error::Ring { command, source }),
             Err(NoAnswer::TimedOut { cancelled }) => Err(Error::TimedOut {
                 command,

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use ublk_bpf_abi::ServerCounters;
+use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use crate::backend::Backend;
 use crate::cache::Cache;
-use crate::queue::{BadConfig, Ends, QueueFailure, TakenVerdict, Written};
+use crate::queue::{BadConfig, Ends, QueueFailure, Written};
 
 /// A device to serve: what all its queues and its promoter share.
 #[derive(Clone, Copy, Debug)]

@@ -6,10 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::{CacheCounters, ServerCounters, VerdictSlot, map};
+use ublk_bpf_abi::{CacheCounters, ServerCounters, TakenVerdict, VerdictSlot, map};
 
 use super::error::PolicyError;
-use crate::queue::TakenVerdict;
 use crate::sys::bpf::MapWords;
 
 const SLOT_WORDS: usize = size_of::<VerdictSlot>() / size_of::<u64>();

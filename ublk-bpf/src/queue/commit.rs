@@ -1,7 +1,7 @@
 //! Results on their way to the kernel.
 
-use super::errno::Errno;
 use super::event::QueueFailure;
+use crate::errno::Errno;
 use crate::sys::uapi::ElemHeader;
 
 /// One tag's result in a batch: `struct ublk_elem_header`. `buf_index` is the tag.

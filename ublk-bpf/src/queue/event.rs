@@ -1,15 +1,8 @@
 //! The language between the machine and whoever drives it.
 
-use super::errno::Errno;
+use ublk_bpf_abi::TakenVerdict;
 
-/// What the driver found in a tag's verdict slot when it took it: the slot's raw bytes, parsed by nobody yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TakenVerdict {
-    /// The first eight bytes of a [`VerdictSlot`](ublk_bpf_abi::VerdictSlot), little endian. Zero: empty.
-    pub head: u64,
-    /// Its `sector`.
-    pub sector: u64,
-}
+use crate::errno::Errno;
 
 /// A tag that the kernel handed to the server, with what the driver read about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::errno::Errno;
 use super::event::{Io, Staging, Tier};
 use super::plan::Route;
 use super::request::{Action, Request};
 use crate::cache::SlotPin;
+use crate::errno::Errno;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
 const MAX_RETRIES: u8 = 16;

@@ -6,7 +6,6 @@ use super::FETCHES;
 use super::commit::{Answer, Batches, Element, Outcome, result_of};
 use super::config::{Backing, BadConfig, Config};
 use super::ends::Ends;
-use super::errno::Errno;
 use super::event::{Arrival, Effect, Event, Io, QueueFailure, Staging};
 use super::in_flight::{InFlight, Next, Noted};
 use super::plan::{Class, Plan, Route, Terms, plan};
@@ -17,6 +16,7 @@ use super::todo::{Todo, Todos};
 use super::verdict::{self, Advice, Advised, NoAdvice};
 use super::written::Written;
 use crate::cache::Cache;
+use crate::errno::Errno;
 
 mod cached;
 mod cut;

@@ -20,7 +20,6 @@
 mod commit;
 mod config;
 mod ends;
-mod errno;
 mod event;
 mod in_flight;
 mod machine;
@@ -35,8 +34,7 @@ mod written;
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Capabilities, Config};
 pub use ends::Ends;
-pub use errno::Errno;
-pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, TakenVerdict, Tier, Way};
+pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, Tier, Way};
 pub use machine::Machine;
 pub use written::Written;
 

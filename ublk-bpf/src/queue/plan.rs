@@ -1,10 +1,10 @@
 //! What is done for a request: the policy's advice, as far as nothing is lost by it.
 
 use super::Backing;
-use super::errno::Errno;
 use super::request::{Action, Request};
 use super::verdict::Advice;
 use super::written::Written;
+use crate::errno::Errno;
 
 /// How a request is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

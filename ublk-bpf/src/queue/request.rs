@@ -2,8 +2,8 @@
 
 use ublk_bpf_abi::{Op, SECTOR_SIZE};
 
-use super::errno::Errno;
 use super::event::{Arrival, Direct, Tier, Way};
+use crate::errno::Errno;
 use crate::sys::uapi::{
     UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
     UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -209,7 +209,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::event::TakenVerdict;
+    use ublk_bpf_abi::TakenVerdict;
 
     const LIMITS: RequestLimits = RequestLimits {
         capacity: 2048,

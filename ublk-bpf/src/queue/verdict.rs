@@ -1,8 +1,8 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Decision, Op, Priority, Reason, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 
-use super::event::{Arrival, TakenVerdict};
+use super::event::Arrival;
 
 /// What the policy advises, if it is advice at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use super::lock::{self, Lock};
 use super::stale::{self, RemoveError};
 use super::{logs, users};
 use crate::control::{Control, DeviceId, Error};
+use crate::errno::Errno;
 
 /// How long a server may take from the end of its device to its own.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -122,7 +123,7 @@ fn remove_disk(control: &Control, id: DeviceId, force: bool) -> Result<(), StopE
     match result {
         Ok(()) => Ok(()),
         Err(error) if error.is_no_device() => Ok(()),
-        Err(error) if error.errno() == Some(libc::EBUSY) => Err(StopError::InUse {
+        Err(error) if error.errno() == Some(Errno::EBUSY) => Err(StopError::InUse {
             id,
             users: users::in_words(id),
         }),

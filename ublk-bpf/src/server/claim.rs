@@ -3,7 +3,8 @@
 use super::cache::CacheDevice;
 use super::error::ServeError;
 use crate::backend::Backend;
-use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Errno, Error, MIN_BATCH_DEPTH};
+use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Error, MIN_BATCH_DEPTH};
+use crate::errno::Errno;
 use crate::registry::lock::Lock;
 use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, stale};
 
@@ -139,18 +140,18 @@ fn add_lowest(
         }
         match add(control, id, device) {
             // Another program was faster, or another server is just about to be done with it.
-            Err(ServeError::Control(error)) if error.errno() == Some(libc::EEXIST) => {}
+            Err(ServeError::Control(error)) if error.errno() == Some(Errno::EEXIST) => {}
             other => return other,
         }
     }
-    Err(refused(None, libc::ENOSPC).into())
+    Err(refused(None, Errno::ENOSPC).into())
 }
 
 /// Makes the device with this id. The lock comes first: a server that is killed anywhere leaves at least its lock's
 /// file, by which the next one finds out.
 fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInfo, Lock), ServeError> {
     let lock = match Lock::serve(id) {
-        Err(RecordError::Locked(_)) => return Err(refused(Some(id), libc::EEXIST).into()),
+        Err(RecordError::Locked(_)) => return Err(refused(Some(id), Errno::EEXIST).into()),
         other => other?,
     };
     let device = AddDevice {
@@ -167,10 +168,10 @@ fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInf
 }
 
 /// What the kernel would say.
-const fn refused(device: Option<DeviceId>, errno: i32) -> Error {
+const fn refused(device: Option<DeviceId>, errno: Errno) -> Error {
     Error::Refused {
         command: Command::Add,
         device,
-        errno: Errno(errno),
+        errno,
     }
 }

@@ -6,14 +6,13 @@ use std::thread::Scope;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use ublk_bpf_abi::ServerCounters;
+use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use super::isolation::protect_thread;
 use super::panics;
 use crate::control::DeviceInfo;
 use crate::driver::{Engine, QueueHost};
 use crate::policy::{Classifier, QueueCounters, QueueVerdicts};
-use crate::queue::TakenVerdict;
 
 /// What every queue thread shares.
 #[derive(Clone, Copy)]

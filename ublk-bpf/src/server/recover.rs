@@ -12,6 +12,7 @@ use super::error::ServeError;
 use super::running::{End, RunningDevice};
 use crate::backend::{Backend, Size, Spec, Storage};
 use crate::control::{Control, DeviceId, DeviceInfo};
+use crate::errno::Errno;
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
 use crate::registry::lock::Lock;
 use crate::registry::owners::{self, Opening};
@@ -167,7 +168,7 @@ fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
     let deadline = Instant::now() + SETTLING;
     loop {
         match control.start_recovery(id) {
-            Err(error) if error.errno() == Some(libc::EBUSY) && Instant::now() < deadline => {
+            Err(error) if error.errno() == Some(Errno::EBUSY) && Instant::now() < deadline => {
                 thread::sleep(POLL);
             }
             other => return Ok(other?),

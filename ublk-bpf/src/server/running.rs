@@ -19,6 +19,7 @@ use crate::control::{
     wait_for_block_device,
 };
 use crate::driver::{DeviceSpec, Engine};
+use crate::errno::Errno;
 use crate::log;
 use crate::policy::{Classifier, Watch};
 use crate::queue::Written;
@@ -252,7 +253,7 @@ impl RunningDevice<'_> {
             self.control.try_stop(id)
         };
         match result {
-            Err(error) if error.errno() == Some(libc::EBUSY) => {
+            Err(error) if error.errno() == Some(Errno::EBUSY) => {
                 log::say(format_args!(
                     "{} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
                     id.disk_name(),

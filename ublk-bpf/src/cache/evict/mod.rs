@@ -82,16 +82,13 @@ pub trait Evict: std::fmt::Debug + Send {
 pub const MAX_LOOKS: u32 = 1024;
 
 /// The algorithms, by the names of `--cache-eviction`.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
     /// A hand goes round; what was read since it last came by stays.
     Clock,
     /// Two queues: what is not read again while it is in the small one goes soon, so that a scan passes by the rest.
     #[default]
-    #[value(name = "s3fifo")]
     S3Fifo,
 }
 

@@ -6,13 +6,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use io_uring::IoUring;
+use ublk_bpf_abi::TakenVerdict;
 
 use super::memory::Memory;
 use super::ring::Ring;
 use super::sqe::{BackendOps, Tagged};
 use super::*;
 use crate::backend::{Backend, Size, Spec};
-use crate::queue::{Ends, Io, Staging, TakenVerdict, Tier, Written};
+use crate::queue::{Ends, Io, Staging, Tier, Written};
 
 const TAG: u16 = 3;
 const BLOCK: u32 = 4096;

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::AtomicU64;
 
-use ublk_bpf_abi::VerdictSlot;
+use ublk_bpf_abi::{TakenVerdict, VerdictSlot};
 
 use super::*;
-use crate::queue::{Capabilities, Io, TakenVerdict, Tier};
+use crate::queue::{Capabilities, Io, Tier};
 
 pub(super) const CONFIG: Config = Config {
     depth: 4,

@@ -1,0 +1,127 @@
+//! Options that take one of a few words. The words are those of the type's serde form, so that the command line and
+//! the configuration file cannot differ; here stand the help texts.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use serde::de::value::Error;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+
+use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
+use crate::control::Recovery;
+
+fn choice<T>(values: impl IntoIterator<Item = PossibleValue>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(values)
+        .try_map(|word| -> Result<T, Error> { T::deserialize(word.as_str().into_deserializer()) })
+}
+
+fn value(name: &'static str, help: &'static str) -> PossibleValue {
+    PossibleValue::new(name).help(help)
+}
+
+/// Values of `--recovery`.
+pub(super) fn recovery() -> impl TypedValueParser<Value = Recovery> {
+    choice([
+        value("none", "The device is removed with its server"),
+        value(
+            "reissue",
+            "The device waits for another server: requests in flight are issued to that again, new ones wait",
+        ),
+        value(
+            "fail-in-flight",
+            "The device waits for another server: requests in flight fail, new ones wait (`fail` in earlier versions)",
+        )
+        .alias("fail"),
+        value(
+            "fail-all",
+            "The device waits for another server: requests in flight fail, new ones too until it comes",
+        ),
+    ])
+}
+
+/// Values of `--cache-mode`.
+pub(super) fn cache_mode() -> impl TypedValueParser<Value = Mode> {
+    choice([
+        value(
+            "write-through",
+            "It is written too and stays cached: the data is copied once and goes to both devices from there",
+        ),
+        value(
+            "write-around",
+            "It is evicted: the data goes to the backing device alone, without a copy",
+        ),
+    ])
+}
+
+/// Values of `--cache-eviction`.
+pub(super) fn cache_eviction() -> impl TypedValueParser<Value = Algorithm> {
+    choice([
+        value(
+            "clock",
+            "A hand goes round; a block that was read since its last visit stays",
+        ),
+        value(
+            "s3fifo",
+            "Two queues: a block that is not read again while in the small one is evicted soon, so that a scan does \
+             not displace the rest",
+        ),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Arg, Command};
+
+    use super::*;
+
+    /// The words that `--x` lists, each with the value that it stands for.
+    fn listed<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+        parser: impl TypedValueParser<Value = T>,
+    ) -> Vec<(String, T)> {
+        let words: Vec<_> = parser.possible_values().unwrap().collect();
+        let command = Command::new("test").arg(Arg::new("x").long("x").value_parser(parser));
+        let parse = |word: &str| {
+            let matches = command
+                .clone()
+                .try_get_matches_from(["test", "--x", word])
+                .unwrap();
+            matches.get_one::<T>("x").unwrap().clone()
+        };
+        let names = words.iter().map(PossibleValue::get_name);
+        names.map(|name| (name.to_owned(), parse(name))).collect()
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_configuration_file() {
+        fn check<T>(parser: impl TypedValueParser<Value = T>, all: &[T])
+        where
+            T: DeserializeOwned
+                + serde::Serialize
+                + Clone
+                + PartialEq
+                + std::fmt::Debug
+                + Send
+                + Sync
+                + 'static,
+        {
+            let listed = listed(parser);
+            assert_eq!(listed.len(), all.len());
+            for ((word, value), expected) in listed.iter().zip(all) {
+                assert_eq!(value, expected);
+                assert_eq!(serde_json::to_value(value).unwrap(), word.as_str());
+            }
+        }
+        check(recovery(), &Recovery::ALL);
+        check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
+        check(cache_eviction(), &[Algorithm::Clock, Algorithm::S3Fifo]);
+    }
+
+    #[test]
+    fn the_name_of_an_earlier_version_is_still_taken() {
+        let command = Command::new("test").arg(Arg::new("x").long("x").value_parser(recovery()));
+        let matches = command.try_get_matches_from(["test", "--x", "fail"]).unwrap();
+        assert_eq!(matches.get_one::<Recovery>("x"), Some(&Recovery::FailInFlight));
+    }
+}
