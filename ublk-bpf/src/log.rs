@@ -92,7 +92,7 @@ fn write_all(messages: &Receiver<Message>) {
                 let lost = LOST.swap(0, Ordering::Relaxed);
                 if lost > 0 {
                     write_now(
-                        format!("ublk-bpf: {lost} lines were lost here: they came too fast\n").as_bytes(),
+                        format!("ublk-bpf: {lost} lines were dropped here: they came too fast\n").as_bytes(),
                     );
                 }
                 write_now(&line);

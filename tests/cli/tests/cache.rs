@@ -72,7 +72,7 @@ fn a_clean_cache_is_told_and_left_alone() {
         outcome.stdout,
         format!(
             "format       version 1\n\
-             state        clean: the next start finds it warm if the backing is as it was\n\
+             state        clean: the next start uses its content if the backing is unchanged\n\
              block size   64K\n\
              slots        15\n\
              in use       2\n\
@@ -114,7 +114,7 @@ fn a_cache_in_use_is_told() {
     assert!(
         outcome
             .stdout
-            .contains("\nstate        in use, or its server did not stop it")
+            .contains("\nstate        in use, or not shut down cleanly")
             && outcome.stdout.contains("\nin use       unknown\n"),
         "{}",
         outcome.stdout
@@ -166,7 +166,7 @@ fn what_is_no_cache_is_refused_in_one_line() {
     for (name, why) in [
         ("text", foreign),
         ("data", foreign),
-        ("blank", "is blank: `ublk-bpf run --cache` makes it a cache"),
+        ("blank", "is blank: `ublk-bpf run --cache` formats it as a cache"),
         (
             "cache",
             "both copies of its superblock are damaged (A wrong checksum, B wrong checksum): empty it with --cache-reset",

@@ -87,7 +87,7 @@ fn help_has_examples_and_shows_only_what_exists() {
 fn options_of_a_cache_are_checked() {
     let size = |text: &str| {
         format!(
-            "invalid value '{text}' for '--cache-block <SIZE>': {text} is not the size of a cache block: give a power of two from 4K to 1M (see `ublk-bpf --help`)"
+            "invalid value '{text}' for '--cache-block <SIZE>': {text} is not a cache block size: give a power of two from 4K to 1M (see `ublk-bpf --help`)"
         )
     };
     for text in ["5K", "2K", "2M"] {
@@ -100,7 +100,7 @@ fn options_of_a_cache_are_checked() {
         (&["--promote-limit", "1G"], "promote-limit"),
         (&["--cache-reset"], "cache-reset"),
     ] {
-        let line = format!("{name} is about a cache, and there is none: name its device by --cache");
+        let line = format!("{name} applies to a cache, and the device has none: name one with --cache");
         wrong_usage(&[&["run"], args].concat(), &line);
     }
     wrong_usage(
@@ -111,7 +111,7 @@ fn options_of_a_cache_are_checked() {
         Path::new("."),
         &["run", "--backing", "null:1G", "--cache", "mem:1M"],
         1,
-        "null: keeps nothing that could be cached: give a file, a block device or mem:SIZE as backing, or no cache",
+        "null: stores nothing that could be cached: use a file, a block device or mem:SIZE as backing, or no cache",
     );
 }
 
@@ -216,7 +216,7 @@ fn sizes_and_numbers_are_checked_at_the_door() {
 fn memory_cannot_be_recovered() {
     wrong_usage(
         &["run", "--recovery", "reissue"],
-        "memory is gone with its server: --recovery needs a file or a block device as backing",
+        "a memory backing does not outlive its server: --recovery needs a file or a block device as backing",
     );
 }
 
@@ -300,9 +300,8 @@ fn the_backing_is_no_cache() {
 #[test]
 fn a_policy_about_a_cache_is_refused_where_there_is_none() {
     for policy in ["lru", "scan-resistant"] {
-        let line = format!(
-            "policy {policy} is about a cache, and the device has none: it would do what passthrough does"
-        );
+        let line =
+            format!("policy {policy} needs a cache, and the device has none: it would act as passthrough");
         wrong_usage(&["run", "--policy", policy], &line);
     }
 }
@@ -313,7 +312,7 @@ fn a_logical_block_is_checked_at_the_door() {
         wrong_usage(
             &["run", "--logical-block", text],
             &format!(
-                "invalid value '{text}' for '--logical-block <SIZE>': {text} is not the size of a logical block: give 512, 1K, 2K or 4K (see `ublk-bpf --help`)"
+                "invalid value '{text}' for '--logical-block <SIZE>': {text} is not a logical block size: give 512, 1K, 2K or 4K (see `ublk-bpf --help`)"
             ),
         );
     }
@@ -519,19 +518,19 @@ fn several_devices_are_checked_before_one_is_made() {
         ),
         (
             "backing = \"a\"\n[[device]]\n",
-            "configuration c.toml: backing stands above [[device]], which is for what all devices share: put it into one of them",
+            "configuration c.toml: backing is set above the first [[device]], which only sets defaults for all devices: move it into one of them",
         ),
         (
             "[[device]]\nid = 4\n[[device]]\nid = 4\n",
-            "configuration c.toml: devices 1 and 2 have the same id, 4: give each its own, or none",
+            "configuration c.toml: devices 1 and 2 have the same id, 4: give each its own id, or none",
         ),
         (
             "[[device]]\ndaemon = true\n",
-            "configuration c.toml: device 1: daemon is for all devices: put it above the first [[device]]",
+            "configuration c.toml: device 1: daemon applies to the whole process: move it above the first [[device]]",
         ),
         (
             "[[device]]\n[[device]]\nrecovery = \"fail\"\n",
-            "device 2: memory is gone with its server: --recovery needs a file or a block device as backing",
+            "device 2: a memory backing does not outlive its server: --recovery needs a file or a block device as backing",
         ),
     ] {
         fs::write(at.join("c.toml"), text).unwrap();
@@ -548,7 +547,7 @@ fn several_devices_are_checked_before_one_is_made() {
         ("--cache-reset", None),
     ] {
         let line = format!(
-            "{option} describes one device, and the configuration has 2: say it there, or run that device alone"
+            "{option} applies to one device, and the configuration has 2: set it in the file, or run that device alone"
         );
         let args = ["run", "--config", "c.toml", option].into_iter().chain(value);
         refused(at, &args.collect::<Vec<_>>(), 2, &line);

@@ -216,7 +216,7 @@ fn a_policy_about_a_cache_is_not_swapped_to_without_one() {
     let device = Device::run(&["--backing", "mem:8M"]);
     let said = refused(&["policy", "swap", &device.id(), "lru"]);
     assert!(
-        said.starts_with("policy lru is about a cache, and the device has none"),
+        said.starts_with("policy lru needs a cache, and the device has none"),
         "{said}"
     );
     assert_eq!(device.show()["policy"], "passthrough");

@@ -99,7 +99,7 @@ fn a_mounted_device_is_stopped_only_by_force() {
     wait_until("the server says that it is in use", SOON, || {
         fs::read_to_string(&log)
             .unwrap_or_default()
-            .contains("still in use by a mount on /mnt/lifecycle")
+            .contains("in use by a mount on /mnt/lifecycle")
     });
     fs::write("/mnt/lifecycle/file", "content").unwrap_or_else(|error| panic!("{error}"));
     run("sync", &[]);
@@ -205,7 +205,10 @@ fn bad_input_is_refused_in_one_line_and_leaves_nothing() {
         (&["--id", &id], "its id is in use"),
         (&["--id", "1048576"], "is not a ublk device"),
         (&["--depth", "5000"], "5000 is not in 1..=4096"),
-        (&["--recovery", "reissue"], "memory is gone with its server"),
+        (
+            &["--recovery", "reissue"],
+            "a memory backing does not outlive its server",
+        ),
         (&["--recover", "77"], "is not a device of ublk-bpf"),
         (&["--recover", &id], "is served by another process"),
     ] {

@@ -72,7 +72,7 @@ fn what_a_waiting_device_is_on_is_kept_from_others() {
     run("kill", &["-KILL", &device.server()]);
     // Right away, before the kernel has noticed: and by every way to the same bytes.
     let said = refused_start(&["--backing", backing.spec()]);
-    let of = |role: &str| format!("belongs to ublkb{id}, which waits for a server and whose {role} it is");
+    let of = |role: &str| format!("in use: it is the {role} of ublkb{id}, which waits for a server");
     assert!(
         said.contains(&of("backing")) && said.contains("--recover-waiting"),
         "{said}"
@@ -366,7 +366,7 @@ fn a_device_is_not_recovered_on_a_loop_device_that_was_attached_to_another_file(
     };
     attach(other.spec());
     let said = refused(&["run", "--daemon", "--recover", &device.id()]);
-    assert!(said.contains("attached to something else"), "{said}");
+    assert!(said.contains("attached to different storage"), "{said}");
     // What is below the loop device is the waiting device's still.
     let said = refused_start(&["--backing", first.spec()]);
     assert!(said.contains("which waits for a server"), "{said}");

@@ -132,7 +132,7 @@ fn a_signal_leaves_a_recoverable_device_to_the_next_server_and_no_io_is_lost() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "ublk-bpf: ublkb{id} waits for a server, and requests wait for the next server, unfinished ones too: \
+            "ublk-bpf: ublkb{id} waits for a server, and requests wait for the next server, those in flight included: \
              serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`\n"
         )
     );
@@ -169,7 +169,7 @@ fn of_several_devices_a_signal_leaves_those_that_can_be_recovered() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(
-        said.contains("requests fail until the next server comes"),
+        said.contains("requests fail until the next server starts"),
         "{said}"
     );
     assert_eq!(devices[0].state(), "waiting");

@@ -238,7 +238,7 @@ fn a_signal_stops_each_device_unless_it_is_in_use() {
     wait_until("the server says who uses the other", SOON, || {
         fs::read_to_string("/run/ublk-bpf/ublkb0.log")
             .unwrap_or_default()
-            .contains("ublkb0 is still in use")
+            .contains("ublkb0 is in use")
     });
     assert_eq!(used.state(), "live");
     user.write_all_at(&[1; BLOCK], 0)
@@ -257,7 +257,7 @@ fn a_signal_stops_each_device_unless_it_is_in_use() {
     assert_eq!(
         lines,
         "/dev/ublkb0 is ready: 1 GiB of memory, 1 queue of depth 128, policy passthrough\n\
-         /dev/ublkb1 is ready: 1 GiB of nothing, 1 queue of depth 128, policy passthrough\n"
+         /dev/ublkb1 is ready: 1 GiB null device, 1 queue of depth 128, policy passthrough\n"
     );
     run("kill", &["-INT", &child.id().to_string()]);
     let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));
@@ -285,7 +285,7 @@ fn a_signal_during_the_start_stops_started_devices() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "ublk-bpf: asked to stop before all 8 devices were ready\n"
+        "ublk-bpf: stopped by a signal before all 8 devices were ready\n"
     );
     nothing_is_left();
 }
@@ -326,6 +326,6 @@ fn a_failed_device_ends_alone_and_is_reported_at_exit() {
         lines[0].contains(&format!("ublkb{id}: the device was taken from this server")),
         "{said}"
     );
-    assert_eq!(lines[1], "ublk-bpf: 1 of 2 devices have failed");
+    assert_eq!(lines[1], "ublk-bpf: 1 of 2 devices failed");
     nothing_is_left();
 }

@@ -55,7 +55,7 @@ fn stop_all_ends_a_start_and_none_of_its_devices_comes() {
         assert_eq!(output.status.code(), Some(1), "{options:?}");
         assert_eq!(
             String::from_utf8_lossy(&output.stderr),
-            format!("ublk-bpf: asked to stop before all {DEVICES} devices were ready\n"),
+            format!("ublk-bpf: stopped by a signal before all {DEVICES} devices were ready\n"),
             "{options:?}"
         );
         nothing_comes();
@@ -90,7 +90,7 @@ fn a_start_in_the_background_ends_with_the_command_that_began_it() {
         assert_eq!(output.status.code(), Some(1), "{signal}");
         assert_eq!(
             String::from_utf8_lossy(&output.stderr),
-            format!("ublk-bpf: asked to stop before all {DEVICES} devices were ready\n"),
+            format!("ublk-bpf: stopped by a signal before all {DEVICES} devices were ready\n"),
             "{signal}"
         );
         nothing_comes();

@@ -14,7 +14,7 @@ use crate::backend::Size;
 use crate::cache::disk::inspect::{Inspection, inspect};
 use crate::path_text::ShowPath as _;
 
-/// Look at a cache device
+/// Inspect a cache device
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -23,11 +23,11 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Show what a cache device holds and whether it is damaged; nothing is changed
+    /// Show the content of a cache device and check it for damage, without changing it
     ///
-    /// The exit status is 1 if anything is damaged, or the device is not a cache.
+    /// The exit status is 1 if it is damaged or is not a cache.
     Inspect {
-        /// The file or block device that is or was given with --cache
+        /// The file or block device that was given with --cache
         #[arg(value_name = "PATH")]
         path: PathBuf,
         #[command(flatten)]
@@ -41,7 +41,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let name = || format!("cache {}", path.shown());
     let file = open(path).with_context(name)?;
     let Some(found) = inspect(&file).with_context(name)? else {
-        bail!("{}: is blank: `ublk-bpf run --cache` makes it a cache", name());
+        bail!(
+            "{}: is blank: `ublk-bpf run --cache` formats it as a cache",
+            name()
+        );
     };
     if format.json {
         print_line(serde_json::to_string_pretty(&found)?)?;
@@ -71,8 +74,8 @@ fn open(path: &Path) -> anyhow::Result<File> {
 
 fn facts(found: &Inspection) -> Vec<(&'static str, String)> {
     let state = match found.clean {
-        true => "clean: the next start finds it warm if the backing is as it was",
-        false => "in use, or its server did not stop it: a start now would find it cold",
+        true => "clean: the next start uses its content if the backing is unchanged",
+        false => "in use, or not shut down cleanly: a start now would begin cold",
     };
     let in_use = found
         .in_use

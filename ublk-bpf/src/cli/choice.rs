@@ -1,5 +1,5 @@
-//! Options that take one of a few words. The words are those of the type's serde form, so that the command line and
-//! the configuration file cannot differ; here stand the help texts.
+//! Options whose value is one of a few words. The words are those of the type's serde form, so that the command line
+//! and the configuration file cannot differ. This file adds the help texts.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::de::value::Error;
@@ -27,16 +27,16 @@ pub(super) fn recovery() -> impl TypedValueParser<Value = Recovery> {
         value("none", "The device is removed with its server"),
         value(
             "reissue",
-            "The device waits for another server: requests in flight are issued to that again, new ones wait",
+            "The device waits for a new server: requests in flight are reissued, new ones wait",
         ),
         value(
             "fail-in-flight",
-            "The device waits for another server: requests in flight fail, new ones wait (`fail` in earlier versions)",
+            "The device waits for a new server: requests in flight fail, new ones wait (`fail` in earlier versions)",
         )
         .alias("fail"),
         value(
             "fail-all",
-            "The device waits for another server: requests in flight fail, new ones too until it comes",
+            "The device waits for a new server: requests in flight fail, and new ones fail until it starts",
         ),
     ])
 }
@@ -46,11 +46,11 @@ pub(super) fn cache_mode() -> impl TypedValueParser<Value = Mode> {
     choice([
         value(
             "write-through",
-            "It is written too and stays cached: the data is copied once and goes to both devices from there",
+            "The block is updated and stays cached: the data is copied once and written to both devices from the copy",
         ),
         value(
             "write-around",
-            "It is evicted: the data goes to the backing device alone, without a copy",
+            "The block is evicted: the data is written to the backing only, without a copy",
         ),
     ])
 }
@@ -60,12 +60,12 @@ pub(super) fn cache_eviction() -> impl TypedValueParser<Value = Algorithm> {
     choice([
         value(
             "clock",
-            "A hand goes round; a block that was read since its last visit stays",
+            "CLOCK: a hand visits the blocks in turn and keeps one that was read since its last visit",
         ),
         value(
             "s3fifo",
-            "Two queues: a block that is not read again while in the small one is evicted soon, so that a scan does \
-             not displace the rest",
+            "S3-FIFO: a block that is not read again in the small queue is evicted soon, so that a scan does not \
+             displace the rest",
         ),
     ])
 }

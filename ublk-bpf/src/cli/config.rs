@@ -77,70 +77,70 @@ pub(super) enum Scope {
 }
 
 settings! {
-    /// Where the bytes are: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
+    /// Backing storage: PATH, mem:SIZE or null:SIZE (also null:SIZE,unfilled) [default: mem:1G]
     #[arg(long, value_name = "BACKING", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
     Device backing: Spec,
-    /// What classifies requests: a built-in policy's name (see `policy list`) or a BPF object file
-    /// [default: passthrough; with a cache scan-resistant]
+    /// Policy that classifies requests: a built-in name (see `policy list`) or a BPF object file
+    /// [default: passthrough, or scan-resistant with a cache]
     #[arg(long, value_name = "NAME|FILE.o")]
     #[serde(default, deserialize_with = "os_text")]
     Shared policy: OsString,
-    /// Memory that the maps of a policy from a file may take [default: 64M]
+    /// Memory limit for the maps of a policy loaded from a file [default: 64M]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
     Shared policy_memory: u64,
-    /// The device's number [default: the lowest free one]
+    /// Device number [default: the lowest free one]
     #[arg(long, value_name = "N")]
     #[serde(default, deserialize_with = "device_id")]
     Device id: DeviceId,
-    /// Hardware queues, each with a thread; the kernel makes no more than there are CPUs [default: 1]
+    /// Hardware queues, each served by a thread; at most one per CPU [default: 1]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
     #[serde(default, deserialize_with = "queues")]
     Shared queues: u16,
-    /// Requests that a queue holds at once; batch mode has at least 2 [default: 128]
+    /// Queue depth: requests in flight in each queue, at least 2 in batch mode [default: 128]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_QUEUE_DEPTH)))]
     #[serde(default, deserialize_with = "depth")]
     Shared depth: u16,
-    /// The unit of addresses and lengths, 512 to 4096 bytes: no less than the backing and the cache demand
-    /// [default: what the backing demands]
+    /// Logical block size, 512 to 4096 bytes: at least that of the backing and the cache
+    /// [default: that of the backing]
     #[arg(long, value_name = "SIZE", value_parser = parse_logical_block)]
     #[serde(default, deserialize_with = "logical_block")]
     Shared logical_block: u32,
     /// Refuse writes
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Shared read_only: bool,
-    /// Return when every device is ready, and serve in the background
+    /// Serve in the background; return when every device is ready
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process daemon: bool,
-    /// If a device waits for a server on the same backing, serve that again instead of refusing to make another one
+    /// If a device on the same backing waits for a server, recover it instead of failing
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process recover_waiting: bool,
     /// What happens to the device when its server dies or is ended by a signal [default: none]
     #[arg(long, value_parser = choice::recovery())]
     Shared recovery: Recovery,
-    /// Let the policy lose data and fail requests: without this it can make the device slow at worst
+    /// Let the policy lose data and fail requests; without this the worst it can do is slow the device down
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Shared allow_lossy: bool,
-    /// A faster device for copies of what is read: PATH or mem:SIZE
+    /// Cache reads on a faster device: PATH or mem:SIZE
     #[arg(long, value_name = "CACHE", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]
     Device cache: Spec,
-    /// Bytes that are cached as one, 4K to 1M [default: 64K]
+    /// Cache block size, 4K to 1M [default: 64K]
     #[arg(long, value_name = "SIZE", value_parser = parse_cache_block)]
     #[serde(default, deserialize_with = "cache_block")]
     Cache cache_block: u32,
-    /// What a write does to a cached block [default: write-through]
+    /// How writes treat cached blocks [default: write-through]
     #[arg(long, value_name = "MODE", value_parser = choice::cache_mode())]
     Cache cache_mode: Mode,
-    /// Which block has to go where there is no room [default: s3fifo]
+    /// Eviction algorithm [default: s3fifo]
     #[arg(long, value_name = "ALGORITHM", value_parser = choice::cache_eviction())]
     Cache cache_eviction: Algorithm,
-    /// Copy no more than so many bytes a second into the cache
+    /// Limit promotion into the cache to this many bytes a second
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
     Cache promote_limit: u64,
-    /// Begin with an empty cache, whatever is on its device
+    /// Discard the present content of the cache device and start with an empty cache
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip)]
     Cache cache_reset: bool,
@@ -155,7 +155,7 @@ fn read(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     file.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        let what = "it has more than 1 MiB, which no configuration has";
+        let what = "it is larger than 1 MiB, the limit for a configuration";
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
     }
     Ok(text)
@@ -198,23 +198,25 @@ impl Settings {
         }
         if let Some(name) = self.first_of(Scope::Device) {
             return Err(format!(
-                "{name} stands above [[device]], which is for what all devices share: put it into one of them"
+                "{name} is set above the first [[device]], which only sets defaults for all devices: move it into one of them"
             ));
         }
         for (index, table) in self.device.iter().enumerate() {
             let number = index + 1;
             if let Some(name) = table.first_of(Scope::Process) {
                 return Err(format!(
-                    "device {number}: {name} is for all devices: put it above the first [[device]]"
+                    "device {number}: {name} applies to the whole process: move it above the first [[device]]"
                 ));
             }
             if !table.device.is_empty() {
-                return Err(format!("device {number}: a device has no [[device]] of its own"));
+                return Err(format!(
+                    "device {number}: a [[device]] table cannot contain another"
+                ));
             }
             let same = |other: &Self| other.id.is_some() && other.id == table.id;
             if let (Some(first), Some(id)) = (self.device[..index].iter().position(same), table.id) {
                 return Err(format!(
-                    "devices {} and {number} have the same id, {id}: give each its own, or none",
+                    "devices {} and {number} have the same id, {id}: give each its own id, or none",
                     first + 1
                 ));
             }
@@ -228,14 +230,14 @@ fn parse_cache_block(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text).map_err(|error| error.to_string())?;
     let block = u32::try_from(bytes).ok();
     let block = block.filter(|bytes| bytes.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(bytes));
-    block.ok_or_else(|| format!("{text} is not the size of a cache block: give a power of two from 4K to 1M"))
+    block.ok_or_else(|| format!("{text} is not a cache block size: give a power of two from 4K to 1M"))
 }
 
 /// A device's logical block, in bytes.
 fn parse_logical_block(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text).ok().and_then(|bytes| u32::try_from(bytes).ok());
     let block = bytes.filter(|bytes| bytes.is_power_of_two() && (512..=4096).contains(bytes));
-    block.ok_or_else(|| format!("{text} is not the size of a logical block: give 512, 1K, 2K or 4K"))
+    block.ok_or_else(|| format!("{text} is not a logical block size: give 512, 1K, 2K or 4K"))
 }
 
 /// A number of bytes or a size as text.
@@ -317,16 +319,13 @@ mod tests {
     fn what_is_wrong_is_told_with_its_line() {
         for (text, words) in [
             ("queues = 1\ncaches = \"x\"\n", "line 2: unknown field `caches`"),
-            (
-                "cache-block = \"5K\"",
-                "line 1: 5K is not the size of a cache block",
-            ),
+            ("cache-block = \"5K\"", "line 1: 5K is not a cache block size"),
             ("cache-mode = \"write-back\"", "line 1: unknown variant"),
             ("backing = \"mem:1X\"", "line 1: not a size"),
             ("depth = 70000", "line 1: invalid value"),
             (
                 "logical-block = 8192",
-                "line 1: 8192 is not the size of a logical block: give 512, 1K, 2K or 4K",
+                "line 1: 8192 is not a logical block size: give 512, 1K, 2K or 4K",
             ),
             ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
             ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),
@@ -346,7 +345,7 @@ mod tests {
     fn what_never_ends_or_nests_without_end_is_refused() {
         let zeroes = Settings::read(Path::new("/dev/zero")).unwrap_err();
         assert!(
-            format!("{zeroes:#}").ends_with("it has more than 1 MiB, which no configuration has"),
+            format!("{zeroes:#}").ends_with("it is larger than 1 MiB, the limit for a configuration"),
             "{zeroes:#}"
         );
         let nested = format!("backing = {}", "[".repeat(200_000));
@@ -358,18 +357,27 @@ mod tests {
     #[test]
     fn names_stand_where_they_mean_something() {
         for (text, words) in [
-            ("backing = \"x\"\n[[device]]", "backing stands above [[device]]"),
-            ("id = 1\n[[device]]", "id stands above [[device]]"),
-            ("cache = \"x\"\n[[device]]", "cache stands above [[device]]"),
+            (
+                "backing = \"x\"\n[[device]]",
+                "backing is set above the first [[device]]",
+            ),
+            ("id = 1\n[[device]]", "id is set above the first [[device]]"),
+            (
+                "cache = \"x\"\n[[device]]",
+                "cache is set above the first [[device]]",
+            ),
             (
                 "[[device]]\n[[device]]\ndaemon = true",
-                "device 2: daemon is for all devices",
+                "device 2: daemon applies to the whole process",
             ),
             (
                 "[[device]]\nrecover-waiting = true",
-                "device 1: recover-waiting is for all devices",
+                "device 1: recover-waiting applies to the whole process",
             ),
-            ("[[device]]\n[[device.device]]", "device 1: a device has no"),
+            (
+                "[[device]]\n[[device.device]]",
+                "device 1: a [[device]] table cannot",
+            ),
             (
                 "[[device]]\nid = 1\n[[device]]\n[[device]]\nid = 1",
                 "devices 1 and 3 have the same id, 1",

@@ -29,7 +29,7 @@ pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<
     }
     if let Some(name) = line.first_of_a_device().filter(|_| of > 1) {
         return Err(wrong(format!(
-            "--{name} describes one device, and the configuration has {of}: say it there, or run that device alone"
+            "--{name} applies to one device, and the configuration has {of}: set it in the file, or run that device alone"
         )));
     }
     if let Some(name) = file.first_of(Scope::Cache)
@@ -105,7 +105,7 @@ fn cache(said: &Settings) -> anyhow::Result<Option<CacheOptions>> {
 
 fn stray(name: &str) -> anyhow::Error {
     wrong(format!(
-        "{name} is about a cache, and there is none: name its device by --cache"
+        "{name} applies to a cache, and the device has none: name one with --cache"
     ))
 }
 
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(blocks, [None, Some(4 << 10), Some(8 << 10)]);
         let policies: Vec<_> = all.iter().map(|one| one.policy.as_str()).collect();
         assert_eq!(policies, [DEFAULT_POLICY, DEFAULT_CACHE_POLICY, "lru"]);
-        let none = "is about a cache, and there is none: name its device by --cache";
+        let none = "applies to a cache, and the device has none: name one with --cache";
         assert_eq!(
             refusal(
                 Settings::default(),
@@ -213,7 +213,7 @@ mod tests {
         }
         assert_eq!(
             refusal(line(), "[[device]]\n[[device]]\n"),
-            "--queues describes one device, and the configuration has 2: say it there, or run that device alone"
+            "--queues applies to one device, and the configuration has 2: set it in the file, or run that device alone"
         );
         let daemon = Settings {
             daemon: Some(true),

@@ -7,7 +7,7 @@ use super::output::print_line;
 use super::table;
 use crate::control::{Control, FEATURES, Features};
 
-/// Show what this kernel's ublk can do, and what this program needs of it
+/// Show the ublk features of this kernel, and those that ublk-bpf needs
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

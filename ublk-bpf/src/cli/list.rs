@@ -8,10 +8,10 @@ use crate::control::Control;
 use crate::log;
 use crate::registry::status::{self, Status};
 
-/// List this program's devices
+/// List the devices of ublk-bpf
 ///
-/// STATE is live, changing (its server starts or ends), waiting (for a server: see `run --recover`) or dead
-/// (its server died, and the device with it: the next `run`, or `stop`, removes what is left).
+/// STATE is live, changing (the server is starting or stopping), waiting (for a server: see `run --recover`) or dead
+/// (the server died and the device is gone: the next `run` or `stop` cleans up).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -27,12 +27,12 @@ use crate::log;
 
 const EXAMPLES: &str = "\
 Examples:
-  ublk-bpf run                                a device of 1 GiB of memory, until Ctrl-C
-  ublk-bpf run --backing disk.img --daemon    a device on a file, in the background
+  ublk-bpf run                                a 1 GiB memory device, until Ctrl-C
+  ublk-bpf run --backing disk.img --daemon    a file-backed device, in the background
   ublk-bpf run --config disks.toml --daemon   several devices in one process
-  ublk-bpf list                               what is running
-  ublk-bpf stats 0 --watch                    what it does, every second
-  ublk-bpf policy swap 0 sparse               another policy, while it runs
+  ublk-bpf list                               the running devices
+  ublk-bpf stats 0 --watch                    statistics of ublkb0, every second
+  ublk-bpf policy swap 0 sparse               change the policy of the running device
   ublk-bpf stop 0
 
 A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for \
@@ -43,7 +43,7 @@ any other failure.";
 #[command(name = "ublk-bpf", version, max_term_width = 110, after_help = EXAMPLES)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
-    /// Tell more on standard error: -v what is done, -vv details, -vvv everything (or set RUST_LOG)
+    /// Log more to standard error: -v progress, -vv details, -vvv everything (or set RUST_LOG)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]

@@ -19,7 +19,7 @@ use crate::registry::lock::Lock;
 use crate::registry::record;
 use crate::registry::{Record, RecordError};
 
-/// List policies, or change a device's policy while it runs
+/// List policies, or change the policy of a running device
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -28,20 +28,20 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the built-in policies and those that devices have, with how many instructions the verifier went through
+    /// List the built-in policies and those in use, with the number of instructions that the verifier processed
     List(Format),
-    /// Replace a device's policy; no request is lost, and for about a millisecond the default one answers
+    /// Replace a device's policy without losing requests; the default policy answers for about a millisecond
     Swap {
         #[command(flatten)]
         device: Device,
-        /// A built-in policy's name, or a BPF object file (one that is called like a built-in: ./NAME)
+        /// A built-in name or a BPF object file (./NAME for a file named like a built-in policy)
         #[arg(value_name = "NAME|FILE.o")]
         policy: OsString,
-        /// Memory that the maps of a policy from a file may take
+        /// Memory limit for the maps of a policy loaded from a file
         #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
         policy_memory: u64,
     },
-    /// Take a device's policy away: everything passes through
+    /// Remove a device's policy: every request passes through
     Reset {
         #[command(flatten)]
         device: Device,
@@ -127,7 +127,7 @@ fn rows() -> Vec<Row> {
     for record in ids.into_iter().filter_map(|id| Record::read(id).ok()) {
         let at = rows.iter().position(|row| row.name == record.policy);
         let at = at.unwrap_or_else(|| {
-            rows.push(row(&record.policy, "a policy of your own"));
+            rows.push(row(&record.policy, "loaded from a file"));
             rows.len() - 1
         });
         let pins = PinDir::open(&Disk::ublk(record.id().number())).ok();

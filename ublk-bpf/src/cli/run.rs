@@ -13,32 +13,31 @@ use crate::server::{self, Ready, Start};
 use crate::sys::process::ignore_signals_of_writes;
 
 const DETAILS: &str = "\
-A backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that is empty at \
-the start and gone at the end, or null:SIZE, which forgets what is written and reads as zeroes. null:SIZE,unfilled \
-leaves the reader's pages as they are, so old memory shows through: it is for comparing with other null backends \
-only. Do not swap to a device with a mem: backing or cache: what is swapped out would take memory again. Sizes are 64K, 1G, 1GiB: powers of 1024.
+The backing is a file or a block device (opened with O_DIRECT and locked), mem:SIZE for memory that starts \
+empty and is freed at the end, or null:SIZE, which discards writes and reads as zeroes. null:SIZE,unfilled does not \
+fill the reader's pages, which then show old memory: use it only to compare with other null backends. Do not swap to \
+a device with a mem: backing or cache: pages swapped out would take memory again. Sizes are 64K, 1G or 1GiB, in powers of 1024.
 
-The device is ready when one line is printed. A signal that comes earlier ends the start, and no device is left. After \
-that, SIGINT and SIGTERM remove the device; while something has it open, the first one only says so and the second one \
-removes it all the same.
+The device is ready when one line is printed. A signal before that cancels the start and removes the device. After \
+that, SIGINT and SIGTERM remove the device. If it is in use, the first signal only says so and the second one removes it anyway.
 
-With --recovery the device outlives its server. If that crashes, or is ended by SIGINT or SIGTERM, the device waits, \
-whoever has it open, until `run --recover N` serves it again; only `ublk-bpf stop` removes it. Until then:
-  reissue         all requests wait, and those that were unfinished are issued again
-  fail-in-flight  requests that were unfinished fail, and new ones wait
-  fail-all        requests that were unfinished fail, and so do new ones
+With --recovery the device outlives its server. If the server crashes or is ended by SIGINT or SIGTERM, the device \
+waits, even if it is in use, until `run --recover N` serves it again. Only `ublk-bpf stop` removes it. Until then:
+  reissue         requests in flight are reissued to the next server, and new ones wait
+  fail-in-flight  requests in flight fail, and new ones wait
+  fail-all        requests in flight fail, and so do new ones
 
-With --cache, blocks that are read are copied to a second, faster device and served from there. It holds nothing that \
-the backing does not: it may fail or be left away at any time. After a stop in good order the next `run` with both finds \
-it warm; a backing that was changed in between is noticed, and the cache refused until --cache-reset empties it.
+With --cache, blocks that are read are promoted to a second, faster device and served from there. The backing always \
+holds all data: the cache may fail or be omitted at any time. After a clean stop the next `run` with the same backing and \
+cache starts warm. If the backing has changed in between, the cache is refused until --cache-reset empties it.
 
-The configuration file has the same names without dashes in front; the command line wins:
+The configuration file uses the same names without the dashes in front. The command line overrides it:
   backing = \"/srv/disk.img\"
   queues = 4
   read-only = true
 
-It can describe several devices, which one process serves. Each has a table; the names above the first table are \
-defaults for all of them, but for backing, id and cache, which belong to one device:
+It can describe several devices, which one process serves. Each has a table. Names above the first table are \
+defaults for all devices, except backing, id and cache, which belong to one device:
   policy = \"sparse\"
   [[device]]
   backing = \"/srv/a.img\"
@@ -46,14 +45,14 @@ defaults for all of them, but for backing, id and cache, which belong to one dev
   backing = \"/srv/b.img\"
   queues = 4
 
-They start in this order; if one cannot, none does. A line is printed for each when all are ready. Each is stopped by \
-its own number, or fails, and the others go on; a signal is for all of them, and the process ends with the last one. With \
-two tables or more, the command line can say nothing about a device.
+Devices start in this order; if one cannot start, none does. When all are ready, one line is printed for each. Each is \
+stopped by its own number, and a failure of one does not affect the others. A signal applies to all of them, and the \
+process ends with the last one. With two or more tables, options of a device cannot be given on the command line.
 
-A device made with --recovery waits when its server dies, and keeps its backing and its cache: a start on either is \
-refused. With --recover-waiting (recover-waiting = true above the first table) such a start serves the waiting device \
-again, under its own number and with the options it was made with, beside those that are new. It is for supervisors, \
-which start the same command after a failure.
+A device made with --recovery waits when its server dies, and keeps its backing and cache: other starts on either are \
+refused. With --recover-waiting (recover-waiting = true above the first table) such a start recovers the waiting device, \
+with its number and the options it was made with, and makes the other devices. Supervisors use it to start the same \
+command again after a failure.
 
 Examples:
   ublk-bpf run
@@ -61,15 +60,15 @@ Examples:
   ublk-bpf run --backing /dev/vdb --queues 4 --recovery reissue --daemon
   ublk-bpf run --backing /dev/sdb --cache /dev/nvme0n1p3 --policy scan-resistant --daemon
   ublk-bpf run --config /etc/disks.toml --daemon
-  ublk-bpf run --recover 0                    serve ublkb0 again, which waits for a server";
+  ublk-bpf run --recover 0                    recover ublkb0, which waits for a server";
 
-/// Make a device, or several, and serve until they are stopped
+/// Make one or more devices and serve them until they are stopped
 #[derive(Debug, clap::Args)]
 #[command(after_help = DETAILS)]
 pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
-    /// Serve device N again, which waits for a server, with the options it was made with
+    /// Recover device N, which waits for a server, with the options it was made with
     #[arg(long, value_name = "N", conflicts_with_all = ["config", "recover_waiting"],
         conflicts_with_all = Settings::arguments_of_devices())]
     recover: Option<DeviceId>,
@@ -122,8 +121,8 @@ fn line(ready: &Ready) -> String {
     let size = human(record.sectors * SECTOR_SIZE);
     let what = match ready.kind {
         Kind::Memory => format!("{size} of memory"),
-        Kind::Null(NullReads::Zeroes) => format!("{size} of nothing"),
-        Kind::Null(NullReads::Unfilled) => format!("{size} of nothing, reads left unfilled"),
+        Kind::Null(NullReads::Zeroes) => format!("{size} null device"),
+        Kind::Null(NullReads::Unfilled) => format!("{size} null device, reads not filled"),
         Kind::File | Kind::Block => format!("{size} on {}", record.backing),
     };
     let queues = if record.queues == 1 { "queue" } else { "queues" };

@@ -40,10 +40,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
     let yes = |holds: bool, what: &str| if holds { what.to_owned() } else { "no".to_owned() };
     let none = || "none".to_owned();
     let backing = match status.backing.ends_with(",unfilled") {
-        true => format!(
-            "{} (reads leave the reader's old memory as it is)",
-            status.backing
-        ),
+        true => format!("{} (reads do not fill the reader's memory)", status.backing),
         false => status.backing.clone(),
     };
     let mut facts = vec![
@@ -65,7 +62,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         (
             "recovery",
             format!(
-                "{}: without a server, requests {}",
+                "{}: while the device has no server, requests {}",
                 status.recovery,
                 status.recovery.meanwhile()
             ),
@@ -101,7 +98,7 @@ fn warnings(status: &Status, users: &[String]) -> Vec<String> {
         return Vec::new();
     }
     vec![format!(
-        "what is swapped to it takes memory again: the machine hangs when memory runs out: swapoff {}",
+        "pages swapped to it stay in memory, so the machine hangs when memory runs out: run swapoff {}",
         status.device
     )]
 }
@@ -128,11 +125,11 @@ fn cache(status: &Status) -> String {
         Size(cache.block.into())
     );
     if let Some(limit) = cache.promote_limit {
-        line.push_str(&format!(", filled by at most {} a second", Size(limit)));
+        line.push_str(&format!(", promotion limited to {} a second", Size(limit)));
     }
     if let Some(left @ 1..) = cache.unverified {
         line.push_str(&format!(
-            "; {left} blocks of an earlier server are still to be compared with the backing"
+            "; {left} blocks of an earlier server are not yet verified against the backing"
         ));
     }
     if let Some(detached) = &cache.detached {

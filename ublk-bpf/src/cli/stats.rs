@@ -15,17 +15,17 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// To the top left corner, and everything below it away.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Show what the classifier decided and the server did
+/// Show statistics: what the classifier decided and what the server did
 ///
-/// Everything is counted since the device was made. What never happened is left out, but for JSON.
+/// Counters start when the device is made. Counters that are zero are omitted, except in JSON.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     device: Device,
-    /// Measure for a second how long the classifier runs with the policy in it; the kernel then times all BPF programs
+    /// Measure the run time of classifier and policy for a second; the kernel times all BPF programs meanwhile
     #[arg(long)]
     run_time: bool,
-    /// Again every second, until Ctrl-C or the device's end; with --json one line each
+    /// Repeat every second until Ctrl-C or the end of the device; with --json one line each time
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let disk = Disk::ublk(args.device.id.number());
     // Until it is closed, at this function's end.
     let _counting = args.run_time.then(count_run_time).transpose();
-    let _counting = _counting.context("the kernel does not measure the run time of BPF programs")?;
+    let _counting = _counting.context("the kernel cannot measure the run time of BPF programs")?;
     let mut stats = observe::stats(&disk)?;
     if args.run_time {
         stats = next(&disk, &stats)?;

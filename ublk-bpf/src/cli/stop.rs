@@ -7,20 +7,20 @@ use crate::control::{Control, DeviceId};
 use crate::log;
 use crate::registry::{stale, stop, stop_starts};
 
-/// Stop a device and remove everything of it
+/// Stop a device and remove it
 ///
-/// A device that somebody has open is not stopped, unless --force is given: then its I/O fails. The device of a server
-/// that died is removed in the same way.
+/// A device that is in use is not stopped unless --force is given, which fails its I/O. A device whose server died is
+/// removed in the same way.
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["id", "all"])))]
 pub(super) struct Args {
     /// The device: 0, ublkb0 or /dev/ublkb0
     #[arg(value_name = "ID")]
     id: Option<DeviceId>,
-    /// Every device of this program, and every start of devices that is under way
+    /// Stop every device of ublk-bpf, and cancel every start in progress
     #[arg(long)]
     all: bool,
-    /// Even if somebody has it open, whose I/O fails then
+    /// Stop it even if it is in use, which fails its I/O
     #[arg(long)]
     force: bool,
 }

@@ -84,15 +84,15 @@ impl FromStr for DeviceId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recovery {
-    /// It goes with its server
+    /// It is removed with its server
     #[default]
     None,
-    /// It waits for another server: unfinished requests are issued to that again, and new ones wait
+    /// It waits for a new server: requests in flight are reissued, new ones wait
     Reissue,
-    /// It waits for another server: unfinished requests fail, and new ones wait (`fail` in earlier versions)
+    /// It waits for a new server: requests in flight fail, new ones wait (`fail` in earlier versions)
     #[serde(alias = "fail")]
     FailInFlight,
-    /// It waits for another server: unfinished requests fail, and so do new ones until it comes
+    /// It waits for a new server: requests in flight fail, and new ones fail until it starts
     FailAll,
 }
 
@@ -115,10 +115,10 @@ impl Recovery {
     #[must_use]
     pub const fn meanwhile(self) -> &'static str {
         match self {
-            Self::None => "fail: the device goes with its server",
-            Self::Reissue => "wait for the next server, unfinished ones too",
-            Self::FailInFlight => "wait for the next server; those that were unfinished have failed",
-            Self::FailAll => "fail until the next server comes",
+            Self::None => "fail: the device is removed with its server",
+            Self::Reissue => "wait for the next server, those in flight included",
+            Self::FailInFlight => "wait for the next server; those in flight have failed",
+            Self::FailAll => "fail until the next server starts",
         }
     }
 

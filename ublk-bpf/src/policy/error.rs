@@ -43,7 +43,7 @@ pub enum PolicyError {
         known: String,
     },
     /// A policy that would do nothing.
-    #[error("policy {0} is about a cache, and the device has none: it would do what passthrough does")]
+    #[error("policy {0} needs a cache, and the device has none: it would act as passthrough")]
     NeedsCache(String),
     /// A user's object cannot be a policy.
     #[error(transparent)]

@@ -47,9 +47,9 @@ pub enum RecordError {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => {
-            ": servers need a /run that can be written, for records and locks of their devices; a tmpfs will do"
+            ": servers keep records and locks of their devices there: make /run writable, for example with a tmpfs"
         }
-        io::ErrorKind::StorageFull => ": make room there",
+        io::ErrorKind::StorageFull => ": free some space there",
         _ => "",
     }
 }

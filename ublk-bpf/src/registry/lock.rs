@@ -162,7 +162,7 @@ pub(crate) fn end_start(process: u32) {
     if holds_shared(process, &Path::new(DIRECTORY).join(STARTS))
         && let Err(error) = handle.terminate()
     {
-        tracing::debug!("process {process} cannot be asked to end: {error}");
+        tracing::debug!("cannot signal process {process}: {error}");
     }
 }
 

@@ -41,7 +41,7 @@ pub enum StorageError {
     },
     /// A device with a server has it.
     #[error(
-        "{role} {name}: in use by {}, whose {theirs} is the same storage: stop that with `ublk-bpf stop {id}`, or give another",
+        "{role} {name}: in use by {}, whose {theirs} is the same storage: stop that device with `ublk-bpf stop {id}`, or give another {role}",
         id.disk_name()
     )]
     Served {
@@ -56,8 +56,8 @@ pub enum StorageError {
     },
     /// A device that waits for its next server has it.
     #[error(
-        "{role} {name}: belongs to {}, which waits for a server and whose {theirs} it is: serve that device again with \
-         `ublk-bpf run --recover {id}` or `--recover-waiting`, or give it up with `ublk-bpf stop {id}`",
+        "{role} {name}: in use: it is the {theirs} of {}, which waits for a server: recover that device with \
+         `ublk-bpf run --recover {id}` or `--recover-waiting`, or remove it with `ublk-bpf stop {id}`",
         id.disk_name()
     )]
     Waiting {
@@ -72,7 +72,7 @@ pub enum StorageError {
     },
     /// A device waits for its next server, and its record does not say on what.
     #[error(
-        "{} waits for a server, and may be on the same storage: {source}",
+        "{} waits for a server and may use the same storage: {source}",
         id.disk_name()
     )]
     Unreadable {

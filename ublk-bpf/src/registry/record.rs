@@ -202,11 +202,13 @@ impl Record {
         }
         let Head { version } = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         if version != VERSION {
-            return Err(format!("it has version {version}, this program knows {VERSION}"));
+            return Err(format!(
+                "its version is {version}, this program supports {VERSION}"
+            ));
         }
         let record: Self = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         if record.id != id.number() {
-            return Err(format!("it is about ublkb{}", record.id));
+            return Err(format!("it describes ublkb{}", record.id));
         }
         record.check_ranges()?;
         Ok(record)
@@ -369,9 +371,9 @@ mod tests {
             ("{}", "version"),
             (
                 &good.replace("\"version\":2", "\"version\":1"),
-                "version 1, this program knows 2",
+                "version is 1, this program supports 2",
             ),
-            (&good.replace("\"id\":3", "\"id\":4"), "about ublkb4"),
+            (&good.replace("\"id\":3", "\"id\":4"), "describes ublkb4"),
             (&good.replace("mem:1G", "mem:1X"), "not a size"),
             (&good.replace("\"depth\"", "\"death\""), "unknown field"),
             (&good[..good.len() - 2], "EOF"),

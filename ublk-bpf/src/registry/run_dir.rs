@@ -89,7 +89,7 @@ impl RunDir {
         if content.len() as u64 > MAX_BYTES {
             return Err(system(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "it has more than 64 KiB, which no record has",
+                "it is larger than 64 KiB, the limit for a record",
             )));
         }
         Ok(Some(content))

@@ -62,13 +62,13 @@ pub fn sweep(control: &Control) {
             .and_then(|device| match device {
                 Some(info) if info.state.is_recoverable() => Ok(()),
                 device => {
-                    tracing::info!("removing what a dead server left of {}", id.disk_name());
+                    tracing::info!("cleaning up {} after its server died", id.disk_name());
                     remove(control, id, device, &lock)
                 }
             });
         if let Err(error) = result {
             tracing::warn!(
-                "cannot remove what a dead server left of {}: {error}",
+                "cannot clean up {} after its server died: {error}",
                 id.disk_name()
             );
         }
@@ -120,7 +120,7 @@ pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
     while control.info(id).is_ok() {
         if Instant::now() >= deadline {
             tracing::warn!(
-                "the id of {} is free when its last user has closed it",
+                "the id of {} becomes free when its last user closes it",
                 id.disk_name()
             );
             break;
@@ -138,7 +138,7 @@ pub(crate) fn wait_for_departure(control: &Control, id: DeviceId) {
         if Instant::now() >= deadline {
             let seconds = SETTLING.as_secs();
             tracing::warn!(
-                "the kernel still takes {} for served after {seconds} s",
+                "the kernel still reports {} as served after {seconds} s",
                 id.disk_name()
             );
             break;

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(10);
 pub enum StopError {
     /// Somebody has it open.
     #[error(
-        "{} is in use by {users}: unmount or close it first, or stop it all the same with `ublk-bpf stop {id} --force`, which fails its I/O",
+        "{} is in use by {users}: unmount or close it first, or fail its I/O with `ublk-bpf stop {id} --force`",
         id.disk_name()
     )]
     InUse {
@@ -35,13 +35,13 @@ pub enum StopError {
     },
     /// A start goes on although it was asked to end.
     #[error(
-        "a start by process {} has not ended within {} s: end it by SIGKILL, then stop what it left",
+        "process {} has not cancelled its start within {} s: kill it with SIGKILL, then run `ublk-bpf stop --all` again",
         .0.iter().map(u32::to_string).collect::<Vec<_>>().join(", "), START_PATIENCE.as_secs()
     )]
     StartGoesOn(Vec<u32>),
     /// Its disk is gone but its server goes on.
     #[error(
-        "the server of {} has not let go of it within {} s: look at its log, {}, and end it, with all of its devices, by SIGKILL",
+        "the server of {} has not released it within {} s: see its log, {}; to end it with all of its devices, kill it with SIGKILL",
         .0.disk_name(), PATIENCE.as_secs(), logs::log_path(*.0).display()
     )]
     Stuck(DeviceId),

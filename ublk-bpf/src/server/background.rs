@@ -23,7 +23,7 @@ pub enum BackgroundError {
     #[error("the server ended before it was ready: see {}", .0.display())]
     Silent(PathBuf),
     /// A signal came before the server could say so itself.
-    #[error("asked to stop before any device was made")]
+    #[error("stopped by a signal before any device was made")]
     Interrupted,
     /// This user, or this kernel, can have no devices.
     #[error(transparent)]
@@ -73,7 +73,7 @@ pub fn run_in_background(
                 .and_then(|()| replace_standard_files(&null, &log))
                 .and_then(|()| std::env::set_current_dir("/"));
             if let Err(error) = detached {
-                tracing::warn!("not wholly in the background: {error}");
+                tracing::warn!("cannot detach completely: {error}");
             }
             let start = Begun {
                 start,

@@ -43,7 +43,7 @@ pub enum CacheError {
     /// A device with it would have larger blocks than its backing.
     #[error(
         "cache {device}: has blocks of {block} bytes and the backing of {backing}: a file system made on the backing \
-         alone may not mount with it: give a cache with smaller blocks, or ask for larger ones by --logical-block {block}"
+         alone may not mount with it: use a cache with smaller blocks, or set --logical-block {block}"
     )]
     LargerBlocks {
         /// The cache device.
@@ -55,18 +55,18 @@ pub enum CacheError {
     },
     /// There is nothing to copy.
     #[error(
-        "null: keeps nothing that could be cached: give a file, a block device or mem:SIZE as backing, or no cache"
+        "null: stores nothing that could be cached: use a file, a block device or mem:SIZE as backing, or no cache"
     )]
     Null,
     /// A null device as cache.
-    #[error("null: keeps nothing and cannot be a cache: give a file, a block device or mem:SIZE")]
+    #[error("null: stores nothing and cannot be a cache: give a file, a block device or mem:SIZE")]
     NullCache,
     /// It cannot be written.
-    #[error("the cache {0} can only be read: give one that can be written")]
+    #[error("the cache {0} is read-only: give a writable one")]
     ReadOnly(String),
     /// The index would be too large.
     #[error(
-        "a device of {size} has too many blocks of {block} for a cache, which indexes less than 2^32: take larger ones by --cache-block"
+        "a device of {size} has too many cache blocks of {block}; the limit is 2^32: set a larger --cache-block"
     )]
     TooManyBlocks {
         /// The device's size.
@@ -76,7 +76,7 @@ pub enum CacheError {
     },
     /// More writes could be in flight than a block can count.
     #[error(
-        "{queues} queues of depth {depth} are more than the {most} tags that a device with a cache can have"
+        "{queues} queues of depth {depth} exceed the {most} tags of a device with a cache: set fewer --queues or a lower --depth"
     )]
     TooManyTags {
         /// Queues.
@@ -87,7 +87,7 @@ pub enum CacheError {
         most: u32,
     },
     /// The cache that is to be recovered is another one.
-    #[error("the cache is {found} and was {wanted}: bring that back, or stop the device")]
+    #[error("the cache is {found} and was {wanted}: restore it, or stop the device")]
     Changed {
         /// What it was.
         wanted: String,
@@ -95,10 +95,10 @@ pub enum CacheError {
         found: String,
     },
     /// What was written cannot be made durable.
-    #[error("cannot make durable what the cache is a copy of: {0}")]
+    #[error("cannot sync the backing of the cache: {0}")]
     Sync(std::io::Error),
     /// The backing cannot be told from others.
-    #[error("cannot find out which backing the cache is for: {0}")]
+    #[error("cannot identify the backing of the cache: {0}")]
     Identity(std::io::Error),
 }
 
@@ -220,7 +220,7 @@ impl CacheDevice {
         let storage = self.backend.storage();
         let was = before.storage.as_ref().zip(storage.as_ref());
         if was.is_some_and(|(was, is)| !was.is_same_as(is)) {
-            found.push_str(", which is attached to something else than it was");
+            found.push_str(", which is attached to different storage than before");
         } else if found == before.identity && self.layout.slots == before.slots {
             return Ok(());
         }
@@ -246,7 +246,7 @@ impl CacheDevice {
             }
             Opened::Unproven { entries, reason } => {
                 tracing::warn!(
-                    "each block in the cache {} is compared before its first hit, for its backing {reason}",
+                    "each block in the cache {} is verified before its first hit: its backing {reason}",
                     self.options.device
                 );
                 let trust = Trust::ToVerify;
@@ -435,7 +435,7 @@ impl<'a> RunningCache<'a> {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its thread panicked".to_owned(),
         };
-        tracing::error!("the promoter has ended: {why}");
+        tracing::error!("promotion stopped: {why}");
         self.cache.detach(CacheFailure {
             during: "promoting to",
             errno: Errno::EIO,
@@ -458,7 +458,7 @@ impl<'a> RunningCache<'a> {
                 heat,
             });
         if let Err(error) = self.device.save(self.backing, entries) {
-            tracing::warn!("the next server finds the cache empty: {error}");
+            tracing::warn!("the next server will start with an empty cache: {error}");
         }
     }
 
@@ -471,7 +471,7 @@ impl<'a> RunningCache<'a> {
 /// Writes into the device's record that its cache is not used any more. The first cause stays.
 pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
     let why = format!("{failure}");
-    tracing::error!("the cache is not used any more: {why}");
+    tracing::error!("the cache is detached: {why}");
     // Others change the policy in it.
     let written = Lock::change_policy(record.id()).and_then(|_lock| {
         let mut record = Record::read(record.id())?;
@@ -482,6 +482,6 @@ pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
         record.write()
     });
     if let Err(error) = written {
-        tracing::error!("cannot tell others so: {error}");
+        tracing::error!("cannot record that the cache is detached: {error}");
     }
 }

@@ -75,14 +75,14 @@ impl<'c> Claim<'c> {
         let info = &self.info;
         if info.queues < options.queues {
             tracing::warn!(
-                "{} queues were asked for; this machine's number of CPUs allows {}",
+                "{} queues were asked for; the number of CPUs limits them to {}",
                 options.queues,
                 info.queues
             );
         }
         if info.depth > options.depth {
             tracing::warn!(
-                "a depth of {} was asked for; {MIN_BATCH_DEPTH} is the least in batch mode",
+                "a depth of {} was asked for; batch mode needs at least {MIN_BATCH_DEPTH}",
                 options.depth
             );
         }

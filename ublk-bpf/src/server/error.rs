@@ -22,8 +22,8 @@ pub enum ServeError {
     Missing(#[from] Missing),
     /// A device that waits is not what is to be served on its backing.
     #[error(
-        "{} waits for a server and was made {was}, not {asked}: ask for the same, serve it as it was with `ublk-bpf run --recover \
-         {id}`, or give it up with `ublk-bpf stop {id}`",
+        "{} waits for a server and was made {was}, not {asked}: give the same options, recover it with `ublk-bpf run --recover \
+         {id}`, or remove it with `ublk-bpf stop {id}`",
         id.disk_name()
     )]
     Otherwise {
@@ -45,7 +45,7 @@ pub enum ServeError {
     Record(#[from] RecordError),
     /// There is nothing to recover.
     #[error(
-        "{} is not waiting for a server (it is {state}): only a device made with --recovery whose server died can be recovered",
+        "{} is not waiting for a server (it is {state}): only a device that was made with --recovery and whose server died can be recovered",
         id.disk_name()
     )]
     NotWaiting {
@@ -56,7 +56,7 @@ pub enum ServeError {
     },
     /// What its bytes are on is not what it was made on.
     #[error(
-        "{} cannot be recovered: {backing} is not what the device was made on: {difference}: bring that back, or stop the device",
+        "{} cannot be recovered: {backing} has changed since the device was made: {difference}: restore it, or stop the device",
         id.disk_name()
     )]
     Changed {
@@ -90,7 +90,9 @@ pub enum ServeError {
         limit: String,
     },
     /// Memory cannot be recovered.
-    #[error("memory is gone with its server: --recovery needs a file or a block device as backing")]
+    #[error(
+        "a memory backing does not outlive its server: --recovery needs a file or a block device as backing"
+    )]
     Forgetful,
     /// The system refused.
     #[error("cannot {what}: {source}")]
@@ -104,7 +106,7 @@ pub enum ServeError {
     #[error("{0}")]
     NotReady(String),
     /// A queue failed.
-    #[error("{0}; the device is gone")]
+    #[error("{0}; the device was removed")]
     Failed(String),
     /// A queue failed, or the device was taken away, and it is to be recovered.
     #[error("{why}; {} waits for `ublk-bpf run --recover {id}`", id.disk_name())]
@@ -125,10 +127,10 @@ pub enum ServeError {
         error: Box<ServeError>,
     },
     /// A signal came too early.
-    #[error("asked to stop before {} ready", match .0 { 1 => "the device was".to_owned(), of => format!("all {of} devices were") })]
+    #[error("stopped by a signal before {} ready", match .0 { 1 => "the device was".to_owned(), of => format!("all {of} devices were") })]
     Interrupted(usize),
     /// Devices of a process failed, each of which was told when it did.
-    #[error("{failed} of {of} devices have failed")]
+    #[error("{failed} of {of} devices failed")]
     SomeFailed {
         /// How many failed.
         failed: usize,

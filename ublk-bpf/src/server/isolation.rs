@@ -20,11 +20,11 @@ pub(super) fn isolate() {
     match leave_mounts() {
         Ok(kept) if kept.is_empty() => {}
         Ok(kept) => tracing::warn!(
-            "the server cannot leave {}: a file system unmounted there stays in use until the server ends",
+            "the server cannot detach {} from its mount namespace: a file system unmounted there stays in use until the server ends",
             in_words(&kept)
         ),
         Err(error) => tracing::warn!(
-            "cannot have mounts of its own: {error}: unmount the device before the server is stopped, or it cannot end; file systems unmounted elsewhere may stay in use until then"
+            "cannot create a mount namespace: {error}: unmount the device before you stop the server, or it cannot end; file systems that are unmounted elsewhere may stay in use until then"
         ),
     }
     if let Err(error) = process::refuse_oom_killer() {
@@ -50,7 +50,7 @@ fn lock_all_memory() {
         return;
     }
     match memory::lock_all_memory() {
-        Ok(()) => tracing::info!("all memory of the server is locked, and what it takes later"),
+        Ok(()) => tracing::info!("all memory of the server is locked, present and future"),
         Err(error) => tracing::warn!("cannot lock the server's memory: {error}: do not swap to this device"),
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn lock_present_memory() {
     }
     match memory::lock_present_memory() {
         Ok(amount) => tracing::warn!(
-            "RLIMIT_MEMLOCK is {} KiB and CAP_IPC_LOCK is missing: {} of the server's {} KiB are locked, and nothing that it takes later: do not swap to this device",
+            "RLIMIT_MEMLOCK is {} KiB and CAP_IPC_LOCK is missing: {} of the server's {} KiB are locked, and no later allocation: do not swap to this device",
             amount.limit >> 10,
             amount.locked >> 10,
             amount.present >> 10

@@ -74,7 +74,7 @@ impl OrphanedDevice {
         let device = Self::open(control, id, opening)?;
         check_described(&device.before, wanted)?;
         tracing::info!(
-            "{} is served again, with the options it was made with",
+            "{} is recovered with the options it was made with",
             id.disk_name()
         );
         Ok(device)
@@ -85,7 +85,7 @@ impl OrphanedDevice {
         let classifier = match Classifier::reopen(spec) {
             Ok(classifier) => classifier,
             Err(error) => {
-                tracing::warn!("{error}: loading the classifier afresh");
+                tracing::warn!("{error}: loading a new classifier");
                 let mut classifier = Classifier::load(spec)?;
                 classifier.leave_pinned();
                 classifier
@@ -109,7 +109,7 @@ impl Device for OrphanedDevice {
         if self.options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
             // Data matters more than advice about it.
             if let Err(error) = self.policy.and_then(|policy| policy::swap(&spec.disk, &policy)) {
-                tracing::warn!("{error}: everything passes through until `ublk-bpf policy swap {id}`");
+                tracing::warn!("{error}: every request passes through until `ublk-bpf policy swap {id}`");
                 DEFAULT_POLICY.clone_into(&mut self.options.policy);
             }
         }
@@ -191,7 +191,10 @@ fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Res
     let difference = if backend.identity() != before.identity {
         format!("it is {} and was {}", backend.identity(), before.identity)
     } else if is_elsewhere(before.storage.as_ref(), backend) {
-        format!("{} is attached to something else than it was", backend.identity())
+        format!(
+            "{} is attached to different storage than before",
+            backend.identity()
+        )
     } else if facts.sectors < before.sectors {
         format!(
             "it has {} and had {}",
@@ -205,11 +208,11 @@ fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Res
         )
     } else if facts.memory_align > promised.dma_alignment {
         format!(
-            "it wants memory aligned to {} bytes and wanted {}",
+            "it needs memory aligned to {} bytes and needed {}",
             facts.memory_align, promised.dma_alignment
         )
     } else if facts.read_only && !promised.read_only {
-        "it can only be read now".to_owned()
+        "it is read-only now".to_owned()
     } else if facts.volatile_cache && !promised.volatile_cache {
         "it has a volatile cache now".to_owned()
     } else {
@@ -229,7 +232,7 @@ fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeE
     if let Some(asked) = wanted.id.filter(|&asked| asked != id) {
         return otherwise(format!("with id {id}"), format!("with id {asked}"));
     }
-    let writes = |read_only| if read_only { "read-only" } else { "to be written" }.to_owned();
+    let writes = |read_only| if read_only { "read-only" } else { "writable" }.to_owned();
     if before.read_only != wanted.read_only {
         return otherwise(writes(before.read_only), writes(wanted.read_only));
     }

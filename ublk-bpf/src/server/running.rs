@@ -62,7 +62,7 @@ impl End {
     pub(super) fn say(self, id: DeviceId, recovery: Recovery) {
         if self == Self::Left {
             log::say(format_args!(
-                "{} waits for a server, and requests {}: serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
+                "{} waits for a server; requests {}: recover it with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
                 id.disk_name(),
                 recovery.meanwhile()
             ));
@@ -191,7 +191,7 @@ impl RunningDevice<'_> {
         let (end, needed) = (files.ends().backing(), self.record.sectors * SECTOR_SIZE);
         if end < needed {
             tracing::error!(
-                "{}: the backing {} was truncated to {end} of {needed} bytes by another program: what was behind them is lost, and requests there fail from now on",
+                "{}: the backing {} was truncated to {end} of {needed} bytes by another program: the data behind them is lost, and requests for it will fail",
                 self.info.id.disk_name(),
                 self.record.backing
             );
@@ -208,7 +208,7 @@ impl RunningDevice<'_> {
         let path = format!("/sys/block/{}/queue/wbt_lat_usec", self.info.id.disk_name());
         // A kernel without it throttles nobody.
         if let Err(error) = std::fs::write(&path, latency.to_string()) {
-            tracing::debug!("write-back stays throttled as it is: {path}: {error}");
+            tracing::debug!("cannot set the writeback throttling: {path}: {error}");
         }
     }
 
@@ -255,7 +255,7 @@ impl RunningDevice<'_> {
         match result {
             Err(error) if error.errno() == Some(Errno::EBUSY) => {
                 log::say(format_args!(
-                    "{} is still in use by {}: unmount or close it and ask again; to ask again now stops it all the same, and fails its I/O",
+                    "{} is in use by {}: unmount or close it and signal again; another signal now stops it and fails its I/O",
                     id.disk_name(),
                     users::in_words(id)
                 ));

@@ -206,7 +206,9 @@ fn prepare_process() {
     panics::prepare();
     // From here on there are threads; the log's must not hold the mounts that were left.
     if let Err(error) = log::write_in_background() {
-        tracing::warn!("no thread for the log: {error}: a device waits while its log cannot be written");
+        tracing::warn!(
+            "cannot start the log thread: {error}: a device stalls while its log cannot be written"
+        );
     }
 }
 
