@@ -88,3 +88,19 @@ fn binary() -> &'static Path {
         profile.join("ublk-bpf")
     })
 }
+
+/// Checks that the command fails with this status and exactly this line.
+pub fn refused(folder: &Path, args: &[&str], status: i32, line: &str) {
+    let outcome = run_in(folder, args);
+    assert_eq!(outcome.stderr, format!("ublk-bpf: {line}\n"), "{args:?}");
+    assert_eq!(
+        (outcome.status, outcome.stdout.as_str()),
+        (status, ""),
+        "{args:?}"
+    );
+}
+
+/// Checks that the command refuses its command line with exactly this line.
+pub fn wrong_usage(args: &[&str], line: &str) {
+    refused(Path::new("."), args, 2, line);
+}
