@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::serve::{Ready, Start, serve_started};
+use super::life::Ready;
+use super::serve::{Start, serve_started};
 use crate::control::Control;
 use crate::log;
 use crate::registry::lock::Lock;

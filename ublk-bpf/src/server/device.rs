@@ -3,13 +3,11 @@
 //! Each step is undone by the drop of what it returned, in the reverse order: a failure anywhere leaves nothing
 //! behind, and a clean stop is the same way back.
 
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedReceiver;
-
 use super::cache::{self, CacheDevice, CacheError, MapOrigin, RunningCache};
 use super::claim::Claim;
-use super::running::{End, RunningDevice};
-use super::{Ready, ServeError};
+use super::error::ServeError;
+use super::life::{Device, End, Host};
+use super::running::RunningDevice;
 use crate::backend::{Backend, Kind, NullReads};
 use crate::control::{Control, DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, Policy, WrittenSpec};
@@ -19,23 +17,6 @@ use crate::registry::{DeviceOptions, Record, Role};
 
 /// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
 const WRITTEN_SHIFT: u32 = 16;
-
-/// A device that can be started: everything is open that is named by paths.
-pub(super) trait Device: Send + 'static {
-    /// Its whole life, on a thread of its own.
-    fn live(self, host: Host<'_>) -> Result<(), ServeError>;
-}
-
-/// What a device has of its process.
-pub(super) struct Host<'p> {
-    pub(super) control: &'p Control,
-    /// The main thread's, which drives it.
-    pub(super) runtime: Handle,
-    /// One for each signal. Closed: the device is to go, whoever uses it.
-    pub(super) asked: UnboundedReceiver<()>,
-    /// To be called once, when requests are served.
-    pub(super) ready: &'p dyn Fn(Ready),
-}
 
 /// A device that is to be made.
 pub(super) struct NewDevice {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use super::ServeError;
+use super::error::ServeError;
 use crate::sys::process::{self, Capability};
 
 /// Open files of a process while it starts a device, beside what belongs to its devices: standard files, the signals'

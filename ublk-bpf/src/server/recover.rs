@@ -7,9 +7,10 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{CacheDevice, MapOrigin, RunningCache};
 use super::claim::Claim;
-use super::device::{Device, Host, classifier_spec, mark_data, open_devices};
+use super::device::{classifier_spec, mark_data, open_devices};
 use super::error::ServeError;
-use super::running::{End, RunningDevice};
+use super::life::{Device, End, Host};
+use super::running::RunningDevice;
 use crate::backend::{Backend, Size, Spec, Storage};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::errno::Errno;

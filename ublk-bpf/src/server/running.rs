@@ -9,9 +9,10 @@ use std::time::Duration;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{self, RunningCache};
-use super::device::Host;
+use super::error::ServeError;
+use super::life::{End, Host, Ready};
 use super::queues::{Queues, Shared};
-use super::{Ready, ServeError, limits, panics};
+use super::{limits, panics};
 use crate::backend::Backend;
 use crate::cache::Mode;
 use crate::control::{
@@ -45,29 +46,6 @@ pub(super) struct RunningDevice<'a> {
     pub(super) record: Record,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
-}
-
-/// How a device's service came to its end, where nothing failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// The block device is gone; the rest is to be removed.
-    Stopped,
-    /// The device waits for another server.
-    Left,
-}
-
-impl End {
-    /// Says what has become of the device, to who is at the terminal or reads the log: not a matter of the log's level. One
-    /// that is removed needs no words.
-    pub(super) fn say(self, id: DeviceId, recovery: Recovery) {
-        if self == Self::Left {
-            log::say(format_args!(
-                "{} waits for a server; requests {}: recover it with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
-                id.disk_name(),
-                recovery.meanwhile()
-            ));
-        }
-    }
 }
 
 /// How the kernel gets to know that the queues are ready.

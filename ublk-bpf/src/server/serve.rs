@@ -9,13 +9,14 @@ use std::thread::{self, Scope};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::device::{Device, Host, NewDevice};
+use super::device::NewDevice;
+use super::error::ServeError;
 use super::isolation::{isolate, lock_present_memory, protect_thread};
+use super::life::{Device, Host, Ready};
+use super::limits;
 use super::panics;
 use super::recover::OrphanedDevice;
 use super::signals::StopSignals;
-use super::{ServeError, limits};
-use crate::backend::Kind;
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
@@ -62,15 +63,6 @@ impl Start {
         let devices = vec![Recipe::Recover(id)];
         Self { devices }
     }
-}
-
-/// A device that has just become ready.
-#[derive(Clone, Debug)]
-pub struct Ready {
-    /// What others find about it.
-    pub record: Record,
-    /// What its bytes are on.
-    pub kind: Kind,
 }
 
 /// Serves devices until the last of them has ended, each by itself: by another process, by a failure, or with all

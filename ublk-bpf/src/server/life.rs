@@ -1,0 +1,58 @@
+//! The life of a device in its process: what it is given, and how it ends.
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::error::ServeError;
+use crate::backend::Kind;
+use crate::control::{Control, DeviceId, Recovery};
+use crate::log;
+use crate::registry::Record;
+
+/// A device that can be started: everything that options name by path is open.
+pub(super) trait Device: Send + 'static {
+    /// Runs the device from start to end, on a thread of its own.
+    fn live(self, host: Host<'_>) -> Result<(), ServeError>;
+}
+
+/// What the process gives a device.
+pub(super) struct Host<'p> {
+    pub(super) control: &'p Control,
+    /// The runtime of the main thread, which drives it.
+    pub(super) runtime: Handle,
+    /// One message per signal. Closed: remove the device, even if it is in use.
+    pub(super) asked: UnboundedReceiver<()>,
+    /// To be called once, when the device serves requests.
+    pub(super) ready: &'p dyn Fn(Ready),
+}
+
+/// A device that has become ready.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Its record, as other commands read it.
+    pub record: Record,
+    /// The kind of its backing.
+    pub kind: Kind,
+}
+
+/// How a device ended, if nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The block device was removed; the caller removes the rest.
+    Stopped,
+    /// The device waits for another server.
+    Left,
+}
+
+impl End {
+    /// Prints that the device waits, whatever the log level. A device that was removed needs no message.
+    pub(super) fn say(self, id: DeviceId, recovery: Recovery) {
+        if self == Self::Left {
+            log::say(format_args!(
+                "{} waits for a server; requests {}: recover it with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`",
+                id.disk_name(),
+                recovery.meanwhile()
+            ));
+        }
+    }
+}
