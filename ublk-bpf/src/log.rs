@@ -1,7 +1,7 @@
 //! Log lines, on standard error: the terminal in the foreground, the log file in the background.
 //!
 //! A log never fails a device. A line that cannot be written (the file system is full, the terminal or the reader of a
-//! pipe has gone) is dropped. In a server a thread of its own writes the lines ([`write_in_background`]), so a reader
+//! pipe has gone) is dropped. In a server a separate thread writes the lines ([`write_in_background`]), so a reader
 //! that stalls, or a file system that waits for this server's device, holds up that thread and no other.
 
 use std::fmt::Display;
@@ -19,7 +19,7 @@ const MAX_WAITING: usize = 1024;
 /// How long a server that ends waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The way to the thread that writes. None: whoever has a line writes it.
+/// Sends to the thread that writes. Unset: the calling thread writes.
 static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
 /// Lines dropped since the last one was written.
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -56,7 +56,7 @@ pub fn say(line: impl Display) {
     let _ = Log.write(format!("ublk-bpf: {line}\n").as_bytes());
 }
 
-/// Leaves the writing to a thread from now on. Once it has been started, the process must not fork.
+/// Starts the thread that writes from now on. Once it has been started, the process must not fork.
 ///
 /// # Errors
 /// If the process can have no more threads; lines are written as before then.
@@ -97,7 +97,7 @@ fn write_all(messages: &Receiver<Message>) {
                 }
                 write_now(&line);
             }
-            // The one who waits may have given up.
+            // The caller may have timed out.
             Message::Flush(done) => drop(done.send(())),
         }
     }

@@ -200,7 +200,7 @@ fn an_id_in_use_and_invalid_parameters_are_refused() {
         extra: Features::RECOVERY_REISSUE,
         ..quiet()
     };
-    assert!(said(ublk.control.add(&nonsense)).contains("does not take this combination"));
+    assert!(said(ublk.control.add(&nonsense)).contains("refuses this combination"));
     ublk.control.delete(added.id).unwrap();
 }
 
@@ -321,17 +321,19 @@ fn a_device_starts_resizes_and_stops() {
     wait_for_block_device(id, SOON).unwrap();
     let info = wait_for(control, id, State::Live);
     assert_eq!(info.server, Some(me));
-    assert!(said(control.start(id, me)).contains("it is started already"));
-    assert!(said(control.set_params(&device, &Params::new(4096))).contains("parameters are set before that"));
-    assert!(said(control.start_recovery(id)).contains("it was not made to be recovered"));
-    assert!(said(control.quiesce(id, SOON)).contains("it was not made to be recovered"));
+    assert!(said(control.start(id, me)).contains("it is already started"));
+    assert!(
+        said(control.set_params(&device, &Params::new(4096))).contains("parameters must be set before that")
+    );
+    assert!(said(control.start_recovery(id)).contains("it was made without recovery"));
+    assert!(said(control.quiesce(id, SOON)).contains("it was made without recovery"));
 
     control.update_size(id, 4096).unwrap();
     let size = read_to_string(format!("/sys/block/{}/size", id.disk_name())).unwrap();
     assert_eq!(size.trim(), "4096");
 
     let opened = File::open(id.block_path()).unwrap();
-    assert!(said(control.try_stop(id)).contains("somebody has it open; unmount or close it first"));
+    assert!(said(control.try_stop(id)).contains("it is in use; unmount or close it first"));
     drop(opened);
     control.try_stop(id).unwrap();
     assert_eq!(control.info(id).unwrap().state, State::Dead);
@@ -441,7 +443,7 @@ fn a_missing_device_is_named() {
     let ublk = ublk();
     let id = DeviceId::new(4242).unwrap();
     let control = &ublk.control;
-    let none = "there is no such device; `ublk-bpf list` shows those that are";
+    let none = "there is no such device; see `ublk-bpf list`";
     assert_eq!(
         said(control.info(id)),
         format!("cannot ask for the state of device 4242: {none} (GET_DEV_INFO: ENODEV)")

@@ -34,7 +34,7 @@ pub struct Shape {
     pub slots: u32,
     /// Byte of the cache device where the first slot is.
     pub data_offset: u64,
-    /// What writes do to cached blocks.
+    /// How writes treat cached blocks.
     pub mode: Mode,
 }
 

@@ -1,4 +1,4 @@
-//! What several subcommands take.
+//! Arguments that several subcommands share.
 
 use clap::Args;
 

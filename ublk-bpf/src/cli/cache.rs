@@ -57,11 +57,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Opens the file or block device for reading, whoever uses it.
+/// Opens the file or block device for reading, even if it is in use.
 fn open(path: &Path) -> anyhow::Result<File> {
     let file = OpenOptions::new()
         .read(true)
-        // Opening a pipe would wait for somebody to write to it.
+        // Opening a pipe would block until it has a writer.
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .context("cannot open it")?;

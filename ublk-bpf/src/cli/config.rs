@@ -149,7 +149,7 @@ settings! {
 /// A configuration of a thousand devices has 100 KiB.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Reads a file, which may be a pipe, and may go on for ever.
+/// Reads a file, which may be a pipe or endless.
 fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let file = File::open(path)?;

@@ -1,4 +1,4 @@
-//! Which devices `run` is asked for: the command line before a device's table before what all tables share.
+//! The devices that `run` is asked for: the command line overrides a device's table, which overrides the shared names.
 
 use std::mem::take;
 
@@ -13,7 +13,7 @@ use crate::policy::{Builtin, DEFAULT_POLICY, DEFAULT_POLICY_MEMORY, PolicyError,
 use crate::registry::{CacheOptions, DeviceOptions};
 use crate::server::ServeError;
 
-/// What a device is made of when nothing is said.
+/// The defaults of a device.
 const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);
 const DEFAULT_QUEUES: u16 = 1;
 const DEFAULT_DEPTH: u16 = 128;
@@ -55,7 +55,7 @@ pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<
     tables.into_iter().enumerate().map(merge).collect()
 }
 
-/// A device's options, with the defaults where nothing is said.
+/// A device's options, with defaults for those not given.
 fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
     let cache = cache(&said)?;
     let default_policy = match &cache {
@@ -85,7 +85,7 @@ fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
     absolute(options)
 }
 
-/// The cache's options, if there is to be one.
+/// The options of the cache, if one is wanted.
 fn cache(said: &Settings) -> anyhow::Result<Option<CacheOptions>> {
     let Some(device) = said.cache.clone() else {
         return said

@@ -1,4 +1,4 @@
-//! How the command says that something went wrong: one line.
+//! How the command reports an error: one line.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 use super::output::OutputError;
 use crate::log;
 
-/// A wrong command line that clap cannot see by itself: exit status 2.
+/// A wrong command line that clap does not detect: exit status 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Usage(pub(super) String);
@@ -16,7 +16,7 @@ pub(super) struct Usage(pub(super) String);
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Nobody is left to tell if standard output is closed.
+            // If standard output is closed, there is nowhere to report it.
             let _ = error.print();
             ExitCode::SUCCESS
         }
@@ -34,7 +34,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
 /// What a shell makes of a program that SIGPIPE ended.
 const UNREAD: u8 = 128 + 13;
 
-/// Prints why a command failed, with every cause. Nothing is wrong if the reader of its output has left.
+/// Prints why a command failed, with every cause. A closed pipe on standard output is not an error.
 pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
     if error.downcast_ref().is_some_and(OutputError::is_unread) {
         return ExitCode::from(UNREAD);
@@ -43,7 +43,7 @@ pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// An error and its causes in one line. A cause that an error tells in its own words already is not told again.
+/// An error and its causes in one line. A cause whose text is already part of the line is skipped.
 pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut told = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {

@@ -14,7 +14,7 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// What no device here is without.
+/// The features that every device of ublk-bpf needs.
 const NEEDED: Features = Features::SERVED.union(Features::SAFE_STOP);
 
 /// Prints every known feature.

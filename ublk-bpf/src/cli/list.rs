@@ -18,7 +18,7 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// Prints every device; one that cannot be read is told on standard error, and the rest is printed all the same.
+/// Prints every device. Errors of single devices go to standard error.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let control = Control::open().ok();
     let mut devices = Vec::new();

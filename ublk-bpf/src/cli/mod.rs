@@ -1,6 +1,6 @@
 //! The command line: one module a subcommand.
 //!
-//! What went wrong is told in one line on standard error that starts with `ublk-bpf:`. The exit status is 2 if
+//! An error is one line on standard error that starts with `ublk-bpf:`. The exit status is 2 if
 //! the command line itself is wrong and 1 for everything else.
 
 mod args;

@@ -167,7 +167,7 @@ fn change<T>(
     Record::read(device.id)?;
     let lock = Lock::change_policy(device.id)?;
     let mut record = Record::read(device.id).inspect_err(|error| {
-        // The device has ended meanwhile, and the lock's file with it: this one is new.
+        // The device has ended and removed the lock's file, so this file is a new one.
         if matches!(error, RecordError::Absent(_)) {
             lock.remove_file();
         }

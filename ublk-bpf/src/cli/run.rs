@@ -103,7 +103,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says what is ready. The devices serve whether or not this is read.
+/// Prints what is ready. The devices are served even if it cannot be printed.
 fn print_ready(lines: &str) {
     if let Err(error) = print_line(lines) {
         tracing::warn!("{error}");

@@ -86,7 +86,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// What should not be done with such a device, and is.
+/// Warnings about how the device is used.
 fn warnings(status: &Status, users: &[String]) -> Vec<String> {
     let is_memory = |device: &str| device.starts_with("mem:");
     let takes_memory = is_memory(&status.backing)
@@ -108,7 +108,7 @@ fn is_swap(user: &str) -> bool {
     user == "swap" || user.ends_with(" as swap")
 }
 
-/// What is to be known of the cache, in a line.
+/// The cache, in one line.
 fn cache(status: &Status) -> String {
     let Some(cache) = &status.cache else {
         return "none".to_owned();

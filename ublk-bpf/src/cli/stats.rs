@@ -12,7 +12,7 @@ use crate::registry::Record;
 use crate::sys::bpf::count_run_time;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// To the top left corner, and everything below it away.
+/// Moves the cursor to the top left corner and clears the screen below it.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Show statistics: what the classifier decided and what the server did
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The counts an interval later, with the run time meanwhile.
+/// The counters an interval later, with the run time in between.
 fn next(disk: &Disk, before: &Stats) -> anyhow::Result<Stats> {
     std::thread::sleep(INTERVAL);
     let mut stats = observe::stats(disk)?;

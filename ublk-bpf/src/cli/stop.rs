@@ -25,7 +25,7 @@ pub(super) struct Args {
     force: bool,
 }
 
-/// Stops one device, or all of them, each whatever becomes of the others.
+/// Stops one device or all of them. A failure of one does not keep the others from being stopped.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let control = Control::open()?;
     if let Some(id) = args.id {

@@ -9,7 +9,7 @@ use crate::sys::uapi;
 /// A command of `/dev/ublk-control`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Tell what the driver can do.
+    /// Report the features of the driver.
     GetFeatures,
     /// Make a device.
     Add,
@@ -27,9 +27,9 @@ pub enum Command {
     Delete,
     /// Delete it without waiting until its id is free.
     DeleteAsync,
-    /// Tell what it is.
+    /// Report its state.
     GetInfo,
-    /// Tell what it is, given its character device's path.
+    /// Report its state, given the path of its character device.
     GetInfoByPath,
     /// Begin to give it a new server.
     StartRecovery,
@@ -102,7 +102,7 @@ impl Command {
         }
     }
 
-    /// How long it may take. Those that only look wait for nobody; the others wait for a mutex, for queues to be
+    /// How long it may take. Those that only read do not wait; the others wait for a mutex, for queues to be
     /// ready, or for requests in flight to end.
     pub(super) fn patience(self) -> Duration {
         Duration::from_secs(match self {
@@ -131,7 +131,7 @@ impl Command {
     pub(super) fn meaning(self, errno: Errno) -> Option<&'static str> {
         self.own_meaning(errno).or(match errno {
             Errno::EPERM | Errno::EACCES => Some("it needs CAP_SYS_ADMIN; run as root"),
-            Errno::ENODEV => Some("there is no such device; `ublk-bpf list` shows those that are"),
+            Errno::ENODEV => Some("there is no such device; see `ublk-bpf list`"),
             Errno::EOPNOTSUPP => Some("this kernel's ublk does not know the command"),
             Errno::EINTR => Some("it was interrupted; try again"),
             Errno::ENOMEM => Some("the kernel has no memory for it"),
@@ -143,50 +143,48 @@ impl Command {
     fn own_meaning(self, errno: Errno) -> Option<&'static str> {
         Some(match (self, errno) {
             (Self::GetFeatures, Errno::EOPNOTSUPP | Errno::ENODEV | Errno::EINVAL) => {
-                "this kernel's ublk is too old to say; boot Linux 7.0 or later"
+                "this kernel's ublk is too old to report them; boot Linux 7.0 or later"
             }
             (Self::Add, Errno::EEXIST) => {
                 "its id is in use; choose another, or delete the device that has it"
             }
             (Self::Add, Errno::EINVAL) => {
-                "the kernel does not take this combination of queues, depth, flags and id"
+                "the kernel refuses this combination of queues, depth, flags and id"
             }
             (Self::Add, Errno::ENOSPC) => "every id is in use; delete a device",
             (Self::Add, Errno::ENOMEM) => {
-                "the kernel has no memory for its queues; choose fewer or less deep ones"
+                "the kernel has no memory for its queues; choose fewer queues or a lower depth"
             }
-            (Self::SetParams, Errno::EACCES) => "it has been started already; parameters are set before that",
-            (Self::SetParams, Errno::EINVAL) => "the kernel does not take the parameters",
+            (Self::SetParams, Errno::EACCES) => "it is already started; parameters must be set before that",
+            (Self::SetParams, Errno::EINVAL) => "the kernel refuses the parameters",
             (Self::Start, Errno::EINVAL) => {
                 "no parameters are set, or the process that was named as its server does not have its character \
                  device open"
             }
-            (Self::Start, Errno::EEXIST) => "it is started already",
+            (Self::Start, Errno::EEXIST) => "it is already started",
             (Self::Start, Errno::EBUSY) => {
                 "it is being stopped; its server has to close the character device first"
             }
             (Self::Start | Self::EndRecovery, Errno::EINTR) => {
                 "not every queue of its server has become ready"
             }
-            (Self::TryStop, Errno::EBUSY) => "somebody has it open; unmount or close it first",
+            (Self::TryStop, Errno::EBUSY) => "it is in use; unmount or close it first",
             (Self::TryStop | Self::Quiesce | Self::UpdateSize, Errno::ENODEV) => {
                 "it does not exist, or is not started"
             }
             (Self::Delete, Errno::EINTR) => {
-                "its server still has it open or mapped; it goes when the server ends"
+                "its server still has it open or mapped; it is deleted when the server ends"
             }
-            (Self::StartRecovery, Errno::EINVAL) => "it was not made to be recovered; delete it",
+            (Self::StartRecovery, Errno::EINVAL) => "it was made without recovery; delete it",
             (Self::StartRecovery, Errno::EBUSY) => {
                 "it is not waiting for a server; end its old one, or try again in a moment"
             }
             (Self::EndRecovery, Errno::EINVAL) => {
-                "it was not made to be recovered, or the process that was named as its server does not have its \
+                "it was made without recovery, or the process that was named as its server does not have its \
                  character device open"
             }
             (Self::EndRecovery, Errno::EBUSY) => "it is not waiting for a server",
-            (Self::Quiesce, Errno::EOPNOTSUPP) => {
-                "it was not made to be recovered, so it cannot be taken from its server"
-            }
+            (Self::Quiesce, Errno::EOPNOTSUPP) => "it was made without recovery, so it cannot be quiesced",
             (Self::Quiesce, Errno::EBUSY) => "its server did not give up its requests in time; try again",
             (
                 Self::Stop | Self::TryStop | Self::Delete | Self::GetParams | Self::UpdateSize,

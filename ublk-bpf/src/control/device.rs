@@ -77,7 +77,7 @@ impl FromStr for DeviceId {
     }
 }
 
-/// What becomes of a device without its server, and of the requests for it.
+/// What happens to a device without its server, and to the requests for it.
 ///
 /// In the kernel's words (`Documentation/block/ublk.rst`) these are no flag, `UBLK_F_USER_RECOVERY`, that with
 /// `UBLK_F_USER_RECOVERY_REISSUE`, and that with `UBLK_F_USER_RECOVERY_FAIL_IO`.
@@ -111,7 +111,7 @@ impl Recovery {
     /// Every one.
     pub const ALL: [Self; 4] = [Self::None, Self::Reissue, Self::FailInFlight, Self::FailAll];
 
-    /// What becomes of requests while the device waits for a server, as the end of a sentence about them.
+    /// What happens to requests while the device waits for a server, as the end of a sentence.
     #[must_use]
     pub const fn meanwhile(self) -> &'static str {
         match self {
@@ -149,7 +149,7 @@ pub struct AddDevice {
     pub depth: u16,
     /// Most bytes of a request: a multiple of the page size, up to 32 MiB (what a user-copy position can say).
     pub max_io_bytes: u32,
-    /// What becomes of it when its server dies.
+    /// What happens to it when its server dies.
     pub recovery: Recovery,
     /// Features on top of [`Features::SERVED`] and those of `recovery`.
     pub extra: Features,
@@ -319,7 +319,7 @@ impl DeviceInfo {
         })
     }
 
-    /// What becomes of the device when its server dies.
+    /// What happens to the device when its server dies.
     pub fn recovery(&self) -> Recovery {
         if self.flags.contains(Features::RECOVERY_REISSUE) {
             Recovery::Reissue

@@ -66,7 +66,7 @@ pub enum Error {
         device: Option<DeviceId>,
         /// How long it was waited for.
         after: Duration,
-        /// Whether the kernel gave it up. If not, it goes on there, and this process ends only when it does.
+        /// Whether the kernel cancelled it. If not, it continues there, and this process cannot end before it.
         cancelled: bool,
     },
 

@@ -34,7 +34,7 @@ bitflags::bitflags! {
         const AUTO_BUF_REG = uapi::UBLK_F_AUTO_BUF_REG;
         /// A live device can be taken from its server.
         const QUIESCE = uapi::UBLK_F_QUIESCE;
-        /// Each tag may have a task of its own.
+        /// Each tag may have its own task.
         const PER_IO_DAEMON = uapi::UBLK_F_PER_IO_DAEMON;
         /// Buffers can be registered from any task.
         const BUF_REG_OFF_DAEMON = uapi::UBLK_F_BUF_REG_OFF_DAEMON;
@@ -42,7 +42,7 @@ bitflags::bitflags! {
         const BATCH_IO = uapi::UBLK_F_BATCH_IO;
         /// Requests may carry integrity metadata.
         const INTEGRITY = uapi::UBLK_F_INTEGRITY;
-        /// A device can be stopped on the condition that nobody has it open.
+        /// A device can be stopped on the condition that it is not open.
         const SAFE_STOP = uapi::UBLK_F_SAFE_STOP_DEV;
         /// Partitions need not be scanned at start.
         const NO_PARTITION_SCAN = uapi::UBLK_F_NO_AUTO_PART_SCAN;

@@ -72,7 +72,7 @@ impl Control {
 
     /// Makes a device and its character device. It has no block device until it is [started](Control::start).
     ///
-    /// The answer tells the id and the number of queues that the kernel chose. A kernel that lacks a feature drops
+    /// The answer contains the id and the number of queues that the kernel chose. A kernel that lacks a feature drops
     /// its flag without a word: then the device is deleted and the feature named.
     pub fn add(&self, device: &AddDevice) -> Result<DeviceInfo, Error> {
         let raw = device.to_raw()?;
@@ -122,13 +122,13 @@ impl Control {
         self.command(Command::Start, id, server.into())
     }
 
-    /// Removes the block device, whoever has it open; waits for requests in flight, which the server must still
-    /// complete. A device that is not started is left as it is.
+    /// Removes the block device even if it is open; waits for requests in flight, which the server must still
+    /// complete. A device that is not started is not changed.
     pub fn stop(&self, id: DeviceId) -> Result<(), Error> {
         self.command(Command::Stop, id, 0)
     }
 
-    /// Removes the block device unless somebody has it open (then the error's errno is EBUSY). Linux >= 7.0.
+    /// Removes the block device unless it is open (then the error's errno is EBUSY). Linux >= 7.0.
     pub fn try_stop(&self, id: DeviceId) -> Result<(), Error> {
         self.command(Command::TryStop, id, 0)
     }
@@ -169,7 +169,7 @@ impl Control {
         })
     }
 
-    /// Every ublk device there is, by id, whoever made it.
+    /// Every ublk device of the system, by id.
     pub fn list(&self) -> Result<Vec<DeviceInfo>, Error> {
         let mut devices = Vec::new();
         for id in ids_in(Path::new(CLASS_PATH))? {

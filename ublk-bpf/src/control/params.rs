@@ -1,4 +1,4 @@
-//! What a device tells the block layer about itself.
+//! The parameters of a device, as the block layer gets them.
 
 use crate::sys::process::page_size;
 use crate::sys::uapi::{
@@ -13,7 +13,7 @@ const MAX_BLOCK: u32 = 256 << 20;
 /// What the driver takes where nothing is said, in bytes.
 const DEFAULT_DMA_ALIGNMENT: u32 = 4;
 
-/// What a device tells the block layer about itself.
+/// The parameters of a device, as the block layer gets them.
 ///
 /// The kernel answers each wrong value with the same EINVAL; [`Params::check`] finds it first and says which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -322,7 +322,7 @@ pub enum InvalidParams {
 /// Parameters from the kernel that make no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MalformedParams {
-    /// Nobody has set them yet.
+    /// They have not been set yet.
     #[error("the device has no parameters yet")]
     NotSet,
     /// A size that no device has.

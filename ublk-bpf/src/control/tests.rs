@@ -1,4 +1,4 @@
-//! The control plane over a driver that answers as it is told.
+//! The control plane over a scripted driver.
 
 use std::sync::{Arc, Mutex};
 
@@ -198,7 +198,7 @@ fn refusals_are_told_in_words() {
         (
             |c| c.features().map(drop),
             EOPNOTSUPP,
-            "cannot ask ublk for its features: this kernel's ublk is too old to say; boot Linux 7.0 or later (GET_FEATURES: EOPNOTSUPP)",
+            "cannot ask ublk for its features: this kernel's ublk is too old to report them; boot Linux 7.0 or later (GET_FEATURES: EOPNOTSUPP)",
         ),
         (
             start,
@@ -208,27 +208,27 @@ fn refusals_are_told_in_words() {
         (
             start,
             EEXIST,
-            "cannot start device 3: it is started already (START_DEV: EEXIST)",
+            "cannot start device 3: it is already started (START_DEV: EEXIST)",
         ),
         (
             start,
             ENODEV,
-            "cannot start device 3: there is no such device; `ublk-bpf list` shows those that are (START_DEV: ENODEV)",
+            "cannot start device 3: there is no such device; see `ublk-bpf list` (START_DEV: ENODEV)",
         ),
         (
             |c| c.stop(id(3)),
             ENODEV,
-            "cannot stop device 3: there is no such device; `ublk-bpf list` shows those that are (STOP_DEV: ENODEV)",
+            "cannot stop device 3: there is no such device; see `ublk-bpf list` (STOP_DEV: ENODEV)",
         ),
         (
             |c| c.try_stop(id(3)),
             EBUSY,
-            "cannot stop device 3: somebody has it open; unmount or close it first (TRY_STOP_DEV: EBUSY)",
+            "cannot stop device 3: it is in use; unmount or close it first (TRY_STOP_DEV: EBUSY)",
         ),
         (
             |c| c.delete(id(3)),
             EINTR,
-            "cannot delete device 3: its server still has it open or mapped; it goes when the server ends (DEL_DEV: EINTR)",
+            "cannot delete device 3: its server still has it open or mapped; it is deleted when the server ends (DEL_DEV: EINTR)",
         ),
         (
             |c| c.delete(id(3)),
@@ -238,7 +238,7 @@ fn refusals_are_told_in_words() {
         (
             recover,
             EINVAL,
-            "cannot begin the recovery of device 3: it was not made to be recovered; delete it (START_USER_RECOVERY: EINVAL)",
+            "cannot begin the recovery of device 3: it was made without recovery; delete it (START_USER_RECOVERY: EINVAL)",
         ),
         (
             recover,
@@ -253,7 +253,7 @@ fn refusals_are_told_in_words() {
         (
             |c| c.quiesce(id(3), Duration::ZERO),
             EOPNOTSUPP,
-            "cannot quiesce device 3: it was not made to be recovered, so it cannot be taken from its server (QUIESCE_DEV: EOPNOTSUPP)",
+            "cannot quiesce device 3: it was made without recovery, so it cannot be quiesced (QUIESCE_DEV: EOPNOTSUPP)",
         ),
         (
             |c| c.update_size(id(3), 8),

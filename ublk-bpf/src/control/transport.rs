@@ -30,7 +30,7 @@ impl Kernel {
         file.map(Self).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::NoDriver,
             io::ErrorKind::PermissionDenied => Error::NoPermission,
-            // The node is left over, but nothing is behind it.
+            // The node exists, but there is no driver behind it.
             _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::NoDriver,
             _ => Error::Open(error),
         })

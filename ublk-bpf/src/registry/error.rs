@@ -28,7 +28,7 @@ pub enum RecordError {
     /// Another process serves or cleans the device.
     #[error("ublkb{0} is served by another process: stop it with `ublk-bpf stop {0}`")]
     Locked(DeviceId),
-    /// Others than root can write to the record, the lock, or where they are.
+    /// The record, the lock or their directory is writable by users other than root.
     #[error(transparent)]
     Distrusted(#[from] Distrusted),
     /// The system refused.

@@ -98,10 +98,10 @@ impl Lock {
         }
     }
 
-    /// Whether some process serves device `id`. Asks without disturbing others who ask.
+    /// Whether a process serves device `id`. Any number of processes can ask at once.
     ///
     /// # Errors
-    /// If others than root can write to the lock, which then says nothing.
+    /// If users other than root can write to the lock, which then proves nothing.
     pub fn is_served(id: DeviceId) -> Result<bool, RecordError> {
         let Some(run) = RunDir::open()? else {
             return Ok(false);
@@ -137,7 +137,7 @@ impl Drop for Choice {
 /// The processes that hold [`Lock::starting`]: `None` if no start is under way,.
 ///
 /// # Errors
-/// If others than root can write to the lock, or the file system refuses.
+/// If users other than root can write to the lock, or the file system refuses.
 pub(crate) fn starts() -> Result<Option<Vec<u32>>, RecordError> {
     let Some(run) = RunDir::open()? else {
         return Ok(None);
@@ -158,7 +158,7 @@ pub(crate) fn end_start(process: u32) {
     let Ok(handle) = ProcessHandle::open(process) else {
         return;
     };
-    // The handle is this process's for good: what is true of it now is true of who gets the signal.
+    // The handle pins the process: the process that is checked here is the one that gets the signal.
     if holds_shared(process, &Path::new(DIRECTORY).join(STARTS))
         && let Err(error) = handle.terminate()
     {

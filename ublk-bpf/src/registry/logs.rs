@@ -56,7 +56,7 @@ pub(crate) fn remove_first_logs() {
     }
 }
 
-/// Removes a file that nobody misses.
+/// Removes a file; a failure is only logged.
 pub(crate) fn remove_extra(path: &Path) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

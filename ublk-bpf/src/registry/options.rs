@@ -1,4 +1,4 @@
-//! What a device is asked to be.
+//! The options of a device.
 
 use std::fmt;
 
@@ -9,14 +9,14 @@ use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
 
-/// What a device is asked to be: the options of `ublk-bpf run`, each with a value.
+/// The options of a device, as given to `ublk-bpf run`, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// Where its bytes are.
+    /// Its backing.
     pub backing: Spec,
     /// The policy: the name of a built-in one, or the path of a BPF object.
     pub policy: String,
-    /// Bytes that the maps of a policy of a user's own may take.
+    /// Memory limit for the maps of a policy loaded from a file, in bytes.
     pub policy_memory: u64,
     /// The wanted id; `None` for the lowest free one.
     pub id: Option<DeviceId>,
@@ -28,16 +28,15 @@ pub struct DeviceOptions {
     pub logical_block: Option<u32>,
     /// Refuse writes.
     pub read_only: bool,
-    /// What becomes of the device if its server dies.
+    /// What happens to the device if its server dies.
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
-    /// The cache before the backing, if there is to be one.
+    /// The cache, if one is wanted.
     pub cache: Option<CacheOptions>,
 }
 
-/// What a device's cache is asked to be: the options of `ublk-bpf run` that begin with `--cache`, and
-/// `--promote-limit`.
+/// The options of a cache: those of `ublk-bpf run` that begin with `--cache`, and `--promote-limit`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheOptions {
@@ -46,11 +45,11 @@ pub struct CacheOptions {
     pub device: Spec,
     /// Bytes of a cache block: a power of two from 4 KiB to 1 MiB.
     pub block: u32,
-    /// What writes do to cached blocks.
+    /// How writes treat cached blocks.
     pub mode: Mode,
-    /// Which block goes where there is no room.
+    /// The eviction algorithm.
     pub eviction: Algorithm,
-    /// Bytes that may be promoted in a second; `None`: as fast as they come.
+    /// Limit of promoted bytes per second; `None`: no limit.
     pub promote_limit: Option<u64>,
     /// Begin empty, whatever is on the device. Not a property of the device that is made.
     #[serde(skip)]

@@ -1,5 +1,4 @@
-//! Whose storage is whose: no device is put on storage that another one has, be that served or waiting for its next
-//! server.
+//! The owners of storage: no device may use storage of another one, served or waiting.
 //!
 //! Locks and exclusive opens keep storage only while a server lives, so a device that waits has nothing but its record.
 //! A start checks what it opened against all records, first when it opens them and again under `choose.lock`, where it
@@ -108,7 +107,7 @@ pub(crate) struct Opening<'c> {
     taken: Vec<(String, Storage)>,
 }
 
-/// Whether a conflict ends by itself.
+/// Whether a conflict resolves itself.
 enum Hold {
     /// No other device has the storage.
     Free,

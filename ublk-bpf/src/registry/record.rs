@@ -44,7 +44,7 @@ pub struct Record {
     pub storage: Option<Storage>,
     /// The policy's name, or the absolute path of its object.
     pub policy: String,
-    /// Bytes that the maps of a policy of a user's own may take.
+    /// Memory limit for the maps of a policy loaded from a file, in bytes.
     #[serde(default = "default_policy_memory")]
     pub policy_memory: u64,
     /// Hardware queues.
@@ -58,7 +58,7 @@ pub struct Record {
     pub logical_block: Option<u32>,
     /// Writes are refused.
     pub read_only: bool,
-    /// What becomes of the device if its server dies.
+    /// What happens to the device if its server dies.
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
@@ -79,11 +79,11 @@ pub struct CacheRecord {
     pub storage: Option<Storage>,
     /// Slots that it has.
     pub slots: u32,
-    /// It failed, and is not used any more.
+    /// Set if it failed and was detached.
     pub detached: Option<Detached>,
 }
 
-/// That a cache is not used any more.
+/// A cache that was detached after a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Detached {
@@ -150,7 +150,7 @@ impl Record {
         }
     }
 
-    /// The storage that it keeps from others, as long as the device is there.
+    /// The storage that no other device may use while this one exists.
     pub(crate) fn storages(&self) -> Vec<(Role, Storage)> {
         let storage = |known: &Option<Storage>, spec: &Spec, identity: &str, read_only| match (known, spec) {
             (Some(storage), _) => Some(storage.clone()),
@@ -173,7 +173,7 @@ impl Record {
         self.cache.as_ref().is_some_and(|cache| cache.detached.is_some())
     }
 
-    /// Whether the machine has been booted again since: nothing but the record can be left of the device then.
+    /// Whether it is from this boot. If not, nothing but the record can remain of the device.
     #[must_use]
     pub fn is_of_this_boot(&self) -> bool {
         self.boot_id == boot_id()

@@ -1,7 +1,7 @@
-//! What a server that died left behind: recognised by a lock that nobody holds, and removed.
+//! Cleanup after servers that died, whose locks are free.
 //!
-//! Every start of a server removes what is of no use to anyone ([`sweep`]); a device that waits for
-//! `run --recover` is left alone until it is stopped by name.
+//! Every start of a server removes stale files, pins and devices ([`sweep`]). A device that waits for `run --recover` is
+//! kept until it is stopped by its id.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use super::{logs, record};
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 
-/// How long the kernel may take to free the id of a device that nobody uses.
+/// How long the kernel may take to free the id of an unused device.
 const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
 pub(crate) const SETTLING: Duration = Duration::from_secs(20);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
-/// Why what is left of a device could not be removed.
+/// Why a stale device could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     /// The kernel refused to delete it.
@@ -48,7 +48,7 @@ pub fn known() -> Result<Vec<DeviceId>, RecordError> {
     Ok(ids.into_iter().collect())
 }
 
-/// Removes what dead servers left of devices that are gone. What cannot be removed is told and stays.
+/// Cleans up after dead servers whose devices are gone. Failures are logged.
 pub fn sweep(control: &Control) {
     logs::remove_first_logs();
     let ids = match known() {
@@ -109,8 +109,8 @@ pub(crate) fn forget(id: DeviceId) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// Deletes a device and waits until its id is free, unless somebody uses the device still, after a stop by force:
-/// then the id is free when he is done.
+/// Deletes a device and waits until its id is free, unless it is still open after a forced stop:
+/// then the kernel frees the id at the last close.
 pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
     match control.delete_async(id) {
         Err(error) if error.is_no_device() => return Ok(()),

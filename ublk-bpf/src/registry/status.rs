@@ -26,7 +26,7 @@ pub struct Status {
     pub server: Option<u32>,
     /// When its server started, in seconds since 1970.
     pub started: u64,
-    /// Where its bytes are.
+    /// Its backing.
     pub backing: String,
     /// What classifies its requests.
     pub policy: String,
@@ -38,7 +38,7 @@ pub struct Status {
     pub depth: u16,
     /// Writes are refused.
     pub read_only: bool,
-    /// What becomes of it if its server dies.
+    /// What happens to it if its server dies.
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
@@ -59,16 +59,16 @@ pub struct CacheStatus {
     pub block: u32,
     /// Slots of that size.
     pub slots: u32,
-    /// What writes do to cached blocks.
+    /// How writes treat cached blocks.
     pub mode: Mode,
-    /// Which block goes where there is no room.
+    /// The eviction algorithm.
     pub eviction: Algorithm,
-    /// Bytes that may be promoted in a second; none: as many as come.
+    /// Limit of promoted bytes per second; none: no limit.
     pub promote_limit: Option<u64>,
     /// Blocks of an earlier server that are yet to be compared with the backing, before which none of them is hit; none:
     /// the caller may not read the device's maps.
     pub unverified: Option<u64>,
-    /// Since when it is not used any more, and why; none: it is used.
+    /// When and why it was detached; none: it is in use.
     pub detached: Option<Detached>,
 }
 
@@ -99,7 +99,7 @@ pub enum DeviceState {
     Changing,
     /// It waits for another server (`run --recover`), and its requests wait or fail as its recovery mode says.
     Waiting,
-    /// Its server died, and so it went away; the next `run` or `stop` removes what is left.
+    /// Its server died and the device is gone; the next `run` or `stop` cleans up.
     Dead,
 }
 

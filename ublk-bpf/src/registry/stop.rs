@@ -15,14 +15,14 @@ use crate::errno::Errno;
 
 /// How long a server may take from the end of its device to its own.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a start may take to undo what it has done; it waits for the kernel's commands meanwhile.
+/// How long a start may take to undo its work, which includes waiting for commands of the kernel.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Why a device was not stopped. One line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StopError {
-    /// Somebody has it open.
+    /// It is in use.
     #[error(
         "{} is in use by {users}: unmount or close it first, or fail its I/O with `ublk-bpf stop {id} --force`",
         id.disk_name()
@@ -33,13 +33,13 @@ pub enum StopError {
         /// By whom.
         users: String,
     },
-    /// A start goes on although it was asked to end.
+    /// A start did not end although it was signalled.
     #[error(
         "process {} has not cancelled its start within {} s: kill it with SIGKILL, then run `ublk-bpf stop --all` again",
         .0.iter().map(u32::to_string).collect::<Vec<_>>().join(", "), START_PATIENCE.as_secs()
     )]
     StartGoesOn(Vec<u32>),
-    /// Its disk is gone but its server goes on.
+    /// Its disk is gone but its server still holds it.
     #[error(
         "the server of {} has not released it within {} s: see its log, {}; to end it with all of its devices, kill it with SIGKILL",
         .0.disk_name(), PATIENCE.as_secs(), logs::log_path(*.0).display()
@@ -51,7 +51,7 @@ pub enum StopError {
     /// There is no such device, or its record cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// What its dead server left could not be removed.
+    /// The cleanup after its dead server failed.
     #[error(transparent)]
     Remove(#[from] RemoveError),
 }
@@ -79,8 +79,7 @@ pub fn stop_starts() -> Result<(), StopError> {
     Ok(())
 }
 
-/// Stops a device and waits until nothing is left of it. With `force` even if somebody has it open, whose I/O
-/// fails from then on.
+/// Stops a device and waits until it is removed completely. With `force` even if it is in use, which fails its I/O.
 ///
 /// # Errors
 /// If it is in use, or is none of this program's devices, or the kernel or its server does not end it.
@@ -95,7 +94,7 @@ pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopErro
             Err(RecordError::Locked(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        // Again and again, for the server may be starting its disk just now.
+        // Repeated, because the server may be starting its disk at this moment.
         remove_disk(control, id, force)?;
         if Instant::now() >= deadline {
             return Err(StopError::Stuck(id));
@@ -104,7 +103,7 @@ pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopErro
     }
 }
 
-/// The server is dead, or has ended just now: the kernel may have nothing left of the device.
+/// The server is dead or has just ended: the kernel may no longer have the device.
 fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Result<(), StopError> {
     let device = stale::settled(control, id)?;
     if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
@@ -113,7 +112,7 @@ fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Res
     Ok(stale::remove(control, id, device, lock)?)
 }
 
-/// Removes the block device; one that has none is left as it is.
+/// Removes the block device, if there is one.
 fn remove_disk(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
     let result = if force {
         control.stop(id)

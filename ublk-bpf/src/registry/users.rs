@@ -1,4 +1,4 @@
-//! Who uses a block device: what a server says when it is asked to stop one that is in use.
+//! The users of a block device, for the message of a stop that is refused.
 //!
 //! A disk is used directly, by way of its partitions, and by way of the block devices on top of any of these: device
 //! mapper, md and bcache are in `holders/`, loop devices over it or over a file of a file system on it are asked.
@@ -20,8 +20,8 @@ use crate::sys::{loop_device, process};
 const MAX_NAMED: usize = 3;
 
 /// Who uses the block device, in words such as `a mount on /mnt`, `ublkb0p1 as swap`, `dm-0 (vg-root) mounted at /srv` or
-/// `mkfs.ext4 (process 77)`. Empty if no user was found. There may be one all the same: the processes of other
-/// containers, and users inside the kernel, cannot be seen.
+/// `mkfs.ext4 (process 77)`. Empty if no user was found. There may still be one: processes of other
+/// containers and users inside the kernel are not visible.
 #[must_use]
 pub fn of(id: DeviceId) -> Vec<String> {
     let mut walk = Walk {
@@ -33,7 +33,7 @@ pub fn of(id: DeviceId) -> Vec<String> {
     walk.users
 }
 
-/// [`of`] as a phrase: `a mount on /mnt`, or `some process` where nobody was found.
+/// [`of`] as a phrase: `a mount on /mnt`, or `some process` if no user was found.
 #[must_use]
 pub fn in_words(id: DeviceId) -> String {
     let users = of(id);
@@ -52,7 +52,7 @@ pub fn in_words(id: DeviceId) -> String {
 enum Relation {
     /// The disk itself.
     Disk,
-    /// A part of it, which is no user by itself.
+    /// A partition of it, which is not a user as such.
     Partition,
     /// On top of it, and a user even if nothing uses it in turn.
     Holder,

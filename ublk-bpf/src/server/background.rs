@@ -97,7 +97,7 @@ pub fn run_in_background(
                 return Ok(lines.to_owned());
             }
             drop(signals);
-            // It has said why and cleans up: when this command ends, nothing is left.
+            // The server has reported its error and cleans up: wait, so that the cleanup is complete when this command ends.
             let signal = wait_for(child);
             Err(match (said.strip_prefix(FAILED), signal) {
                 (Some(why), _) => BackgroundError::Server(why.to_owned()),
@@ -146,7 +146,7 @@ fn be_server(
     i32::from(result.is_err())
 }
 
-/// Says something to the command that waits, which may have been ended meanwhile: false if so.
+/// Sends a message to the command that waits. Returns false if that command has ended.
 fn tell(say: Option<&io::PipeWriter>, kind: &str, what: &str) -> bool {
     let said = say.map(|mut say| write!(say, "{kind}{what}"));
     matches!(said, Some(Ok(())))

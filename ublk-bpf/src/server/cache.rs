@@ -1,4 +1,4 @@
-//! A device's cache: opened, taken into use, and left so that the next server finds it warm.
+//! A device's cache: opened, used, and saved so that the next server starts warm.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +23,7 @@ use crate::registry::owners::Opening;
 use crate::registry::record::{CacheRecord, Detached, Record, now};
 use crate::registry::{CacheOptions, Role};
 
-/// Most blocks that one discard or write-zeroes may cover: a queue marks each of them before it goes on.
+/// Limit of cache blocks in one discard or write-zeroes: a queue marks each of them before it continues.
 const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;
 
 /// Slots that are compared with the backing even where it is proven to be as it was.
@@ -86,7 +86,7 @@ pub enum CacheError {
         /// The most of them in all.
         most: u32,
     },
-    /// The cache that is to be recovered is another one.
+    /// The cache of the device to recover has changed.
     #[error("the cache is {found} and was {wanted}: restore it, or stop the device")]
     Changed {
         /// What it was.
@@ -97,12 +97,12 @@ pub enum CacheError {
     /// What was written cannot be made durable.
     #[error("cannot sync the backing of the cache: {0}")]
     Sync(std::io::Error),
-    /// The backing cannot be told from others.
+    /// The backing cannot be identified.
     #[error("cannot identify the backing of the cache: {0}")]
     Identity(std::io::Error),
 }
 
-/// What an earlier server left in a cache, and how far it is believed.
+/// The content that an earlier server saved in a cache, and how far it can be trusted.
 #[derive(Clone, Debug)]
 pub(super) struct Contents {
     entries: Vec<SavedEntry>,
@@ -200,7 +200,7 @@ impl CacheDevice {
         }
     }
 
-    /// What others find about it.
+    /// Its part of the device's record.
     pub(super) fn record(&self) -> CacheRecord {
         CacheRecord {
             options: CacheOptions {
@@ -214,7 +214,7 @@ impl CacheDevice {
         }
     }
 
-    /// Whether it is the device that `before` tells of.
+    /// Checks that it is the cache that `before` describes.
     pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
         let mut found = self.backend.identity();
         let storage = self.backend.storage();
@@ -260,7 +260,7 @@ impl CacheDevice {
         }
     }
 
-    /// Takes what a server that died had in it, by the index that it left. The backing may have been changed since.
+    /// The content that the index of a dead server lists. The backing may have changed since, so each block is verified.
     pub(super) fn survivors(&self, maps: &CacheMaps) -> Contents {
         if self.backend.kind() == Kind::Memory {
             return Contents::NONE;
@@ -317,13 +317,12 @@ pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
     })
 }
 
-/// Whose a cache's maps were until now.
+/// Where the maps of a cache come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum MapOrigin {
-    /// Nobody's: the kernel made them, all zeroes. To write that again would take longer than all else of a start where
-    /// the device is large.
+    /// New: the kernel zeroed them. To zero them again would dominate the start of a large device.
     New,
-    /// A server's that died. `was_detached`: the cache had failed under it, and is not used any more.
+    /// From a dead server. `was_detached`: its cache had failed and stays detached.
     Served { was_detached: bool },
 }
 
@@ -373,7 +372,7 @@ impl<'a> RunningCache<'a> {
         }
     }
 
-    /// The cache device, if it is a file that others may truncate.
+    /// The cache device, if it is a regular file, which another program may truncate.
     pub(super) fn regular_file(&self) -> Option<&File> {
         self.device.backend.regular_file()
     }
@@ -429,7 +428,7 @@ impl<'a> RunningCache<'a> {
             panics::point();
             self.maps.publish(counters);
         };
-        // Without a promoter the device goes on as without a cache.
+        // Without a promoter the device is served as if it had no cache.
         let why = match catch_unwind(AssertUnwindSafe(|| engine.run_promoter(promoter, publish))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -462,17 +461,17 @@ impl<'a> RunningCache<'a> {
         }
     }
 
-    /// Why it is not used any more, if it is not.
+    /// Why it is detached, if it is.
     pub(super) fn failure(&self) -> Option<&CacheFailure> {
         self.cache.failure()
     }
 }
 
-/// Writes into the device's record that its cache is not used any more. The first cause stays.
+/// Records that the device's cache is detached. The first cause is kept.
 pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
     let why = format!("{failure}");
     tracing::error!("the cache is detached: {why}");
-    // Others change the policy in it.
+    // Another process may change the policy in the record.
     let written = Lock::change_policy(record.id()).and_then(|_lock| {
         let mut record = Record::read(record.id())?;
         if let Some(cache) = &mut record.cache {

@@ -1,4 +1,4 @@
-//! A device of this server's: chosen, locked and made, and deleted in the end.
+//! The claim of this server on a device: id chosen, locked, added, and deleted at the end.
 
 use super::cache::CacheDevice;
 use super::error::ServeError;
@@ -11,7 +11,7 @@ use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, stale};
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
 const MAX_IO_BYTES: u32 = 1 << 20;
 
-/// A device of this server's: locked, and deleted when dropped.
+/// A device of this server: locked, and deleted when this is dropped.
 pub(super) struct Claim<'c> {
     control: &'c Control,
     pub(super) info: DeviceInfo,
@@ -88,7 +88,7 @@ impl<'c> Claim<'c> {
         }
     }
 
-    /// Takes over a device that another server made. It is left as it is, until [`Self::delete_when_dropped`].
+    /// Takes over a device that another server made. It is not deleted unless [`Self::delete_when_dropped`] is called.
     pub(super) fn take_over(control: &'c Control, info: DeviceInfo, lock: Lock) -> Self {
         Self {
             control,
@@ -98,14 +98,14 @@ impl<'c> Claim<'c> {
         }
     }
 
-    /// The device is to wait for another server. Returns when it does: until the kernel has noticed that this server is gone,
-    /// others would take it for one that is served.
+    /// Keeps the device for another server. Returns when it waits: until the kernel has noticed that this server is gone,
+    /// the device looks served.
     pub(super) fn leave(&mut self) {
         self.leave = true;
         stale::wait_for_departure(self.control, self.info.id);
     }
 
-    /// The device ends with this.
+    /// Deletes the device when this is dropped.
     pub(super) fn delete_when_dropped(&mut self) {
         self.leave = false;
     }

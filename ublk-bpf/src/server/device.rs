@@ -1,7 +1,7 @@
-//! A device from its options to its end.
+//! A new device, from its options to its end.
 //!
-//! Each step is undone by the drop of what it returned, in the reverse order: a failure anywhere leaves nothing
-//! behind, and a clean stop is the same way back.
+//! Each step is undone by the drop of what it returned, in reverse order: a failure anywhere cleans up, and a clean
+//! stop takes the same path.
 
 use super::cache::{self, CacheDevice, CacheError, MapOrigin, RunningCache};
 use super::claim::Claim;
@@ -18,13 +18,13 @@ use crate::registry::{DeviceOptions, Record, Role};
 /// Blocks of 64 KiB in the map of what may hold data: 2 MiB of map for a TiB of device.
 const WRITTEN_SHIFT: u32 = 16;
 
-/// A device that is to be made.
+/// A device to be made.
 pub(super) struct NewDevice {
     options: DeviceOptions,
     policy: Policy,
     backend: Backend,
     cache: Option<CacheDevice>,
-    /// Ids that others of the process want.
+    /// Ids that other devices of the process need.
     reserved: Vec<DeviceId>,
 }
 
@@ -91,8 +91,8 @@ impl Device for NewDevice {
     }
 }
 
-/// Opens what the bytes are on, and where some of them are twice. By their paths, so before the process leaves its
-/// mounts. `own` is the device that waits on them; `None`: it is to be made.
+/// Opens the backing and the cache by their paths, so before the process leaves its mounts. `own` is the waiting device
+/// that uses them; `None` for a new device.
 pub(super) fn open_devices(
     options: &DeviceOptions,
     opening: &mut Opening<'_>,
@@ -137,7 +137,7 @@ pub(super) fn classifier_spec(
     })
 }
 
-/// Marks what already holds data.
+/// Marks the ranges of the backing that hold data.
 pub(super) fn mark_data(backend: &Backend, classifier: &Classifier) -> Result<(), ServeError> {
     let Some(map) = classifier.written() else {
         return Ok(());

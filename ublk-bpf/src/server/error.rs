@@ -1,4 +1,4 @@
-//! What can go wrong in a server.
+//! Errors of a server.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::policy::PolicyError;
 use crate::registry::RecordError;
 use crate::registry::owners::StorageError;
 
-/// Why a device could not be served, or no longer. One line: what was wanted, what was found, what to do.
+/// Why a device could not be served, or failed. One line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The backing or the cache cannot be used, or another device has it.
@@ -20,7 +20,7 @@ pub enum ServeError {
     /// This kernel's ublk lacks something.
     #[error(transparent)]
     Missing(#[from] Missing),
-    /// A device that waits is not what is to be served on its backing.
+    /// The waiting device on this backing was made with other options.
     #[error(
         "{} waits for a server and was made {was}, not {asked}: give the same options, recover it with `ublk-bpf run --recover \
          {id}`, or remove it with `ublk-bpf stop {id}`",
@@ -54,7 +54,7 @@ pub enum ServeError {
         /// What it is instead.
         state: String,
     },
-    /// What its bytes are on is not what it was made on.
+    /// Its backing has changed.
     #[error(
         "{} cannot be recovered: {backing} has changed since the device was made: {difference}: restore it, or stop the device",
         id.disk_name()
@@ -108,7 +108,7 @@ pub enum ServeError {
     /// A queue failed.
     #[error("{0}; the device was removed")]
     Failed(String),
-    /// A queue failed, or the device was taken away, and it is to be recovered.
+    /// A queue failed, or the device was taken from this server, and it can be recovered.
     #[error("{why}; {} waits for `ublk-bpf run --recover {id}`", id.disk_name())]
     Left {
         /// What happened.
@@ -129,7 +129,7 @@ pub enum ServeError {
     /// A signal came too early.
     #[error("stopped by a signal before {} ready", match .0 { 1 => "the device was".to_owned(), of => format!("all {of} devices were") })]
     Interrupted(usize),
-    /// Devices of a process failed, each of which was told when it did.
+    /// Devices of a process failed. Each failure was logged when it happened.
     #[error("{failed} of {of} devices failed")]
     SomeFailed {
         /// How many failed.

@@ -1,4 +1,4 @@
-//! What a process in the writeback path must do to itself, so that it never waits for its own device.
+//! Setup of a process in the writeback path, so that it never waits for its own device.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use crate::sys::{memory, process};
 /// the kernel's BTF, pins.
 const USED: [&str; 5] = ["/dev", "/proc", run_dir::DIRECTORY, "/sys", "/sys/fs/bpf"];
 
-/// Cuts the process off from what could make it wait for its own device. To be called once, while the process
+/// Isolates the process from everything that could make it wait for its own device. To be called once, while the process
 /// has one thread, with everything open that is named by paths elsewhere than under [`USED`].
 ///
 /// A step that fails is logged and not fatal: containers deny some of them, and the device works without.
@@ -74,10 +74,10 @@ pub(super) fn lock_present_memory() {
 
 /// Gives the process a mount namespace with nothing in it but the root and what is [`USED`]. A mount of the device there
 /// would be closed only with the process that has to serve it, and a file system of any other device, unmounted by its
-/// user, would stay in use as long as this server lives. Returns what could not be left.
+/// user, would stay in use as long as this server lives. Returns the mounts that could not be detached.
 ///
-/// Mounts may be hidden by others and cannot be named then. So the few that are used are copied, everything is
-/// detached, and the copies are put back.
+/// A mount that another one hides cannot be named. So the few mounts in use are copied, everything is detached, and
+/// the copies are attached again.
 fn leave_mounts() -> io::Result<Vec<PathBuf>> {
     process::leave_mount_namespace()?;
     // A working directory holds its mount.
@@ -108,7 +108,7 @@ fn is_used(path: &Path) -> bool {
 }
 
 /// Detaches everything but the root. What another mount hid comes to light as that one goes, so until nothing can be
-/// detached. Returns what is left.
+/// detached. Returns the remaining mounts.
 fn detach_all(mut list: impl FnMut() -> io::Result<Vec<Mount>>) -> io::Result<Vec<PathBuf>> {
     loop {
         let mut paths: Vec<PathBuf> = list()?.into_iter().map(|mount| mount.path).collect();

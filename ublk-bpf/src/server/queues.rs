@@ -25,7 +25,7 @@ pub(super) struct Shared<'a> {
     pub(super) classifier: &'a Classifier,
 }
 
-/// What a queue thread tells the main thread.
+/// What a queue thread reports to its device's thread.
 enum News {
     /// The kernel has every tag.
     Ready,
@@ -99,10 +99,10 @@ impl Queues {
 /// A queue thread's life.
 fn run(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) {
     protect_thread();
-    // A panic is this queue's failure; the others have to be ended in good order.
+    // A panic fails this queue; the others must still end cleanly.
     let result = catch_unwind(AssertUnwindSafe(|| serve(shared, queue, news)));
     let result = result.unwrap_or_else(|_| Err(format!("queue {queue}: its thread panicked")));
-    // The main thread is gone only if it does not want to know.
+    // Fails only if the main thread has ended.
     let _ = news.send(News::Ended(result));
 }
 

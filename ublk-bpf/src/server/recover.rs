@@ -1,4 +1,4 @@
-//! A device whose server died, from what is left of it to its next end.
+//! A device whose server died: recovered, served and ended.
 
 use std::thread;
 use std::time::Instant;
@@ -31,12 +31,12 @@ pub(super) struct OrphanedDevice {
     backend: Backend,
     cache: Option<CacheDevice>,
     lock: Lock,
-    /// Until the record is written again, nobody else changes the policy.
+    /// Keeps other processes from changing the policy until the record is rewritten.
     policy_lock: Lock,
 }
 
 impl OrphanedDevice {
-    /// Opens what device `id` was on, and leaves it as it is.
+    /// Opens the backing and cache of device `id`, without changing the device.
     pub(super) fn open(
         control: &Control,
         id: DeviceId,
@@ -65,7 +65,7 @@ impl OrphanedDevice {
         })
     }
 
-    /// The same, if the device is the one that `wanted` describes.
+    /// The same, if the device matches the `wanted` options.
     pub(super) fn open_described(
         control: &Control,
         id: DeviceId,
@@ -81,7 +81,7 @@ impl OrphanedDevice {
         Ok(device)
     }
 
-    /// The classifier with its maps as the dead server left it, or a new one if that cannot be had.
+    /// The pinned classifier of the dead server with its maps, or a new one if it cannot be reopened.
     fn classifier(&self, spec: &policy::Spec) -> Result<Classifier, ServeError> {
         let classifier = match Classifier::reopen(spec) {
             Ok(classifier) => classifier,
@@ -99,7 +99,7 @@ impl OrphanedDevice {
 }
 
 impl Device for OrphanedDevice {
-    /// Goes on where the dead server stopped. What fails before the device has its new server leaves it as it was.
+    /// Resumes where the dead server stopped. A failure before the recovery ends does not change the device.
     fn live(mut self, host: Host<'_>) -> Result<(), ServeError> {
         let control = host.control;
         let id = self.info.id;
@@ -226,7 +226,7 @@ fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Res
     })
 }
 
-/// Whether the device that a record tells of is what `wanted` describes, in what its clients and their data depend on.
+/// Checks that a waiting device has the `wanted` options on which its clients and their data depend.
 fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeError> {
     let id = before.id();
     let otherwise = |was: String, asked: String| Err(ServeError::Otherwise { id, was, asked });

@@ -28,12 +28,12 @@ use crate::registry::{Record, logs, users};
 
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is looked whether the cache device has failed or a file was truncated, so that others can be told.
+/// Interval of the checks for a failed cache device and a truncated file.
 const CACHE_WATCH: Duration = Duration::from_millis(200);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a device that waited is left again.
+/// Why a recovered device waits again.
 const NOT_STARTED: &str = "another device of the same process could not be started";
 
 /// Everything that the service needs.
@@ -97,15 +97,15 @@ impl RunningDevice<'_> {
                 end
             })
         };
-        // A panic of this thread is a failure of the device, as that of a queue's thread is: what is to be recovered
-        // must not be removed by the drops on its way out.
+        // A panic of this thread fails the device, as one of a queue's thread does. Without the catch, drops during the
+        // unwinding would remove a recoverable device.
         let end = catch_unwind(AssertUnwindSafe(serve))
             .unwrap_or_else(|_| self.ended(Err("the device's thread panicked".to_owned())));
         // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the index.
         if let (Ok(End::Stopped), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
             cache.save(&promoter);
         }
-        // The log of a device that failed or waits is to be read.
+        // The log of a device that failed or waits is kept for the user.
         if let Ok(End::Stopped) = end {
             logs::remove_log(self.info.id);
         }
@@ -155,7 +155,7 @@ impl RunningDevice<'_> {
         }
     }
 
-    /// The files of the backing and the cache, which others may truncate; `None` for what is no regular file.
+    /// The files of the backing and the cache, which other programs may truncate; `None` if not a regular file.
     fn regular_files(&self) -> [Option<&File>; 2] {
         [
             self.backend.regular_file(),
@@ -163,7 +163,7 @@ impl RunningDevice<'_> {
         ]
     }
 
-    /// Looks whether the files still have all that the device needs of them, and tells if the backing has not.
+    /// Checks the sizes of the files, and logs a backing that is too short.
     fn has_shrunk(&self, files: &Watch) -> bool {
         files.look(self.regular_files());
         let (end, needed) = (files.ends().backing(), self.record.sectors * SECTOR_SIZE);
@@ -184,21 +184,21 @@ impl RunningDevice<'_> {
             return;
         };
         let path = format!("/sys/block/{}/queue/wbt_lat_usec", self.info.id.disk_name());
-        // A kernel without it throttles nobody.
+        // A kernel without the file does not throttle.
         if let Err(error) = std::fs::write(&path, latency.to_string()) {
             tracing::debug!("cannot set the writeback throttling: {path}: {error}");
         }
     }
 
-    /// A signal came, or else the start is given up. `None`: the device is in use, and goes on.
+    /// Handles a signal, or a cancelled start. `None`: the device is in use and stays.
     fn asked(&self, by_signal: bool, stop_requested: bool) -> Result<Option<End>, ServeError> {
         if !by_signal && self.was_waiting {
-            // It has users and data from before this process.
+            // Its users and data are older than this process.
             let (why, id) = (NOT_STARTED.to_owned(), self.info.id);
             return Err(ServeError::Left { why, id });
         }
         if by_signal && self.record.recovery != Recovery::None {
-            // Whoever uses the device can wait for the next server: a supervisor's restart loses nothing.
+            // Users of the device wait for the next server, so that a restart by a supervisor fails no request.
             return Ok(Some(End::Left));
         }
         self.stop(!by_signal || stop_requested)
@@ -222,7 +222,7 @@ impl RunningDevice<'_> {
         }
     }
 
-    /// Removes the block device: with its users' consent, as the first signal asks, or without. `None`: it is in use.
+    /// Removes the block device, with `force` even if it is in use. `None`: it is in use.
     fn stop(&self, force: bool) -> Result<Option<End>, ServeError> {
         let id = self.info.id;
         let result = if force {
@@ -239,13 +239,13 @@ impl RunningDevice<'_> {
                 ));
                 Ok(None)
             }
-            // No disk: another process stops it at the same time.
+            // No disk: another process has stopped it.
             Err(error) if !error.is_no_device() => Err(error.into()),
             _ => Ok(Some(End::Stopped)),
         }
     }
 
-    /// The queues have ended by themselves: by the device's end at the hands of another process, or by a failure.
+    /// The queues have ended without a request of this process: another process stopped the device, or a queue failed.
     fn ended(&self, end: Result<(), String>) -> Result<End, ServeError> {
         let id = self.info.id;
         let why = match end {

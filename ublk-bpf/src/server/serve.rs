@@ -1,7 +1,7 @@
-//! A server's process: its devices are opened, started one after another, and end each for itself.
+//! The server process: it opens its devices, starts them in order, and waits until all have ended.
 //!
-//! A device has a thread of its own with its whole life on it ([`Device::live`]). The main thread starts them, passes
-//! signals on, and waits for all of them.
+//! Each device runs on a thread of its own ([`Device::live`]). The main thread starts these threads, forwards signals
+//! and collects their results.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, Scope};
@@ -27,37 +27,37 @@ use crate::registry::{DeviceOptions, Record};
 /// What to serve: devices in this order.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// How each of them comes to be.
+    /// How to get each device.
     pub devices: Vec<Recipe>,
 }
 
-/// How a device comes to be.
+/// How to get a device.
 #[derive(Clone, Debug)]
 pub enum Recipe {
-    /// It is made.
+    /// Make it.
     Make(DeviceOptions),
-    /// If a device waits for a server on the same backing, that is served again; else it is made.
+    /// Recover the device that waits for a server on the same backing, or else make one.
     MakeOrRecover(DeviceOptions),
-    /// It is there and waits for a server, since its last one died. It has the options that it was made with.
+    /// Recover this device, whose server died, with the options it was made with.
     Recover(DeviceId),
 }
 
 impl Start {
-    /// Devices that are to be made.
+    /// Devices to be made.
     #[must_use]
     pub fn make(devices: Vec<DeviceOptions>) -> Self {
         let devices = devices.into_iter().map(Recipe::Make).collect();
         Self { devices }
     }
 
-    /// Devices that are to be made, but for those that wait already.
+    /// Devices to be recovered if they wait, or else made.
     #[must_use]
     pub fn make_or_recover(devices: Vec<DeviceOptions>) -> Self {
         let devices = devices.into_iter().map(Recipe::MakeOrRecover).collect();
         Self { devices }
     }
 
-    /// A device that waits.
+    /// A device to be recovered.
     #[must_use]
     pub fn recover(id: DeviceId) -> Self {
         let devices = vec![Recipe::Recover(id)];
@@ -65,17 +65,17 @@ impl Start {
     }
 }
 
-/// Serves devices until the last of them has ended, each by itself: by another process, by a failure, or with all
-/// others by SIGINT or SIGTERM, which leaves those with a recovery mode waiting for another server. `ready` is called once,
-/// when the requests of all of them are served.
+/// Serves devices until all have ended. A device ends when another process stops it or when it fails. SIGINT and SIGTERM
+/// end all of them; those with a recovery mode then wait for another server. `ready` is called once, when all devices
+/// serve requests.
 ///
-/// The process must have one thread, and will have left its mount namespace.
+/// The process must have one thread. It leaves its mount namespace.
 ///
 /// # Errors
-/// Everything that can go wrong on the way. If a device cannot be started, or a signal comes before all are, those before it
-/// are taken away again, whoever uses them by then. Nothing is left behind, but for a device that waits for another server.
+/// If a device cannot be started, or a signal arrives before all are ready: the devices started so far are removed, even
+/// if they are in use; recovered ones wait for another server. If a device fails later.
 pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeError> {
-    // Who can make no devices is told so when it is known what he wants.
+    // If there is no ublk, errors in the options are reported first.
     let starting = Control::open().is_ok().then(Lock::starting).transpose()?;
     serve_started(start, starting, |devices| {
         ready(devices);
@@ -83,25 +83,25 @@ pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeErr
     })
 }
 
-/// The same for a start that is under way. `ready` says whether somebody wants to know; if not, the start is given up.
+/// The same for a start in progress. If `ready` returns false, the start is cancelled.
 pub(super) fn serve_started(
     start: &Start,
     starting: Option<Lock>,
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
     let ready = |devices: &[Ready]| {
-        // Before others hear of the devices: from now on `stop` finds them, and a signal does what it does to a server.
+        // Before the devices are announced: from now on `stop` finds them, and signals act as on a server.
         drop(starting);
         ready(devices)
     };
     limits::raise_open_files(start.devices.iter().map(Recipe::queues))?;
     for recipe in &start.devices {
         if let Recipe::Recover(id) = recipe {
-            // A record that is not there is told before the lock makes its file.
+            // Report a missing record before taking the lock creates its file.
             Record::read(*id)?;
         }
     }
-    // What is wrong with what was named is told before what is wrong with the kernel.
+    // Errors in the options are reported before errors of the kernel.
     let control = kernel();
     let devices = open(start, control.as_ref().ok())?;
     let control = control?;
@@ -110,8 +110,8 @@ pub(super) fn serve_started(
     serve_together(&control, devices, ready)
 }
 
-/// Opens what all of the devices are on. By their paths, so before the process leaves its mounts. Without `control`, those
-/// that wait are left out.
+/// Opens the backings and caches of all devices by their paths, so before the process leaves its mounts. Without
+/// `control`, waiting devices are skipped.
 fn open(start: &Start, control: Option<&Control>) -> Result<Vec<Opened>, ServeError> {
     let of = start.devices.len();
     let reserved: Vec<DeviceId> = start.devices.iter().filter_map(Recipe::wanted_id).collect();
@@ -126,7 +126,7 @@ fn open(start: &Start, control: Option<&Control>) -> Result<Vec<Opened>, ServeEr
 }
 
 impl Recipe {
-    /// The id that a device is to be made with.
+    /// The id that was asked for.
     const fn wanted_id(&self) -> Option<DeviceId> {
         match self {
             Self::Make(options) | Self::MakeOrRecover(options) => options.id,
@@ -134,7 +134,7 @@ impl Recipe {
         }
     }
 
-    /// The queues that it asks for; of a device that waits, all that it may have.
+    /// The queues that it asks for; the maximum for a waiting device.
     const fn queues(&self) -> u16 {
         match self {
             Self::Make(options) | Self::MakeOrRecover(options) => options.queues,
@@ -196,7 +196,7 @@ fn kernel() -> Result<Control, ServeError> {
 fn prepare_process() {
     isolate();
     panics::prepare();
-    // From here on there are threads; the log's must not hold the mounts that were left.
+    // The first thread: it starts after the mounts were left, so that it does not hold them.
     if let Err(error) = log::write_in_background() {
         tracing::warn!(
             "cannot start the log thread: {error}: a device stalls while its log cannot be written"
@@ -238,7 +238,7 @@ fn serve_together<D: Device>(
             })
             .and_then(|mut server| {
                 while server.is_alive() {
-                    // A panic here costs what was just to be done; the devices depend on nothing that it could have broken.
+                    // A panic here loses one event. The devices depend on no state that it could have broken.
                     let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(server.step())));
                 }
                 server.end()
@@ -249,7 +249,7 @@ fn serve_together<D: Device>(
 /// The devices of this process, as the main thread sees them.
 struct Server {
     devices: Vec<Running>,
-    /// How many there are to be.
+    /// How many devices were asked for.
     of: usize,
     reporter: UnboundedSender<(usize, Report)>,
     reports: UnboundedReceiver<(usize, Report)>,
@@ -262,7 +262,7 @@ struct Server {
 
 /// A device with its thread.
 struct Running {
-    /// Passes signals on. `None`: it is to go.
+    /// Forwards signals. `None`: the device must end.
     ask: Option<UnboundedSender<()>>,
     /// Since it is ready.
     ready: Option<Ready>,
@@ -270,7 +270,7 @@ struct Running {
     end: Option<Result<(), ServeError>>,
 }
 
-/// What a device's thread tells the main thread.
+/// What a device's thread reports to the main thread.
 enum Report {
     Ready(Box<Ready>),
     Ended(Result<(), ServeError>),
@@ -303,7 +303,7 @@ impl Server {
         let runtime = Handle::current();
         let life = move || {
             protect_thread();
-            // The main thread is gone only if it does not want to know.
+            // Fails only if the main thread has ended.
             let report = |report| drop(reporter.send((index, report)));
             let host = Host {
                 control,
@@ -311,7 +311,7 @@ impl Server {
                 asked,
                 ready: &|ready| report(Report::Ready(Box::new(ready))),
             };
-            // A panic is this device's failure; the others go on.
+            // A panic fails this device; the others continue.
             let end = catch_unwind(AssertUnwindSafe(|| device.live(host)));
             let panicked = |_| Err(ServeError::Failed("the device's thread panicked".to_owned()));
             report(Report::Ended(end.unwrap_or_else(panicked)));
@@ -350,7 +350,7 @@ impl Server {
         }
     }
 
-    /// All devices are to go: the start is given up.
+    /// Cancels the start: all devices must end.
     fn dismiss(&mut self) {
         for device in &mut self.devices {
             device.ask = None;
@@ -392,7 +392,7 @@ impl Server {
         self.devices.len() == self.of && !self.stop_requested && !self.has_failed()
     }
 
-    /// Takes all devices away, and tells why.
+    /// Removes all devices, and returns the reason.
     async fn give_up(mut self) -> ServeError {
         let first = self.devices.iter().position(Running::has_failed);
         let failed = first.filter(|_| !self.stop_requested);
@@ -406,7 +406,7 @@ impl Server {
         })
     }
 
-    /// Says that all are ready; false: nobody wants to know. One that was stopped meanwhile is not told of.
+    /// Announces the devices that are ready. Returns false if the start must be cancelled.
     fn announce(&mut self, ready: impl FnOnce(&[Ready]) -> bool) -> bool {
         self.was_announced = true;
         lock_present_memory();
@@ -415,7 +415,7 @@ impl Server {
         ready(&all)
     }
 
-    /// What it came to, when all have ended.
+    /// The result, when all devices have ended.
     fn end(self) -> Result<(), ServeError> {
         let failed = self.devices.iter().filter(|device| device.has_failed()).count();
         if failed > 0 && self.of > 1 {

@@ -91,7 +91,7 @@ pub const UBLK_F_UPDATE_SIZE: u64 = 1 << 10;
 pub const UBLK_F_AUTO_BUF_REG: u64 = 1 << 11;
 /// A live device can be taken from its server.
 pub const UBLK_F_QUIESCE: u64 = 1 << 12;
-/// Each tag may have a task of its own.
+/// Each tag may have its own task.
 pub const UBLK_F_PER_IO_DAEMON: u64 = 1 << 13;
 /// Buffers can be registered from any task.
 pub const UBLK_F_BUF_REG_OFF_DAEMON: u64 = 1 << 14;
