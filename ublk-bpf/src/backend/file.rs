@@ -166,10 +166,10 @@ fn protection(path: &Path) -> Option<Error> {
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .ok()?;
-    let flags = sys::file::attributes(&file).ok()?;
-    let (attribute, letter) = if flags & sys::file::FS_IMMUTABLE_FL != 0 {
+    let attributes = sys::file::attributes(&file).ok()?;
+    let (attribute, letter) = if attributes.immutable {
         ("immutable", 'i')
-    } else if flags & sys::file::FS_APPEND_FL != 0 {
+    } else if attributes.append_only {
         ("append-only", 'a')
     } else {
         return None;

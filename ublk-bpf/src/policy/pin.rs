@@ -15,12 +15,12 @@
 //! A directory is its device's for the device's life. A server that is killed leaves it behind: the next server
 //! of that device takes it over ([`super::Classifier::reopen`]) or, once the device is gone, it is removed.
 
-use std::ffi::CString;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+use rustix::mount::MountFlags;
 
 use super::error::PolicyError;
 use crate::sys::trust::{self, OpenError};
@@ -233,19 +233,8 @@ pub fn ensure_bpffs() -> Result<(), PolicyError> {
     if is_bpffs(path).map_err(failed)? {
         return check_root();
     }
-    // SAFETY: The strings are static and NUL-terminated; bpffs takes its options as a string.
-    let result = unsafe {
-        libc::mount(
-            c"bpf".as_ptr(),
-            c"/sys/fs/bpf".as_ptr(),
-            c"bpf".as_ptr(),
-            0,
-            c"mode=0700".as_ptr().cast(),
-        )
-    };
-    if result != 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
+    rustix::mount::mount("bpf", path, "bpf", MountFlags::empty(), c"mode=0700")
+        .map_err(|error| failed(error.into()))?;
     check_root()
 }
 
@@ -266,14 +255,7 @@ fn distrusted(path: &Path, error: OpenError) -> PolicyError {
 }
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `statfs` is plain integers, for which zero is a value.
-    let mut facts = unsafe { std::mem::zeroed::<libc::statfs>() };
-    // SAFETY: `path` is a C string and `facts` a `statfs`; both live past the call.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut facts) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(facts.f_type == BPF_FS_MAGIC)
+    Ok(rustix::fs::statfs(path)?.f_type == BPF_FS_MAGIC)
 }
 
 pub(crate) fn pin_error(action: &'static str, path: PathBuf, source: io::Error) -> PolicyError {

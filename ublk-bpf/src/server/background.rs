@@ -11,7 +11,8 @@ use crate::log;
 use crate::registry::lock::Lock;
 use crate::registry::{RecordError, logs};
 use crate::sys::fork::{
-    PassOn, Side, end_with_parent, fork, leave_session, outlive_parent, replace_standard_files, wait_for,
+    ForwardSignals, Side, end_with_parent, fork, leave_session, outlive_parent, replace_standard_files,
+    wait_for,
 };
 
 /// Why there is no server in the background.
@@ -90,7 +91,7 @@ pub fn run_in_background(
             // The server alone says that it is starting.
             drop(starting);
             // Without that a signal ends this process, and the server is ended by that.
-            let signals = PassOn::to(child);
+            let signals = ForwardSignals::to(child);
             let mut said = String::new();
             listen.read_to_string(&mut said).map_err(system)?;
             if let Some(lines) = said.strip_prefix(READY) {

@@ -21,7 +21,7 @@ const FILES_OF_A_QUEUE: u64 = 1;
 pub(super) fn check_privilege() -> Result<(), ServeError> {
     match process::has_capability(Capability::SysAdmin) {
         Ok(false) => Err(ServeError::NoPrivilege),
-        // Without /proc it is not known, and what needs it will say so.
+        // If it is unknown, the call that needs it reports the error.
         Ok(true) | Err(_) => Ok(()),
     }
 }
@@ -64,7 +64,7 @@ fn exhausted() -> Option<String> {
 fn locked_memory() -> Option<String> {
     /// What the standard library gives a thread, and its guard.
     const STACK: u64 = (2 << 20) + (4 << 10);
-    let limit = process::locked_memory_limit().ok()?;
+    let limit = process::locked_memory_limit();
     let locked = process::locked_memory().ok().filter(|&locked| locked > 0)?;
     let is_exempt = process::has_capability(Capability::IpcLock).unwrap_or(true);
     (!is_exempt && locked + STACK > limit).then(|| {

@@ -1,107 +1,98 @@
-//! How a process goes to the background.
+//! How a process moves to the background.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
+
+use rustix::process::{
+    Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, setsid, waitpid,
+};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 /// Which of the two processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The one that called, with the other's process id.
-    Parent(i32),
+    /// The caller, with the child's process id.
+    Parent(Pid),
     /// The new one.
     Child,
 }
 
-/// Makes a second process that goes on from here.
+/// Creates a second process that continues from here.
 ///
 /// # Errors
-/// If the process has more than one thread (the child would have one, and locks that nobody opens), or the system
-/// has no room for another.
+/// If the process has more than one thread (the child would have one, and locks that are never released), or the
+/// kernel refuses another process.
 pub fn fork() -> io::Result<Side> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::other(format!(
-            "the process has {threads} threads already"
+            "the process already has {threads} threads"
         )));
     }
-    // SAFETY: the process has one thread, so the child is whole.
+    // SAFETY: the process has one thread, so the child's copy of its memory is consistent.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Side::Child),
-        child => Ok(Side::Parent(child)),
+        child => Ok(Pid::from_raw(child).map_or(Side::Child, Side::Parent)),
     }
 }
 
-/// Waits for the end of a child process, and says which signal ended it, if one did. A child that cannot be waited for has
-/// ended.
-pub fn wait_for(child: i32) -> Option<i32> {
-    let mut status = 0;
-    // SAFETY: `status` is writable and lives over the call.
-    while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {
-        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return None;
-        }
-    }
-    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
+/// Waits until a child process ends, and returns the signal that ended it, if one did. A child that cannot be waited for
+/// has ended.
+pub fn wait_for(child: Pid) -> Option<i32> {
+    let ended = rustix::io::retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
+    let (_, status) = ended.ok()??;
+    status.terminating_signal()
 }
 
-/// The calling process gets SIGTERM when its parent, process `parent` with one thread, ends however it ends; until
-/// [`outlive_parent`].
+/// Has the kernel send SIGTERM to the calling process when its parent ends, until [`outlive_parent`]. The parent is
+/// process `parent`, and has one thread.
 ///
 /// # Errors
 /// If the parent has ended already, or the kernel refuses.
 pub fn end_with_parent(parent: u32) -> io::Result<()> {
-    parent_death_signal(libc::SIGTERM.unsigned_abs())?;
-    // A parent that ended before is not noticed by the kernel any more.
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // The kernel sends nothing for a parent that ended before the call.
     if is_parent(parent) {
         Ok(())
     } else {
-        Err(io::Error::other("the process that started it is gone"))
+        Err(io::Error::other("the process that started it has ended"))
     }
 }
 
-/// Takes [`end_with_parent`] back, and says whether the parent still lives: if so, the signal has not come.
+/// Cancels [`end_with_parent`], and returns whether the parent still runs: if so, no signal was sent.
 pub fn outlive_parent(parent: u32) -> bool {
-    parent_death_signal(0).is_ok() && is_parent(parent)
-}
-
-fn parent_death_signal(signal: u32) -> io::Result<()> {
-    // SAFETY: the option takes a number, no pointer.
-    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::c_ulong::from(signal)) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    set_parent_process_death_signal(None).is_ok() && is_parent(parent)
 }
 
 fn is_parent(process: u32) -> bool {
     std::os::unix::process::parent_id() == process
 }
 
-/// While this lives, SIGINT and SIGTERM do not end the calling process: they are passed on to a child as SIGTERM.
+/// While this lives, SIGINT and SIGTERM do not end the calling process: they are forwarded to a child as SIGTERM.
 #[derive(Debug)]
-pub struct PassOn(Vec<signal_hook_registry::SigId>);
+pub struct ForwardSignals(Vec<signal_hook_registry::SigId>);
 
-impl PassOn {
-    /// Begins to.
+impl ForwardSignals {
+    /// Installs the handlers.
     ///
     /// # Errors
     /// If the kernel refuses a handler.
-    pub fn to(child: i32) -> io::Result<Self> {
+    pub fn to(child: Pid) -> io::Result<Self> {
         let mut handlers = Self(Vec::new());
         for signal in [libc::SIGINT, libc::SIGTERM] {
-            let pass = move || {
-                // SAFETY: takes numbers, no pointer.
-                unsafe { libc::kill(child, libc::SIGTERM) };
+            let forward = move || {
+                // A child that has ended needs no signal.
+                let _ = kill_process(child, Signal::TERM);
             };
-            // SAFETY: the handler does nothing but call kill(2), which is allowed in one (signal-safety(7)).
-            let id = unsafe { signal_hook_registry::register(signal, pass) }?;
+            // SAFETY: the handler only makes the system call kill(2), which is async-signal-safe (signal-safety(7)).
+            let id = unsafe { signal_hook_registry::register(signal, forward) }?;
             handlers.0.push(id);
         }
         Ok(handlers)
     }
 }
 
-impl Drop for PassOn {
+impl Drop for ForwardSignals {
     fn drop(&mut self) {
         for handler in self.0.drain(..) {
             signal_hook_registry::unregister(handler);
@@ -109,28 +100,16 @@ impl Drop for PassOn {
     }
 }
 
-/// Leaves the caller's session, and its terminal with it.
+/// Starts a new session, which has no controlling terminal.
 pub fn leave_session() -> io::Result<()> {
-    // SAFETY: takes no pointer.
-    if unsafe { libc::setsid() } < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    setsid()?;
+    Ok(())
 }
 
-/// Puts `null` in the place of standard input and output, and `errors` in that of standard error.
+/// Replaces standard input and output by `null`, and standard error by `errors`.
 pub fn replace_standard_files(null: impl AsFd, errors: impl AsFd) -> io::Result<()> {
-    duplicate(null.as_fd(), libc::STDIN_FILENO)?;
-    duplicate(null.as_fd(), libc::STDOUT_FILENO)?;
-    duplicate(errors.as_fd(), libc::STDERR_FILENO)
-}
-
-fn duplicate(file: BorrowedFd<'_>, over: i32) -> io::Result<()> {
-    // SAFETY: `over` is a standard descriptor, which nobody in this process owns: it is replaced, never closed.
-    if unsafe { libc::dup2(file.as_raw_fd(), over) } < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(errors)?;
+    Ok(())
 }

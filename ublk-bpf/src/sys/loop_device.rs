@@ -1,12 +1,11 @@
-//! What a loop device is attached to.
+//! The backing file of a loop device.
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+
+use rustix::ioctl::{Getter, Opcode, ioctl};
 
 /// `struct loop_info64` of `include/uapi/linux/loop.h`.
-#[derive(Clone, Copy)]
 #[repr(C)]
 struct LoopInfo {
     device: u64,
@@ -29,27 +28,24 @@ const _: () = assert!(size_of::<LoopInfo>() == 232);
 pub(crate) struct Attached {
     /// The number of the device that holds the file.
     pub(crate) device: u64,
-    /// The file.
+    /// The file's inode number.
     pub(crate) inode: u64,
-    /// The number of the block device, if that is what the loop device is attached to; else 0.
+    /// The device number of the backing block device; 0 if the backing is a regular file.
     pub(crate) block_device: u64,
-    /// Where in it the loop device begins, in bytes.
+    /// Offset of the loop device's first byte in it, in bytes.
     pub(crate) offset: u64,
 }
 
-/// Asks the open loop device (`LOOP_GET_STATUS64`): `ENXIO` if it is attached to nothing.
+/// Asks the open loop device (`LOOP_GET_STATUS64`).
+///
+/// # Errors
+/// `ENXIO` if nothing is attached to it; others if it is no loop device.
 pub(crate) fn attached(loop_device: &File) -> io::Result<Attached> {
-    const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
-    let mut found = MaybeUninit::<LoopInfo>::zeroed();
-    // SAFETY: `found` is writable memory of the size that the call fills, which the assertion above pins; on a
-    // device that is no loop device the call fails.
-    let result = unsafe { libc::ioctl(loop_device.as_raw_fd(), LOOP_GET_STATUS64, found.as_mut_ptr()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: every field is an integer or an array of them, so all-zero bytes were a valid value, and so is whatever
-    // the kernel wrote.
-    let found = unsafe { found.assume_init() };
+    const LOOP_GET_STATUS64: Opcode = 0x4c05;
+    // SAFETY: on a loop device this call writes a whole `struct loop_info64`, whose size is asserted above.
+    let call = unsafe { Getter::<LOOP_GET_STATUS64, LoopInfo>::new() };
+    // SAFETY: it only writes to `call`; a device of another kind refuses the number.
+    let found = unsafe { ioctl(loop_device, call) }?;
     Ok(Attached {
         device: found.device,
         inode: found.inode,

@@ -1,92 +1,86 @@
-//! Locks the process's memory: a page fault that needs this very device to be served could never end.
+//! Locks the process's memory: a page fault that this very device would have to serve never ends.
 
 use std::io;
 
-use super::process::page_size;
+use rustix::mm::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous, munmap};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// What [`lock_present_memory`] came to, in bytes.
+use super::process::{locked_memory_limit, page_size};
+
+/// The result of [`lock_present_memory`], in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Amount {
-    /// Locked by now.
+pub struct LockedMemory {
+    /// Locked.
     pub locked: u64,
-    /// What there is to be locked.
+    /// Mapped, and able to be paged out unless locked.
     pub present: u64,
     /// `RLIMIT_MEMLOCK`.
     pub limit: u64,
 }
 
-/// Whether all memory can be locked, now and later: `RLIMIT_MEMLOCK` is unlimited, or CAP_IPC_LOCK makes it so. Raises
-/// the limit where the process may (CAP_SYS_RESOURCE).
+/// Whether all memory, present and future, can be locked: `RLIMIT_MEMLOCK` is unlimited, or CAP_IPC_LOCK overrides it.
+/// Raises the limit if the process may (CAP_SYS_RESOURCE).
 pub fn may_lock_all_memory() -> bool {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
     };
-    // SAFETY: the limit is readable memory that lives over the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } == 0 {
-        return true;
-    }
-    match limit() {
-        Ok(libc::RLIM_INFINITY) => true,
-        Ok(limit) => can_map_locked(limit),
-        Err(_) => false,
-    }
+    setrlimit(Resource::Memlock, unlimited).is_ok() || can_map_locked(locked_memory_limit())
 }
 
-/// Whether the kernel gives locked memory beyond `limit`. Capabilities count in the first user namespace only, so their
-/// mask would not say. Pages without access are accounted for and never taken.
+/// Whether the kernel maps locked memory beyond `limit`. Capabilities count in the first user namespace only, so the mask
+/// of capabilities does not answer this. Pages without access are accounted for but never allocated.
 fn can_map_locked(limit: u64) -> bool {
     let page = page_size();
-    let Some(length) = usize::try_from(limit)
+    let length = usize::try_from(limit)
         .ok()
-        .and_then(|limit| limit.checked_add(page))
-    else {
+        .and_then(|limit| limit.checked_add(page));
+    let Some(length) = length else {
         return true;
     };
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_LOCKED;
-    // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, libc::PROT_NONE, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::LOCKED;
+    // SAFETY: the kernel chooses the address, so no existing memory is touched.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::empty(), flags) };
+    let Ok(start) = start else {
         return false;
-    }
-    // SAFETY: exactly the mapping just made, which nothing refers to.
-    unsafe { libc::munmap(start, length) };
+    };
+    // SAFETY: exactly the mapping made above, to which there are no references.
+    let unmapped = unsafe { munmap(start, length) };
+    debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping cannot fail");
     true
 }
 
-/// Locks all memory of the process, present and future. Where [`may_lock_all_memory`] is false, a later allocation or
-/// thread could fail for it.
+/// Locks all memory of the process, present and future. Unless [`may_lock_all_memory`], a later allocation or thread
+/// could fail because of it.
 pub fn lock_all_memory() -> io::Result<()> {
-    // SAFETY: takes no pointer; it changes no contents.
-    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) })
+    Ok(mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)?)
 }
 
-/// Locks what the process has mapped by now, the smallest mappings first, until `RLIMIT_MEMLOCK` is reached. What is
-/// mapped later is neither locked nor limited by this.
-pub fn lock_present_memory() -> io::Result<Amount> {
-    let limit = limit()?;
+/// Locks what the process has mapped now, the smallest mappings first, up to `RLIMIT_MEMLOCK`. Later mappings are neither
+/// locked nor limited by this.
+pub fn lock_present_memory() -> io::Result<LockedMemory> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let mut mappings: Vec<(usize, usize)> = maps.lines().filter_map(parse_mapping).collect();
     mappings.sort_by_key(|&(_, length)| length);
-    let mut amount = Amount {
+    let mut memory = LockedMemory {
         locked: 0,
         present: 0,
-        limit,
+        limit: locked_memory_limit(),
     };
     for (start, length) in mappings {
-        amount.present += length as u64;
-        // SAFETY: it changes no contents; an address that is mapped no longer is an error.
+        memory.present += length as u64;
+        // SAFETY: the call changes no contents, and returns an error for an address that is no longer mapped.
         if unsafe { libc::mlock(start as *const libc::c_void, length) } == 0 {
-            amount.locked += length as u64;
+            memory.locked += length as u64;
         }
     }
-    Ok(amount)
+    Ok(memory)
 }
 
 /// Start and length of a mapping that can be paged out, from its line in `/proc/PID/maps`.
 ///
-/// Not so the kernel's own pages (BPF maps, rings, descriptors), which stay in memory. And the main thread's stack is left
-/// out: once locked, it could not grow beyond the limit, and a fault there would end the process.
+/// The kernel's own pages (BPF maps, rings, descriptors) are never paged out. The main thread's stack is skipped: once
+/// locked, it could not grow beyond the limit, and a fault there would end the process.
 fn parse_mapping(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
@@ -103,31 +97,12 @@ fn parse_mapping(line: &str) -> Option<(usize, usize)> {
     Some((start, end.checked_sub(start)?))
 }
 
-/// `RLIMIT_MEMLOCK` in bytes.
-fn limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the limit is writable memory that lives over the call.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
-    Ok(limit.rlim_cur)
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_can_be_paged_out_is_to_be_locked() {
+    fn mappings_that_can_be_paged_out_are_locked() {
         let heap = "55d0c8a00000-55d0c8a21000 rw-p 00000000 00:00 0                          [heap]";
         assert_eq!(parse_mapping(heap), Some((0x55d0_c8a0_0000, 0x21000)));
         let text = "55d0c8000000-55d0c8001000 r-xp 00001000 fe:00 77   /usr/bin/ublk-bpf";

@@ -1,14 +1,17 @@
 //! Memory mappings that unmap themselves, and the descriptor array of a queue.
 
+use std::ffi::c_void;
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::os::fd::BorrowedFd;
+use std::ptr::{NonNull, null_mut};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::process::page_size;
 use super::uapi::{IoDesc, UBLK_MAX_QUEUE_DEPTH, UBLKSRV_CMD_BUF_OFFSET};
 
-/// What may be done with a mapping.
+/// The accesses that a mapping permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Loads only.
@@ -17,10 +20,10 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A mapping, shared with whoever else maps the same; unmapped when dropped.
+/// A mapping, unmapped when dropped.
 ///
-/// Its memory may change at any time by others' hands, so it is never lent as a slice: users make volatile or
-/// atomic accesses through [`Mmap::as_ptr`].
+/// The kernel and other processes may change its memory at any time, so it is never lent as a slice: users make volatile
+/// or atomic accesses through [`Mmap::as_ptr`].
 #[derive(Debug)]
 pub struct Mmap {
     start: NonNull<u8>,
@@ -29,35 +32,33 @@ pub struct Mmap {
 
 // SAFETY: a mapping belongs to the process, not to a thread; `Mmap` itself makes no access.
 unsafe impl Send for Mmap {}
-// SAFETY: as above; `&Mmap` gives out a raw pointer only, whose users answer for their accesses.
+// SAFETY: as above; `&Mmap` gives out a raw pointer only, whose users justify their accesses.
 unsafe impl Sync for Mmap {}
 
 impl Mmap {
     /// Maps `len` bytes of `file` from `offset`, shared. `offset` is a multiple of the page size.
     pub fn of(file: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> io::Result<Self> {
-        let offset =
-            libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-        Self::map(file.as_raw_fd(), offset, len, access, libc::MAP_SHARED)
-    }
-
-    /// Maps `len` bytes of zeroed memory, private to this process and present from the start.
-    pub fn anonymous(len: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-        Self::map(-1, 0, len, Access::ReadWrite, flags)
-    }
-
-    fn map(fd: i32, offset: libc::off_t, len: usize, access: Access, flags: i32) -> io::Result<Self> {
         let protection = match access {
-            Access::Read => libc::PROT_READ,
-            Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Access::Read => ProtFlags::READ,
+            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: the kernel chooses the address (no MAP_FIXED), so no existing memory is touched.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, fd, offset) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let start = unsafe { mmap(null_mut(), len, protection, MapFlags::SHARED, file, offset) }?;
+        Ok(Self::at(start, len))
+    }
+
+    /// Maps `len` bytes of zeroed memory, private to this process and allocated at once.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        // SAFETY: as in `of`.
+        let start = unsafe { mmap_anonymous(null_mut(), len, protection, flags) }?;
+        Ok(Self::at(start, len))
+    }
+
+    fn at(start: *mut c_void, len: usize) -> Self {
         let start = NonNull::new(start.cast()).expect("mmap without MAP_FIXED never maps page zero");
-        Ok(Self { start, len })
+        Self { start, len }
     }
 
     /// Its first byte; valid for [`Mmap::len`] bytes until this is dropped, aligned to a page.
@@ -65,7 +66,7 @@ impl Mmap {
         self.start
     }
 
-    /// Its length in bytes; never zero, for mmap(2) refuses that.
+    /// Its length in bytes; never zero: mmap(2) refuses that.
     #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
     pub fn len(&self) -> usize {
         self.len
@@ -75,15 +76,15 @@ impl Mmap {
 impl Drop for Mmap {
     fn drop(&mut self) {
         // SAFETY: `start` and `len` are what mmap returned; `as_ptr`'s users hold no pointer past this.
-        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
-        debug_assert_eq!(result, 0, "munmap of a whole mapping cannot fail");
+        let result = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert_eq!(result, Ok(()), "munmap of a whole mapping cannot fail");
     }
 }
 
 /// The descriptors of one queue's tags, which the driver writes and the server reads.
 ///
-/// A tag's descriptor says something only between the tag's arrival and its commit. While this exists,
-/// DEL_DEV waits.
+/// A tag's descriptor is valid only between the tag's arrival and its commit. While this mapping exists, DEL_DEV
+/// waits.
 #[derive(Debug)]
 pub struct Descriptors {
     map: Mmap,
@@ -93,7 +94,10 @@ pub struct Descriptors {
 
 impl Descriptors {
     /// Maps the descriptors of queue `queue` from `/dev/ublkcN`. `depth` and `stride` (bytes from one descriptor to
-    /// the next) are what the device's info says.
+    /// the next) come from the device's info.
+    ///
+    /// # Errors
+    /// If `stride` is not that of a descriptor, or mmap(2) fails.
     pub fn map(char_device: BorrowedFd<'_>, queue: u16, depth: u16, stride: u16) -> io::Result<Self> {
         let stride = usize::from(stride);
         if stride < size_of::<IoDesc>() || !stride.is_multiple_of(align_of::<IoDesc>()) {
@@ -105,7 +109,7 @@ impl Descriptors {
             ));
         }
         let bytes = |depth: u16| (usize::from(depth) * stride).next_multiple_of(page_size());
-        // Every queue has room for the largest depth, whatever this device's is.
+        // Queues are spaced for the largest depth, not for this device's.
         let offset = UBLKSRV_CMD_BUF_OFFSET + u64::from(queue) * bytes(UBLK_MAX_QUEUE_DEPTH) as u64;
         let map = Mmap::of(char_device, offset, bytes(depth), Access::Read)?;
         Ok(Self { map, depth, stride })
@@ -124,9 +128,9 @@ impl Descriptors {
             .wrapping_add(usize::from(tag) * self.stride);
         // Member by member: a volatile load of the whole goes through the stack.
         let u32_at = |offset| {
-            // SAFETY: `tag < depth` and the mapping has `depth * stride` bytes, so a whole descriptor is at `at`; the
-            // start is page aligned and the stride a multiple of 8, so it is aligned; any bytes are a value. Volatile,
-            // for the driver writes it; not while the server holds the tag, and a torn value would still be a value.
+            // SAFETY: `tag < depth` and the mapping has `depth * stride` bytes, so a whole descriptor is at `at`. The
+            // start is page aligned and the stride a multiple of 8, so it is aligned. Any bytes are a value. Volatile
+            // because the driver writes it, though not while the server holds the tag; a torn value is a value too.
             unsafe { at.wrapping_add(offset).cast::<u32>().read_volatile() }
         };
         let u64_at = |offset| {

@@ -1,215 +1,151 @@
 //! Settings of the calling process and thread that a server in the writeback path needs.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::raw::c_int;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-// `include/uapi/linux/prctl.h`; the libc crate does not have them.
-const PR_SET_IO_FLUSHER: c_int = 57;
-const PR_GET_IO_FLUSHER: c_int = 58;
+use rustix::fs::{CWD, Mode};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+    unmount,
+};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, configure_io_flusher_behavior, getrlimit, pidfd_open,
+    pidfd_send_signal, setrlimit,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
 
-/// Tells the kernel that the calling thread serves a block device: its allocations then never wait for
-/// writeback (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads made by it afterwards inherit
-/// that.
+/// Marks the calling thread as one that serves a block device: its allocations never wait for writeback
+/// (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads that it starts later inherit the mark.
 ///
-/// The setting is read back, so that `Ok` means it holds.
+/// The setting is read back, so `Ok` means that it is in effect.
 pub fn set_io_flusher() -> io::Result<()> {
-    prctl(PR_SET_IO_FLUSHER, 1)?;
+    configure_io_flusher_behavior(true)?;
     if is_io_flusher()? {
         Ok(())
     } else {
         Err(io::Error::other(
-            "PR_SET_IO_FLUSHER was accepted but does not hold",
+            "PR_SET_IO_FLUSHER was accepted but has no effect",
         ))
     }
 }
 
-/// Whether the calling thread is marked by [`set_io_flusher`]. Needs CAP_SYS_RESOURCE too.
+/// Whether the calling thread has the mark of [`set_io_flusher`]. Needs CAP_SYS_RESOURCE too.
 pub fn is_io_flusher() -> io::Result<bool> {
-    Ok(prctl(PR_GET_IO_FLUSHER, 0)? == 1)
+    Ok(rustix::process::is_io_flusher()?)
 }
 
-/// Gives the calling thread, and those it makes afterwards, a mount namespace of their own from which no mount spreads
-/// and in which a later mount of this server's own device does not show: one that did could keep the server from
-/// ending. Needs CAP_SYS_ADMIN.
+/// Moves the calling thread, and the threads that it starts later, to a new mount namespace that exchanges no mount
+/// events with others. A later mount of this server's own device does not appear in it: such a mount could keep the
+/// server from exiting. Needs CAP_SYS_ADMIN.
 pub fn leave_mount_namespace() -> io::Result<()> {
-    // SAFETY: takes no pointer; what changes is the thread's view of mounts, not its memory.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-    // SAFETY: the paths are NUL-terminated and static; null for source, type and data is what mount(2) asks
-    // for where only propagation changes.
-    let result = unsafe {
-        libc::mount(
-            std::ptr::null(),
-            c"/".as_ptr(),
-            std::ptr::null(),
-            libc::MS_REC | libc::MS_PRIVATE,
-            std::ptr::null(),
-        )
-    };
-    check(result).map(drop)
+    // SAFETY: only the mount namespace is unshared; the threads keep one table of descriptors.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+    Ok(mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )?)
 }
 
-/// Takes a mount out of the calling process's mount namespace, whatever still uses it; in that namespace only, if
-/// its mounts do not spread ([`leave_mount_namespace`]).
+/// Detaches a mount from the calling thread's mount namespace, even if it is in use. Other namespaces keep it if no
+/// mount events are exchanged with them ([`leave_mount_namespace`]).
 pub fn detach_mount(path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `path` is a C string that lives over the call.
-    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
+    Ok(unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
 }
 
-/// A process, whose id cannot become another one's as long as this is held (pidfd_open(2)).
+/// A process. Its id is not reused as long as this is held (pidfd_open(2)).
 #[derive(Debug)]
 pub(crate) struct ProcessHandle(OwnedFd);
 
 impl ProcessHandle {
     /// The process that has this id now.
     pub(crate) fn open(process: u32) -> io::Result<Self> {
-        const NO_FLAGS: libc::c_uint = 0;
-        // SAFETY: takes numbers, no pointer.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process, NO_FLAGS) };
-        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0);
-        let fd = fd.ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the call returned a new descriptor that nothing else owns.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let process = process.try_into().ok().and_then(Pid::from_raw);
+        let process = process.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self(pidfd_open(process, PidfdFlags::empty())?))
     }
 
     /// Sends it SIGTERM.
     pub(crate) fn terminate(&self) -> io::Result<()> {
-        const NO_FLAGS: libc::c_uint = 0;
-        let info = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: a null pointer in place of the facts is what pidfd_send_signal(2) takes for those of kill(2).
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.0.as_raw_fd(),
-                libc::SIGTERM,
-                info,
-                NO_FLAGS,
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        Ok(pidfd_send_signal(&self.0, Signal::TERM)?)
     }
 }
 
-/// A capability that a server needs for something (`include/uapi/linux/capability.h`).
+/// A capability that a server needs (`include/uapi/linux/capability.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
     /// `CAP_IPC_LOCK`: memory is locked without a limit.
-    IpcLock = 14,
-    /// `CAP_SYS_ADMIN`: ublk devices that are not unprivileged, BPF, mount namespaces.
-    SysAdmin = 21,
+    IpcLock,
+    /// `CAP_SYS_ADMIN`: privileged ublk devices, BPF, mount namespaces.
+    SysAdmin,
 }
 
 /// Whether the calling thread has the capability in effect, in its own user namespace.
 ///
 /// # Errors
-/// If `/proc` does not say.
+/// If capget(2) fails.
 pub fn has_capability(capability: Capability) -> io::Result<bool> {
-    let mask = u64::from_str_radix(&status_field("CapEff:")?, 16).map_err(io::Error::other)?;
-    Ok(mask >> (capability as u32) & 1 == 1)
+    let wanted = match capability {
+        Capability::IpcLock => CapabilitySet::IPC_LOCK,
+        Capability::SysAdmin => CapabilitySet::SYS_ADMIN,
+    };
+    Ok(capabilities(None)?.effective.contains(wanted))
 }
 
-/// Bytes of memory that the process has locked.
+/// Bytes of memory that the process has locked, by `/proc/self/status`.
 pub(crate) fn locked_memory() -> io::Result<u64> {
-    let field = status_field("VmLck:")?;
-    let kib = field.trim_end_matches("kB").trim().parse::<u64>();
+    let status = fs::read_to_string("/proc/self/status")?;
+    let field = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let field = field.ok_or(io::ErrorKind::NotFound)?;
+    let kib = field.trim().trim_end_matches("kB").trim_end().parse::<u64>();
     Ok(kib.map_err(io::Error::other)? << 10)
 }
 
-/// A field of `/proc/self/status`.
-fn status_field(name: &str) -> io::Result<String> {
-    let status = fs::read_to_string("/proc/thread-self/status")?;
-    let field = status.lines().find_map(|line| line.strip_prefix(name));
-    let field = field.ok_or(io::ErrorKind::NotFound)?;
-    Ok(field.trim().to_owned())
+/// Bytes that the process may lock (`RLIMIT_MEMLOCK`); `u64::MAX`: no limit.
+pub(crate) fn locked_memory_limit() -> u64 {
+    getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX)
 }
 
-/// Bytes that the process may lock; `u64::MAX`: no limit.
-pub(crate) fn locked_memory_limit() -> io::Result<u64> {
-    limit(libc::RLIMIT_MEMLOCK).map(|limit| limit.rlim_cur)
-}
-
-/// Raises the number of files that the process may open to its hard limit, and returns that.
+/// Raises the soft limit of open files to the hard limit, and returns that; `u64::MAX`: no limit.
 pub(crate) fn raise_open_files() -> io::Result<u64> {
-    let limit = limit(libc::RLIMIT_NOFILE)?;
-    if limit.rlim_cur < limit.rlim_max {
-        let raised = libc::rlimit {
-            rlim_cur: limit.rlim_max,
-            ..limit
-        };
-        // SAFETY: `raised` is a valid structure that lives over the call.
-        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) })?;
-    }
-    Ok(limit.rlim_max)
-}
-
-fn limit(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
     };
-    // SAFETY: `limit` is writable memory of the type that the call fills.
-    check(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
-    Ok(limit)
+    setrlimit(Resource::Nofile, raised)?;
+    Ok(maximum.unwrap_or(u64::MAX))
 }
 
-/// A copy of the mount that is visible at `path`, without those on it, attached nowhere (`open_tree(2)`, Linux >= 5.2).
-/// Needs CAP_SYS_ADMIN.
+/// A detached copy of the mount at `path`, without the mounts below it (`open_tree(2)`, Linux >= 5.2). Needs
+/// CAP_SYS_ADMIN.
 pub fn copy_mount(path: &Path) -> io::Result<OwnedFd> {
-    // `include/uapi/linux/mount.h`.
-    const OPEN_TREE_CLONE: c_int = 1;
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `path` is a C string that lives over the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_open_tree,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            OPEN_TREE_CLONE | libc::O_CLOEXEC,
-        )
-    };
-    let fd = check(c_int::try_from(fd).unwrap_or(-1))?;
-    // SAFETY: the call returned a new descriptor that nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, path, flags)?)
 }
 
 /// Attaches what [`copy_mount`] returned at `path` (`move_mount(2)`).
 pub fn attach_mount(copy: &OwnedFd, path: &Path) -> io::Result<()> {
-    // `include/uapi/linux/mount.h`.
-    const MOVE_MOUNT_F_EMPTY_PATH: c_int = 4;
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: both paths are C strings that live over the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            copy.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        )
-    };
-    check(c_int::try_from(result).unwrap_or(-1)).map(drop)
+    Ok(move_mount(
+        copy,
+        "",
+        CWD,
+        path,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }
 
-/// Asks the kernel to end other processes than this one, and those that it makes, when memory runs out
-/// (`oom_score_adj`). Needs CAP_SYS_RESOURCE.
+/// Exempts this process, and those that it starts, from the OOM killer (`oom_score_adj`). Needs CAP_SYS_RESOURCE.
 pub fn refuse_oom_killer() -> io::Result<()> {
     // `OOM_SCORE_ADJ_MIN` of `include/uapi/linux/oom.h`.
     fs::write("/proc/self/oom_score_adj", "-1000")
 }
 
-/// Ignores the signals by which a mere write can end or stop a server: beyond `RLIMIT_FSIZE` (`SIGXFSZ`; the write then
-/// fails), and to a terminal that belongs to another job (`SIGTTOU`, with `stty tostop`; the write then succeeds). Rust
-/// ignores `SIGPIPE` already.
+/// Ignores the signals by which a mere write can end or stop a server: beyond `RLIMIT_FSIZE` (`SIGXFSZ`; the write
+/// then fails), and to a terminal that belongs to another job (`SIGTTOU`, with `stty tostop`; the write then
+/// succeeds). Rust ignores `SIGPIPE` already.
 pub fn ignore_signals_of_writes() {
     for signal in [libc::SIGXFSZ, libc::SIGTTOU] {
         // SAFETY: ignoring a signal is a valid action, and takes no pointer.
@@ -219,44 +155,37 @@ pub fn ignore_signals_of_writes() {
 
 /// The effective user id of the process.
 pub(crate) fn effective_user() -> u32 {
-    // SAFETY: takes no pointer, and cannot fail.
-    unsafe { libc::geteuid() }
+    rustix::process::geteuid().as_raw()
 }
 
-/// Takes the write permission of group and others from every file that the process makes from now on, whatever umask it
-/// was started with.
+/// Clears the write permission of group and others on every file that the process creates from now on, whatever umask
+/// it inherited.
 pub fn protect_new_files() {
     file_mode_mask(0o022);
 }
 
-/// Sets the umask of the process, and returns the one before (`umask(2)`).
-pub(crate) fn file_mode_mask(mask: libc::mode_t) -> libc::mode_t {
-    // SAFETY: takes no pointer, and cannot fail.
-    unsafe { libc::umask(mask) }
+/// Sets the umask of the process, and returns the previous one (`umask(2)`).
+pub(crate) fn file_mode_mask(mask: u32) -> u32 {
+    rustix::process::umask(Mode::from_raw_mode(mask)).as_raw_mode()
 }
 
 /// The size of a page in bytes.
 pub fn page_size() -> usize {
-    // SAFETY: takes no pointer.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(size).expect("POSIX requires _SC_PAGESIZE, and it is positive")
+    rustix::param::page_size()
 }
 
-/// 128 random bits that nobody can foresee (`getrandom(2)`).
+/// 128 unpredictable random bits (`getrandom(2)`).
 pub(crate) fn random() -> io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
-    // SAFETY: the buffer is writable memory of the length passed.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    match usize::try_from(got) {
-        // Up to 256 bytes come whole (getrandom(2)).
-        Ok(got) if got == bytes.len() => Ok(bytes),
-        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Err(_) => Err(io::Error::last_os_error()),
+    // Up to 256 bytes come whole (getrandom(2)).
+    match getrandom(&mut bytes, GetRandomFlags::empty())? {
+        16 => Ok(bytes),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
-/// Whether the process has been killed or has ended, and its parent or the kernel is not done with it yet: it does
-/// nothing more for itself, but may still hold files and locks. A process that is gone is dying, too.
+/// Whether the process is exiting, is a zombie, has a SIGKILL pending, or does not exist. It runs no more code of its
+/// own, but may still hold files and locks.
 pub(crate) fn is_dying(pid: u32) -> bool {
     /// `PF_EXITING` of `include/linux/sched.h`.
     const EXITING: u64 = 0x4;
@@ -265,8 +194,8 @@ pub(crate) fn is_dying(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
     };
-    // The name, in parentheses, may have anything in it. Behind it: state, parent, group, session, terminal, its
-    // group, flags.
+    // The name, in parentheses, may contain anything. The fields after it: state, parent, group, session, terminal,
+    // terminal's group, flags.
     let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
     let mut fields = behind.split_whitespace();
     let has_ended = matches!(fields.next(), Some("Z" | "X"));
@@ -280,22 +209,7 @@ pub(crate) fn is_dying(pid: u32) -> bool {
     has_ended || is_killed || flags.is_some_and(|flags| flags & EXITING != 0)
 }
 
-/// One of the `prctl` calls whose arguments are numbers.
-fn prctl(option: c_int, value: libc::c_ulong) -> io::Result<c_int> {
-    const UNUSED: libc::c_ulong = 0;
-    // SAFETY: the options passed here take numbers, not pointers.
-    check(unsafe { libc::prctl(option, value, UNUSED, UNUSED, UNUSED) })
-}
-
-fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
-
-/// The ids of all processes that can be seen.
+/// The ids of all processes that `/proc` lists.
 pub(crate) fn ids() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -1,8 +1,10 @@
 //! How the promoter is woken.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
 
 /// Wakes the promoter. A queue's ring writes to the descriptor, which costs the queue no system call.
 #[derive(Debug)]
@@ -17,14 +19,9 @@ impl Doorbell {
     /// # Errors
     /// If the process has no file descriptor to spare.
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointer. Blocking: the ring that reads it waits, not the thread.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Self {
-            // SAFETY: the call returned a new descriptor that nothing else owns.
-            eventfd: unsafe { OwnedFd::from_raw_fd(fd) },
+            // Blocking: the ring that reads it waits, not the thread.
+            eventfd: eventfd(0, EventfdFlags::CLOEXEC)?,
             stop: AtomicBool::new(false),
         })
     }
@@ -35,12 +32,7 @@ impl Doorbell {
     /// None that an open eventfd is known to give.
     pub(super) fn stop(&self) -> io::Result<()> {
         self.stop.store(true, Ordering::SeqCst);
-        let one = 1_u64.to_ne_bytes();
-        // SAFETY: `one` is readable memory of that length.
-        let written = unsafe { libc::write(self.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-        if written < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes())?;
         Ok(())
     }
 
