@@ -6,7 +6,7 @@ use crate::control::DeviceId;
 
 /// Which device.
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Device {
+pub(super) struct DeviceArg {
     /// The device: 0, ublkb0 or /dev/ublkb0
     #[arg(value_name = "ID")]
     pub(super) id: DeviceId,

@@ -1,4 +1,4 @@
-//! The options of `run`, on the command line and in the TOML file that `--config` names: the same names with the same
+//! The options of `run`, on the command line and in the TOML file of `--config`: the same names with the same
 //! meaning. Each is declared once, in [`Settings`].
 
 use std::ffi::OsString;
@@ -25,7 +25,7 @@ use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 /// [`Scope`]. From that come the merge of file and command line and the checks of what may stand where.
 macro_rules! settings {
     ($($(#[$attribute:meta])+ $scope:ident $name:ident: $type:ty,)+) => {
-        /// DeviceOptions of `run`, from the command line or a table of the configuration file. What is `None` was not given.
+        /// Options of `run`, from the command line or a table of the configuration file. `None`: not given.
         #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
         #[serde(rename_all = "kebab-case", deny_unknown_fields)]
         pub(super) struct Settings {

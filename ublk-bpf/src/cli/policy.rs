@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::args::{Device, Format};
+use super::args::{DeviceArg, Format};
 use super::output::print_line;
 use super::table;
 use crate::backend::parse_size;
@@ -33,7 +33,7 @@ enum Action {
     /// Replace a device's policy without losing requests; the default policy answers for about a millisecond
     Swap {
         #[command(flatten)]
-        device: Device,
+        device: DeviceArg,
         /// A built-in name or a BPF object file (./NAME for a file named like a built-in policy)
         #[arg(value_name = "NAME|FILE.o")]
         policy: OsString,
@@ -44,7 +44,7 @@ enum Action {
     /// Remove a device's policy: every request passes through
     Reset {
         #[command(flatten)]
-        device: Device,
+        device: DeviceArg,
     },
 }
 
@@ -160,7 +160,7 @@ impl Row {
 
 /// Changes the policy and the record of it, one process at a time.
 fn change<T>(
-    device: Device,
+    device: DeviceArg,
     change: impl FnOnce(&mut Record) -> Result<T, PolicyError>,
 ) -> anyhow::Result<T> {
     // Without a device there is nothing to lock.

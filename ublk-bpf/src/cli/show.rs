@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::args::{Device, Format};
+use super::args::{DeviceArg, Format};
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
@@ -15,7 +15,7 @@ use crate::registry::users;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    device: Device,
+    device: DeviceArg,
     #[command(flatten)]
     format: Format,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::args::{Device, Format};
+use super::args::{DeviceArg, Format};
 use super::output::{print, print_line};
 use crate::observe::{self, RunTime, Stats, Table};
 use crate::policy::Disk;
@@ -21,7 +21,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    device: Device,
+    device: DeviceArg,
     /// Measure the run time of classifier and policy for a second; the kernel times all BPF programs meanwhile
     #[arg(long)]
     run_time: bool,

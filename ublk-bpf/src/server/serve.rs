@@ -112,7 +112,7 @@ pub(super) fn serve_started(
 
 /// Opens the backings and caches of all devices by their paths, so before the process leaves its mounts. Without
 /// `control`, waiting devices are skipped.
-fn open(start: &Start, control: Option<&Control>) -> Result<Vec<Opened>, ServeError> {
+fn open(start: &Start, control: Option<&Control>) -> Result<Vec<OpenDevice>, ServeError> {
     let of = start.devices.len();
     let reserved: Vec<DeviceId> = start.devices.iter().filter_map(Recipe::wanted_id).collect();
     let mut opening = Opening::new(control, of);
@@ -147,21 +147,21 @@ impl Recipe {
         control: Option<&Control>,
         reserved: &[DeviceId],
         opening: &mut Opening<'_>,
-    ) -> Result<Option<Opened>, ServeError> {
+    ) -> Result<Option<OpenDevice>, ServeError> {
         let waiting = match (self, control) {
             (Self::MakeOrRecover(options), Some(control)) => owners::waiting_on(control, options)?,
             _ => None,
         };
         Ok(match (self, control, waiting) {
-            (Self::Recover(id), Some(control), _) => Some(Opened::Left(Box::new(OrphanedDevice::open(
-                control, *id, opening,
-            )?))),
+            (Self::Recover(id), Some(control), _) => Some(OpenDevice::Orphaned(Box::new(
+                OrphanedDevice::open(control, *id, opening)?,
+            ))),
             (Self::Recover(_), None, _) => None,
             (Self::MakeOrRecover(options), Some(control), Some(id)) => {
                 let device = OrphanedDevice::open_described(control, id, options, opening)?;
-                Some(Opened::Left(Box::new(device)))
+                Some(OpenDevice::Orphaned(Box::new(device)))
             }
-            (Self::Make(options) | Self::MakeOrRecover(options), ..) => Some(Opened::New(Box::new(
+            (Self::Make(options) | Self::MakeOrRecover(options), ..) => Some(OpenDevice::New(Box::new(
                 NewDevice::open(options, reserved, opening)?,
             ))),
         })
@@ -169,16 +169,16 @@ impl Recipe {
 }
 
 /// A device with everything open that it is on.
-enum Opened {
+enum OpenDevice {
     New(Box<NewDevice>),
-    Left(Box<OrphanedDevice>),
+    Orphaned(Box<OrphanedDevice>),
 }
 
-impl Device for Opened {
+impl Device for OpenDevice {
     fn live(self, host: Host<'_>) -> Result<(), ServeError> {
         match self {
             Self::New(device) => device.live(host),
-            Self::Left(device) => device.live(host),
+            Self::Orphaned(device) => device.live(host),
         }
     }
 }
@@ -248,7 +248,7 @@ fn serve_together<D: Device>(
 
 /// The devices of this process, as the main thread sees them.
 struct Server {
-    devices: Vec<Running>,
+    devices: Vec<DeviceThread>,
     /// How many devices were asked for.
     of: usize,
     reporter: UnboundedSender<(usize, Report)>,
@@ -261,7 +261,7 @@ struct Server {
 }
 
 /// A device with its thread.
-struct Running {
+struct DeviceThread {
     /// Forwards signals. `None`: the device must end.
     ask: Option<UnboundedSender<()>>,
     /// Since it is ready.
@@ -320,7 +320,7 @@ impl Server {
         let thread = thread.spawn_scoped(scope, life);
         let no_thread = limits::no_thread("start a device's thread");
         let end = thread.err().map(|error| Err(no_thread(error)));
-        self.devices.push(Running {
+        self.devices.push(DeviceThread {
             ask: Some(ask),
             ready: None,
             end,
@@ -384,7 +384,7 @@ impl Server {
     }
 
     fn has_failed(&self) -> bool {
-        self.devices.iter().any(Running::has_failed)
+        self.devices.iter().any(DeviceThread::has_failed)
     }
 
     /// Whether every device is there, and wanted.
@@ -394,7 +394,7 @@ impl Server {
 
     /// Removes all devices, and returns the reason.
     async fn give_up(mut self) -> ServeError {
-        let first = self.devices.iter().position(Running::has_failed);
+        let first = self.devices.iter().position(DeviceThread::has_failed);
         let failed = first.filter(|_| !self.stop_requested);
         self.dismiss();
         while self.is_alive() {
@@ -425,7 +425,7 @@ impl Server {
     }
 }
 
-impl Running {
+impl DeviceThread {
     fn has_failed(&self) -> bool {
         matches!(self.end, Some(Err(_)))
     }
