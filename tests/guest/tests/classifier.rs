@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use ublk_bpf::observe::{self, OpDecisions};
 use ublk_bpf::policy::{
-    self, Classifier, DEFAULT_POLICY_MEMORY, Disk, Policy, PolicyError, PolicyObject, Spec, WrittenSpec,
+    self, Classifier, ClassifierSpec, DEFAULT_POLICY_MEMORY, Disk, Policy, PolicyError, PolicyObject,
+    WrittenSpec,
 };
 use ublk_bpf_abi::{FaultRange, Op, Reason, ServerCounters, Verdict, hint};
 
@@ -26,7 +27,7 @@ const BLOCK: usize = 4096;
 struct Fixture {
     _alone: Option<MutexGuard<'static, ()>>,
     disk: Disk,
-    spec: Spec,
+    spec: ClassifierSpec,
     file: File,
 }
 
@@ -63,7 +64,7 @@ impl Fixture {
             .custom_flags(libc::O_DIRECT)
             .open(path)
             .unwrap();
-        let spec = Spec {
+        let spec = ClassifierSpec {
             disk: disk.clone(),
             queues: QUEUES,
             depth: DEPTH,
@@ -452,15 +453,15 @@ fn pins_outlive_the_process_and_are_found_removed_and_refused() {
     drop(found);
 
     for other in [
-        Spec {
+        ClassifierSpec {
             depth: 32,
             ..fixture.spec.clone()
         },
-        Spec {
+        ClassifierSpec {
             queues: 1,
             ..fixture.spec.clone()
         },
-        Spec {
+        ClassifierSpec {
             written: None,
             ..fixture.spec.clone()
         },

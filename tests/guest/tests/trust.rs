@@ -96,7 +96,7 @@ fn a_directory_that_others_can_write_is_refused_by_every_command() {
         set_mode(directory, 0o777);
         for args in commands {
             let said = refused(args);
-            let wanted = format!("{what} {directory} can be written by others than root (mode 0777)");
+            let wanted = format!("{what} {directory} can be written by users other than root (mode 0777)");
             assert!(said.contains(&wanted), "{args:?}: {said}");
         }
         set_mode(directory, before);
@@ -147,7 +147,7 @@ fn a_record_or_lock_that_others_could_have_written_is_refused() {
         set_mode(&record, 0o666);
         let said = refused(args);
         assert!(
-            said.starts_with(&format!("the record {record} can be written by others")),
+            said.starts_with(&format!("the record {record} can be written by users other")),
             "{said}"
         );
         set_mode(&record, 0o644);
@@ -167,7 +167,7 @@ fn a_record_or_lock_that_others_could_have_written_is_refused() {
     for args in [&recover[..], &["show", &id], &["stop", &id]] {
         let said = refused(args);
         assert!(
-            said.starts_with(&format!("the lock {lock} can be written by others")),
+            said.starts_with(&format!("the lock {lock} can be written by users other")),
             "{said}"
         );
     }

@@ -35,7 +35,7 @@ pub use self::node::{open_char_device, wait_for_block_device};
 pub use self::params::{Discard, InvalidParams, MalformedParams, Params};
 use self::transport::{Kernel, Transport};
 use crate::errno::Errno;
-use crate::sys::command::NoAnswer;
+use crate::sys::command::NoReply;
 use crate::sys::uapi::{CtrlCmd, PARAMS_BYTES, RawDevInfo, RawParams, UBLK_FEATURES_LEN};
 
 /// Where the kernel lists character devices of ublk.
@@ -261,8 +261,8 @@ impl Control {
                     errno,
                 }),
             },
-            Err(NoAnswer::Ring(source)) => Err(Error::Ring { command, source }),
-            Err(NoAnswer::TimedOut { cancelled }) => Err(Error::TimedOut {
+            Err(NoReply::Ring(source)) => Err(Error::Ring { command, source }),
+            Err(NoReply::TimedOut { cancelled }) => Err(Error::TimedOut {
                 command,
                 device,
                 after: within,

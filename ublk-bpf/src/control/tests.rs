@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::sys::command::Answer;
+use crate::sys::command::Reply;
 use crate::sys::uapi;
 
-type Respond = dyn Fn(u32, &CtrlCmd, &mut [u8]) -> Result<i32, NoAnswer> + Send + Sync;
+type Respond = dyn Fn(u32, &CtrlCmd, &mut [u8]) -> Result<i32, NoReply> + Send + Sync;
 
 /// Answers every command by a function, and keeps what was sent.
 struct Fake {
@@ -21,17 +21,17 @@ impl Transport for Fake {
         command: CtrlCmd,
         mut buffer: Box<[u8]>,
         _: Duration,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Reply, NoReply> {
         self.sent.lock().unwrap().push((code, command));
         let result = (self.respond)(code, &command, &mut buffer)?;
-        Ok(Answer { result, buffer })
+        Ok(Reply { result, buffer })
     }
 }
 
 type Sent = Arc<Mutex<Vec<(u32, CtrlCmd)>>>;
 
 fn control(
-    respond: impl Fn(u32, &CtrlCmd, &mut [u8]) -> Result<i32, NoAnswer> + Send + Sync + 'static,
+    respond: impl Fn(u32, &CtrlCmd, &mut [u8]) -> Result<i32, NoReply> + Send + Sync + 'static,
 ) -> (Control, Sent) {
     let sent = Sent::default();
     let fake = Fake {
@@ -270,7 +270,7 @@ fn refusals_are_told_in_words() {
 
 #[test]
 fn a_late_answer_is_told_with_command_device_and_time() {
-    let late = |cancelled| control(move |_, _, _| Err(NoAnswer::TimedOut { cancelled })).0;
+    let late = |cancelled| control(move |_, _, _| Err(NoReply::TimedOut { cancelled })).0;
     assert_eq!(
         late(true).start(id(3), 1).unwrap_err().to_string(),
         "cannot start device 3: no answer within 30 s: not every queue of its server has become ready \
@@ -289,7 +289,7 @@ fn a_late_answer_is_told_with_command_device_and_time() {
 
 #[test]
 fn a_host_without_io_uring_is_told_how_to_get_it() {
-    let (control, _) = control(|_, _, _| Err(NoAnswer::Ring(std::io::Error::from_raw_os_error(libc::EPERM))));
+    let (control, _) = control(|_, _, _| Err(NoReply::Ring(std::io::Error::from_raw_os_error(libc::EPERM))));
     let error = control.features().unwrap_err().to_string();
     assert!(
         error.starts_with("cannot send GET_FEATURES to ublk: io_uring does not work here"),

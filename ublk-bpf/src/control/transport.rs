@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use super::error::{CONTROL_PATH, Error};
-use crate::sys::command::{self, Answer, NoAnswer};
+use crate::sys::command::{self, NoReply, Reply};
 use crate::sys::uapi::CtrlCmd;
 
 /// Who carries control commands.
@@ -18,7 +18,7 @@ pub(super) trait Transport: Send + Sync {
         command: CtrlCmd,
         buffer: Box<[u8]>,
         within: Duration,
-    ) -> Result<Answer, NoAnswer>;
+    ) -> Result<Reply, NoReply>;
 }
 
 /// The driver of this kernel.
@@ -44,7 +44,7 @@ impl Transport for Kernel {
         command: CtrlCmd,
         buffer: Box<[u8]>,
         within: Duration,
-    ) -> Result<Answer, NoAnswer> {
+    ) -> Result<Reply, NoReply> {
         command::execute(self.0.as_fd(), code, command, buffer, within)
     }
 }

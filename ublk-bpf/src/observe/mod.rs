@@ -1,6 +1,6 @@
-//! What a device's classifier and server count, read from their pinned maps by whoever has the right to.
+//! The counters of a device's classifier and server, read from their pinned maps.
 //!
-//! Nothing here asks the server: the maps are there while the device lives, and after its server died.
+//! Nothing here needs the server: the maps exist as long as the device, even after its server died.
 
 mod read;
 mod table;
@@ -18,36 +18,36 @@ pub use table::Table;
 pub struct Stats {
     /// The device's disk, such as `ublkb0`.
     pub disk: String,
-    /// What the kernel counts about the classifier.
+    /// The kernel's statistics of the classifier.
     pub classifier: ProgramStats,
-    /// The same of the policy, if there is one in place of the default one.
+    /// The same for the policy, if one replaces the default one.
     pub policy: Option<ProgramStats>,
-    /// What the classifier decided, for each operation, since the device was made.
+    /// The classifier's decisions for each operation since the device was created.
     pub decisions: Vec<OpDecisions>,
-    /// What the server did since the device was made, all queues together.
+    /// The server's counters since the device was created, all queues together.
     pub server: ServerStats,
     /// The same for each queue.
     pub queues: Vec<ServerStats>,
-    /// What was done to keep the cache filled; none if the device has none.
+    /// The counters of the cache; none if the device has no cache.
     pub cache: Option<CacheStats>,
-    /// How often the policy decided for each reason of its own, by the reason's number; those that never happened are
-    /// left out.
+    /// How often the policy decided for each reason of its own, by the reason's number, without those that never
+    /// occurred.
     pub codes: BTreeMap<u8, u64>,
-    /// How long the classifier ran with the policy in it, where that was measured.
+    /// The run time of the classifier with the policy in it, if it was measured.
     pub run_time: Option<RunTime>,
 }
 
-/// How long the classifier ran within a time. The policy runs in it: the kernel counts the two as one.
+/// The classifier's run time within a period. It includes the policy's: the kernel does not separate the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct RunTime {
-    /// Times that it was run: for requests of every disk, of which it leaves those of others after a few instructions.
+    /// Runs, for requests of every disk. For other disks it returns after a few instructions.
     pub runs: u64,
-    /// Nanoseconds that a run took on average; none without a run.
+    /// Mean time of a run in nanoseconds; none without a run.
     pub mean_ns: Option<u64>,
 }
 
 impl RunTime {
-    /// What was counted between two looks at the classifier.
+    /// The difference of two readings.
     #[must_use]
     pub fn between(before: ProgramStats, after: ProgramStats) -> Self {
         let runs = after.runs.wrapping_sub(before.runs);
@@ -61,23 +61,23 @@ impl RunTime {
     }
 }
 
-/// What the kernel counts about a program.
+/// The kernel's statistics of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ProgramStats {
     /// The program's id for `bpftool prog show id`.
     pub id: u32,
-    /// Requests of any disk for which the kernel did not run the program, because it already ran on their CPU. How
-    /// many of this device's tags came without a verdict for it is the server's `verdict_missing`.
+    /// Requests of any disk for which the kernel did not run the program, because it already ran on their CPU. The
+    /// server's `verdict_missing` counts those of this device.
     pub recursion_misses: u64,
     /// Times it was run; counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,
     /// Nanoseconds spent in it; counted only as `runs` is.
     pub run_time_ns: u64,
-    /// Instructions that the verifier went through.
+    /// Instructions that the verifier processed.
     pub verified_instructions: u32,
 }
 
-/// What the classifier decided about the requests of one operation, summed over CPUs.
+/// The classifier's decisions about the requests of one operation, summed over CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct OpDecisions {
     /// The operation.

@@ -15,8 +15,7 @@ use crate::sys::bpf::{open_pinned, program_facts};
 const COUNTER_WORDS: usize = ServerCounters::FIELDS.len();
 const CACHE_WORDS: usize = CacheCounters::FIELDS.len();
 
-/// Reads everything that is counted for a disk. Counters go on while they are read: a sum may be some requests
-/// ahead of another.
+/// Reads all counters of a disk. They change while they are read, so one sum may be some requests ahead of another.
 pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
     let pins = PinDir::open(disk)?;
     let not_classified = || PolicyError::NotClassified {
@@ -41,7 +40,7 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
     })
 }
 
-/// Asks about the program that is pinned at `path`; none if nothing is.
+/// Reads the statistics of the program that is pinned at `path`; none if there is no pin.
 pub fn program(path: &Path) -> Result<Option<ProgramStats>, PolicyError> {
     let pinned = match open_pinned(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -73,9 +72,9 @@ fn decisions(pins: &PinDir) -> Result<Vec<OpDecisions>, PolicyError> {
     Ok(all)
 }
 
-/// Adds up what each CPU counted for an operation.
+/// Sums over CPUs the counts of an operation.
 fn sum(op: Op, cpus: &[[u64; Decisions::WORDS]]) -> OpDecisions {
-    // Wrapping, for a map's content is anybody's who has the right to it.
+    // Wrapping: other processes may have written anything to the map.
     let word = |at: usize| cpus.iter().fold(0u64, |sum, words| sum.wrapping_add(words[at]));
     let of = |verdict, reason| word(Decisions::word(verdict, reason));
     let total = |counts: &mut dyn Iterator<Item = u64>| counts.fold(0, u64::wrapping_add);
@@ -106,12 +105,12 @@ fn server(pins: &PinDir) -> Result<Vec<ServerStats>, PolicyError> {
     Ok(queues)
 }
 
-/// Reads what was done for a disk's cache; none if it has no cache.
+/// Reads the counters of a disk's cache; none if it has no cache.
 pub fn cache_stats(disk: &Disk) -> Result<Option<CacheStats>, PolicyError> {
     cache(&PinDir::of(disk))
 }
 
-/// What was done for the cache, if the classifier was told of one.
+/// The counters of the cache, if the classifier is configured with one.
 fn cache(pins: &PinDir) -> Result<Option<CacheStats>, PolicyError> {
     let failed = |e: MapError| PolicyError::Access {
         map: map::CACHE,
@@ -126,7 +125,7 @@ fn cache(pins: &PinDir) -> Result<Option<CacheStats>, PolicyError> {
     Ok(Some(CacheStats(CacheCounters::from_values(values))))
 }
 
-/// Adds up what each CPU counted of the policy's own reasons.
+/// Sums over CPUs the counts of the policy's own reasons.
 fn codes(pins: &PinDir) -> Result<BTreeMap<u8, u64>, PolicyError> {
     let failed = |e: MapError| PolicyError::Access {
         map: map::CODES,

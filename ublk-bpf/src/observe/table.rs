@@ -7,7 +7,7 @@ use ublk_bpf_abi::{CacheCounters, Reason, ServerCounters};
 use super::{OpDecisions, RunTime, Stats, VERDICTS};
 
 /// Prints the counts as tables: decisions by verdict and reason for each operation, then the server's counters.
-/// What never happened is left out.
+/// Counts of zero are omitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a>(pub &'a Stats);
 

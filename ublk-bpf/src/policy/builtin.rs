@@ -1,6 +1,6 @@
 //! The objects that come with this program, built by `cargo xtask build-ebpf` and copied to `OUT_DIR` by `build.rs`.
 
-/// Embeds an object, aligned as its reader wants it.
+/// Embeds an object, aligned as the ELF reader requires.
 macro_rules! object {
     ($name:literal) => {
         aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/", $name, ".o"))
@@ -9,7 +9,7 @@ macro_rules! object {
 
 /// The classifier.
 pub(super) static CLASSIFIER: &[u8] = object!("classifier");
-/// The watch over files that others may truncate.
+/// The watch for truncated files.
 pub(super) static WATCH: &[u8] = object!("watch");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
@@ -27,7 +27,7 @@ pub struct Builtin {
 }
 
 impl Builtin {
-    /// Its BPF object, as `policy swap` would take it from a file.
+    /// Its BPF object, as `policy swap` would read it from a file.
     #[must_use]
     pub fn object(&self) -> &'static [u8] {
         self.object
@@ -37,37 +37,37 @@ impl Builtin {
 static ALL: [Builtin; 6] = [
     Builtin {
         name: "passthrough",
-        description: "every request goes to the backing device",
+        description: "sends every request to the backing device",
         needs_cache: false,
         object: PASSTHROUGH,
     },
     Builtin {
         name: "drop-discard",
-        description: "discards, which are advisory, are dropped; the rest goes to the backing device",
+        description: "drops discards (they are advisory); sends the rest to the backing device",
         needs_cache: false,
         object: object!("drop-discard"),
     },
     Builtin {
         name: "sparse",
-        description: "reads of blocks that hold no data are answered with zeroes, without I/O",
+        description: "completes reads of blocks that hold no data with zeroes, without I/O",
         needs_cache: false,
         object: object!("sparse"),
     },
     Builtin {
         name: "fault",
-        description: "requests that touch the sectors in its map fault_range fail (needs --allow-lossy)",
+        description: "fails requests that touch the sectors in its map fault_range (needs --allow-lossy)",
         needs_cache: false,
         object: object!("fault"),
     },
     Builtin {
         name: "lru",
-        description: "what is read comes into the cache, and what is there is read from there",
+        description: "promotes every block that is read; serves cached blocks from the cache",
         needs_cache: true,
         object: object!("lru"),
     },
     Builtin {
         name: "scan-resistant",
-        description: "what is read twice comes into the cache, which long sequential runs go past",
+        description: "promotes blocks that are read twice; long sequential runs bypass the cache",
         needs_cache: true,
         object: object!("scan-resistant"),
     },

@@ -1,4 +1,4 @@
-//! What can go wrong with classifier and policy.
+//! Errors of the classifier and of policies.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use crate::sys::trust::Distrusted;
 /// Why a classifier or a policy could not be loaded, attached, replaced or found.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The running kernel is not what the classifier is written for.
+    /// The classifier does not support the running kernel.
     #[error(transparent)]
     Kernel(#[from] BtfError),
-    /// The classifier does not fit it.
+    /// The classifier cannot be patched for the running kernel.
     #[error(transparent)]
     Patch(#[from] PatchError),
     /// The caller may not use bpf(2).
@@ -42,7 +42,7 @@ pub enum PolicyError {
         /// The names of the built-in policies.
         known: String,
     },
-    /// A policy that would do nothing.
+    /// A policy that has no effect without a cache.
     #[error("policy {0} needs a cache, and the device has none: it would act as passthrough")]
     NeedsCache(String),
     /// A user's object cannot be a policy.
@@ -56,7 +56,7 @@ pub enum PolicyError {
     Load {
         /// Which object.
         what: String,
-        /// aya's whole explanation.
+        /// aya's error with its causes.
         detail: String,
     },
     /// A program could not be attached.
@@ -64,7 +64,7 @@ pub enum PolicyError {
     Attach {
         /// Which program.
         what: String,
-        /// aya's whole explanation.
+        /// aya's error with its causes.
         detail: String,
     },
     /// A pin could not be made, opened or removed.
@@ -77,7 +77,7 @@ pub enum PolicyError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Others than root can write where pins are.
+    /// Another user can write to the pin directory.
     #[error(transparent)]
     Distrusted(#[from] Distrusted),
     /// No classifier is pinned for this disk.
@@ -86,7 +86,7 @@ pub enum PolicyError {
         /// The pin directory of the disk.
         path: PathBuf,
     },
-    /// What is pinned is not what this program made, or not for a device of this shape.
+    /// A pin was made by another version, or for a device of another shape.
     #[error("{} does not fit this device: {what} is {found}, expected {wanted}", path.display())]
     Foreign {
         /// The pin.
@@ -111,7 +111,7 @@ pub enum PolicyError {
     Access {
         /// The map.
         map: &'static str,
-        /// aya's whole explanation.
+        /// aya's error with its causes.
         detail: String,
     },
 }

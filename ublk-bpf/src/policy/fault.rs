@@ -6,7 +6,7 @@ use ublk_bpf_abi::{FaultRange, map};
 use super::error::{PolicyError, chain};
 use super::pin::{Disk, PinDir};
 
-/// Says which requests of a disk the policy `fault` fails from now on. The policy must be in place.
+/// Sets which requests of a disk the policy `fault` fails from now on. The policy must be attached.
 pub fn set_fault_range(disk: &Disk, range: FaultRange) -> Result<(), PolicyError> {
     let path = PinDir::open(disk)?.policy_maps().join(map::FAULT_RANGE);
     let failed = |e: MapError| PolicyError::Access {

@@ -1,4 +1,4 @@
-//! The classifier of one device: loaded, attached and pinned, or found again.
+//! The classifier of one device: loaded, attached and pinned, or reopened from its pins.
 
 use std::io;
 use std::mem::offset_of;
@@ -16,37 +16,37 @@ use ublk_bpf_abi::{
 
 use super::builtin::CLASSIFIER;
 use super::error::{PolicyError, chain};
-use super::maps::{CacheMaps, Counters, Verdicts, Written};
+use super::maps::{CacheMaps, DeviceCounters, Verdicts, WrittenMap};
 use super::offsets::KernelLayout;
 use super::patch::patch;
 use super::pin::{Disk, PinDir, pin_error};
 use super::verifier::Refusal;
 
-/// The program in the classifier's object, and the tracepoint that it hangs on.
+/// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
 const TRACEPOINT: &str = "block_rq_issue";
-/// The map that aya makes of the object's read-only globals.
+/// The map that aya creates for the object's read-only globals.
 const RODATA: &str = ".rodata";
-/// The one that it makes of what the program remembers.
+/// The map that aya creates for its mutable globals.
 const BSS: &str = ".bss";
-/// What they are pinned as: bpffs takes no name with a dot.
+/// The names of their pins: bpffs allows no dot in a name.
 const CONFIG_PIN: &str = "config";
 const MEMORY_PIN: &str = "memory";
 
 const CONFIG_WORDS: usize = size_of::<Config>() / size_of::<u64>();
 
-/// The device that a classifier is for.
+/// The device of a classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
+pub struct ClassifierSpec {
     /// Its disk.
     pub disk: Disk,
-    /// Hardware queues: as many as the device really has.
+    /// Hardware queues that the device really has.
     pub queues: u16,
     /// Tags in each queue.
     pub depth: u16,
-    /// Which blocks hold data, if the server knows it of its backing device.
+    /// The map of blocks that hold data, if the server knows them for its backing device.
     pub written: Option<WrittenSpec>,
-    /// Which blocks are in the cache, if it has one.
+    /// The maps of its cache, if it has one.
     pub cache: Option<CacheSpec>,
 }
 
@@ -76,8 +76,8 @@ impl CacheSpec {
 /// Blocks whose heat is in one word.
 const HEAT_BLOCKS: u32 = 8;
 
-/// Where a block's heat stops: it tells blocks read now and then from those read all the time, and comes down again
-/// by a few halvings.
+/// Maximum heat of a block: high enough to distinguish blocks that are read occasionally from those that are read
+/// constantly, low enough to decay in a few halvings.
 const HEAT_LIMIT: u32 = 255;
 
 /// The shape of the map of blocks that may hold data.
@@ -103,7 +103,7 @@ impl WrittenSpec {
     }
 }
 
-impl Spec {
+impl ClassifierSpec {
     fn config(&self, layout: &KernelLayout) -> Config {
         Config {
             disk_name: self.disk.name_words(),
@@ -136,7 +136,7 @@ impl Spec {
     }
 }
 
-/// [`Config`] as the bytes that aya puts in the object's global.
+/// [`Config`] as the bytes that aya writes to the object's global.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct ConfigBytes(Config);
@@ -146,24 +146,23 @@ unsafe impl aya::Pod for ConfigBytes {}
 
 /// A device's classifier, attached and pinned.
 ///
-/// The classifier lives in the kernel, by its pins, whether this lives or not. Dropping it removes the pins,
-/// and with them the classifier, unless [`Classifier::leave_pinned`] was called: [`Classifier::load`] is undone
-/// by a failure behind it, and a clean end leaves nothing.
+/// The pins keep the classifier in the kernel. Dropping this removes the pins, and with them the classifier, unless
+/// [`Classifier::leave_pinned`] was called: a failed start and a clean stop leave nothing pinned.
 #[derive(Debug)]
 pub struct Classifier {
     pins: PinDir,
     verdicts: Verdicts,
-    counters: Counters,
-    written: Option<Written>,
+    counters: DeviceCounters,
+    written: Option<WrittenMap>,
     cache: Option<CacheMaps>,
     leave_pinned: bool,
 }
 
 impl Classifier {
-    /// Loads the classifier for a device, attaches it and pins it, with the default policy. To be done between
-    /// the device's addition and its start: no request is issued before then. What an earlier device of that name
-    /// left behind is removed.
-    pub fn load(spec: &Spec) -> Result<Self, PolicyError> {
+    /// Loads the classifier for a device, attaches it and pins it, with the default policy. Call it after the device is
+    /// added and before it is started: no request is issued before then. Removes the pins of an earlier device of that
+    /// name.
+    pub fn load(spec: &ClassifierSpec) -> Result<Self, PolicyError> {
         let layout = KernelLayout::of_running_kernel()?;
         let config = ConfigBytes(spec.config(&layout));
         let object = patch(CLASSIFIER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
@@ -181,17 +180,17 @@ impl Classifier {
         pins.create()?;
         let pinned = attach_and_pin(&mut ebpf, &pins).and_then(|()| Self::open(spec, &pins));
         if pinned.is_err() {
-            // The first error says what went wrong; one more from cleaning up would hide it.
+            // Report the first error, not another one of the clean-up.
             let _ = pins.remove();
         }
         pinned
     }
 
-    /// Finds the classifier that an earlier server of the same device left pinned, for a server that recovers the
-    /// device. Whatever is pinned must be of this program's interface and of this device's shape. Stays pinned
-    /// when this is dropped, until [`Classifier::remove_when_dropped`] is called. Its verdicts are the earlier
-    /// server's: [`Verdicts::clear`] them before the device goes on.
-    pub fn reopen(spec: &Spec) -> Result<Self, PolicyError> {
+    /// Reopens the pinned classifier of an earlier server of the same device, for a server that recovers it. The pins
+    /// must have this program's ABI version and this device's shape. They stay when this is dropped, until
+    /// [`Classifier::remove_when_dropped`] is called. The verdicts are the earlier server's: call [`Verdicts::clear`]
+    /// before the device resumes.
+    pub fn reopen(spec: &ClassifierSpec) -> Result<Self, PolicyError> {
         let pins = PinDir::open(&spec.disk)?;
         for needed in [pins.classifier(), pins.link()] {
             if !needed.exists() {
@@ -206,7 +205,7 @@ impl Classifier {
         Ok(found)
     }
 
-    fn open(spec: &Spec, pins: &PinDir) -> Result<Self, PolicyError> {
+    fn open(spec: &ClassifierSpec, pins: &PinDir) -> Result<Self, PolicyError> {
         let open =
             |name: &str, value_size: usize, entries: u32| open_map(&pins.map(name), value_size, entries);
         let verdicts = open(map::VERDICTS, size_of::<VerdictSlot>(), spec.slots())?;
@@ -222,10 +221,10 @@ impl Classifier {
         Ok(Self {
             pins: pins.clone(),
             verdicts: Verdicts::map(verdicts.fd().as_fd(), spec.queues, spec.depth)?,
-            counters: Counters::map(server.fd().as_fd(), spec.queues)?,
+            counters: DeviceCounters::map(server.fd().as_fd(), spec.queues)?,
             written: spec
                 .written
-                .map(|of| Written::map(written.fd().as_fd(), of.words, of.shift))
+                .map(|of| WrittenMap::map(written.fd().as_fd(), of.words, of.shift))
                 .transpose()?,
             cache: spec.cache.map(maps).transpose()?,
             leave_pinned: false,
@@ -238,36 +237,36 @@ impl Classifier {
         &self.verdicts
     }
 
-    /// The server's counters, as others see them.
+    /// The server's published counters.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &DeviceCounters {
         &self.counters
     }
 
-    /// Which blocks may hold data, if the server knows it.
+    /// The map of blocks that may hold data, if the server tracks it.
     #[must_use]
-    pub fn written(&self) -> Option<&Written> {
+    pub fn written(&self) -> Option<&WrittenMap> {
         self.written.as_ref()
     }
 
-    /// Which blocks are in the cache, if the device has one.
+    /// The maps of the cache, if the device has one.
     #[must_use]
     pub fn cache(&self) -> Option<&CacheMaps> {
         self.cache.as_ref()
     }
 
-    /// Where it is pinned.
+    /// Its pin directory.
     #[must_use]
     pub fn pins(&self) -> &PinDir {
         &self.pins
     }
 
-    /// Leaves everything pinned when this is dropped, for a server that hands the device to another.
+    /// Keeps the pins when this is dropped, for a server that leaves the device to another.
     pub fn leave_pinned(&mut self) {
         self.leave_pinned = true;
     }
 
-    /// Removes everything when this is dropped, for a server that has taken the device over.
+    /// Removes the pins when this is dropped, for a server that has recovered the device.
     pub fn remove_when_dropped(&mut self) {
         self.leave_pinned = false;
     }
@@ -284,7 +283,7 @@ impl Drop for Classifier {
     }
 }
 
-/// Writes each operation's number into its entry, so that a dump of the map says what each entry is.
+/// Writes each operation's number into its entry, so that a dump of the map is readable.
 fn name_operations(ebpf: &mut Ebpf) -> Result<(), PolicyError> {
     let failed = |detail: String| PolicyError::Access {
         map: map::DECISIONS,
@@ -342,7 +341,7 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Whether the classifier that is pinned there was told of a cache.
+/// Whether the pinned classifier is configured with a cache.
 pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
     let words = config_words(pins)?;
     Ok(number(&words, offset_of!(Config, cache_shift)) != 0)
@@ -365,8 +364,8 @@ fn config_words(pins: &PinDir) -> Result<[u64; CONFIG_WORDS], PolicyError> {
     map.get(&0, 0).map_err(failed)
 }
 
-/// The pinned configuration must be one that this program would have written for the same device.
-fn check_config(spec: &Spec, pins: &PinDir) -> Result<(), PolicyError> {
+/// Checks that the pinned configuration is the one that this program would write for the same device.
+fn check_config(spec: &ClassifierSpec, pins: &PinDir) -> Result<(), PolicyError> {
     let path = pins.map(CONFIG_PIN);
     let words = config_words(pins)?;
     let number = |at| number(&words, at);

@@ -1,6 +1,6 @@
 //! The classifier's maps as memory of the server.
 //!
-//! What is read from them is integers that anyone with the right to the map may have written.
+//! Any process that may open the maps may write them, so their contents are untrusted integers.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Verdicts {
         })
     }
 
-    /// Forgets every verdict: what is left from an earlier server says nothing about what is issued to this one.
+    /// Clears every verdict: those of an earlier server do not apply to the requests of this one.
     pub fn clear(&self) {
         for slot in self.words.as_slice().chunks_exact(SLOT_WORDS) {
             slot[0].store(0, Ordering::Relaxed);
@@ -68,11 +68,10 @@ pub struct QueueVerdicts<'a> {
 }
 
 impl QueueVerdicts<'_> {
-    /// Takes the verdict of a tag that has arrived: reads its slot and empties it.
+    /// Takes the verdict of a tag that has arrived: reads its slot and clears it.
     ///
-    /// Between a tag's arrival and its commit nothing but the server touches its slot: the classifier has run
-    /// for the request before the kernel handed out the tag, and the ring's completion orders the two. So
-    /// relaxed accesses are enough.
+    /// Between a tag's arrival and its commit only the server accesses its slot: the classifier ran for the request
+    /// before the kernel delivered the tag, and the ring's completion orders the two. So relaxed accesses suffice.
     ///
     /// # Panics
     ///
@@ -92,11 +91,11 @@ impl QueueVerdicts<'_> {
 
 /// The server's counters, one entry for each queue.
 #[derive(Clone, Debug)]
-pub struct Counters {
+pub struct DeviceCounters {
     words: Arc<MapWords>,
 }
 
-impl Counters {
+impl DeviceCounters {
     pub(super) fn map(fd: BorrowedFd<'_>, queues: u16) -> Result<Self, PolicyError> {
         Ok(Self {
             words: map_words(fd, map::SERVER, usize::from(queues) * COUNTER_WORDS)?,
@@ -130,7 +129,7 @@ pub struct QueueCounters {
 }
 
 impl QueueCounters {
-    /// Makes the counts visible to whoever reads the map.
+    /// Publishes the counts in the map.
     #[inline]
     pub fn publish(&self, counters: &ServerCounters) {
         for (word, value) in self.words().iter().zip(counters.values()) {
@@ -138,8 +137,7 @@ impl QueueCounters {
         }
     }
 
-    /// What is published, in the order of [`ServerCounters::FIELDS`]: what a server before this one counted, for
-    /// one that takes over.
+    /// The published counts: those of the previous server, for a server that recovers the device.
     #[must_use]
     pub fn published(&self) -> ServerCounters {
         let mut values = [0; COUNTER_WORDS];
@@ -155,14 +153,14 @@ impl QueueCounters {
     }
 }
 
-/// Which blocks may hold data: bit `b % 64` of word `b / 64` for block `b`.
+/// The map of blocks that may hold data: bit `b % 64` of word `b / 64` for block `b`.
 #[derive(Clone, Debug)]
-pub struct Written {
+pub struct WrittenMap {
     words: Arc<MapWords>,
     shift: u32,
 }
 
-impl Written {
+impl WrittenMap {
     pub(super) fn map(fd: BorrowedFd<'_>, words: u32, shift: u32) -> Result<Self, PolicyError> {
         Ok(Self {
             words: map_words(fd, map::WRITTEN, words as usize)?,
@@ -170,7 +168,7 @@ impl Written {
         })
     }
 
-    /// The words; blocks beyond the device's end are never asked about.
+    /// The words; bits of blocks beyond the device's end are never read.
     #[inline]
     #[must_use]
     pub fn words(&self) -> &[AtomicU64] {
@@ -184,7 +182,7 @@ impl Written {
     }
 }
 
-/// What the classifier and the server share of a cache.
+/// The maps of a cache that the classifier and the server share.
 #[derive(Clone, Debug)]
 pub struct CacheMaps {
     index: Arc<MapWords>,
@@ -221,14 +219,14 @@ impl CacheMaps {
         self.heat.as_slice()
     }
 
-    /// Makes the counts visible to whoever reads the map.
+    /// Publishes the counts in the map.
     pub fn publish(&self, counters: &CacheCounters) {
         for (word, value) in self.counters.as_slice().iter().zip(counters.values()) {
             word.store(value, Ordering::Relaxed);
         }
     }
 
-    /// What is published: what a server before this one counted, for one that takes over.
+    /// The published counts: those of the previous server, for a server that recovers the device.
     #[must_use]
     pub fn published(&self) -> CacheCounters {
         let mut values = [0; CacheCounters::FIELDS.len()];

@@ -1,8 +1,8 @@
-//! The classifier and the policies: loaded into the kernel, pinned, replaced, found again.
+//! The classifier and the policies: loaded into the kernel, pinned, replaced, reopened.
 //!
-//! A server [loads](Classifier::load) its device's classifier before it starts the device, and hands out the maps
-//! to its threads. Everybody else works on the pins: [`swap()`] and [`reset`] replace the policy under load,
-//! [`crate::observe`] reads what is counted.
+//! A server [loads](Classifier::load) its device's classifier before it starts the device, and passes the maps to its
+//! threads. Other processes use the pins: [`swap()`] and [`reset`] replace the policy under load, [`crate::observe`]
+//! reads the counters.
 
 mod builtin;
 mod error;
@@ -21,8 +21,8 @@ pub use builtin::{Builtin, builtin};
 pub use error::PolicyError;
 pub(crate) use error::chain;
 pub use fault::set_fault_range;
-pub use load::{CacheSpec, Classifier, Spec, WrittenSpec, has_cache};
-pub use maps::{CacheMaps, Counters, QueueCounters, QueueVerdicts, Verdicts, Written};
+pub use load::{CacheSpec, Classifier, ClassifierSpec, WrittenSpec, has_cache};
+pub use maps::{CacheMaps, DeviceCounters, QueueCounters, QueueVerdicts, Verdicts, WrittenMap};
 pub use object::{DEFAULT_POLICY_MEMORY, ObjectError, POLICY_SECTION, PolicyObject, check_policy_object};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
 pub use patch::{Offsets, PatchError};

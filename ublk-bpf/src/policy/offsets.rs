@@ -1,4 +1,4 @@
-//! Where the running kernel's structures have what the classifier reads, from the kernel's BTF.
+//! Offsets of the members that the BPF programs read in the running kernel's structures, from the kernel's BTF.
 
 use std::path::{Path, PathBuf};
 
@@ -7,22 +7,22 @@ use ublk_bpf_abi::{Member, req_op, request_flags};
 
 use super::patch::Offsets;
 
-/// Where the kernel shows its own type information.
+/// The file of the running kernel's own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// Anonymous members nest a few levels deep; a type description that nests deeper than this is broken.
 const MAX_NESTING: u32 = 16;
 
-/// What the classifier needs to know of a kernel.
+/// The parts of a kernel's layout that the BPF programs depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLayout {
-    /// Where each [`Member`] is.
+    /// The offset of each [`Member`].
     pub offsets: Offsets,
     /// Masks of `REQ_*` in the order of [`request_flags`]' first bits.
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
 }
 
-/// Why a kernel's type information does not give what is needed.
+/// Why the layout cannot be read from a kernel's type information.
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
     /// The file could not be read.
@@ -36,18 +36,20 @@ pub enum BtfError {
         /// Why.
         source: btf_rs::Error,
     },
-    /// It has no such structure or enum.
-    #[error("the kernel's type information has no `{0}`: this kernel's block layer is not known to ublk-bpf")]
-    NoType(String),
-    /// The structure has no such member, or one that is not where a plain load finds it.
+    /// A structure or enum is missing.
     #[error(
-        "the kernel's type information has no `{}` at a byte offset: this kernel's block layer is not known to ublk-bpf",
+        "the kernel's type information has no `{0}`: ublk-bpf does not support this kernel's block layer"
+    )]
+    NoType(String),
+    /// A member is missing, or is a bit field.
+    #[error(
+        "the kernel's type information has no `{}` at a byte offset: ublk-bpf does not support this kernel's block layer",
         .0.name()
     )]
     NoMember(Member),
-    /// An enum's value is missing or another than the classifier was built with.
+    /// An enum's value is missing, or differs from the one that the classifier was built with.
     #[error(
-        "the kernel numbers `{name}` {found}, the classifier knows it as {wanted}: rebuild it for this kernel"
+        "the kernel numbers `{name}` {found}, the classifier was built with {wanted}: rebuild it for this kernel"
     )]
     OtherNumber {
         /// The value's name.
@@ -92,7 +94,7 @@ fn offsets(btf: &Btf) -> Result<Offsets, BtfError> {
     Ok(offsets)
 }
 
-/// Byte offset of a member, which may stand in anonymous structures and unions.
+/// Byte offset of a member, which may be inside anonymous structures and unions.
 fn offset_of(btf: &Btf, member: Member) -> Result<u32, BtfError> {
     let missing = || BtfError::NoMember(member);
     let (of, name) = member.name().split_once('.').ok_or_else(missing)?;
@@ -135,7 +137,7 @@ fn bit_offset(btf: &Btf, definition: &Struct, wanted: &str, nesting: u32) -> Opt
     })
 }
 
-/// The classifier has the operations' numbers built in; the kernel must agree.
+/// Checks that the kernel numbers operations as the classifier does.
 fn check_operations(btf: &Btf) -> Result<(), BtfError> {
     let operations = [
         ("REQ_OP_READ", req_op::READ),
@@ -155,7 +157,7 @@ fn check_operations(btf: &Btf) -> Result<(), BtfError> {
     Ok(())
 }
 
-/// The kernel moves its flags' bits from version to version: they are looked up.
+/// The bits of request flags, which differ between kernel versions.
 fn flag_masks(btf: &Btf) -> Result<[u32; request_flags::FROM_KERNEL], BtfError> {
     let names = [
         "__REQ_FUA",
@@ -346,7 +348,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("`REQ_OP_DISCARD` 4, the classifier knows it as 3"),
+            error.contains("`REQ_OP_DISCARD` 4, the classifier was built with 3"),
             "{error}"
         );
         let error = KernelLayout::from_btf(&Handmade::new().parse())

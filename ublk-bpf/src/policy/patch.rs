@@ -1,40 +1,40 @@
-//! The running kernel's offsets, put into the classifier's instructions: what CO-RE does for programs written in C.
+//! Patches the running kernel's offsets into the instructions of BPF objects, as CO-RE does for programs written in C.
 
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, SectionKind};
 use ublk_bpf_abi::Member;
 
-/// Where each [`Member`] is in its structure, in bytes.
+/// The offset of each [`Member`] in its structure, in bytes.
 pub type Offsets = [u32; Member::COUNT];
 
 /// Bytes of an instruction (`struct bpf_insn`: opcode, registers, 16 bits of offset, 32 bits of immediate).
 const INSTRUCTION: usize = 8;
-/// `BPF_LD | BPF_DW | BPF_IMM`: the one instruction that takes the place of two.
+/// `BPF_LD | BPF_DW | BPF_IMM`: the only instruction that is as long as two.
 const LD_IMM64: u8 = 0x18;
 /// The bits of an opcode that hold its class, and the class of loads from memory.
 const CLASS: u8 = 0x07;
 const LDX: u8 = 0x01;
 
-/// Why an object cannot be fitted to this kernel.
+/// Why an object cannot be patched for this kernel.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PatchError {
-    /// It is none of ours.
+    /// It is not an object of this program.
     #[error("the classifier's object is damaged: {0}: rebuild it with `cargo xtask build-ebpf`")]
     Object(String),
-    /// An instruction has 15 bits for it.
+    /// The offset does not fit in an instruction, which has 15 bits for it.
     #[error("this kernel has `{}` at byte {offset} of its structure, and a load reaches 32767", member.name())]
     TooFar {
-        /// What is there.
+        /// The member.
         member: Member,
-        /// Where.
+        /// Its offset in bytes.
         offset: u32,
     },
-    /// A member that nothing loads, or a load of none: another build's object.
+    /// The object loads other members than expected: it is from another build.
     #[error("the classifier's object {0}: rebuild it with `cargo xtask build-ebpf`")]
     Stale(String),
 }
 
-/// The object, which loads these `members`, with every placeholder replaced by the offset that it stands for.
+/// Returns the object with every placeholder replaced by its member's offset. The object must load these `members`.
 ///
 /// # Errors
 /// If the object is not what `cargo xtask build-ebpf` makes, or an offset does not fit in an instruction.
@@ -53,7 +53,7 @@ pub(super) fn patch(object: &[u8], members: &[Member], offsets: &Offsets) -> Res
     }
 }
 
-/// Where in the file the instructions are.
+/// The sections of instructions, as ranges of bytes of the file.
 fn code(object: &[u8]) -> Result<Vec<std::ops::Range<usize>>, PatchError> {
     let damaged = |error: object::Error| PatchError::Object(error.to_string());
     let elf = ElfFile64::<Endianness>::parse(object).map_err(damaged)?;
@@ -88,7 +88,7 @@ fn patch_section(
         }
         let number = usize::from(offset - Member::FIRST_PLACEHOLDER);
         let Some(&member) = Member::ALL.get(number) else {
-            return Err(PatchError::Stale(format!("loads member {number}, which is none")));
+            return Err(PatchError::Stale(format!("loads unknown member {number}")));
         };
         let offset = offsets[number];
         let fits = i16::try_from(offset).map_err(|_| PatchError::TooFar { member, offset })?;
@@ -129,7 +129,7 @@ mod tests {
             (Member::CLASSIFIED..=20 * Member::COUNT).contains(&changed),
             "{changed} bytes"
         );
-        // What is patched has no placeholder left.
+        // A patched object has no placeholders.
         let again = patch(&patched, classified(), &OFFSETS);
         assert_eq!(
             again,
@@ -172,7 +172,7 @@ mod tests {
         let mut code = load(Member::SuperBlockDevice);
         code[2] += 1;
         let error = patch_section(&mut code, &OFFSETS, &mut [0; Member::COUNT]).expect_err("no member");
-        assert!(error.to_string().contains("member 18, which is none"), "{error}");
+        assert!(error.to_string().contains("unknown member 18"), "{error}");
         let error = patch(b"\x7fELF", classified(), &OFFSETS)
             .expect_err("no object")
             .to_string();

@@ -1,19 +1,19 @@
-//! Where a device's programs, links and maps are pinned, so that they outlive the process that made them.
+//! The pins of a device's programs, links and maps. Pinned objects outlive the process that made them.
 //!
 //! ```text
 //! /sys/fs/bpf/ublk-bpf/ublkbN/
 //!     classifier  link                  the program and its attachment to the tracepoint
-//!     policy      policy_link           the policy in place of the default one, if there is one
+//!     policy      policy_link           the policy that replaces the default one, if any
 //!     verdicts  decisions  server  written  config  memory
 //!     index  heat  cache  codes         the classifier's maps (`ublk_bpf_abi::map`)
 //!     maps/                             the policy's own maps
 //! ```
 //!
-//! Only root can enter a directory, write to it, or replace it: whoever can put a pin there has his program run for the
-//! device's requests. What is not so is refused ([`PinDir::open`]).
+//! Only root may enter, write to or replace a directory: a user who can create a pin there can run a program for the
+//! device's requests. Directories that other users can write are refused ([`PinDir::open`]).
 //!
-//! A directory is its device's for the device's life. A server that is killed leaves it behind: the next server
-//! of that device takes it over ([`super::Classifier::reopen`]) or, once the device is gone, it is removed.
+//! A directory exists as long as its device. When a server is killed, it stays: the device's next server reopens it
+//! ([`super::Classifier::reopen`]), or it is removed after the device.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -25,16 +25,16 @@ use rustix::mount::MountFlags;
 use super::error::PolicyError;
 use crate::sys::trust::{self, OpenError};
 
-/// Where bpffs is mounted by custom.
+/// The conventional mount point of bpffs.
 const BPFFS: &str = "/sys/fs/bpf";
-/// Where everything of ours is pinned.
+/// The directory of all pins of this program.
 const ROOT: &str = "/sys/fs/bpf/ublk-bpf";
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-/// Of every directory of ours. The kernel gives pins the mode 0600.
+/// The mode of every directory below it. The kernel gives pins the mode 0600.
 const DIRECTORY_MODE: u32 = 0o700;
 
-/// A disk, by the name that the classifier looks for and that its pins go by.
+/// A disk, by the name that the classifier compares and that its pin directory has.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Disk(String);
 
@@ -86,7 +86,7 @@ pub struct PinDir {
 }
 
 impl PinDir {
-    /// The names of a disk's pins, which need not exist.
+    /// The pin directory of a disk, which need not exist.
     #[must_use]
     pub fn of(disk: &Disk) -> Self {
         Self {
@@ -94,10 +94,10 @@ impl PinDir {
         }
     }
 
-    /// The same, for who uses what is pinned there: as far as the directories exist, they are root's alone to write.
+    /// The same, for a caller that uses the pins: checks that only root can write the directories that exist.
     ///
     /// # Errors
-    /// [`PolicyError::Distrusted`] if others could have put something there.
+    /// [`PolicyError::Distrusted`] if another user could have created a pin.
     pub fn open(disk: &Disk) -> Result<Self, PolicyError> {
         check_root()?;
         let pins = Self::of(disk);
@@ -125,7 +125,7 @@ impl PinDir {
         self.path.join("link")
     }
 
-    /// The policy in place of the default one.
+    /// The policy that replaces the default one.
     #[must_use]
     pub fn policy(&self) -> PathBuf {
         self.path.join("policy")
@@ -149,7 +149,7 @@ impl PinDir {
         self.path.join("maps")
     }
 
-    /// Makes the directory, empty: what an earlier device of this name left is removed.
+    /// Creates an empty directory. Removes the pins of an earlier device of the same name.
     pub(super) fn create(&self) -> Result<(), PolicyError> {
         ensure_bpffs()?;
         self.remove()?;
@@ -162,11 +162,10 @@ impl PinDir {
         check_root()
     }
 
-    /// Removes the directory with everything in it: the classifier and the policy are detached. No directory is
-    /// as good as a removed one.
+    /// Removes the directory with all pins, which detaches the classifier and the policy. It need not exist.
     pub fn remove(&self) -> Result<(), PolicyError> {
         check_root()?;
-        // The classifier's link goes first, so that it does not run on with half of its pins gone.
+        // The classifier's link first: it must not run while some of its pins are missing.
         for path in [self.link(), self.policy_link()] {
             unlink(&path)?;
         }
@@ -179,7 +178,7 @@ impl PinDir {
     }
 }
 
-/// Removes a pin; none is as good as a removed one.
+/// Removes a pin, which need not exist.
 pub(super) fn unlink(path: &Path) -> Result<(), PolicyError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -189,7 +188,7 @@ pub(super) fn unlink(path: &Path) -> Result<(), PolicyError> {
     }
 }
 
-/// Every disk that has a pin directory, whether its server lives or not.
+/// Every disk that has a pin directory, with or without a server.
 pub fn pinned_disks() -> Result<Vec<Disk>, PolicyError> {
     check_root()?;
     let entries = match fs::read_dir(ROOT) {
@@ -208,8 +207,7 @@ pub fn pinned_disks() -> Result<Vec<Disk>, PolicyError> {
     Ok(disks)
 }
 
-/// Removes what is pinned for disks that `is_alive` does not know, as a server that was killed leaves it, and says
-/// which these were.
+/// Removes the pins of disks for which `is_alive` returns false, as after a server was killed, and returns these disks.
 pub fn remove_stale(is_alive: impl Fn(&Disk) -> bool) -> Result<Vec<Disk>, PolicyError> {
     let stale: Vec<Disk> = pinned_disks()?
         .into_iter()
@@ -221,9 +219,9 @@ pub fn remove_stale(is_alive: impl Fn(&Disk) -> bool) -> Result<Vec<Disk>, Polic
     Ok(stale)
 }
 
-/// Makes sure that there is a BPF file system to pin to, and mounts one if there is none.
+/// Mounts a BPF file system unless one is mounted.
 ///
-/// A server calls this before it enters its own mount namespace: a bpffs mounted there would be nobody else's.
+/// A server calls this before it enters its own mount namespace: other processes would not see a bpffs mounted there.
 pub fn ensure_bpffs() -> Result<(), PolicyError> {
     let path = Path::new(BPFFS);
     let failed = |source| PolicyError::NoBpffs {
@@ -238,8 +236,8 @@ pub fn ensure_bpffs() -> Result<(), PolicyError> {
     check_root()
 }
 
-/// Checks that nobody but root can put pins of ours in the place of the server's: bpffs as the kernel mounts it is everyone's
-/// to write, and sticky.
+/// Checks that only root can create or replace pins of this program. bpffs as the kernel mounts it is writable by all
+/// users, and sticky.
 fn check_root() -> Result<(), PolicyError> {
     let (mount, root) = (Path::new(BPFFS), Path::new(ROOT));
     trust::check_parent("BPF file system", mount).map_err(|error| distrusted(mount, error))?;

@@ -1,7 +1,7 @@
-//! Policies: chosen, put in the place of the classifier's default one, and taken away again.
+//! Policies: selected, attached in place of the classifier's default one, and detached.
 //!
-//! All of this works on pins, without the server: any process with the right to bpf(2) may do it. Callers
-//! serialise themselves for each device.
+//! All of this uses the pins, without the server: any process that may call bpf(2) can do it. Callers serialise their
+//! calls for each device.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,14 +23,14 @@ use super::pin::{Disk, PinDir, pin_error, unlink};
 use crate::path_text::{self, ShowPath as _};
 use crate::sys::bpf::program_facts;
 
-/// The kernel frees a link some time after its last reference is gone; so long an attachment may be refused.
+/// The kernel frees a link some time after its last reference is dropped. Until then it refuses another attachment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
 const DETACH_POLL: Duration = Duration::from_millis(1);
 
-/// The policy that answers where there is none.
+/// The policy of a device without another one.
 pub const DEFAULT_POLICY: &str = "passthrough";
 
-/// A policy to put in place.
+/// A policy to attach.
 #[derive(Clone, Debug)]
 pub enum Policy {
     /// One that comes with this program.
@@ -40,10 +40,10 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The policy that `NAME` or `FILE.o` names, a path as [`path_text`] writes it. A file that is called like a
-    /// built-in policy is named as `./NAME`.
+    /// The policy that `NAME` or `FILE.o` names, a path as [`path_text`] writes it. A file with the name of a built-in
+    /// policy is written `./NAME`.
     ///
-    /// The maps of a file's policy may take `memory` bytes.
+    /// The maps of a policy from a file may use `memory` bytes.
     pub fn parse(argument: &str, memory: u64) -> Result<Self, PolicyError> {
         if let Some(found) = builtin().iter().find(|known| known.name == argument) {
             return Ok(Self::Builtin(found));
@@ -68,7 +68,7 @@ impl Policy {
         }
     }
 
-    /// Whether it does nothing on a device without a cache. What a user's own does cannot be told.
+    /// Whether it has no effect on a device without a cache. For a user's own policy this is unknown: false.
     #[must_use]
     pub fn needs_cache(&self) -> bool {
         matches!(self, Self::Builtin(builtin) if builtin.needs_cache)
@@ -82,18 +82,18 @@ impl Policy {
     }
 }
 
-/// What the verifier went through to admit a policy.
+/// The verifier's work on a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// Instructions on all paths together: no request runs more of the policy's. The kernel gives up after a million.
+    /// Instructions processed on all paths together: a request never executes more of the policy's. At most a million.
     pub instructions: u32,
 }
 
 impl Verified {
-    /// Instructions above which a policy may slow every request down noticeably: some microseconds.
+    /// Instructions above which a policy may noticeably slow every request down, by some microseconds.
     pub const MANY: u32 = 10_000;
 
-    /// A warning, if a request may run many instructions.
+    /// A warning, if a request may execute many instructions.
     #[must_use]
     pub fn warning(self) -> Option<String> {
         (self.instructions > Self::MANY).then(|| {
@@ -107,11 +107,11 @@ impl Verified {
     }
 }
 
-/// Puts a policy in the place of the one that a disk's classifier asks now.
+/// Replaces the policy of a disk.
 ///
-/// The new one is loaded and verified first: one that is refused leaves the old one as it is. The kernel lets no
-/// two policies be attached at a time, so between the old and the new one, until the kernel has let go of the
-/// old, the default one answers: passthrough. No request is lost by that. The old policy's maps go with it.
+/// The new policy is loaded and verified first; if it is refused, the old one stays attached. The kernel allows one
+/// policy at a time, so until it has freed the old one's link, requests get the default policy, passthrough. The old
+/// policy's maps are removed.
 pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
     let pins = PinDir::open(disk)?;
     let classifier = open_classifier(&pins)?;
@@ -121,15 +121,15 @@ pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
     detach(&pins)?;
     let placed = attach_and_pin(&mut ebpf, &pins, &what);
     if placed.is_err() {
-        // Half a policy is none. The first error says what went wrong.
+        // Remove what was attached and pinned. The first error is the one to report.
         let _ = detach(&pins);
     }
     placed.map(|()| verified)
 }
 
-/// Makes a policy's maps and its program, which is not verified yet.
+/// Creates a policy's maps and its program, which is not verified yet.
 fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
-    // What is known to break the loader was refused at the door. Should there be more, it is the policy that ends.
+    // Objects that are known to break the loader were refused before. Any other panic fails this policy only.
     let loaded = catch_unwind(|| EbpfLoader::new().load(policy.bytes()));
     let loaded = loaded.map_err(|_| PolicyError::Load {
         what: what.to_owned(),
@@ -138,7 +138,7 @@ fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
     loaded.map_err(|error| ebpf_error(what, error))
 }
 
-/// Takes away the policy of a disk, so that the default one answers: passthrough. Says whether there was one.
+/// Detaches the policy of a disk; requests get the default one, passthrough. Returns whether there was one.
 pub fn reset(disk: &Disk) -> Result<bool, PolicyError> {
     let pins = PinDir::open(disk)?;
     open_classifier(&pins)?;
@@ -157,7 +157,7 @@ fn open_classifier(pins: &PinDir) -> Result<ProgramFd, PolicyError> {
         .map_err(|e| pin_error("opening", path, io::Error::other(chain(&e))))
 }
 
-/// Has the verifier check the policy's program against the function that it is to replace.
+/// Loads the policy's program: the verifier checks it against the function that it replaces.
 fn load_entry(ebpf: &mut Ebpf, classifier: ProgramFd, what: &str) -> Result<Verified, PolicyError> {
     let program = entry(ebpf, what)?;
     program
@@ -185,7 +185,7 @@ fn entry<'a>(ebpf: &'a mut Ebpf, what: &str) -> Result<&'a mut Extension, Policy
     program.try_into().map_err(|e: ProgramError| failed(chain(&e)))
 }
 
-/// Takes the policy away, if there is one, with its pins.
+/// Detaches the policy, if there is one, and removes its pins.
 fn detach(pins: &PinDir) -> Result<bool, PolicyError> {
     let path = pins.policy_link();
     let attached = matches!(path.try_exists(), Ok(true));
@@ -197,7 +197,7 @@ fn detach(pins: &PinDir) -> Result<bool, PolicyError> {
                 io::Error::other(chain(e)),
             )
         };
-        // Dropped at once: the link ends with its last reference.
+        // The link ends when its last reference is dropped, here.
         PinnedLink::from_pin(&path)
             .map_err(|e| failed(&e))?
             .unpin()
@@ -229,7 +229,7 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir, what: &str) -> Result<(), Poli
     Ok(())
 }
 
-/// Attaches as soon as the kernel has let go of the policy before.
+/// Attaches as soon as the kernel has freed the link of the previous policy.
 fn attach(program: &mut Extension, what: &str) -> Result<ExtensionLink, PolicyError> {
     let give_up = Instant::now() + DETACH_PATIENCE;
     loop {

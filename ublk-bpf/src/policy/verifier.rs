@@ -1,17 +1,17 @@
-//! What the verifier says when it refuses a program, made readable.
+//! Makes the verifier's refusal of a program readable.
 
 use std::fmt;
 use std::io;
 
-/// How many of the lines before the refusal are worth showing.
+/// Lines of the log before the refusal to show.
 const LAST_LINES: usize = 12;
-/// How long a report of the kernel's own may be.
+/// Lines of the kernel's own report to show.
 const REPORT_LINES: usize = 48;
-/// How much of a line of source is worth showing.
+/// Characters of a source line to show.
 const TEXT_CHARS: usize = 80;
-/// Where newer kernels begin to explain the refusal in sentences.
+/// The start of the explanation that newer kernels print.
 const REPORT: &str = "Verification failed: ";
-/// How the lines begin that end every log and say nothing about why.
+/// Prefixes of the statistics at the end of every log.
 const STATISTICS: [&str; 5] = [
     "processed ",
     "verification time ",
@@ -19,9 +19,9 @@ const STATISTICS: [&str; 5] = [
     "subprog ",
     "mark_precise: ",
 ];
-/// How the lines begin that show what the verifier knew when it gave up.
+/// Prefixes of the lines that show the verifier's state at the refusal.
 const STATES: [&str; 2] = ["cur state:", "old state:"];
-/// Sources of `core`, of `aya-ebpf` and of the SDK that are inlined everywhere: the line that calls them is the author's.
+/// Source files of `core`, `aya-ebpf` and the SDK that are inlined everywhere: the calling line is the author's.
 const INLINED: [&str; 16] = [
     "arith.rs",
     "array.rs",
@@ -40,9 +40,9 @@ const INLINED: [&str; 16] = [
     "range.rs",
     "uint_macros.rs",
 ];
-/// What the lines of the SDK's macro have, and no others.
+/// A character that only lines of the SDK's macro contain.
 const MACRO: &str = "$";
-/// What helps where the reason has these words.
+/// Hints by words of the reason.
 const HINTS: [(&str, &str); 17] = [
     ("last insn is not an exit", PANIC),
     ("infinite loop", LOOP),
@@ -61,33 +61,32 @@ const HINTS: [(&str, &str); 17] = [
     ("read_ok", "a value is read that was never written"),
     (
         "stack size",
-        "a policy has 512 bytes of stack: keep what is larger in a map",
+        "a policy has 512 bytes of stack: keep larger data in a map",
     ),
     (
         "GPL",
-        "the helper is for GPL-compatible programs: name such a licence in policy!",
+        "the helper is for GPL-compatible programs: use such a license in policy!",
     ),
 ];
 const PANIC: &str =
     "the program may panic (`list[i]`, `a / b`, unwrap), which BPF cannot: use get, checked_div or match";
-const LOOP: &str = "the verifier sees no bound of the loop: count its rounds up to a constant";
-const LENGTH: &str =
-    "the verifier follows every path: take fewer rounds of the loop, or fewer branches in it";
-const NULL: &str = "a look-up may find nothing: ask for that (match, `if let`) before using its result";
+const LOOP: &str = "the verifier sees no bound of the loop: limit its iterations by a constant";
+const LENGTH: &str = "the verifier follows every path: use fewer iterations, or fewer branches in the loop";
+const NULL: &str = "a lookup may find nothing: check for that (match, `if let`) before using its result";
 const BOUNDS: &str =
     "the verifier knows no bound of an index or offset: compare it with the length (get) or mask it first";
-const HELPER: &str = "a policy is a tracing program: only the helpers of those may be called";
+const HELPER: &str = "a policy is a tracing program: it may only call the helpers of tracing programs";
 
 /// The verifier refused a program.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Which program, in the operator's words.
+    /// The program, as the user named it.
     what: String,
-    /// The line that says why.
+    /// The line of the log with the reason.
     reason: String,
     /// The line of the source, if the object names one.
     source: Option<Source>,
-    /// The kernel's explanation, or what the verifier looked at last.
+    /// The kernel's explanation, or the end of the log.
     details: Vec<String>,
 }
 
@@ -100,7 +99,7 @@ pub(super) struct Source {
 }
 
 impl Refusal {
-    /// Reads a verifier's log. `errno` stands in for a reason where the log has none.
+    /// Parses a verifier's log. If it has no reason, `errno` is the reason.
     #[must_use]
     pub fn from_log(what: &str, errno: &io::Error, log: &str) -> Self {
         let lines: Vec<&str> = log
@@ -125,20 +124,20 @@ impl Refusal {
         }
     }
 
-    /// The line of the log that says why.
+    /// The line of the log with the reason.
     #[must_use]
     pub fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// What helps against the reason, where it is a usual one.
+    /// A hint for a frequent reason.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         let hint = HINTS.iter().find(|(words, _)| self.reason.contains(words));
         hint.map(|&(_, hint)| hint)
     }
 
-    /// The kernel's explanation where it gives one, else the log's last lines.
+    /// The kernel's explanation if there is one, else the log's last lines.
     #[must_use]
     pub fn details(&self) -> &[String] {
         &self.details
@@ -150,7 +149,7 @@ fn starts_with_any(line: &str, starts: &[&str]) -> bool {
 }
 
 impl Source {
-    /// The author's line that the verifier looked at last, if it looked at one.
+    /// The last line of the author's source in the log.
     fn last(code: &[&str]) -> Option<Self> {
         let sources = code.iter().rev().filter_map(|line| Self::parse(line));
         sources.into_iter().find(|source| !source.is_inlined())
@@ -164,7 +163,7 @@ impl Source {
         })
     }
 
-    /// Whether it is of a library, inlined into the author's.
+    /// Whether it belongs to a library and was inlined.
     pub(super) fn is_inlined(&self) -> bool {
         let file = self.place.split(':').next();
         self.text.contains(MACRO) || file.is_some_and(|file| INLINED.contains(&file))
@@ -179,7 +178,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// One line: why, at which line of the source, and what helps. With `{:#}` the details follow, where they say more.
+/// One line: the reason, the source line and a hint. `{:#}` adds the details, if there are more.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the kernel's verifier refused {}: {}", self.what, self.reason)?;
@@ -233,7 +232,7 @@ subprog 0 (policy) main insns_self 1 insns_total 1 stack 0
         Refusal::from_log("policy a.o", &io::Error::from_raw_os_error(libc::E2BIG), log)
     }
 
-    const HEAD: &str = "the kernel's verifier refused policy a.o: R1 invalid mem access 'mem_or_null' (policy.rs:9: `request.op`); a look-up may";
+    const HEAD: &str = "the kernel's verifier refused policy a.o: R1 invalid mem access 'mem_or_null' (policy.rs:9: `request.op`); a lookup may";
 
     #[test]
     fn the_reason_comes_first_and_the_last_lines_follow() {

@@ -1,4 +1,4 @@
-//! Whether the files of a device are truncated by others while it is served.
+//! Watches whether another process truncates the files of a device while the device is in use.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -18,38 +18,38 @@ use super::patch::patch;
 use crate::queue::Ends;
 use crate::sys::bpf::MapWords;
 
-/// The program in the object, the kernel's function that it hangs on, and its map.
+/// The program in the object, the kernel function that it is attached to, and its map.
 const PROGRAM: &str = "watch";
 const FUNCTION: &str = "notify_change";
 const ENDS: &str = "ends";
 
-/// Where a file ends that nobody truncated.
+/// The end of a file that was never truncated.
 const UNTOUCHED: u64 = u64::MAX;
 
-/// Where a device's backing and cache file end by now. Lives in the device's process alone.
+/// The present ends of a device's backing and cache file. Not pinned: it ends with the device's process.
 #[derive(Debug)]
 pub struct Watch {
-    ends: Memory,
-    /// Attached as long as it is here.
+    ends: FileEnds,
+    /// Attached until it is dropped.
     _program: Option<Ebpf>,
 }
 
-/// Where the ends are.
+/// The memory that holds the ends.
 #[derive(Debug)]
-enum Memory {
+enum FileEnds {
     /// In the map that the program writes.
     Map(MapWords),
-    /// Nothing has to be watched, or nothing can.
+    /// No file to watch, or the program could not be attached.
     Own([AtomicU64; 2]),
 }
 
 impl Watch {
-    /// Watches over the backing and the cache device, of which each is `None` if it is no regular file: nothing else can
-    /// be truncated. If the kernel does not let a program do it, that is told, and [`look`](Self::look) is what is left.
+    /// Watches the backing and the cache device; `None` for one that is not a regular file, which cannot be truncated.
+    /// If the program cannot be attached, this logs a warning, and only [`look`](Self::look) updates the ends.
     #[must_use]
     pub fn over(files: [Option<&File>; 2]) -> Self {
         let own = || Self {
-            ends: Memory::Own([UNTOUCHED, UNTOUCHED].map(AtomicU64::new)),
+            ends: FileEnds::Own([UNTOUCHED, UNTOUCHED].map(AtomicU64::new)),
             _program: None,
         };
         if files.iter().all(Option::is_none) {
@@ -57,7 +57,7 @@ impl Watch {
         }
         let watch = attach(files).unwrap_or_else(|error| {
             tracing::warn!(
-                "a file that is truncated while it is served will be noticed after a moment, and not at once: {error}"
+                "the truncation of a backing or cache file is detected with a delay, not at once: {error}"
             );
             own()
         });
@@ -65,8 +65,8 @@ impl Watch {
         watch
     }
 
-    /// Looks at the files' sizes: at first for what happened before there was a program, and now and then for what passes
-    /// it by, such as `FALLOC_FL_COLLAPSE_RANGE` or another machine's `truncate` of a network file system's file.
+    /// Reads the files' sizes: first for changes before the program was attached, and periodically for changes that it
+    /// does not see, such as `FALLOC_FL_COLLAPSE_RANGE`, or a truncation by another client of a network file system.
     pub fn look(&self, files: [Option<&File>; 2]) {
         for (end, file) in self.words().iter().zip(files) {
             if let Some(found) = file.and_then(|file| file.metadata().ok()) {
@@ -75,7 +75,7 @@ impl Watch {
         }
     }
 
-    /// The ends, for those that must keep to them.
+    /// The ends, for the queues to check.
     #[must_use]
     pub fn ends(&self) -> Ends<'_> {
         let [backing, cache] = self.words();
@@ -84,9 +84,9 @@ impl Watch {
 
     fn words(&self) -> &[AtomicU64; 2] {
         match &self.ends {
-            Memory::Own(words) => words,
+            FileEnds::Own(words) => words,
             // Mapped with this length.
-            Memory::Map(map) => map.as_slice().first_chunk().unwrap_or(&NEVER),
+            FileEnds::Map(map) => map.as_slice().first_chunk().unwrap_or(&NEVER),
         }
     }
 }
@@ -123,7 +123,7 @@ fn attach(files: [Option<&File>; 2]) -> Result<Watch, PolicyError> {
         .map_err(|e| program_error("the watch over files", e))?;
     program.attach().map_err(|e| failed(chain(&e)))?;
     Ok(Watch {
-        ends: Memory::Map(map),
+        ends: FileEnds::Map(map),
         _program: Some(ebpf),
     })
 }

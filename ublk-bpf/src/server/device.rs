@@ -120,7 +120,7 @@ pub(super) fn classifier_spec(
     backend: &Backend,
     sectors: u64,
     cache: Option<&CacheDevice>,
-) -> Result<policy::Spec, CacheError> {
+) -> Result<policy::ClassifierSpec, CacheError> {
     let is_tracked = matches!(
         backend.kind(),
         Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
@@ -128,7 +128,7 @@ pub(super) fn classifier_spec(
     if cache.is_some() {
         cache::check_tags(info)?;
     }
-    Ok(policy::Spec {
+    Ok(policy::ClassifierSpec {
         disk: Disk::ublk(info.id.number()),
         queues: info.queues,
         depth: info.depth,

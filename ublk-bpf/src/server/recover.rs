@@ -82,7 +82,7 @@ impl OrphanedDevice {
     }
 
     /// The pinned classifier of the dead server with its maps, or a new one if it cannot be reopened.
-    fn classifier(&self, spec: &policy::Spec) -> Result<Classifier, ServeError> {
+    fn classifier(&self, spec: &policy::ClassifierSpec) -> Result<Classifier, ServeError> {
         let classifier = match Classifier::reopen(spec) {
             Ok(classifier) => classifier,
             Err(error) => {

@@ -1,10 +1,10 @@
-//! Memory that direct I/O takes on every device.
+//! Memory that is aligned for direct I/O on every device.
 
 use std::ops::{Deref, DerefMut};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The largest logical block that ublk and its backings have, and so the strictest alignment.
+/// The largest logical block size of ublk and of backings, and so the strictest alignment.
 pub(crate) const PAGE: usize = 4096;
 
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]

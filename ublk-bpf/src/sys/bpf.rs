@@ -1,4 +1,4 @@
-//! bpf(2) where aya has no call for it: what the kernel counts about a program, and maps as memory.
+//! bpf(2) where aya has no call for it: statistics of programs, and maps as memory.
 
 use std::ffi::CString;
 use std::io;
@@ -12,19 +12,19 @@ use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_stats_type};
 
 use super::mmap::{Access, Mmap};
 
-/// What the kernel tells about a loaded program (`struct bpf_prog_info`).
+/// The kernel's information about a loaded program (`struct bpf_prog_info`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProgramFacts {
     /// The program's id, as `bpftool prog show id` takes it.
     pub id: u32,
-    /// Times that the program was not run because it already ran on that CPU. The kernel cannot tell what it would
-    /// have been run for.
+    /// Times that the program was not run because it already ran on that CPU. The kernel does not record for which
+    /// disk.
     pub recursion_misses: u64,
     /// Times that it was run, counted only while the sysctl `kernel.bpf_stats_enabled` is 1.
     pub runs: u64,
     /// Nanoseconds spent in it, counted only as `runs` is.
     pub run_time_ns: u64,
-    /// Instructions that the verifier went through.
+    /// Instructions that the verifier processed.
     pub verified_instructions: u32,
 }
 
@@ -34,7 +34,7 @@ pub struct ProgramFacts {
 )]
 const PROG_INFO_LEN: u32 = size_of::<bpf_prog_info>() as u32;
 
-/// Asks the kernel about a program.
+/// Reads the kernel's information about a program (`BPF_OBJ_GET_INFO_BY_FD`).
 pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
     // SAFETY: `bpf_prog_info` is plain integers, for which zero is a value. Zero lengths and addresses in it
     // ask for none of the variable parts.
@@ -55,14 +55,14 @@ pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
     })
 }
 
-/// Has the kernel count how often and how long programs run, all of them, while what this returns is open. That costs two
-/// readings of the clock for each run.
+/// Makes the kernel count runs and run time of all programs while the returned descriptor is open. This costs two clock
+/// reads for each run.
 pub fn count_run_time() -> io::Result<OwnedFd> {
     let mut attr = zeroed_attr();
     attr.enable_stats.type_ = bpf_stats_type::BPF_STATS_RUN_TIME as u32;
-    // SAFETY: The command has no address in its part of `attr`.
+    // SAFETY: the command has no address in its part of `attr`.
     let fd = unsafe { bpf(bpf_cmd::BPF_ENABLE_STATS, &mut attr) }?;
-    // SAFETY: BPF_ENABLE_STATS returned a new descriptor, which nobody else has.
+    // SAFETY: BPF_ENABLE_STATS returned a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -73,12 +73,12 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     attr.__bindgen_anon_4.pathname = path.as_ptr().expose_provenance() as u64;
     // SAFETY: `path` is a C string that lives past the call, which only reads it.
     let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
-    // SAFETY: BPF_OBJ_GET returned a new descriptor, which nobody else has.
+    // SAFETY: BPF_OBJ_GET returned a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn zeroed_attr() -> bpf_attr {
-    // SAFETY: `bpf_attr` is a union of plain integers; the kernel wants what a command does not use to be zero.
+    // SAFETY: `bpf_attr` is a union of plain integers. The kernel requires zeroes in parts that a command does not use.
     unsafe { std::mem::zeroed() }
 }
 
@@ -86,7 +86,7 @@ fn zeroed_attr() -> bpf_attr {
 ///
 /// `attr` is filled for `command`: every address in it is valid for what the command does with it.
 unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
-    // SAFETY: `attr` has the size that is passed; the caller answers for its content.
+    // SAFETY: `attr` has the size that is passed; the caller guarantees its content.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -101,7 +101,7 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     Ok(i32::try_from(result).unwrap_or(0))
 }
 
-/// A map's memory as words that others, the kernel's programs among them, write at any time.
+/// A map's memory as words that BPF programs and other processes may write at any time.
 #[derive(Debug)]
 pub struct MapWords {
     memory: Mmap,
@@ -109,8 +109,10 @@ pub struct MapWords {
 }
 
 impl MapWords {
-    /// Maps the first `words` 64-bit words of a map made with `BPF_F_MMAPABLE`. The map must have that many: the
-    /// kernel refuses a mapping longer than the map, rounded up to pages.
+    /// Maps the first `words` 64-bit words of a map created with `BPF_F_MMAPABLE`.
+    ///
+    /// # Errors
+    /// If the map is shorter, rounded up to pages: the kernel refuses a longer mapping.
     pub fn map(map: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
         let memory = Mmap::of(map, 0, words * size_of::<u64>(), Access::ReadWrite)?;
         Ok(Self { memory, words })
@@ -120,8 +122,8 @@ impl MapWords {
     #[inline]
     pub fn as_slice(&self) -> &[AtomicU64] {
         let start = self.memory.as_ptr().cast::<AtomicU64>();
-        // SAFETY: The mapping has `words` words, starts at a page and lives as long as `self`; any bytes are an
-        // `AtomicU64`, and whoever else writes them does so by aligned words too.
+        // SAFETY: the mapping has `words` words, starts at a page and lives as long as `self`. Any bytes are an
+        // `AtomicU64`, and all writers use aligned words.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), self.words) }
     }
 }

@@ -10,56 +10,56 @@ use zerocopy::IntoBytes;
 
 use super::uapi::CtrlCmd;
 
-/// How long a cancelled command may take to give in before it is left behind.
+/// How long to wait for a cancelled command before it is abandoned.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
 const COMMAND: u64 = 1;
 const CANCEL: u64 = 2;
 
-type Ring = IoUring<squeue::Entry128, cqueue::Entry>;
+type CommandRing = IoUring<squeue::Entry128, cqueue::Entry>;
 
-/// What the kernel answered.
+/// The kernel's reply.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Reply {
     /// The command's result: 0 or more, or a negative errno.
     pub result: i32,
-    /// The buffer that went with the command, as the kernel left it.
+    /// The command's buffer, with what the kernel wrote to it.
     pub buffer: Box<[u8]>,
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug)]
-pub enum NoAnswer {
+pub enum NoReply {
     /// io_uring itself does not work here.
     Ring(io::Error),
-    /// The time was up. `cancelled`: the command has ended without effect or with part of it. Otherwise it
-    /// goes on in the kernel, out of reach; the process cannot end before it does.
+    /// The time ran out. `cancelled`: the command has ended, with no or part of its effect. Otherwise it still runs in
+    /// the kernel, and the process cannot exit before it ends.
     TimedOut {
-        /// Whether the kernel gave the command up.
+        /// Whether the kernel cancelled the command.
         cancelled: bool,
     },
 }
 
-/// Sends the command with ioctl number `code` to `device` (`/dev/ublk-control`) and waits for its answer, at most
+/// Sends the command with ioctl number `code` to `device` (`/dev/ublk-control`) and waits for its reply, at most
 /// `within` and a second's grace for its cancellation. `command.addr` and `command.len` are set from `buffer`.
 ///
-/// Each call makes a ring of its own: control commands are rare, and one that never returns then holds
-/// nothing that another needs. Signals do not end the wait.
+/// Each call creates its own ring: control commands are rare, and one that never returns then blocks no other. Signals
+/// do not end the wait.
 ///
 /// # Panics
 ///
-/// If the buffer is longer than a command can say, which is 65535 bytes.
+/// If the buffer is longer than 65535 bytes, which a command cannot describe.
 pub fn execute(
     device: BorrowedFd<'_>,
     code: u32,
     mut command: CtrlCmd,
     buffer: Box<[u8]>,
     within: Duration,
-) -> Result<Answer, NoAnswer> {
+) -> Result<Reply, NoReply> {
     command.len = u16::try_from(buffer.len()).expect("no command has a buffer of 64 KiB");
-    let mut ring: Ring = IoUring::builder().build(2).map_err(NoAnswer::Ring)?;
+    let mut ring: CommandRing = IoUring::builder().build(2).map_err(NoReply::Ring)?;
 
-    // The kernel may write to the buffer until the command's CQE: till then it belongs to no Rust value, and
-    // where that CQE never comes it is leaked.
+    // The kernel may write to the buffer until the command's CQE: until then no Rust value owns it, and if that
+    // CQE never comes it is leaked.
     let buffer = Box::into_raw(buffer);
     command.addr = buffer.cast::<u8>().expose_provenance() as u64;
     let mut area = [0; 80];
@@ -69,33 +69,37 @@ pub fn execute(
         .build();
     // SAFETY: `buffer` stays allocated until the CQE, see above; the SQE holds the rest by value.
     let result = unsafe { run(&mut ring, entry, within) }?;
-    // SAFETY: made by `Box::into_raw` above; the CQE has come, so the kernel holds it no more.
+    // SAFETY: made by `Box::into_raw` above; the CQE has come, so the kernel no longer accesses it.
     let buffer = unsafe { Box::from_raw(buffer) };
     result
-        .map(|result| Answer { result, buffer })
-        .ok_or(NoAnswer::TimedOut { cancelled: true })
+        .map(|result| Reply { result, buffer })
+        .ok_or(NoReply::TimedOut { cancelled: true })
 }
 
-/// Runs one operation to its CQE and returns its result; `None`: it was cancelled for its time was up.
-/// After an error its CQE has not come.
+/// Runs one operation to its CQE and returns its result; `None`: it was cancelled because its time ran out. After an
+/// error its CQE has not come.
 ///
 /// # Safety
 ///
-/// What the entry points to stays valid until its CQE has come.
-unsafe fn run(ring: &mut Ring, entry: squeue::Entry128, within: Duration) -> Result<Option<i32>, NoAnswer> {
+/// The memory that the entry points to stays valid until its CQE has come.
+unsafe fn run(
+    ring: &mut CommandRing,
+    entry: squeue::Entry128,
+    within: Duration,
+) -> Result<Option<i32>, NoReply> {
     // SAFETY: passed on from the caller.
     unsafe { push(ring, &entry.user_data(COMMAND)) };
-    if let Some(result) = wait(ring, Instant::now() + within).map_err(NoAnswer::Ring)? {
+    if let Some(result) = wait(ring, Instant::now() + within).map_err(NoReply::Ring)? {
         return Ok(Some(result));
     }
     let cancel = squeue::Entry128::from(opcode::AsyncCancel::new(COMMAND).build());
     // SAFETY: a cancellation has no buffer.
     unsafe { push(ring, &cancel.user_data(CANCEL)) };
-    match wait(ring, Instant::now() + CANCEL_GRACE).map_err(NoAnswer::Ring)? {
+    match wait(ring, Instant::now() + CANCEL_GRACE).map_err(NoReply::Ring)? {
         Some(result) if result == -libc::EINTR || result == -libc::ECANCELED => Ok(None),
-        // It was done at the last moment.
+        // It completed at the last moment.
         Some(result) => Ok(Some(result)),
-        None => Err(NoAnswer::TimedOut { cancelled: false }),
+        None => Err(NoReply::TimedOut { cancelled: false }),
     }
 }
 
@@ -103,15 +107,15 @@ unsafe fn run(ring: &mut Ring, entry: squeue::Entry128, within: Duration) -> Res
 ///
 /// # Safety
 ///
-/// What the entry points to stays valid until its CQE has come.
-unsafe fn push(ring: &mut Ring, entry: &squeue::Entry128) {
+/// The memory that the entry points to stays valid until its CQE has come.
+unsafe fn push(ring: &mut CommandRing, entry: &squeue::Entry128) {
     // SAFETY: passed on from the caller.
     let result = unsafe { ring.submission().push(entry) };
     result.expect("a ring of two entries has room for a command and its cancellation");
 }
 
 /// Submits what is queued and waits for the command's result until `deadline`; `None`: it did not come.
-fn wait(ring: &mut Ring, deadline: Instant) -> io::Result<Option<i32>> {
+fn wait(ring: &mut CommandRing, deadline: Instant) -> io::Result<Option<i32>> {
     loop {
         let left = Timespec::from(deadline.saturating_duration_since(Instant::now()));
         match ring
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn what_takes_too_long_is_cancelled_in_time() {
         let (reader, _writer) = io::pipe().unwrap();
-        let mut ring: Ring = IoUring::builder().build(2).unwrap();
+        let mut ring: CommandRing = IoUring::builder().build(2).unwrap();
         let mut byte = [0u8; 1];
         let entry = opcode::Read::new(Fd(reader.as_raw_fd()), byte.as_mut_ptr(), 1)
             .build()
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_result_within_its_time_comes_back() {
-        let mut ring: Ring = IoUring::builder().build(2).unwrap();
+        let mut ring: CommandRing = IoUring::builder().build(2).unwrap();
         let entry = squeue::Entry128::from(opcode::Nop::new().build());
         // SAFETY: a no-op points to nothing.
         let result = unsafe { run(&mut ring, entry, Duration::from_secs(5)) };

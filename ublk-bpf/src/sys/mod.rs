@@ -1,6 +1,6 @@
-//! What the kernel's interfaces look like, and nearly all of this crate's `unsafe`.
+//! The kernel's interfaces, and nearly all of this crate's `unsafe`.
 //!
-//! Each module turns one interface into a safe one with owned values; what is decided with it is elsewhere.
+//! Each module wraps one interface in safe functions with owned values. Decisions are made elsewhere.
 
 pub(crate) mod aligned;
 pub mod bpf;

@@ -1,8 +1,8 @@
-//! Whether a file or directory is root's alone to write: what the server writes for later commands to act on must not be
-//! another user's word.
+//! Checks that only root can write a file or directory: later commands act on what the server wrote there, so no other
+//! user may change it.
 //!
-//! The facts come from an opened descriptor, so that what is checked is what is used. Links are not followed. A path below
-//! a directory that passed is safe to use by name: only root can change the names in it.
+//! The metadata comes from an opened descriptor, so that the checked file is the used one. Symbolic links are not
+//! followed. A path below a directory that passed is safe to use by name: only root can change the names in it.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -15,17 +15,17 @@ const WRITE_BY_OTHERS: u32 = 0o022;
 /// `S_ISVTX`: in such a directory only the owner of an entry can rename or remove it.
 const STICKY: u32 = 0o1000;
 
-/// A file or directory that others than root can change, or that is not what it is to be.
+/// A file or directory that a user other than root can change, or that is of the wrong kind.
 #[derive(Debug, thiserror::Error)]
 #[error("the {what} {} {why}", path.display())]
 pub struct Distrusted {
-    /// What it is to be: `record`, `run directory`.
+    /// What it is used for: `record`, `run directory`.
     what: &'static str,
     path: PathBuf,
     why: Why,
 }
 
-/// What is wrong, and what to do.
+/// What is wrong. `Display` adds what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
     Owner(u32),
@@ -39,13 +39,13 @@ impl fmt::Display for Why {
         match self {
             Self::Owner(uid) => write!(
                 f,
-                "belongs to user {uid}, and only root's is used: check what it holds, then remove it or give it to root (chown root)"
+                "belongs to user {uid}, not to root: check its contents, then remove it or give it to root (chown root)"
             ),
             Self::Mode(mode) => write!(
                 f,
-                "can be written by others than root (mode {mode:04o}): check what it holds, then remove it or protect it (chmod go-w)"
+                "can be written by users other than root (mode {mode:04o}): check its contents, then remove it or protect it (chmod go-w)"
             ),
-            Self::Link => f.write_str("is a symbolic link, which is not followed: remove it"),
+            Self::Link => f.write_str("is a symbolic link, which ublk-bpf does not follow: remove it"),
             Self::Kind(wanted) => write!(f, "is not a {wanted}: remove it"),
         }
     }
@@ -54,13 +54,13 @@ impl fmt::Display for Why {
 /// Why a trusted file could not be opened.
 #[derive(Debug)]
 pub(crate) enum OpenError {
-    /// It is not to be trusted.
+    /// It failed the check.
     Distrusted(Distrusted),
-    /// The system refused.
+    /// A system call failed.
     System(io::Error),
 }
 
-/// Opens a regular file that only root can write, with these options. Neither a link nor a FIFO holds the caller up.
+/// Opens a regular file that only root can write, with these options. Neither a link nor a FIFO blocks the caller.
 pub(crate) fn open_file(
     what: &'static str,
     path: &Path,
@@ -85,7 +85,7 @@ pub(crate) fn open_file(
     }
 }
 
-/// Checks that a directory is root's alone to write. `Ok(false)`: there is none.
+/// Checks that only root can write a directory. `Ok(false)`: it does not exist.
 pub(crate) fn check_directory(what: &'static str, path: &Path) -> Result<bool, OpenError> {
     let Some(facts) = facts_of(path)? else {
         return Ok(false);
@@ -98,8 +98,8 @@ pub(crate) fn check_directory(what: &'static str, path: &Path) -> Result<bool, O
     why.map_or(Ok(true), |why| Err(distrusted(what, path, why)))
 }
 
-/// Checks that nobody but root can replace entries of root's in a directory that others may write to: it is root's, and
-/// sticky if others may write to it. `Ok(false)`: there is none.
+/// Checks that only root can replace root's entries in a directory: it belongs to root, and is sticky if other users
+/// may write to it. `Ok(false)`: it does not exist.
 pub(crate) fn check_parent(what: &'static str, path: &Path) -> Result<bool, OpenError> {
     let Some(facts) = facts_of(path)? else {
         return Ok(false);
@@ -111,7 +111,7 @@ pub(crate) fn check_parent(what: &'static str, path: &Path) -> Result<bool, Open
     }
 }
 
-/// The facts of what stands at a path, which is a link's own where it is one.
+/// The metadata of the file at a path; of a symbolic link, its own.
 fn facts_of(path: &Path) -> Result<Option<Metadata>, OpenError> {
     let mut options = File::options();
     let flags = libc::O_PATH | libc::O_NOFOLLOW;
@@ -124,7 +124,7 @@ fn facts_of(path: &Path) -> Result<Option<Metadata>, OpenError> {
     }
 }
 
-/// What is wrong with the owner or the mode. A server that runs with capabilities and not as root trusts itself too.
+/// What is wrong with the owner or the mode. A server that runs with capabilities, not as root, trusts itself too.
 fn doubt(owner: u32, mode: u32) -> Option<Why> {
     let mode = mode & 0o7777;
     if owner != 0 && owner != super::process::effective_user() {
@@ -180,7 +180,7 @@ mod tests {
         }
         let said = refusal(open(&path));
         let wanted = format!(
-            "the record {} can be written by others than root (mode 0646)",
+            "the record {} can be written by users other than root (mode 0646)",
             path.display()
         );
         assert!(said.starts_with(&wanted), "{said}");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_other_kinds_are_refused_and_hold_nobody_up() {
+    fn links_and_other_kinds_are_refused_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "text").unwrap();

@@ -1,14 +1,14 @@
 //! The type information of an object (`.BTF`), checked before a library reads it.
 //!
-//! `aya-obj` takes offsets and enumerators in it as they are. So every offset is shown to be inside, every type to exist,
-//! and every enumerator to be one, as the kernel's `Documentation/bpf/btf.rst` has them.
+//! `aya-obj` does not check offsets and enumerators. So this checks that every offset is inside the section, that every
+//! type exists, and that every enumerator is valid by the kernel's `Documentation/bpf/btf.rst`.
 
 use super::bytes::{part, u16_at, u32_at};
 
 const MAGIC: u16 = 0xeb9f;
 const VERSION: u8 = 1;
 const HEADER_LEN: u32 = 24;
-/// Nothing legitimate comes near: the policies of this repository have 3 KiB.
+/// Far above legitimate sizes: the policies of this repository have 3 KiB.
 const MAX_BYTES: usize = 4 << 20;
 
 // `BTF_KIND_*` of `include/uapi/linux/btf.h`.
@@ -35,7 +35,7 @@ const LINKAGE_GLOBAL: u32 = 1;
 /// `BTF_VAR_GLOBAL_EXTERN`, the last linkage of variables.
 const LINKAGE_LAST: u32 = 2;
 
-/// Type information in which every offset is inside and every type exists.
+/// Type information whose offsets and type references were checked.
 #[derive(Debug)]
 pub(super) struct Types<'a> {
     strings: &'a [u8],
@@ -49,17 +49,17 @@ pub(super) struct Function<'a> {
     pub(super) id: u32,
     pub(super) name: &'a str,
     linkage: u32,
-    /// Where in the section its kind and linkage are.
+    /// Offset in the section of its kind and linkage.
     info_at: usize,
 }
 
 impl Function<'_> {
-    /// Whether the verifier would look at it once and on its own, whoever calls it and how often.
+    /// Whether the verifier would verify it once and on its own, not for each call.
     pub(super) fn is_global(&self) -> bool {
         self.linkage == LINKAGE_GLOBAL
     }
 
-    /// What makes it static: where in a file, whose section begins at byte `base`, and with which bytes.
+    /// The patch that makes it static, in a file whose section begins at byte `base`: offset and bytes.
     pub(super) fn static_info(&self, base: usize) -> (usize, [u8; 4]) {
         let info = (KIND_FUNC << 24) | LINKAGE_STATIC;
         (base + self.info_at, info.to_le_bytes())
@@ -80,7 +80,7 @@ impl<'a> Types<'a> {
         if strings.first() != Some(&0) || strings.last() != Some(&0) {
             return Err("the strings of .BTF do not begin and end with a zero byte".to_owned());
         }
-        let mut walk = Walk {
+        let mut walk = TypeWalk {
             section,
             at: types.start,
             end: types.end,
@@ -98,7 +98,7 @@ impl<'a> Types<'a> {
         }
         if walk.largest_reference >= walk.next_id {
             return Err(format!(
-                "type {} is named in .BTF and is not there",
+                ".BTF refers to type {}, which does not exist",
                 walk.largest_reference
             ));
         }
@@ -126,7 +126,7 @@ impl<'a> Types<'a> {
         Ok(types)
     }
 
-    /// The functions that are described.
+    /// The functions in the type information.
     pub(super) fn functions(&self) -> &[Function<'a>] {
         &self.functions
     }
@@ -138,7 +138,7 @@ impl<'a> Types<'a> {
     }
 }
 
-/// Where types and strings are.
+/// The parts of the section with types and with strings.
 struct Header<'a> {
     types: std::ops::Range<usize>,
     strings: &'a [u8],
@@ -161,8 +161,8 @@ impl<'a> Header<'a> {
     }
 }
 
-/// A walk over the types.
-struct Walk<'a> {
+/// An iteration over the types.
+struct TypeWalk<'a> {
     section: &'a [u8],
     at: usize,
     end: usize,
@@ -171,8 +171,8 @@ struct Walk<'a> {
     largest_name: u32,
 }
 
-impl Walk<'_> {
-    /// Goes past one type, `struct btf_type` with what follows it. Gives a function's name, linkage and place.
+impl TypeWalk<'_> {
+    /// Skips one type, `struct btf_type` with the data after it. Returns a function's name, linkage and offset.
     fn step(&mut self) -> Option<Option<(u32, u32, usize)>> {
         let info_at = self.at + 4;
         let [name, info, size_or_type] = [self.word()?, self.word()?, self.word()?];
@@ -301,7 +301,7 @@ pub(super) mod tests {
         assert!(with(&INT, b"\0int").contains("begin and end with a zero byte"));
         assert!(with(&INT, b"\0").contains("outside the strings"));
         assert!(with(&INT[..3], b"\0int\0").contains("type 1 of .BTF is damaged"));
-        assert!(with(&[0, KIND_PTR << 24, 2], b"\0").contains("type 2 is named"));
+        assert!(with(&[0, KIND_PTR << 24, 2], b"\0").contains("refers to type 2"));
         assert!(with(&[0, 31 << 24, 0], b"\0").contains("type 1 of .BTF is damaged"));
         assert!(with(&[0, KIND_VAR << 24, 0, 3], b"\0").contains("type 1 of .BTF is damaged"));
         assert!(with(&[0, KIND_STRUCT << 24 | 0xffff, 0], b"\0").contains("type 1 of .BTF is damaged"));

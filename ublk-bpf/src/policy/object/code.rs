@@ -1,13 +1,13 @@
-//! What a policy's instructions may be: an allow-list, read over every section of code, whether it is reached or not.
+//! The allow-list of instructions, applied to every section of code, whether it is reachable or not.
 //!
-//! The verifier proves that a program touches no memory that it may not and ends after at most a million instructions,
-//! unless the program calls back (`bpf_loop`, `bpf_for_each_map_elem`), loops on a budget of time (`may_goto`, open-coded
-//! iterators) or calls global functions, which the verifier looks at once, however often they are called. Those can run for
-//! years. The first are refused here, and global functions are made static in `object.rs`, so that the million holds for all of
-//! a policy's instructions together.
+//! The verifier proves that a program accesses only valid memory and ends after at most a million instructions. The
+//! limit does not hold for callbacks (`bpf_loop`, `bpf_for_each_map_elem`), loops that are limited by time (`may_goto`,
+//! open-coded iterators) and global functions, which are verified once however often they are called: such programs can
+//! run for years. This refuses the first two, and `object.rs` makes global functions static, so that the limit holds for
+//! all of a policy's instructions together.
 
 use super::bytes::u32_at;
-use super::elf::{Backend, Code, Relocation};
+use super::elf::{Code, LinkTarget, Relocation};
 use super::helpers;
 
 /// `R_BPF_64_64`: a map's, global's or function's address in a load of 16 bytes.
@@ -46,7 +46,7 @@ const SOURCE_HELPER: u8 = 0;
 const SOURCE_FUNCTION: u8 = 1;
 const SOURCE_KFUNC: u8 = 2;
 
-/// An instruction that a policy may not have.
+/// An instruction that a policy may not contain.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Forbidden<'a> {
     /// Its section.
@@ -80,7 +80,7 @@ impl Instruction {
         }
     }
 
-    /// What is wrong with it where nothing is put into it.
+    /// Checks an instruction without a relocation.
     fn check(self) -> Result<(), String> {
         let allowed = match self.code & CLASS {
             LD => match self.code & MODE {
@@ -120,7 +120,7 @@ impl Instruction {
                 Some(name) if helpers::is_admitted(name) => Ok(()),
                 Some(name) => Err(format!("it calls the helper `bpf_{name}`")),
                 None => Err(format!(
-                    "it calls helper number {}, which the kernel has not",
+                    "it calls helper number {}, which is not a helper of the kernel",
                     self.immediate
                 )),
             },
@@ -138,10 +138,10 @@ impl Instruction {
     }
 }
 
-/// Whether every instruction of a section is one that a policy may have.
+/// Checks that a policy may contain every instruction of a section.
 pub(super) fn check<'a>(code: &Code<'a>) -> Result<(), Forbidden<'a>> {
     let (instructions, _) = code.bytes.as_chunks::<8>();
-    // Where the second halves of loads of 16 bytes are.
+    // The second halves of 16-byte loads.
     let mut halves = vec![false; instructions.len() + 1];
     let forbidden = |at: usize, what: String| Forbidden {
         section: code.name,
@@ -154,7 +154,7 @@ pub(super) fn check<'a>(code: &Code<'a>) -> Result<(), Forbidden<'a>> {
         instruction.check().map_err(|what| forbidden(at, what))?;
         if instruction.code == LOAD_64 {
             at += 1;
-            // It has a number in its last four bytes, and nothing else.
+            // It has a number in its last four bytes, the rest is zero.
             let is_half = instructions.get(at).is_some_and(|half| half[..4] == [0; 4]);
             is_half
                 .then_some(())
@@ -183,7 +183,7 @@ pub(super) fn check<'a>(code: &Code<'a>) -> Result<(), Forbidden<'a>> {
     Ok(())
 }
 
-/// What a loader puts into an instruction does not make another one of it.
+/// Checks that the relocation fits its instruction, so that the loader does not turn it into another one.
 fn check_relocation(relocation: &Relocation<'_>, into: Option<Instruction>) -> Result<(), String> {
     let damaged = || Err("a relocation leads nowhere".to_owned());
     let Some(into) = into else {
@@ -191,13 +191,15 @@ fn check_relocation(relocation: &Relocation<'_>, into: Option<Instruction>) -> R
     };
     let is_call = into.code == CALL && into.source == SOURCE_FUNCTION;
     match (relocation.kind, relocation.target) {
-        (_, Backend::Missing(name)) if is_call => Err(format!(
+        (_, LinkTarget::Missing(name)) if is_call => Err(format!(
             "it calls `{name}`, which is not in the object (a kfunc?)"
         )),
-        (_, Backend::Missing(name)) => Err(format!("it uses `{name}`, which is not in the object")),
-        (RELOCATE_CALL, Backend::Code) if is_call => Ok(()),
-        (RELOCATE_LOAD, Backend::Data) if into.code == LOAD_64 => Ok(()),
-        (RELOCATE_LOAD, Backend::Code) => Err("it takes a function's address, as for a callback".to_owned()),
+        (_, LinkTarget::Missing(name)) => Err(format!("it uses `{name}`, which is not in the object")),
+        (RELOCATE_CALL, LinkTarget::Code) if is_call => Ok(()),
+        (RELOCATE_LOAD, LinkTarget::Data) if into.code == LOAD_64 => Ok(()),
+        (RELOCATE_LOAD, LinkTarget::Code) => {
+            Err("it takes a function's address, as for a callback".to_owned())
+        }
         _ => damaged(),
     }
 }
@@ -295,38 +297,38 @@ mod tests {
         let load = [instruction(LOAD_64, 0x01, 0, 0), [0; 8]].concat();
         let call = instruction(CALL, 0x10, 0, -1);
         assert_eq!(
-            forbidden(&load, relocation(0, RELOCATE_LOAD, Backend::Data)),
+            forbidden(&load, relocation(0, RELOCATE_LOAD, LinkTarget::Data)),
             Ok(())
         );
         assert_eq!(
-            forbidden(&call, relocation(0, RELOCATE_CALL, Backend::Code)),
+            forbidden(&call, relocation(0, RELOCATE_CALL, LinkTarget::Code)),
             Ok(())
         );
         for (bytes, at, kind, target, words) in [
-            (&load[..], 0, RELOCATE_LOAD, Backend::Code, "callback"),
-            (&load, 8, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
-            (&load, 4, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
-            (&load, u64::MAX, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
+            (&load[..], 0, RELOCATE_LOAD, LinkTarget::Code, "callback"),
+            (&load, 8, RELOCATE_LOAD, LinkTarget::Data, "leads nowhere"),
+            (&load, 4, RELOCATE_LOAD, LinkTarget::Data, "leads nowhere"),
+            (&load, u64::MAX, RELOCATE_LOAD, LinkTarget::Data, "leads nowhere"),
             (
                 &load,
                 0,
                 RELOCATE_LOAD,
-                Backend::Missing("jiffies"),
+                LinkTarget::Missing("jiffies"),
                 "`jiffies`, which is not in",
             ),
-            (&call, 0, RELOCATE_LOAD, Backend::Data, "leads nowhere"),
+            (&call, 0, RELOCATE_LOAD, LinkTarget::Data, "leads nowhere"),
             (
                 &call,
                 0,
                 RELOCATE_CALL,
-                Backend::Missing("bpf_iter_num_new"),
+                LinkTarget::Missing("bpf_iter_num_new"),
                 "`bpf_iter_num_new`",
             ),
             (
                 &instruction(CALL, 0, 0, 1),
                 0,
                 RELOCATE_LOAD,
-                Backend::Data,
+                LinkTarget::Data,
                 "leads nowhere",
             ),
         ] {

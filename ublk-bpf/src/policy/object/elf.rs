@@ -1,4 +1,4 @@
-//! The sections and symbols of an object, with every size bounded before anything is allocated for it.
+//! The sections and symbols of an object. Every size is bounded before anything is allocated for it.
 
 use object::elf::{SHF_EXECINSTR, SHT_NOBITS};
 use object::read::elf::{ElfFile64, ElfSection64};
@@ -11,24 +11,24 @@ use super::POLICY_SECTION;
 
 /// Rust makes about 25 sections.
 const MAX_SECTIONS: usize = 512;
-/// `KSYM_NAME_LEN` of `include/linux/kallsyms.h` is 512; names in Rust can be longer, and are in debug information only.
+/// `KSYM_NAME_LEN` of `include/linux/kallsyms.h` is 512; longer names of Rust are in debug information only.
 const MAX_NAME: usize = 4096;
 const MAX_SYMBOLS: usize = 16_384;
-/// 131,072 instructions. The verifier gives up after a million, each looked at at least once.
+/// 131,072 instructions. The verifier gives up after processing a million.
 const MAX_CODE: u64 = 1 << 20;
 /// The kernel takes 256 (`BPF_MAX_SUBPROGS`).
 const MAX_FUNCTIONS: usize = 128;
 /// Bytes of one value of a map, which a section of globals is too. A call may copy a value, and a policy may make some
 /// hundred thousand calls.
 pub(super) const MAX_VALUE: u64 = 64 << 10;
-/// Where `aya-obj` makes a map of a section's bytes, whatever follows in the name.
+/// Prefixes of section names for which `aya-obj` creates a map of the section's bytes.
 const GLOBALS: [&str; 3] = [".bss", ".data", ".rodata"];
-/// Maps in the old way, an array of `struct bpf_map_def`.
+/// Legacy maps, an array of `struct bpf_map_def`.
 const OLD_MAPS: &str = "maps";
-/// Where `pinning` is in a `struct bpf_map_def`.
+/// Offset of `pinning` in a `struct bpf_map_def`.
 const OLD_PINNING: usize = 24;
 
-/// An ELF object whose parts are there and no larger than a policy needs.
+/// An ELF object whose parts are inside the file and not too large.
 #[derive(Debug)]
 pub(super) struct Elf<'a> {
     pub(super) code: Vec<Code<'a>>,
@@ -39,25 +39,25 @@ pub(super) struct Elf<'a> {
 pub(super) struct Code<'a> {
     pub(super) name: &'a str,
     pub(super) bytes: &'a [u8],
-    /// Where functions are: first byte and length.
+    /// Functions: first byte and length.
     pub(super) functions: Vec<(u64, u64)>,
     pub(super) relocations: Vec<Relocation<'a>>,
 }
 
-/// A place in code that a loader fills in.
+/// An instruction that the loader completes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Relocation<'a> {
     /// The byte of the instruction.
     pub(super) at: u64,
     /// `R_BPF_*`.
     pub(super) kind: u32,
-    /// What is put there.
-    pub(super) target: Backend<'a>,
+    /// What it refers to.
+    pub(super) target: LinkTarget<'a>,
 }
 
-/// What a relocation stands for.
+/// What a relocation refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Backend<'a> {
+pub(super) enum LinkTarget<'a> {
     /// A function of the object.
     Code,
     /// A map or global of the object.
@@ -93,14 +93,14 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// Whether a loader takes the section for instructions.
+/// Whether the loader treats the section as instructions.
 fn is_code(section: &Section<'_, '_>) -> bool {
     let is_executable = matches!(section.flags(), SectionFlags::Elf { sh_flags, .. } if sh_flags & u64::from(SHF_EXECINSTR) != 0);
     let is_text = section.name().is_ok_and(|name| name.starts_with(".text"));
     section.size() > 0 && (is_executable || is_text)
 }
 
-/// The bytes of sections are in the file, once each, and what they make a loader allocate is bounded.
+/// Checks that sections are inside the file and do not overlap, and bounds what the loader allocates for them.
 fn check_sections(file: &File<'_>, bytes: &[u8]) -> Result<(), String> {
     if file.sections().count() > MAX_SECTIONS {
         return Err(format!("it has more than {MAX_SECTIONS} sections"));
@@ -134,7 +134,7 @@ fn check_sections(file: &File<'_>, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// `aya-obj` takes the number at `pinning` for an enumerator.
+/// `aya-obj` does not check the enumerator at `pinning`.
 fn check_old_maps(file: &File<'_>, section: &Section<'_, '_>, data: &[u8]) -> Result<(), String> {
     for symbol in file
         .symbols()
@@ -177,7 +177,7 @@ fn check_symbols(file: &File<'_>) -> Result<(), String> {
 
 impl<'a> Code<'a> {
     fn parse(file: &File<'a>, section: &Section<'a, '_>) -> Result<Self, String> {
-        // Both were there before.
+        // `check_sections` has checked both.
         let name = section.name().unwrap_or_default();
         let bytes = section.data().unwrap_or_default();
         if name != POLICY_SECTION && !name.starts_with(".text") {
@@ -238,16 +238,16 @@ fn relocations<'a>(file: &File<'a>, section: &Section<'a, '_>) -> Result<Vec<Rel
         let symbol = symbol.ok_or_else(|| format!("the relocation at byte {at} has no symbol"))?;
         let name = symbol.name().unwrap_or_default();
         let target = match symbol.section_index() {
-            None => Backend::Missing(name),
+            None => LinkTarget::Missing(name),
             Some(index) if is_code_at(file, index) => match symbol.kind() {
-                SymbolKind::Text | SymbolKind::Section => Backend::Code,
+                SymbolKind::Text | SymbolKind::Section => LinkTarget::Code,
                 _ => {
                     return Err(format!(
                         "the relocation at byte {at} leads into code, but not to a function"
                     ));
                 }
             },
-            Some(_) => Backend::Data,
+            Some(_) => LinkTarget::Data,
         };
         all.push(Relocation { at, kind, target });
     }

@@ -1,7 +1,7 @@
-//! The helpers of the kernel: what each is called, and which of them a policy may call.
+//! The names of the kernel's helpers, and which of them a policy may call.
 
-/// What a policy may call. None of these writes to memory of another program or process, waits, sends a signal, or calls back,
-/// and each ends after a number of steps that the sizes of its arguments bound.
+/// The helpers that a policy may call. None of them writes to memory of another program or process, waits, sends a
+/// signal, or calls back, and the sizes of its arguments bound the steps of each.
 const ADMITTED: [&str; 34] = [
     // The policy's own maps. Their kinds are checked in `maps.rs`.
     "map_lookup_elem",
@@ -23,7 +23,7 @@ const ADMITTED: [&str; 34] = [
     "jiffies64",
     // Random numbers.
     "get_prandom_u32",
-    // Who asks.
+    // The submitter.
     "get_current_pid_tgid",
     "get_ns_current_pid_tgid",
     "get_current_uid_gid",
@@ -37,7 +37,7 @@ const ADMITTED: [&str; 34] = [
     "get_numa_node_id",
     "per_cpu_ptr",
     "this_cpu_ptr",
-    // Reading memory. Who may load a policy may read all of it anyway (CAP_PERFMON).
+    // Reading memory. A user who may load a policy may read all of it anyway (CAP_PERFMON).
     "probe_read",
     "probe_read_str",
     "probe_read_kernel",
@@ -46,8 +46,8 @@ const ADMITTED: [&str; 34] = [
     "probe_read_user_str",
 ];
 
-/// The helpers by number, without the `bpf_` in front (`___BPF_FUNC_MAPPER` of `include/uapi/linux/bpf.h`). The kernel adds
-/// none: what is new is a kfunc.
+/// The helpers by number, without the prefix `bpf_` (`___BPF_FUNC_MAPPER` of `include/uapi/linux/bpf.h`). The kernel
+/// adds no more: new functions are kfuncs.
 const NAMES: &str = "\
     unspec map_lookup_elem map_update_elem map_delete_elem probe_read ktime_get_ns trace_printk \
     get_prandom_u32 get_smp_processor_id skb_store_bytes l3_csum_replace l4_csum_replace tail_call \

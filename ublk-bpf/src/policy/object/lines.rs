@@ -1,5 +1,4 @@
-//! What an object says of its instructions (`.BTF.ext`), checked before a library reads it: which function begins at one,
-//! which line of the source it comes from.
+//! The functions and source lines of an object's instructions (`.BTF.ext`), checked before a library reads it.
 
 use super::btf::Types;
 use super::bytes::{part, u16_at, u32_at};
@@ -9,7 +8,7 @@ const MAGIC: u16 = 0xeb9f;
 const VERSION: u8 = 1;
 /// `struct btf_ext_header` without the CO-RE part.
 const HEADER_LEN: u32 = 24;
-/// Nothing legitimate comes near: the policies of this repository have 1 KiB. A library copies it for each function.
+/// Far above legitimate sizes: the policies of this repository have 1 KiB. A library copies it for each function.
 const MAX_BYTES: usize = 512 << 10;
 /// `struct bpf_func_info`, `struct bpf_line_info`, `struct bpf_core_relo` of `include/uapi/linux/bpf.h`.
 const FUNC_LEN: u32 = 8;
@@ -18,16 +17,16 @@ const CORE_LEN: u32 = 16;
 /// Each is looked up in the kernel's 150,000 types.
 const MAX_CORE: usize = 256;
 
-/// What the object says of its instructions.
+/// The functions and source lines of instructions.
 #[derive(Debug, Default)]
 pub(super) struct Lines<'a> {
-    functions: Vec<Record<'a>>,
-    lines: Vec<Record<'a>>,
+    functions: Vec<LineRecord<'a>>,
+    lines: Vec<LineRecord<'a>>,
 }
 
 /// A record about the instruction at a byte of a section.
 #[derive(Clone, Copy, Debug)]
-struct Record<'a> {
+struct LineRecord<'a> {
     section: &'a str,
     offset: u32,
     rest: &'a [u8],
@@ -47,7 +46,7 @@ impl<'a> Lines<'a> {
             let bytes = subsection(section, header_len, at).ok_or_else(|| damaged(what))?;
             records(bytes, &wanted, types).ok_or_else(|| damaged(what))
         };
-        // A newer compiler's records may be longer than the kernel's of today.
+        // A newer compiler's records may be longer than the present kernel's.
         let functions = table("function information", 8, FUNC_LEN..=256)?;
         let lines = table("line information", 16, LINE_LEN..=256)?;
         let core = match header_len {
@@ -60,24 +59,24 @@ impl<'a> Lines<'a> {
                 core.len()
             ));
         }
-        let is_sorted = |[a, b]: &[Record<'_>; 2]| a.section != b.section || a.offset <= b.offset;
+        let is_sorted = |[a, b]: &[LineRecord<'_>; 2]| a.section != b.section || a.offset <= b.offset;
         if !lines.array_windows().all(is_sorted) {
             return Err("the lines of .BTF.ext are out of order".to_owned());
         }
         Ok(Self { functions, lines })
     }
 
-    /// Where functions of type `id` begin: section and byte.
+    /// The first bytes of functions of type `id`: section and offset.
     pub(super) fn of_type(&self, id: u32) -> impl Iterator<Item = (&'a str, u32)> {
-        let is_it = move |record: &&Record<'_>| u32_at(record.rest, 0) == Some(id);
+        let is_it = move |record: &&LineRecord<'_>| u32_at(record.rest, 0) == Some(id);
         let found = self.functions.iter().filter(is_it);
         found.map(|record| (record.section, record.offset))
     }
 
-    /// The author's line that the instruction at this byte of the section comes from, or one of a library's where it
-    /// was inlined and no line of the author's is near.
+    /// The author's source line of the instruction at this byte of the section; a library's line if the instruction was
+    /// inlined and no line of the author's is near.
     pub(super) fn source(&self, section: &str, offset: u32, types: &Types<'_>) -> Option<Source> {
-        let before = |record: &&Record<'_>| record.section == section && record.offset <= offset;
+        let before = |record: &&LineRecord<'_>| record.section == section && record.offset <= offset;
         let near = self.lines.iter().filter(before).rev().take(16);
         let mut sources = near.filter_map(|record| record.source(types));
         let nearest = sources.next()?;
@@ -88,7 +87,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-impl Record<'_> {
+impl LineRecord<'_> {
     /// `struct bpf_line_info` behind the offset: file name, line of text, line and column.
     fn source(&self, types: &Types<'_>) -> Option<Source> {
         let [file, text, line] = [0, 4, 8].map(|at| u32_at(self.rest, at));
@@ -111,7 +110,7 @@ fn records<'a>(
     bytes: &'a [u8],
     wanted: &std::ops::RangeInclusive<u32>,
     types: &Types<'a>,
-) -> Option<Vec<Record<'a>>> {
+) -> Option<Vec<LineRecord<'a>>> {
     let mut records = Vec::new();
     if bytes.is_empty() {
         return Some(records);
@@ -124,7 +123,7 @@ fn records<'a>(
         let of_section = part(rest, 8, len)?;
         rest = &rest[8 + of_section.len()..];
         for record in of_section.chunks_exact(record_len as usize) {
-            records.push(Record {
+            records.push(LineRecord {
                 section,
                 offset: u32_at(record, 0)?,
                 rest: &record[4..],

@@ -1,4 +1,4 @@
-//! What a policy's maps may be: kinds by an allow-list, and the memory that they take.
+//! The allowed kinds of a policy's maps, and the limit of their memory.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ use super::elf::MAX_VALUE;
 const MAX_MAPS: usize = 64;
 /// The name of a pin; the kernel keeps 15 bytes of a map's. Sections of globals are called after their symbols.
 const MAX_NAME: usize = 200;
-/// Flags that change how a map works for the policy alone: `BPF_F_NO_PREALLOC`, `NO_COMMON_LRU`, `RDONLY`, `WRONLY`,
+/// Flags that affect only the policy: `BPF_F_NO_PREALLOC`, `NO_COMMON_LRU`, `RDONLY`, `WRONLY`,
 /// `ZERO_SEED`, `RDONLY_PROG`, `WRONLY_PROG`, `MMAPABLE`.
 const FLAGS: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10;
-/// What the kernel keeps for each entry beside key and value (`struct htab_elem` and its bucket, `struct
+/// Overhead of the kernel for each entry beside key and value (`struct htab_elem` and its bucket, `struct
 /// lpm_trie_node`), rounded up.
 const ENTRY: u64 = 64;
 
-/// Whether these maps are a policy's, and take no more than `memory` bytes on `cpus` CPUs.
+/// Checks that a policy may have these maps, and that they use at most `memory` bytes on `cpus` CPUs.
 pub(super) fn check<'a>(
     maps: impl Iterator<Item = (&'a str, &'a Map)>,
     memory: u64,
@@ -61,16 +61,16 @@ pub(super) fn check<'a>(
     Ok(())
 }
 
-/// What a map is pinned as: bpffs takes no name with a dot, which the maps of an object's globals have.
+/// The name of a map's pin: bpffs allows no dot in a name, which the maps of an object's globals have.
 pub(in crate::policy) fn pin_name(map: &str) -> String {
     map.trim_start_matches('.').replace('.', "_")
 }
 
-/// The memory that a map takes once it is full, or what is wrong with it.
+/// The memory of a full map in bytes, or why it is refused.
 fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
     use bpf_map_type as kind;
     let of = bpf_map_type::try_from(map.map_type())
-        .map_err(|_| format!("is of type {}, which the kernel has not", map.map_type()))?;
+        .map_err(|_| format!("has type {}, which is unknown", map.map_type()))?;
     let (key, value, entries) = (
         u64::from(map.key_size()).next_multiple_of(8),
         u64::from(map.value_size()).next_multiple_of(8),
@@ -98,7 +98,7 @@ fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
         kind::BPF_MAP_TYPE_PERCPU_HASH | kind::BPF_MAP_TYPE_LRU_PERCPU_HASH => ENTRY + key + value * cpus,
         // `max_entries` is the number of bytes, which are rounded up.
         kind::BPF_MAP_TYPE_RINGBUF => 2,
-        // For each CPU, whatever the object says.
+        // One entry for each CPU, regardless of `max_entries`.
         kind::BPF_MAP_TYPE_PERF_EVENT_ARRAY => return Ok(8 * cpus),
         refused => {
             let name = format!("{refused:?}")
@@ -112,7 +112,7 @@ fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
     Ok(each.saturating_mul(entries))
 }
 
-/// Bytes as people read them.
+/// Prints bytes in a readable unit.
 struct Mebibytes(u64);
 
 impl std::fmt::Display for Mebibytes {
