@@ -46,12 +46,9 @@ fn a_cache_with_larger_blocks_needs_leave() {
     let cache = Backing::null_blk("large-blocks", 32);
     reconfigure("large-blocks", &[("blocksize", "4096")]);
     let options = ["--backing", backing.spec(), "--cache", cache.spec()];
-    // A file system that was made with blocks of 512 bytes.
+    // A file system with blocks below 4 KiB could not be mounted on a device whose blocks have 4 KiB.
     let device = Device::run(&["--backing", backing.spec()]);
-    run(
-        "mkfs.xfs",
-        &["-q", "-s", "size=512", "-b", "size=1024", device.path_str()],
-    );
+    run("mkfs.ext4", &["-q", "-b", "1024", device.path_str()]);
     device.stop();
     let said = refused(&[&["run"], &options[..]].concat());
     assert!(
@@ -149,7 +146,7 @@ fn a_thread_that_cannot_be_is_told_by_its_limit() {
     assert_eq!(
         said,
         format!(
-            "cannot start a device's thread: the control group {group} has 1 of at most 1 tasks: raise its pids.max (TasksMax=)"
+            "cannot start the log's thread: the control group {group} has 1 of at most 1 tasks: raise its pids.max (TasksMax=)"
         )
     );
     nothing_is_left();

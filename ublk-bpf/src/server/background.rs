@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::life::Ready;
-use super::serve::{Start, serve_started};
+use super::serve::{Start, serve_started, start_lock};
 use crate::control::Control;
 use crate::log;
 use crate::registry::lock::Lock;
@@ -53,7 +53,7 @@ pub fn run_in_background(
 ) -> Result<String, BackgroundError> {
     // What the server would say next, but before the first file is made.
     Control::open()?;
-    let starting = Lock::starting()?;
+    let starting = start_lock().map_err(|error| BackgroundError::Server(error.to_string()))?;
     let me = std::process::id();
     // The ids are not known yet, which the log's names have in them.
     let (log, log_path) = logs::make_first_log(me)?;

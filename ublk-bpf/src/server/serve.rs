@@ -76,11 +76,18 @@ impl Start {
 /// if they are in use; recovered ones wait for another server. If a device fails later.
 pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeError> {
     // If there is no ublk, errors in the options are reported first.
-    let starting = Control::open().is_ok().then(Lock::starting).transpose()?;
+    let starting = Control::open().is_ok().then(start_lock).transpose()?;
     serve_started(start, starting, |devices| {
         ready(devices);
         true
     })
+}
+
+/// The lock of a start, for a process that has the privilege to serve: without it, the lock's file would be the first
+/// thing refused, and its path no hint at the cause.
+pub(super) fn start_lock() -> Result<Lock, ServeError> {
+    limits::check_privilege()?;
+    Ok(Lock::starting()?)
 }
 
 /// The same for a start in progress. If `ready` returns false, the start is cancelled.
@@ -106,7 +113,7 @@ pub(super) fn serve_started(
     let devices = open(start, control.as_ref().ok())?;
     let control = control?;
     ensure_bpffs()?;
-    prepare_process();
+    prepare_process()?;
     serve_together(&control, devices, ready)
 }
 
@@ -193,15 +200,12 @@ fn kernel() -> Result<Control, ServeError> {
 }
 
 /// Makes the process one that can serve, when everything named by paths is open. It must have one thread.
-fn prepare_process() {
+fn prepare_process() -> Result<(), ServeError> {
     isolate();
     panics::prepare();
     // The first thread: it starts after the mounts were left, so that it does not hold them.
-    if let Err(error) = log::write_in_background() {
-        tracing::warn!(
-            "cannot start the log thread: {error}: a device stalls while its log cannot be written"
-        );
-    }
+    // Without it a device would stall while its log cannot be written.
+    log::write_in_background().map_err(limits::no_thread("start the log's thread"))
 }
 
 /// The main thread, from the first device to the last.
