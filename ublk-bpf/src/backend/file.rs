@@ -10,8 +10,9 @@ use std::path::Path;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use super::error::Error;
+use super::facts::{Discard, DiscardBy, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use super::sysfs::BlockSysfs;
-use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use crate::path_text::ShowPath as _;
 use crate::sys;
 

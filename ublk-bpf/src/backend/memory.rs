@@ -5,7 +5,9 @@ use std::io;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::{Discard, DiscardBy, Error, Facts, MAX_RANGE_BYTES, Size, WriteZeroes};
+use super::error::Error;
+use super::facts::{Discard, DiscardBy, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use super::spec::Size;
 use crate::sys;
 
 /// The page, which holes are punched in.

@@ -6,6 +6,7 @@
 
 mod block;
 mod error;
+mod facts;
 mod file;
 pub mod fingerprint;
 mod memory;
@@ -28,97 +29,9 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use crate::sys;
 
 pub use error::Error;
+pub use facts::{Discard, DiscardBy, Facts, WriteZeroes};
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
 pub use storage::Storage;
-
-/// The most that one discard or write-zeroes may cover: what fits the block layer's 32-bit length.
-const MAX_RANGE_BYTES: u64 = (u32::MAX as u64 >> 9) << 9;
-
-/// What a device on this backend may promise. Lengths are in bytes, and powers of two where not said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// Capacity in sectors of 512 bytes; a multiple of `logical_block`.
-    pub sectors: u64,
-    /// Whether it can only be read.
-    pub read_only: bool,
-    /// The unit of addresses and lengths: 512 to 4096.
-    pub logical_block: u32,
-    /// The unit that is written without read-modify-write; at least `logical_block`.
-    pub physical_block: u32,
-    /// The smallest length that performs well; zero if nothing is known.
-    pub io_min: u32,
-    /// The length that performs best; zero if nothing is known. Not always a power of two.
-    pub io_opt: u32,
-    /// The alignment that memory must have for I/O without a copy: 4 to 4096.
-    pub memory_align: u32,
-    /// Whether access time depends on the address.
-    pub rotational: bool,
-    /// The latency that the kernel's write-back throttling keeps its queue below, in microseconds
-    /// (`queue/wbt_lat_usec`); 0: nothing is throttled; `None`: not known.
-    pub throttle: Option<u64>,
-    /// Whether what is written to it must not change meanwhile (`queue/stable_writes`), for it computes checksums or parity.
-    pub stable_writes: bool,
-    /// Whether a completed write may be lost with power until a flush. If so, a durable write (FUA) is
-    /// offered too (`RWF_DSYNC`).
-    pub volatile_cache: bool,
-    /// How discards reach it, if they do.
-    pub discard: Option<Discard>,
-    /// How write-zeroes reach it, if they do without writing zeroes.
-    pub write_zeroes: Option<WriteZeroes>,
-}
-
-impl Facts {
-    /// Raises the logical block, and takes back what cannot be done in whole ones.
-    fn set_logical_block(&mut self, block: u32) {
-        let whole = |bytes: u64| bytes - bytes % u64::from(block);
-        self.logical_block = block;
-        self.physical_block = self.physical_block.max(block);
-        self.discard = self.discard.map(|discard| Discard {
-            granularity: discard.granularity.next_multiple_of(block),
-            max_bytes: whole(discard.max_bytes),
-            ..discard
-        });
-        self.discard
-            .take_if(|discard| discard.max_bytes < discard.granularity.into());
-        self.write_zeroes = self.write_zeroes.map(|zeroes| WriteZeroes {
-            max_bytes: whole(zeroes.max_bytes),
-            ..zeroes
-        });
-        self.write_zeroes.take_if(|zeroes| zeroes.max_bytes == 0);
-    }
-}
-
-/// Discards that really reach the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Discard {
-    /// The unit that space is given back in, in bytes. Not always a power of two.
-    pub granularity: u32,
-    /// Where the first whole unit starts, in bytes from the backend's start.
-    pub alignment: u32,
-    /// The most that one may cover, in bytes; a multiple of 512.
-    pub max_bytes: u64,
-    /// How it is done.
-    pub how: DiscardBy,
-}
-
-/// The operation that discards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiscardBy {
-    /// io_uring's `BLOCK_URING_CMD_DISCARD` (Linux 6.12).
-    BlockCommand,
-    /// `fallocate` with `PUNCH_HOLE`.
-    PunchHole,
-}
-
-/// Write-zeroes that really reach the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WriteZeroes {
-    /// The most that one may cover, in bytes; a multiple of 512.
-    pub max_bytes: u64,
-    /// Whether `fallocate` with `ZERO_RANGE` works, which keeps the space allocated. If not, `PUNCH_HOLE`
-    /// serves for both kinds.
-    pub zero_range: bool,
-}
 
 /// What a backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

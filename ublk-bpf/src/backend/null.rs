@@ -2,7 +2,7 @@
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::{Facts, MAX_RANGE_BYTES, WriteZeroes};
+use super::facts::{Facts, MAX_RANGE_BYTES, WriteZeroes};
 
 /// Everything succeeds, and there is nothing to make durable. Discards are not offered: there is no space
 /// to give back.

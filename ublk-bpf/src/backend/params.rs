@@ -2,7 +2,7 @@
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::Facts;
+use super::facts::Facts;
 use crate::control::{Discard, Params};
 
 impl Facts {

@@ -153,7 +153,7 @@ impl BlockSysfs {
         self.queue(name)?.try_into().ok()
     }
 
-    /// The latency of its write-back throttling, see [`Facts::throttle`](super::Facts::throttle).
+    /// The latency of its write-back throttling, see [`Facts::throttle`](super::facts::Facts::throttle).
     pub(super) fn throttle(&self) -> Option<u64> {
         // What only remaps requests does not throttle; those below it may.
         let is_lowest =
