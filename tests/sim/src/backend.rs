@@ -8,7 +8,7 @@ use super::kernel::{Cqe, MAX_IN_A_ROW, Place, Request};
 use super::pattern::{SECTOR, STALE, fill, writer_of};
 use super::sim::Sim;
 use super::{Check, index};
-use ublk_bpf::queue::{Io, Staging, Tier};
+use ublk_bpf::queue::{Io, Staging, Tier, UserCopy};
 use ublk_bpf::sys::uapi::{
     UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
     UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
@@ -33,9 +33,9 @@ const fn length(io: &Io) -> Option<u32> {
         | Io::Zero { len, .. }
         | Io::Load { len, .. }
         | Io::Store { len, .. }
-        | Io::CopyOut { len, .. }
-        | Io::CopyIn { len, .. }
-        | Io::CopyZero { len, .. } => Some(len),
+        | Io::Copy(UserCopy::Out { len, .. } | UserCopy::In { len, .. } | UserCopy::Zero { len, .. }) => {
+            Some(len)
+        }
         Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } | Io::Trim { .. } => None,
     }
 }
@@ -49,12 +49,14 @@ const fn staging_of(io: &Io) -> Option<(Staging, u32, u32)> {
         | Io::Store {
             staging, skip, len, ..
         }
-        | Io::CopyOut {
-            staging, skip, len, ..
-        }
-        | Io::CopyIn {
-            staging, skip, len, ..
-        } => Some((staging, skip, len)),
+        | Io::Copy(
+            UserCopy::Out {
+                staging, skip, len, ..
+            }
+            | UserCopy::In {
+                staging, skip, len, ..
+            },
+        ) => Some((staging, skip, len)),
         _ => None,
     }
 }
@@ -96,9 +98,9 @@ const fn page_range(io: &Io) -> Option<(u32, u32)> {
         Io::Read { at, len, .. }
         | Io::Write { at, len, .. }
         | Io::Zero { at, len }
-        | Io::CopyOut { at, len, .. }
-        | Io::CopyIn { at, len, .. }
-        | Io::CopyZero { at, len } => Some((at, len)),
+        | Io::Copy(
+            UserCopy::Out { at, len, .. } | UserCopy::In { at, len, .. } | UserCopy::Zero { at, len },
+        ) => Some((at, len)),
         _ => None,
     }
 }
@@ -106,10 +108,13 @@ const fn page_range(io: &Io) -> Option<(u32, u32)> {
 /// Operations that serve a request of this kind.
 const fn serves(io: &Io, op: u8) -> bool {
     match io {
-        Io::Read { .. } | Io::Zero { .. } | Io::Load { .. } | Io::CopyOut { .. } | Io::CopyZero { .. } => {
-            op == UBLK_IO_OP_READ
+        Io::Read { .. }
+        | Io::Zero { .. }
+        | Io::Load { .. }
+        | Io::Copy(UserCopy::Out { .. } | UserCopy::Zero { .. }) => op == UBLK_IO_OP_READ,
+        Io::Write { .. } | Io::Store { .. } | Io::Copy(UserCopy::In { .. }) | Io::Trim { .. } => {
+            op == UBLK_IO_OP_WRITE
         }
-        Io::Write { .. } | Io::Store { .. } | Io::CopyIn { .. } | Io::Trim { .. } => op == UBLK_IO_OP_WRITE,
         // A WRITE_ZEROES that must be durable is followed by one.
         Io::Flush { .. } => op == UBLK_IO_OP_FLUSH || op == UBLK_IO_OP_WRITE_ZEROES,
         Io::Discard { .. } => op == UBLK_IO_OP_DISCARD,
@@ -249,10 +254,7 @@ impl Sim<'_> {
     /// Carries an operation out, as far as it comes. Returns its result.
     fn perform(&mut self, op: &Op) -> Result<i32, String> {
         let rate = self.world.io_faults;
-        let is_copy = matches!(
-            op.io,
-            Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. }
-        );
+        let is_copy = matches!(op.io, Io::Copy(_));
         let on_cache = cache_range(&op.io).is_some();
         if on_cache && self.cache_fails() {
             self.counts.hit(Fault::CacheError);
@@ -421,13 +423,13 @@ impl Sim<'_> {
             }
             Io::Load { offset, .. } => read(&self.disk, offset, staging),
             Io::Zero { .. } if self.bug == Some(Bug::SkipZero) => {}
-            Io::Zero { .. } | Io::CopyZero { .. } => request.pages[pages].fill(0),
-            Io::CopyOut { .. } => {
+            Io::Zero { .. } | Io::Copy(UserCopy::Zero { .. }) => request.pages[pages].fill(0),
+            Io::Copy(UserCopy::Out { .. }) => {
                 let slip = usize::from(self.bug == Some(Bug::MixStaging));
                 let number = (number + slip) % self.queue.staging.len();
                 request.pages[pages].copy_from_slice(&self.queue.staging[number][staged]);
             }
-            Io::CopyIn { .. } => staging.copy_from_slice(&request.pages[pages]),
+            Io::Copy(UserCopy::In { .. }) => staging.copy_from_slice(&request.pages[pages]),
             _ => {}
         }
         Ok(())

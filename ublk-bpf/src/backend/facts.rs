@@ -55,6 +55,25 @@ impl Facts {
         });
         self.write_zeroes.take_if(|zeroes| zeroes.max_bytes == 0);
     }
+
+    /// How a ring does these discards and write-zeroes.
+    pub(super) fn ring_ops(&self) -> RingOps {
+        RingOps {
+            block_discard: self
+                .discard
+                .is_some_and(|discard| discard.how == DiscardBy::BlockCommand),
+            zero_range: self.write_zeroes.is_some_and(|zeroes| zeroes.zero_range),
+        }
+    }
+}
+
+/// How a ring does what not every file can do in the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingOps {
+    /// Discards by io_uring's block command; otherwise by punching a hole.
+    pub block_discard: bool,
+    /// `fallocate` with `ZERO_RANGE` works.
+    pub zero_range: bool,
 }
 
 /// Discards that really reach the backend.

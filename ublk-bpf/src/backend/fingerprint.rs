@@ -176,7 +176,7 @@ impl Identity {
     /// If the backend cannot be read.
     pub fn of(backend: &Backend) -> io::Result<Self> {
         let bytes = backend.facts.sectors * SECTOR_SIZE;
-        match (backend.kind, &backend.file) {
+        match (backend.kind(), backend.file()) {
             (Kind::File, Some(file)) => FileIdentity::of(file, bytes).map(Self::File),
             (Kind::Block, Some(file)) => BlockIdentity::of(file, bytes).map(Self::Block),
             (kind, _) => Ok(Self::Volatile(VolatileIdentity {

@@ -29,7 +29,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use crate::sys;
 
 pub use error::Error;
-pub use facts::{Discard, DiscardBy, Facts, WriteZeroes};
+pub use facts::{Discard, DiscardBy, Facts, RingOps, WriteZeroes};
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
 pub use storage::Storage;
 
@@ -59,14 +59,38 @@ impl Kind {
     }
 }
 
+/// What executes a request's operations on a backend.
+///
+/// Every backend of today that keeps bytes is a file, which the queue's ring reads and writes. One that no ring can reach
+/// would be a variant of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Access<'a> {
+    /// The ring executes them all, on this file.
+    Ring {
+        /// The file, opened for direct I/O.
+        file: &'a File,
+        /// How it discards and zeroes.
+        ops: RingOps,
+    },
+    /// There are none: no bytes are kept.
+    Nothing(NullReads),
+}
+
+/// Where a backend keeps its bytes.
+#[derive(Debug)]
+enum Store {
+    File(File),
+    Block(File),
+    Memory(File),
+    Null(NullReads),
+}
+
 /// An open backend. A file is locked, a block device held exclusively, for as long as this lives.
 #[derive(Debug)]
 pub struct Backend {
     spec: Spec,
-    kind: Kind,
     facts: Facts,
-    /// `None` for a null backend.
-    file: Option<File>,
+    store: Store,
 }
 
 impl Backend {
@@ -77,37 +101,36 @@ impl Backend {
     /// One line for everything that cannot serve: missing, a directory, in use, empty, of a size that is not
     /// whole blocks, on a file system without direct I/O.
     pub fn open(spec: &Spec, read_only: bool) -> Result<Self, Error> {
-        let (kind, facts, file) = match spec {
+        let (facts, store) = match spec {
             Spec::Path(path) => {
                 if file::is_block_device(path)? {
                     let (facts, file) = block::open(path, read_only)?;
-                    (Kind::Block, facts, Some(file))
+                    (facts, Store::Block(file))
                 } else {
                     let (facts, file) = file::open(path, read_only)?;
-                    (Kind::File, facts, Some(file))
+                    (facts, Store::File(file))
                 }
             }
             Spec::Memory(bytes) => {
                 let (facts, file) = memory::open(*bytes, read_only)?;
-                (Kind::Memory, facts, Some(file))
+                (facts, Store::Memory(file))
             }
-            Spec::Null { bytes, reads } => (Kind::Null(*reads), null::facts(*bytes, read_only), None),
+            Spec::Null { bytes, reads } => (null::facts(*bytes, read_only), Store::Null(*reads)),
         };
-        if let Some(file) = &file {
-            // A read need not write to the backend's inode. Who may not ask for that pays for the time stamps.
-            let _ = sys::file::keep_access_time(file);
-        }
         let backend = Self {
             spec: spec.clone(),
-            kind,
             facts,
-            file,
+            store,
         };
+        if let Some(file) = backend.file() {
+            // A read need not write to the backend's inode. Without the right to ask for that, it does.
+            let _ = sys::file::keep_access_time(file);
+        }
         backend.refuse_loop_device()?;
         Ok(backend)
     }
 
-    /// A loop device keeps nobody else from what it is attached to.
+    /// A loop device does not lock the file that it is attached to.
     fn refuse_loop_device(&self) -> Result<(), Error> {
         let writes = self.storage().filter(|_| !self.facts.read_only);
         match writes.and_then(|storage| storage.loop_device_above()) {
@@ -128,14 +151,31 @@ impl Backend {
     /// What it is.
     #[must_use]
     pub const fn kind(&self) -> Kind {
-        self.kind
+        match self.store {
+            Store::File(_) => Kind::File,
+            Store::Block(_) => Kind::Block,
+            Store::Memory(_) => Kind::Memory,
+            Store::Null(reads) => Kind::Null(reads),
+        }
+    }
+
+    /// What executes operations on it.
+    #[must_use]
+    pub fn access(&self) -> Access<'_> {
+        match &self.store {
+            Store::File(file) | Store::Block(file) | Store::Memory(file) => Access::Ring {
+                file,
+                ops: self.facts.ring_ops(),
+            },
+            Store::Null(reads) => Access::Nothing(*reads),
+        }
     }
 
     /// Which one it is, whatever its path leads to later: the file or the device, for as long as the machine runs.
     #[must_use]
     pub fn identity(&self) -> String {
-        let found = self.file.as_ref().and_then(|file| file.metadata().ok());
-        match (self.kind, found) {
+        let found = self.file().and_then(|file| file.metadata().ok());
+        match (self.kind(), found) {
             (Kind::File, Some(file)) => storage::file_name(file.dev(), file.ino()),
             (Kind::Block, Some(file)) => storage::block_name(file.rdev()),
             (kind, _) => kind.name().to_owned(),
@@ -145,11 +185,12 @@ impl Backend {
     /// What its bytes are on; `None` for memory and nothing, which no other backend can be on.
     #[must_use]
     pub fn storage(&self) -> Option<Storage> {
-        let file = self
-            .file
-            .as_ref()
-            .filter(|_| matches!(self.kind, Kind::File | Kind::Block))?;
-        Storage::of(&file.metadata().ok()?, self.facts.read_only)
+        match &self.store {
+            Store::File(file) | Store::Block(file) => {
+                Storage::of(&file.metadata().ok()?, self.facts.read_only)
+            }
+            Store::Memory(_) | Store::Null(_) => None,
+        }
     }
 
     /// Makes `block` bytes, a power of two from 512 to 4096, the unit of addresses and lengths.
@@ -194,13 +235,19 @@ impl Backend {
     /// The open file; a null backend has none.
     #[must_use]
     pub const fn file(&self) -> Option<&File> {
-        self.file.as_ref()
+        match &self.store {
+            Store::File(file) | Store::Block(file) | Store::Memory(file) => Some(file),
+            Store::Null(_) => None,
+        }
     }
 
     /// The open file if it is a regular one, which others may truncate.
     #[must_use]
-    pub fn regular_file(&self) -> Option<&File> {
-        self.file.as_ref().filter(|_| self.kind == Kind::File)
+    pub const fn regular_file(&self) -> Option<&File> {
+        match &self.store {
+            Store::File(file) => Some(file),
+            Store::Block(_) | Store::Memory(_) | Store::Null(_) => None,
+        }
     }
 
     /// Calls `mark` with each range of bytes that may read as something else than zeroes, in ascending
@@ -210,10 +257,10 @@ impl Backend {
     /// If the file system cannot say where data is and where holes are.
     pub fn for_each_data_range(&self, mut mark: impl FnMut(Range<u64>)) -> io::Result<()> {
         let bytes = self.facts.sectors * SECTOR_SIZE;
-        match (self.kind, &self.file) {
-            (Kind::File | Kind::Memory, Some(file)) => file::for_each_data_range(file, bytes, mark),
-            (Kind::Null(NullReads::Zeroes), _) => Ok(()),
-            _ => {
+        match &self.store {
+            Store::File(file) | Store::Memory(file) => file::for_each_data_range(file, bytes, mark),
+            Store::Null(NullReads::Zeroes) => Ok(()),
+            Store::Block(_) | Store::Null(NullReads::Unfilled) => {
                 mark(0..bytes);
                 Ok(())
             }

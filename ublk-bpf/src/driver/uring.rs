@@ -20,6 +20,7 @@ use self::doorbell::Doorbell;
 use self::queue::QueueSpec;
 use self::stop::Stop;
 use super::host::{DeviceSpec, Error, QueueHost};
+use crate::backend::Access;
 use crate::cache::Promoter;
 
 /// Serves one device. Its `run_` methods keep the calling thread, each of which the server starts.
@@ -68,11 +69,11 @@ impl<'a> Engine<'a> {
         promoter: &mut Promoter<'_, '_>,
         publish: impl FnMut(&CacheCounters),
     ) -> io::Result<()> {
-        let (Some(backing), Some(handles)) = (self.spec.backend.file(), self.spec.cache) else {
+        let (Access::Ring { file, .. }, Some(handles)) = (self.spec.backend.access(), self.spec.cache) else {
             return Ok(());
         };
         let spec = promote::Spec {
-            backing,
+            backing: file,
             cache: handles.device,
             device: self.spec.device,
             block_bytes: 1 << handles.cache.shape().shift,

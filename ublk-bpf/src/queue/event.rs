@@ -176,6 +176,11 @@ impl From<Direct> for Io {
 /// One operation for a request. Offsets and lengths are in bytes; `at` is an offset inside the request, `skip`
 /// one inside the staging buffer. No length is zero.
 ///
+/// The variant says what executes it: a [`Copy`](Self::Copy) is made by the queue's thread, at once; all others are the
+/// ring's. Work that neither can do (a backing behind a network protocol, or behind a library that blocks) would be a
+/// further variant, which the engine hands to another thread. Nothing else changes: its completion is
+/// [`Event::IoDone`] like the others, whenever it comes.
+///
 /// Its result is the number of bytes moved, or for those without data any number that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
@@ -237,36 +242,8 @@ pub enum Io {
         /// They are on stable media when it completes (`RWF_DSYNC`).
         durable: bool,
     },
-    /// User copy: a staging buffer to the request's pages.
-    CopyOut {
-        /// The buffer.
-        staging: Staging,
-        /// Where in the buffer.
-        skip: u32,
-        /// Where in the request.
-        at: u32,
-        /// How many.
-        len: u32,
-    },
-    /// User copy: the request's pages to a staging buffer.
-    CopyIn {
-        /// The buffer.
-        staging: Staging,
-        /// Where in the buffer.
-        skip: u32,
-        /// Where in the request.
-        at: u32,
-        /// How many.
-        len: u32,
-    },
-    /// User copy: zeroes to the request's pages, for a request without registered pages. It may be done in
-    /// part: a driver with fewer zeroes at hand copies those, and the rest is asked for again.
-    CopyZero {
-        /// Where in the request.
-        at: u32,
-        /// How many.
-        len: u32,
-    },
+    /// The one operation that the ring does not carry out.
+    Copy(UserCopy),
     /// Make what the device has completed durable.
     Flush {
         /// The device.
@@ -297,5 +274,40 @@ pub enum Io {
         len: u64,
         /// Its space stays allocated (`REQ_NOUNMAP`).
         keep_allocated: bool,
+    },
+}
+
+/// A copy between a request's pages and memory of the server (user copy). It may move fewer bytes than asked for; the rest
+/// is asked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserCopy {
+    /// A staging buffer to the request's pages.
+    Out {
+        /// The buffer.
+        staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
+    /// The request's pages to a staging buffer.
+    In {
+        /// The buffer.
+        staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
+    /// Zeroes to the request's pages, for a request without registered pages.
+    Zero {
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
     },
 }

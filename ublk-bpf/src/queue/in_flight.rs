@@ -2,7 +2,7 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::event::{Io, Staging, Tier};
+use super::event::{Io, Staging, Tier, UserCopy};
 use super::plan::Route;
 use super::request::{Action, Request};
 use crate::cache::SlotPin;
@@ -332,7 +332,7 @@ impl InFlight {
                 durable,
             },
             Leg::Zero => Io::Zero { at, len },
-            Leg::CopyZero => Io::CopyZero { at, len },
+            Leg::CopyZero => Io::Copy(UserCopy::Zero { at, len }),
             Leg::Load => Io::Load {
                 from: device,
                 offset,
@@ -340,18 +340,18 @@ impl InFlight {
                 skip,
                 len,
             },
-            Leg::CopyOut => Io::CopyOut {
+            Leg::CopyOut => Io::Copy(UserCopy::Out {
                 staging,
                 skip,
                 at,
                 len,
-            },
-            Leg::CopyIn => Io::CopyIn {
+            }),
+            Leg::CopyIn => Io::Copy(UserCopy::In {
                 staging,
                 skip,
                 at,
                 len,
-            },
+            }),
             Leg::Store => Io::Store {
                 to: device,
                 offset,

@@ -446,7 +446,7 @@ impl<'w> Machine<'w> {
     fn issue(&mut self, tag: u16) -> Io {
         let io = self.tags.in_flight(tag).io();
         match io {
-            Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. } => self.counters.user_copies += 1,
+            Io::Copy(_) => self.counters.user_copies += 1,
             _ => self.counters.io_submitted += 1,
         }
         io

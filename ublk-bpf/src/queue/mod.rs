@@ -34,7 +34,7 @@ mod written;
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Capabilities, Config};
 pub use ends::Ends;
-pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, Tier, Way};
+pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, Tier, UserCopy, Way};
 pub use machine::Machine;
 pub use written::Written;
 

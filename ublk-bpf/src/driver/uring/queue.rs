@@ -15,11 +15,13 @@ use super::copy;
 use super::doorbell::Doorbell;
 use super::memory::{self, Memory};
 use super::ring::{self, Ring};
-use super::sqe::{self, BackendOps, Tagged};
+use super::sqe::{self, Executor, Tagged};
 use super::stop::Stop;
-use crate::backend::{Kind, NullReads};
+use crate::backend::{Access, NullReads, RingOps};
 use crate::cache::Mode;
-use crate::queue::{Arrival, Backing, Capabilities, Config, Effect, FETCHES, Io, Machine, QueueFailure};
+use crate::queue::{
+    Arrival, Backing, Capabilities, Config, Effect, FETCHES, Io, Machine, QueueFailure, UserCopy,
+};
 use crate::sys::mmap::Descriptors;
 
 /// Staging buffers of a queue whose slow path alone uses them. A request that finds none free waits.
@@ -87,11 +89,11 @@ struct Kept<'a> {
 
 fn config(spec: &DeviceSpec<'_>) -> Config {
     let facts = spec.backend.facts();
-    let backing = match spec.backend.kind() {
-        Kind::Null(reads) => Backing::Null {
+    let backing = match spec.backend.access() {
+        Access::Nothing(reads) => Backing::Null {
             filled: reads == NullReads::Zeroes,
         },
-        Kind::File | Kind::Block | Kind::Memory => Backing::Storage(Capabilities {
+        Access::Ring { .. } => Backing::Storage(Capabilities {
             volatile_cache: facts.volatile_cache,
             discard: facts.discard.is_some(),
             write_zeroes: facts.write_zeroes.is_some(),
@@ -131,7 +133,7 @@ struct Queue<'q, 'w, H> {
     machine: &'q mut Machine<'w>,
     memory: &'q mut Memory,
     descriptors: Descriptors,
-    ops: BackendOps,
+    ops: RingOps,
     host: &'q mut H,
     /// The host knows that the queue is ready.
     is_ready: bool,
@@ -164,7 +166,10 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             .map_err(spec.cannot("map the device's request descriptors"))?;
         // SAFETY: the entry names no memory.
         unsafe { ring.push(&sqe::stop()) };
-        let ops = BackendOps::of(device.backend.facts());
+        let ops = match device.backend.access() {
+            Access::Ring { ops, .. } => ops,
+            Access::Nothing(_) => RingOps::default(),
+        };
         Ok(Self {
             spec,
             ring,
@@ -238,22 +243,22 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
 
     fn carry_out(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
-        match sqe::operation(tag, io, self.ops, |buffer, skip| staging.address(buffer, skip)) {
+        match sqe::executor(tag, io, self.ops, |buffer, skip| staging.address(buffer, skip)) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
             // buffer, which belongs to this tag until its operation has completed and outlives the ring.
-            Some(entry) => unsafe { self.ring.push(&entry) },
-            None => self.copy(tag, io),
+            Executor::Ring(entry) => unsafe { self.ring.push(&entry) },
+            Executor::Copy(copy) => self.copy(tag, copy),
         }
     }
 
     /// Makes a user copy, which completes at once.
     #[cold]
-    fn copy(&mut self, tag: u16, io: Io) {
+    fn copy(&mut self, tag: u16, copy: UserCopy) {
         let device = self.spec.device.device;
         let position = |at| copy::position(self.spec.queue, tag, at);
         let staging = &self.memory.staging;
-        let result = match io {
-            Io::CopyOut {
+        let result = match copy {
+            UserCopy::Out {
                 staging: buffer,
                 skip,
                 at,
@@ -263,7 +268,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
                 // SAFETY: the buffer is this tag's, and has at least `len` bytes from `skip`.
                 unsafe { copy::to_request(device, position(at), staging.address(buffer.0, skip), len) }
             }
-            Io::CopyIn {
+            UserCopy::In {
                 staging: buffer,
                 skip,
                 at,
@@ -273,13 +278,12 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
                 // SAFETY: as above, and nothing else accesses it until the copy completes.
                 unsafe { copy::from_request(device, position(at), staging.address(buffer.0, skip), len) }
             }
-            Io::CopyZero { at, len } => {
+            UserCopy::Zero { at, len } => {
                 let zeroes = self.memory.zeroes();
                 let len = len.min(u32::try_from(zeroes.len()).unwrap_or(u32::MAX));
                 // SAFETY: `zeroes` has at least `len` bytes.
                 unsafe { copy::to_request(device, position(at), zeroes.as_ptr(), len) }
             }
-            _ => unreachable!("{io:?} is the ring's"),
         };
         self.copied = true;
         self.machine.io_done(tag, result);
@@ -386,16 +390,21 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
     }
 }
 
-/// Registers the files that entries name by number, in the order of [`sqe::file`].
+/// Registers the files that entries name by number, in the order of [`sqe::file`]. A file that the device does not have
+/// is an empty place in the table: an operation on it would fail.
 fn register_files(ring: &Ring<'_>, spec: &QueueSpec<'_, '_>) -> io::Result<()> {
     let device = spec.device;
     let zero = File::open("/dev/zero")?;
     let mut files = [-1; sqe::file::COUNT];
     files[sqe::file::UBLK as usize] = device.device.as_raw_fd();
-    files[sqe::file::BACKING as usize] = device.backend.file().unwrap_or(&zero).as_raw_fd();
+    if let Access::Ring { file, .. } = device.backend.access() {
+        files[sqe::file::BACKING as usize] = file.as_raw_fd();
+    }
     files[sqe::file::ZERO as usize] = zero.as_raw_fd();
     files[sqe::file::STOP as usize] = spec.stop.as_raw_fd();
-    files[sqe::file::CACHE as usize] = device.cache.map_or(&zero, |handles| handles.device).as_raw_fd();
+    if let Some(handles) = device.cache {
+        files[sqe::file::CACHE as usize] = handles.device.as_raw_fd();
+    }
     files[sqe::file::DOORBELL as usize] = spec.doorbell.as_raw_fd();
     ring.submitter().register_files(&files)
 }

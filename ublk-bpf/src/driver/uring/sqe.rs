@@ -5,8 +5,8 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags};
 use zerocopy::IntoBytes;
 
-use crate::backend::{DiscardBy, Facts};
-use crate::queue::{Direct, Io, Tier, Way};
+use crate::backend::RingOps;
+use crate::queue::{Direct, Io, Tier, UserCopy, Way};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
@@ -16,13 +16,13 @@ use crate::sys::uapi::{
 pub(super) mod file {
     /// `/dev/ublkcN`.
     pub(in super::super) const UBLK: u32 = 0;
-    /// The backing device; the source of zeroes again where there is none.
+    /// The backing, if it has a file.
     pub(in super::super) const BACKING: u32 = 1;
     /// `/dev/zero`.
     pub(in super::super) const ZERO: u32 = 2;
     /// The eventfd that ends the queue.
     pub(in super::super) const STOP: u32 = 3;
-    /// The cache device; the source of zeroes again where there is none.
+    /// The cache device, if there is one.
     pub(in super::super) const CACHE: u32 = 4;
     /// The eventfd that wakes the promoter.
     pub(in super::super) const DOORBELL: u32 = 5;
@@ -198,26 +198,6 @@ pub(super) fn wake() -> Entry {
         .user_data(Tagged::Wake.pack())
 }
 
-/// How this backend wants what not every backend can do the same way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BackendOps {
-    /// Discards by io_uring's block command; otherwise by a hole.
-    block_discard: bool,
-    /// `ZERO_RANGE` works.
-    zero_range: bool,
-}
-
-impl BackendOps {
-    pub(super) fn of(facts: &Facts) -> Self {
-        Self {
-            block_discard: facts
-                .discard
-                .is_some_and(|discard| discard.how == DiscardBy::BlockCommand),
-            zero_range: facts.write_zeroes.is_some_and(|zeroes| zeroes.zero_range),
-        }
-    }
-}
-
 /// The operation of a plain request.
 #[inline(always)]
 pub(super) fn direct(tag: u16, direct: &Direct) -> Entry {
@@ -246,16 +226,17 @@ pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> 
         .user_data(Tagged::Io(tag).pack())
 }
 
-/// The entry for an operation that the ring carries out.
-///
-/// `staging` gives the address of a byte of a staging buffer. Returns `None` for the user copies, which are
-/// none of the ring's business.
-pub(super) fn operation(
-    tag: u16,
-    io: Io,
-    ops: BackendOps,
-    staging: impl Fn(u16, u32) -> *mut u8,
-) -> Option<Entry> {
+/// What executes an operation.
+#[derive(Debug)]
+pub(super) enum Executor {
+    /// The ring, by this entry.
+    Ring(Entry),
+    /// The queue's thread, which makes the copy at once.
+    Copy(UserCopy),
+}
+
+/// What executes `io`. `staging` gives the address of a byte of a staging buffer.
+pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32) -> *mut u8) -> Executor {
     let backing = Fixed(file::BACKING);
     let entry = match io {
         Io::Read {
@@ -263,13 +244,13 @@ pub(super) fn operation(
             offset,
             at,
             len,
-        } => return Some(read(tag, from, offset, at, len)),
+        } => read(tag, from, offset, at, len),
         Io::Write {
             offset,
             at,
             len,
             durable,
-        } => return Some(write(tag, offset, at, len, durable)),
+        } => write(tag, offset, at, len, durable),
         Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
         Io::Load {
             from,
@@ -322,9 +303,9 @@ pub(super) fn operation(
                 .mode(mode)
                 .build()
         }
-        Io::CopyOut { .. } | Io::CopyIn { .. } | Io::CopyZero { .. } => return None,
+        Io::Copy(copy) => return Executor::Copy(copy),
     };
-    Some(entry.user_data(Tagged::Io(tag).pack()))
+    Executor::Ring(entry.user_data(Tagged::Io(tag).pack()))
 }
 
 /// The address of a byte of the request in its registered buffer: such buffers start at zero.

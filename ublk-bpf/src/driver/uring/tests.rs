@@ -10,7 +10,7 @@ use ublk_bpf_abi::TakenVerdict;
 
 use super::memory::Memory;
 use super::ring::Ring;
-use super::sqe::{BackendOps, Tagged};
+use super::sqe::{Executor, Tagged};
 use super::*;
 use crate::backend::{Backend, Size, Spec};
 use crate::queue::{Ends, Io, Staging, Tier, Written};
@@ -44,12 +44,10 @@ impl Bench {
         let stop = Stop::new().unwrap();
         let mut ring = Ring::over(&mut uring);
         let zero = File::open("/dev/zero").unwrap();
-        let files = [
-            -1,
-            self.backend.file().unwrap().as_raw_fd(),
-            zero.as_raw_fd(),
-            stop.as_raw_fd(),
-        ];
+        let Access::Ring { file, ops } = self.backend.access() else {
+            panic!("a backend without a file")
+        };
+        let files = [-1, file.as_raw_fd(), zero.as_raw_fd(), stop.as_raw_fd()];
         ring.submitter().register_files(&files).unwrap();
         ring.submitter().register_buffers_sparse(8).unwrap();
         let pages = libc::iovec {
@@ -65,8 +63,10 @@ impl Bench {
         // A registered buffer of a request starts at zero; an ordinary one at its address.
         let base = self.pages.0.as_ptr() as u64;
         let staging = &self.memory.staging;
-        let ops = BackendOps::of(self.backend.facts());
-        let mut entry = sqe::operation(TAG, io, ops, |buffer, skip| staging.address(buffer, skip)).unwrap();
+        let executor = sqe::executor(TAG, io, ops, |buffer, skip| staging.address(buffer, skip));
+        let Executor::Ring(mut entry) = executor else {
+            panic!("{io:?} is not the ring's")
+        };
         if matches!(io, Io::Read { .. } | Io::Write { .. } | Io::Zero { .. }) {
             sqe::move_address(&mut entry, base);
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use ublk_bpf_abi::{TakenVerdict, VerdictSlot};
 
 use super::*;
-use crate::queue::{Capabilities, Io, Tier};
+use crate::queue::{Capabilities, Io, Tier, UserCopy};
 
 pub(super) const CONFIG: Config = Config {
     depth: 4,
@@ -163,11 +163,13 @@ fn the_slow_path_copies_chunk_by_chunk() {
     let mut machine = machine();
     arrive(&mut machine, 1, WRITE, 3, SLOW);
     let staging = Staging(0);
-    let copy_in = |skip, at, len| Io::CopyIn {
-        staging,
-        skip,
-        at,
-        len,
+    let copy_in = |skip, at, len| {
+        Io::Copy(UserCopy::In {
+            staging,
+            skip,
+            at,
+            len,
+        })
     };
     let store = |offset, len| Io::Store {
         to: Tier::Backing,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::queue::{Staging, Tier};
 
-const WAYS: BackendOps = BackendOps {
+const WAYS: RingOps = RingOps {
     block_discard: false,
     zero_range: true,
 };
@@ -45,13 +45,17 @@ fn fields(entry: &Entry) -> Fields {
     }
 }
 
-fn operation_fields(io: Io, ops: BackendOps) -> Fields {
-    fields(
-        &operation(7, io, ops, |buffer, skip| {
-            (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8
-        })
-        .unwrap(),
-    )
+fn executor_of(io: Io, ops: RingOps) -> Executor {
+    executor(7, io, ops, |buffer, skip| {
+        (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8
+    })
+}
+
+fn operation_fields(io: Io, ops: RingOps) -> Fields {
+    match executor_of(io, ops) {
+        Executor::Ring(entry) => fields(&entry),
+        Executor::Copy(copy) => panic!("{copy:?} is not the ring's"),
+    }
 }
 
 /// A registered file, no modifiers, everything else zero.
@@ -180,7 +184,7 @@ fn operations_without_data_use_what_the_target_supports() {
         ..plain(17, 1)
     };
     assert_eq!(operation_fields(discard, WAYS), hole);
-    let block = BackendOps {
+    let block = RingOps {
         block_discard: true,
         ..WAYS
     };
@@ -210,7 +214,7 @@ fn zeroes_keep_their_space_where_the_target_can() {
     };
     assert_eq!(operation_fields(zeroes(true), WAYS), with_mode(0x11));
     assert_eq!(operation_fields(zeroes(false), WAYS), with_mode(3));
-    let without = BackendOps {
+    let without = RingOps {
         zero_range: false,
         ..WAYS
     };
@@ -219,8 +223,11 @@ fn zeroes_keep_their_space_where_the_target_can() {
 
 #[test]
 fn user_copies_are_not_for_the_ring() {
-    let copy = Io::CopyZero { at: 0, len: 512 };
-    assert!(operation(0, copy, WAYS, |_, _| std::ptr::null_mut()).is_none());
+    let copy = Io::Copy(UserCopy::Zero { at: 0, len: 512 });
+    assert!(matches!(
+        executor_of(copy, WAYS),
+        Executor::Copy(UserCopy::Zero { at: 0, len: 512 })
+    ));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::cache::{self, Cache, Mode, PromoteLimits, Promoter, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
-use crate::queue::{Config, Effect, Event, Io, Machine, Staging, Tier, Written};
+use crate::queue::{Config, Effect, Event, Io, Machine, Staging, Tier, UserCopy, Written};
 
 const HIT: u32 = 2;
 /// Where the slots are.
@@ -94,12 +94,12 @@ fn a_write_is_copied_once_and_goes_to_the_backing_device_and_then_to_the_slot() 
         let cache = cache_of(&maps);
         let mut machine = machine_of(&config, &cache);
         arrive(&mut machine, 0, WRITE, 8, advice);
-        let copy = Io::CopyIn {
+        let copy = Io::Copy(UserCopy::In {
             staging: Staging(0),
             skip: 0,
             at: 0,
             len: 4096,
-        };
+        });
         assert_eq!(operation(&effects(&mut machine)), copy);
         assert!(!entry(&maps).serves(1), "the backing device may have it, or not");
         let store = |to, offset| Io::Store {
@@ -129,7 +129,7 @@ fn a_write_through_staging_goes_on_without_a_cache_that_failed() {
     arrive(&mut machine, 0, WRITE, 8, SLOW);
     assert!(matches!(
         operation(&effects(&mut machine)),
-        Io::CopyIn { at: 0, .. }
+        Io::Copy(UserCopy::In { at: 0, .. })
     ));
     assert_eq!(
         operation(&done(&mut machine, 0, 1024)),
@@ -138,7 +138,7 @@ fn a_write_through_staging_goes_on_without_a_cache_that_failed() {
     assert_eq!(operation(&done(&mut machine, 0, 1024)), store(Tier::Cache, SLOTS));
     let mut next = done(&mut machine, 0, -5);
     for chunk in 1..4 {
-        assert!(matches!(operation(&next), Io::CopyIn { at, .. } if at == 1024 * chunk));
+        assert!(matches!(operation(&next), Io::Copy(UserCopy::In { at, .. }) if at == 1024 * chunk));
         let stored = operation(&done(&mut machine, 0, 1024));
         assert_eq!(stored, store(Tier::Backing, 4096 + 1024 * u64::from(chunk)));
         next = done(&mut machine, 0, 1024);
@@ -179,7 +179,9 @@ fn only_a_request_with_data_promotes_its_block() {
         let mut next = effects(&mut machine);
         while let [Effect::Io { io, .. }] = next[..] {
             let moved = match io {
-                Io::CopyIn { len, .. } | Io::Store { len, .. } | Io::Read { len, .. } => len.cast_signed(),
+                Io::Copy(UserCopy::In { len, .. }) | Io::Store { len, .. } | Io::Read { len, .. } => {
+                    len.cast_signed()
+                }
                 _ => 0,
             };
             next = done(&mut machine, 0, moved);
