@@ -48,6 +48,8 @@
 //!
 //! Whoever does such things resets the cache.
 
+mod name;
+mod samples;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -55,15 +57,18 @@ mod tests;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use self::name::{Name, name};
+use self::samples::samples;
 use super::sysfs::BlockSysfs;
 use super::{Backend, Kind, Size};
 use crate::sys;
-use crate::sys::aligned::Aligned;
 
+pub(crate) use name::Uuid;
+pub(crate) use samples::scatter;
 pub(crate) use saved::SavedIdentity;
 
 /// Which backing, and in what state.
@@ -134,10 +139,6 @@ struct Stamp {
     seconds: i64,
     nanoseconds: i64,
 }
-
-/// What the kernel calls a device, in at most [`Name::LEN`] bytes of printable text; empty if it has no name for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Name(String);
 
 /// How a backing differs from the one that a cache was saved with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -451,30 +452,6 @@ fn beside(sysfs: &BlockSysfs) -> Option<Counters> {
     })
 }
 
-/// Where the kernel keeps a name of a disk that stays with it, the best first, and what it is.
-const NAMES: [(&str, &str); 8] = [
-    ("wwid", "WWID"),
-    ("device/wwid", "WWID"),
-    ("dm/uuid", "device-mapper UUID"),
-    ("md/uuid", "md UUID"),
-    ("serial", "serial number"),
-    ("device/serial", "serial number"),
-    ("dm/name", "device-mapper name"),
-    ("loop/backing_file", "loop device on"),
-];
-
-fn name(sysfs: &BlockSysfs) -> Name {
-    let disk = NAMES
-        .iter()
-        .find_map(|(file, what)| Some(format!("{what} {}", sysfs.disk_text(file)?)));
-    let part = sysfs.device_text("partition").map(|number| {
-        let start = sysfs.device("start").unwrap_or(0);
-        format!("partition {number} at sector {start}")
-    });
-    let parts: Vec<String> = part.into_iter().chain(disk).collect();
-    Name::new(&parts.join(", "))
-}
-
 /// What `stat` says (Documentation/block/stat.rst: the 7th and the 14th number).
 fn counters(stat: &str) -> Counters {
     let number = |at| {
@@ -492,84 +469,4 @@ fn boot() -> [u8; 16] {
     u128::from_str_radix(&text.trim().replace('-', ""), 16)
         .unwrap_or(0)
         .to_be_bytes()
-}
-
-/// What is read at either end.
-const END: u64 = 64 << 10;
-/// How much a sample between the ends has.
-const SAMPLE: u64 = 4096;
-/// How many there are.
-const SAMPLES: u64 = 64;
-
-/// The CRC-32C of both ends and of the samples between them. `bytes` is whole logical blocks.
-fn samples(file: &File, bytes: u64) -> io::Result<u32> {
-    let mut crc = 0;
-    let mut buffer = Aligned::new(64 << 10);
-    for (at, len) in sampled_ranges(bytes) {
-        let into = &mut buffer[..len];
-        file.read_exact_at(into, at)?;
-        crc = crc32c::crc32c_append(crc, into);
-    }
-    Ok(crc)
-}
-
-/// Offsets and lengths of what is sampled: aligned to a logical block of at most 4 KiB if `bytes` is.
-fn sampled_ranges(bytes: u64) -> Vec<(u64, usize)> {
-    let len = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
-    if bytes <= 2 * END {
-        // All of it.
-        let first = bytes.min(END);
-        return vec![(0, len(first)), (first, len(bytes - first))];
-    }
-    // One in each of equal parts of what is between the ends, at a place that looks random and is always the same.
-    let part = (bytes - 2 * END) / SAMPLES / SAMPLE;
-    let between = (0..SAMPLES).filter(|_| part > 0).map(|at| {
-        let inside = scatter(at) % part;
-        (END + (at * part + inside) * SAMPLE, len(SAMPLE))
-    });
-    let ends = [(0, len(END)), (bytes - END, len(END))];
-    ends.into_iter().chain(between).collect()
-}
-
-/// A number that looks random, of a number (the SplitMix64 finaliser).
-pub(crate) const fn scatter(of: u64) -> u64 {
-    let x = of.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-impl Name {
-    /// Room for a name on the disk.
-    const LEN: usize = 96;
-
-    /// The text, made printable; of one that is too long the beginning and a checksum of all.
-    fn new(text: &str) -> Self {
-        let text: String = text
-            .chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect();
-        if text.len() <= Self::LEN {
-            return Self(text);
-        }
-        let sum = format!("~{:08x}", crc32c::crc32c(text.as_bytes()));
-        let cut = text.floor_char_boundary(Self::LEN - sum.len());
-        Self(format!("{}{sum}", &text[..cut]))
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
-        (!text.chars().any(char::is_control)).then(|| Self(text.to_owned()))
-    }
-}
-
-/// 128 bits, written as a UUID.
-pub(crate) struct Uuid(pub(crate) [u8; 16]);
-
-impl fmt::Display for Uuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = format!("{:032x}", u128::from_be_bytes(self.0));
-        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-        write!(f, "{a}-{b}-{c}-{d}-{e}")
-    }
 }

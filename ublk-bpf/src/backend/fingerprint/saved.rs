@@ -4,7 +4,8 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{BlockIdentity, Counters, FileIdentity, Identity, Name, Stamp, VolatileIdentity};
+use super::name::Name;
+use super::{BlockIdentity, Counters, FileIdentity, Identity, Stamp, VolatileIdentity};
 
 /// An [`Identity`] as a cache device keeps it: 256 bytes, little endian. What a kind does not have is zero.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

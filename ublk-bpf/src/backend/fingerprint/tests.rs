@@ -1,9 +1,11 @@
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use zerocopy::IntoBytes;
 
+use super::samples::{END, sampled_ranges};
 use super::*;
 use crate::backend::Spec;
 
