@@ -13,7 +13,7 @@ use super::sysfs::BlockSysfs;
 use crate::path_text::ShowPath as _;
 use crate::sys;
 
-/// Opens the device exclusively, so that nobody mounts it while it serves.
+/// Opens the device exclusively, so that it cannot be mounted while it serves.
 pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error> {
     let (file, opened_read_only) = open_exclusively(path, read_only)?;
     let failed = |what| {
@@ -67,7 +67,7 @@ fn is_write_protected(error: &io::Error) -> bool {
     )
 }
 
-/// In words, who holds the device: where it is mounted, or what is all that one can tell.
+/// Who holds the device, in words: where it is mounted, if that is known.
 fn holder_of(path: &Path) -> String {
     let mounted_at = || {
         let device = fs::canonicalize(path).ok()?;
@@ -130,7 +130,7 @@ fn facts(
         rotational: sysfs.queue("rotational") == Some(1),
         throttle: sysfs.throttle(),
         stable_writes: sysfs.queue("stable_writes") == Some(1),
-        // What cannot be read is taken for the worse: a flush too many harms nobody.
+        // What cannot be read is taken for the worse: a superfluous flush does no harm.
         volatile_cache: sysfs
             .queue_text("write_cache")
             .is_none_or(|mode| mode != "write through"),

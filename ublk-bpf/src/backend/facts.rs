@@ -25,7 +25,7 @@ pub struct Facts {
     /// The latency that the kernel's write-back throttling keeps its queue below, in microseconds
     /// (`queue/wbt_lat_usec`); 0: nothing is throttled; `None`: not known.
     pub throttle: Option<u64>,
-    /// Whether what is written to it must not change meanwhile (`queue/stable_writes`), for it computes checksums or parity.
+    /// Whether pages must not change while they are written (`queue/stable_writes`): it computes checksums or parity.
     pub stable_writes: bool,
     /// Whether a completed write may be lost with power until a flush. If so, a durable write (FUA) is
     /// offered too (`RWF_DSYNC`).
@@ -37,7 +37,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Raises the logical block, and takes back what cannot be done in whole ones.
+    /// Raises the logical block, and withdraws what cannot be done in whole blocks.
     pub(super) fn set_logical_block(&mut self, block: u32) {
         let whole = |bytes: u64| bytes - bytes % u64::from(block);
         self.logical_block = block;

@@ -127,7 +127,7 @@ pub(super) fn for_each_data_range(
 }
 
 /// The file for direct I/O, and whether it can only be read: a file system mounted so, or a mode without a
-/// write bit, which root would override but which somebody set for a reason.
+/// write bit: root could override that, but it was set for a reason.
 fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
     let open = |write: bool| {
         OpenOptions::new()

@@ -46,7 +46,7 @@
 //!   while the machine hibernates, and by the host of a virtual disk or another initiator of a shared one;
 //! - anything while root switches `queue/iostats` off and on again.
 //!
-//! Whoever does such things resets the cache.
+//! After such an operation, reset the cache.
 
 mod name;
 mod samples;
@@ -82,7 +82,7 @@ pub enum Identity {
     Volatile(VolatileIdentity),
 }
 
-/// What tells a file from others, and from itself changed.
+/// Identifies a file and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
     bytes: u64,
@@ -97,7 +97,7 @@ pub struct FileIdentity {
     exact: bool,
 }
 
-/// What tells a block device from others, and from itself changed.
+/// Identifies a block device and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockIdentity {
     bytes: u64,
@@ -125,7 +125,7 @@ struct Counters {
     discarded: u64,
 }
 
-/// What tells memory from other memory: it was this process's at that time.
+/// Identifies memory: a number that only this process has for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolatileIdentity {
     bytes: u64,
@@ -308,7 +308,7 @@ impl FileIdentity {
                 "the file was modified later, or is an older copy",
             ));
         }
-        // Whoever sets the modification time back cannot set this one.
+        // A program that sets the modification time back cannot set this one.
         if self.changed != now.changed {
             return Err(Difference::Changed("its status-change time is another"));
         }

@@ -1,8 +1,7 @@
-//! Where bytes are: a file, a block device, memory, or nothing.
+//! The backings: a file, a block device, memory, or nothing.
 //!
-//! A [`Spec`] says what is wanted, [`Backend::open`] opens it, refuses in one line what cannot serve, and
-//! finds out what the device may promise ([`Facts`]): ublk devices tell their clients the truth about what
-//! holds their data.
+//! A [`Spec`] names a backing. [`Backend::open`] opens it, refuses in one line what cannot serve, and finds out what a
+//! device on it may promise ([`Facts`]) and what executes its operations ([`Access`]).
 
 mod block;
 mod error;
@@ -94,8 +93,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Opens what `spec` names, for reading alone if `read_only`; a backend that cannot be written is opened
-    /// for reading alone by itself ([`Facts::read_only`] says so).
+    /// Opens what `spec` names, read-only if `read_only`; a backend that cannot be written is opened
+    /// read-only in any case ([`Facts::read_only`]).
     ///
     /// # Errors
     /// One line for everything that cannot serve: missing, a directory, in use, empty, of a size that is not
@@ -171,7 +170,7 @@ impl Backend {
         }
     }
 
-    /// Which one it is, whatever its path leads to later: the file or the device, for as long as the machine runs.
+    /// Identifies the file or device itself, whatever its path leads to later. Valid until the machine reboots.
     #[must_use]
     pub fn identity(&self) -> String {
         let found = self.file().and_then(|file| file.metadata().ok());

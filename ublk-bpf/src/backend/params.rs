@@ -1,4 +1,4 @@
-//! What the device says of its backend.
+//! The parameters of a device on a backend.
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
@@ -32,7 +32,7 @@ impl Facts {
     }
 }
 
-/// ublk can express powers of two alone; any other length would be a lie, and a hint may be left out.
+/// ublk can only express powers of two; a hint of any other length is omitted.
 const fn hint(bytes: u32) -> u32 {
     if bytes.is_power_of_two() { bytes } else { 0 }
 }

@@ -9,7 +9,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use crate::path_text::{self, ShowPath as _};
 
-/// Where the bytes are to be, as asked for: `PATH`, `mem:SIZE` or `null:SIZE[,unfilled]`.
+/// A backing as the user names it: `PATH`, `mem:SIZE` or `null:SIZE[,unfilled]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A file or a block device.
@@ -30,7 +30,7 @@ pub enum Spec {
 pub enum NullReads {
     /// They are filled with zeroes.
     Zeroes,
-    /// They are left as they are, so that the reader may see old memory: for benchmarks alone.
+    /// They are not filled, so the reader may see old memory: for benchmarks only.
     Unfilled,
 }
 

@@ -63,7 +63,7 @@ impl<'a> Engine<'a> {
     /// with the counters each time before the thread may sleep, and at the end. Without a cache there is nothing to do.
     ///
     /// # Errors
-    /// If no ring or memory is to be had, or the ring stops working.
+    /// If there is no ring or memory, or the ring stops working.
     pub fn run_promoter(
         &self,
         promoter: &mut Promoter<'_, '_>,

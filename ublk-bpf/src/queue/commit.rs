@@ -1,4 +1,4 @@
-//! Results on their way to the kernel.
+//! Results, in batches for the kernel.
 
 use super::event::QueueFailure;
 use crate::errno::Errno;
@@ -31,7 +31,7 @@ pub(super) enum Outcome {
 ///
 /// The driver takes any result above zero for the success of the whole request when, as here, data is not
 /// mapped (`__ublk_complete_rq`: `!need_map` ends it with `BLK_STS_OK`), so anything but the exact length would
-/// give a client pages that nobody filled, or acknowledge a write that nobody made. Requests without data
+/// give a client pages that were never filled, or acknowledge a write that was never made. Requests without data
 /// succeed with 0, which is an error for READ only; their length may not fit a result at all.
 ///
 /// # Panics
@@ -48,7 +48,7 @@ pub(super) fn result_of(data: u32, outcome: Outcome) -> i32 {
     result
 }
 
-/// Panics. Aside, for what it formats would be kept in memory on the way of every request.
+/// Panics. Out of line: its arguments would otherwise be kept in memory on the path of every request.
 #[cold]
 #[inline(never)]
 fn incomplete(data: u32, result: i32) -> ! {
@@ -348,7 +348,7 @@ mod tests {
         let (answer, refused) = batches.completed(0, 8);
         assert_eq!((answer, refused.map(|e| e.tag)), (Answer::Rest(2), Some(1)));
         assert_eq!(batches.from(), 2);
-        // Two are out: the first goes through, the last is refused, nothing is left.
+        // Two are out: the first is handled, the last refused; none remains.
         let (answer, refused) = batches.completed(0, 8);
         assert_eq!((answer, refused.map(|e| e.tag)), (Answer::Done, Some(3)));
     }

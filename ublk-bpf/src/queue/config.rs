@@ -1,4 +1,4 @@
-//! What a queue's machine is made for.
+//! The configuration of a queue's machine.
 
 use crate::sys::uapi::UBLK_MAX_QUEUE_DEPTH;
 
@@ -18,8 +18,8 @@ pub enum Backing {
 /// A backing that keeps bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Completed writes may be lost by a power failure until they are flushed. Without: FLUSH succeeds at once,
-    /// and no write is `durable` in particular.
+    /// Completed writes may be lost by a power failure until they are flushed. Otherwise FLUSH succeeds at once,
+    /// and no operation is `durable`.
     pub volatile_cache: bool,
     /// [`Io::Discard`](super::Io::Discard) works; otherwise DISCARD fails with EOPNOTSUPP.
     pub discard: bool,
@@ -28,7 +28,7 @@ pub struct Capabilities {
     pub write_zeroes: bool,
 }
 
-/// What a queue's machine is made for.
+/// The configuration of a queue's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Tags of the queue: 1 to 4096.

@@ -1,16 +1,16 @@
-//! Where the files that a device is on end.
+//! The ends of the files that a device is on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Where the backing and the cache device end by now, in bytes: a file may be truncated by others while it is served.
-/// What is here goes down only.
+/// The present ends of the backing and the cache device, in bytes: another program may truncate a file while it is served.
+/// They only decrease.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends<'e> {
     backing: &'e AtomicU64,
     cache: &'e AtomicU64,
 }
 
-/// Of devices that nobody can truncate.
+/// The end of a device that cannot be truncated.
 static NEVER: AtomicU64 = AtomicU64::new(u64::MAX);
 
 impl<'e> Ends<'e> {
@@ -20,7 +20,7 @@ impl<'e> Ends<'e> {
         Self { backing, cache }
     }
 
-    /// Of devices that nobody can truncate.
+    /// The ends of devices that cannot be truncated.
     #[must_use]
     pub const fn fixed() -> Self {
         Self::new(&NEVER, &NEVER)

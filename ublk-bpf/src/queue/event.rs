@@ -1,4 +1,4 @@
-//! The language between the machine and whoever drives it.
+//! The interface between the machine and its driver.
 
 use ublk_bpf_abi::TakenVerdict;
 
@@ -15,7 +15,7 @@ pub struct Arrival {
     pub nr_sectors: u32,
     /// `start_sector` of the descriptor.
     pub start_sector: u64,
-    /// What the classifier left for the tag.
+    /// The classifier's verdict for the tag.
     pub verdict: TakenVerdict,
 }
 
@@ -47,10 +47,10 @@ pub enum Event {
         /// The CQE's result.
         result: i32,
     },
-    /// The driver has no further event at hand: what is ready may be committed now.
+    /// The driver has no further event: results that are ready may be committed now.
     Idle,
-    /// The server gives the queue up to a successor (recovery): operations in flight are awaited, requests
-    /// that they finish are committed, all others stay uncommitted for the kernel to issue again.
+    /// The server leaves the queue to a successor (recovery): it waits for operations in flight and commits the requests
+    /// that they complete; all others stay uncommitted, for the kernel to reissue.
     Abandon,
 }
 
@@ -81,9 +81,9 @@ pub enum Effect {
         /// The first element to commit.
         from: u16,
     },
-    /// Wake the promoter: there is something to be promoted, or the cache device has failed.
+    /// Wake the promoter: there is a block to promote, or the cache device has failed.
     Wake,
-    /// The queue cannot go on. What is in flight is awaited as after [`Event::Abandon`]; [`Effect::Finished`]
+    /// The queue has failed. It waits for what is in flight, as after [`Event::Abandon`]; [`Effect::Finished`]
     /// follows.
     Failed(QueueFailure),
     /// The queue has ended: no operation is in flight and no COMMIT is out. A FETCH may still be (see
@@ -91,7 +91,7 @@ pub enum Effect {
     Finished,
 }
 
-/// Why a queue cannot go on.
+/// Why a queue failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueFailure {
     /// PREP was refused.
@@ -133,7 +133,7 @@ pub enum Tier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub u16);
 
-/// A read or write between all pages of a request and a device: what nearly every request comes to.
+/// A read or write between all pages of a request and a device: the one operation of nearly every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Direct {
     /// Which way, and which device.
@@ -184,7 +184,7 @@ impl From<Direct> for Io {
 /// Its result is the number of bytes moved, or for those without data any number that is not negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// Tier to the request's registered pages.
+    /// A device to the request's registered pages.
     Read {
         /// Where the bytes are.
         from: Tier,
@@ -196,7 +196,7 @@ pub enum Io {
         len: u32,
     },
     /// The request's registered pages to the backing device, and to no other: the client may change its pages while they
-    /// are written, so two writes from them may differ. What goes to two devices is copied into a staging buffer once.
+    /// are written, so two writes from them may differ. Data for two devices is copied into a staging buffer once.
     Write {
         /// Where on the device.
         offset: u64,
@@ -214,7 +214,7 @@ pub enum Io {
         /// How many.
         len: u32,
     },
-    /// Tier to a staging buffer.
+    /// A device to a staging buffer.
     Load {
         /// Where the bytes are.
         from: Tier,
@@ -249,13 +249,13 @@ pub enum Io {
         /// The device.
         device: Tier,
     },
-    /// Shorten the backing file to this many bytes: a write that was under way when others truncated it has made it longer
-    /// again.
+    /// Truncate the backing file to this many bytes: a write that was in flight when another program truncated it may have
+    /// extended it again.
     Trim {
         /// Where it ends.
         end: u64,
     },
-    /// The device may forget this range.
+    /// Discard the range.
     Discard {
         /// The device.
         device: Tier,
@@ -264,7 +264,7 @@ pub enum Io {
         /// How many bytes.
         len: u64,
     },
-    /// The range reads as zeroes from now on.
+    /// Make the range read as zeroes.
     WriteZeroes {
         /// The device.
         device: Tier,

@@ -28,7 +28,7 @@ pub(super) enum Leg {
     Flush,
     Discard,
     WriteZeroes,
-    /// The backing file is shortened again, and the request fails.
+    /// The backing file is truncated again, and the request fails.
     Trim,
 }
 
@@ -37,24 +37,24 @@ pub(super) enum Leg {
 pub(super) enum Next {
     /// The request is served.
     Done,
-    /// Another operation is to be issued.
+    /// Another operation follows.
     Issue,
     /// The request failed.
     Failed(Errno),
 }
 
-/// What happened beside, for the counters.
+/// What the counters need to know of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Noted {
-    /// A backend read or write came back short.
+    /// A read or write of a device was short.
     pub(super) short: bool,
     /// An operation failed.
     pub(super) error: bool,
-    /// Bytes that user copy moved.
+    /// Bytes moved by user copy.
     pub(super) copied: u32,
 }
 
-/// What a request holds of the cache until it ends.
+/// What a request holds in the cache until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
     Nothing,
@@ -96,19 +96,18 @@ pub(super) struct InFlight {
     /// What goes to the backing device goes to the cache device next.
     then_cache: bool,
     pub(super) hold: Hold,
-    /// The block is to be promoted once the request has succeeded.
+    /// Promote the block once the request has succeeded.
     pub(super) promote: Option<Priority>,
     /// Issues in a row without progress.
     retries: u8,
     durable: bool,
     keep_allocated: bool,
-    /// The file that its operation is on was truncated before that meanwhile: whatever the operation comes to means
-    /// nothing.
+    /// Its file was truncated below its range while its operation was in flight: the result means nothing.
     is_cut: bool,
 }
 
 impl InFlight {
-    /// Of a tag that stands for no request.
+    /// Of a tag without a request.
     pub(super) const IDLE: Self = Self {
         offset: 0,
         length: 0,
@@ -130,7 +129,7 @@ impl InFlight {
     };
 
     /// At the first operation of `request` by `route`, which is one that has operations. A device without a
-    /// volatile cache has everything on stable media as it is: nothing needs to be `durable` in particular.
+    /// volatile cache has every completed write on stable media: nothing needs to be `durable`.
     #[inline(always)]
     pub(super) fn new(request: &Request, route: Route, volatile_cache: bool, staging_bytes: u32) -> Self {
         let (step, most) = match (route, request.action) {
@@ -157,8 +156,7 @@ impl InFlight {
         }
     }
 
-    /// At the one operation of a read or write with registered pages, not durable in particular, that is the
-    /// backing device's alone.
+    /// At the one operation of a read or write with registered pages, not durable, on the backing device alone.
     #[inline(always)]
     pub(super) fn direct(request: &Request) -> Self {
         let is_read = request.action == Action::Read;
@@ -172,7 +170,7 @@ impl InFlight {
         }
     }
 
-    /// At the one operation of a read with registered pages whose block is in the leased slot.
+    /// At the one operation of a read with registered pages whose block is in the pinned slot.
     #[inline(always)]
     pub(super) fn hit(request: &Request, pin: SlotPin, slot_delta: u64) -> Self {
         Self {
@@ -183,7 +181,7 @@ impl InFlight {
         }
     }
 
-    /// The result that ends the request as it should, with nothing more to ask. No result is [`NOT_PLAIN`].
+    /// The one result that completes the request without further checks. No result is [`NOT_PLAIN`].
     #[inline]
     pub(super) const fn whole(&self) -> u32 {
         self.whole
@@ -203,7 +201,7 @@ impl InFlight {
         }
     }
 
-    /// Whether something is left to do for the cache when the request ends.
+    /// Whether the cache has to be updated when the request ends.
     #[inline]
     pub(super) fn concerns_cache(&self) -> bool {
         self.hold != Hold::Nothing || self.promote.is_some()
@@ -224,13 +222,12 @@ impl InFlight {
         self.then_cache
     }
 
-    /// The file that its operation is on has been truncated to `end`. If that concerns the operation, its result is not to
-    /// be believed.
+    /// A device's file was truncated to `end`. If the operation in flight may reach beyond it, its result is not trusted.
     #[cold]
     pub(super) fn cut(&mut self, device: Tier, end: u64) {
         let is_concerned = match device {
             Tier::Backing => self.offset.saturating_add(self.length) > end,
-            // Where in the cache it is, and what was there, is no matter: the cache is not used any more.
+            // Wherever it is: the cache was detached.
             Tier::Cache => true,
         };
         if self.device == device && is_concerned {
@@ -244,8 +241,8 @@ impl InFlight {
         self.is_cut
     }
 
-    /// The operation of a request that was cut on the backing device has ended. If it was a write that may have made the
-    /// file longer than `end` again, the file is shortened next: `true`.
+    /// The operation of a request that was cut on the backing device has ended. `true` if it was a write that may have
+    /// extended the file beyond `end` again: truncating it follows.
     pub(super) fn trim(&mut self, result: i32, end: u64) -> bool {
         let has_written = matches!(self.step, Leg::Write | Leg::Store) && result > 0;
         if has_written {
@@ -255,7 +252,7 @@ impl InFlight {
         has_written
     }
 
-    /// A read goes on from its beginning, on the backing device.
+    /// Restarts a read on the backing device.
     pub(super) fn fall_back(&mut self) {
         *self = Self {
             is_cut: false,
@@ -268,7 +265,7 @@ impl InFlight {
         };
     }
 
-    /// A write goes on without the slot, which it could not write. What is behind it is on the backing device.
+    /// Continues a write whose store to the slot failed. That chunk is on the backing device already.
     pub(super) fn go_on_without_cache(&mut self) -> Next {
         self.then_cache = false;
         self.is_cut = false;
@@ -287,7 +284,7 @@ impl InFlight {
         }
     }
 
-    /// Whether `result` is the end of the last operation of a request that nothing disturbed.
+    /// Whether `result` completes the request: its last operation was whole.
     pub(super) fn is_whole(&self, result: i32) -> bool {
         let last = match self.step {
             Leg::Read | Leg::Write | Leg::Zero | Leg::Flush | Leg::Discard => true,
@@ -316,7 +313,7 @@ impl InFlight {
         };
         // The cache is not what survives a power failure.
         let durable = self.durable && device == Tier::Backing;
-        // A step that needs a buffer is not issued before the request has one.
+        // A leg that needs a buffer is not issued before the request has one.
         let staging = self.staging.unwrap_or(Staging(u16::MAX));
         match self.step {
             Leg::Read => Io::Read {
@@ -400,8 +397,8 @@ impl InFlight {
     /// A step with data has moved `bytes` more.
     fn advance_data(&mut self, bytes: u32, block_mask: u32, noted: &mut Noted) -> Next {
         let asked = self.chunk - self.moved;
-        // Nobody moves more than was asked for, and a device that moves nothing has no more (a file that was
-        // truncated): neither is to be trusted with the rest.
+        // More than was asked for is impossible, and nothing means the end of the device (a truncated file): both fail the
+        // request.
         if bytes > asked || bytes == 0 {
             return Next::Failed(Errno::EIO);
         }
@@ -411,7 +408,7 @@ impl InFlight {
         } else if bytes < asked {
             noted.short = true;
             if self.step != Leg::Zero {
-                // Direct I/O goes on at a block's start only: the part of a block is moved again.
+                // Direct I/O starts at block boundaries: a partial block is moved again.
                 progress -= bytes & block_mask;
             }
         }
@@ -471,7 +468,7 @@ impl InFlight {
         Next::Done
     }
 
-    /// The same again, if it was not tried too often.
+    /// The same operation again, unless it was retried too often.
     fn retry(&mut self, errno: Errno) -> Next {
         if self.retries == MAX_RETRIES {
             return Next::Failed(errno);

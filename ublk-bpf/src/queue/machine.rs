@@ -1,4 +1,4 @@
-//! The machine: in what order the parts of the queue do what.
+//! The machine: the order in which the parts of the queue work.
 
 use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
 
@@ -23,22 +23,22 @@ mod cut;
 mod ending;
 mod plain;
 
-/// Where the queue is in its life. It goes through these downwards only.
+/// The phases of a queue's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// PREP is to be done or out.
+    /// PREP is not submitted yet, or in flight.
     Preparing,
     /// Tags come and go.
     Serving,
-    /// The kernel has begun to cancel the queue: what is here is served and committed, then it ends.
+    /// The kernel has begun to cancel the queue: it serves and commits what it has, then ends.
     Stopping,
-    /// Operations in flight are awaited; requests that need more than that are left to the kernel.
+    /// It waits for operations in flight; requests that need another one stay uncommitted.
     Abandoning,
     /// It has ended.
     Finished,
 }
 
-/// One hardware queue: which requests it has, and what has to be done for them.
+/// One hardware queue: its requests, and the next step of each.
 ///
 /// # The contract
 ///
@@ -55,20 +55,20 @@ enum Phase {
 ///    are committed then, or when every tag is ready, so that one COMMIT carries many.
 /// 5. [`Effect::Commit`] names elements that [`batch`](Self::batch) gives; they stay where they are and as they
 ///    are until [`Event::Committed`] was given for them.
-/// 6. Between taking completions from the kernel and the first event that tells of one, the driver calls
+/// 6. Between taking completions from the kernel and the first event for one of them, the driver calls
 ///    [`look_at_ends`](Self::look_at_ends).
 /// 7. [`Effect::Finished`] is the last effect, and no event may follow it.
 ///
-/// A breach by the driver, or a kernel that hands out a tag it does not have, is a panic: going on would mean to
-/// complete the wrong request.
+/// A breach by the driver, or a kernel that hands out a tag it does not own, is a panic: to continue would complete the
+/// wrong request.
 ///
 /// # How it ends
 ///
 /// A FETCH that ends with `-ENODEV` says that the kernel cancels the queue. STOP_DEV does so only after the disk
-/// is gone, when no request is left (`ublk_stop_dev`); QUIESCE_DEV at any time, and a request that is here may
+/// is gone, when no request remains (`ublk_stop_dev`); QUIESCE_DEV at any time, and a request that is here may
 /// then still be committed, while those that did not leave the kernel's FIFO are issued again or failed when
 /// `/dev/ublkcN` is closed (`ublk_ch_release_work_fn`). So the machine serves and commits what it has, issues no
-/// FETCH again, and is finished at the first [`Event::Idle`] with nothing left. It does not wait for the other
+/// FETCH again, and is finished at the first [`Event::Idle`] with nothing in flight. It does not wait for the other
 /// FETCH to end: the kernel does not cancel one that is handing out tags at that moment
 /// (`ublk_batch_cancel_queue` puts it back), and it would sleep until the ring is closed. Requests that it took
 /// from the FIFO unseen are in the kernel's hands as if they were still there.
@@ -81,7 +81,7 @@ pub struct Machine<'w> {
     /// Logical block size minus one, in bytes.
     block_mask: u32,
     phase: Phase,
-    /// Why the queue cannot go on, once it cannot.
+    /// Why the queue failed, if it did.
     failure: Option<QueueFailure>,
     /// COMMIT does not work: results stay here.
     commit_dead: bool,
@@ -96,13 +96,13 @@ pub struct Machine<'w> {
     todos: Todos,
     cache: Option<&'w Cache<'w>>,
     ends: Ends<'w>,
-    /// The ends that were last seen, of the backing and the cache device.
+    /// The last known ends of the backing and the cache device.
     seen: [u64; 2],
-    /// Something was hinted or has failed since the promoter was last woken.
+    /// A hint or a failure is new since the promoter was last woken.
     wake: bool,
-    /// That it is to be woken was decided and not yet polled.
+    /// Its wake-up is queued and not yet polled.
     is_waking: bool,
-    /// Requests that the cache was told of.
+    /// Requests reported to the cache.
     reported: u64,
     counters: ServerCounters,
 }
@@ -157,14 +157,14 @@ impl<'w> Machine<'w> {
         Ok(machine)
     }
 
-    /// The same machine, with a cache before its backing device. To be called before anything else.
+    /// The same machine, with a cache. Call it before anything else.
     #[must_use]
     pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>) -> Self {
         self.cache = cache;
         self
     }
 
-    /// The same machine, on files that others may truncate. To be called before anything else.
+    /// The same machine, on files that others may truncate. Call it before anything else.
     #[must_use]
     pub fn with_ends(mut self, ends: Ends<'w>) -> Self {
         self.ends = ends;
@@ -221,7 +221,7 @@ impl<'w> Machine<'w> {
         self.batches.elements(batch)
     }
 
-    /// What was done so far.
+    /// The counters so far.
     #[inline]
     #[must_use]
     pub fn counters(&self) -> &ServerCounters {
@@ -278,14 +278,14 @@ impl<'w> Machine<'w> {
         self.note_promotion(arrival.tag, promote);
     }
 
-    /// Begins to serve a request.
+    /// Starts a request.
     #[inline(never)]
     fn start(&mut self, tag: u16, request: &Request, plan: &Plan) {
         self.count(request, plan);
         match plan.route {
             Route::Nothing => {
                 self.forget_dropped(request);
-                // Of a request with data, all is served as far as this device serves any.
+                // A request with data succeeds with its whole length.
                 let data = if request.action.has_data() {
                     request.length
                 } else {
@@ -301,7 +301,7 @@ impl<'w> Machine<'w> {
             self.terms.written.mark(request.offset, request.length);
         }
         let marked = self.cache.and_then(|cache| self.mark(cache, request));
-        // What goes to two devices is read from the client's pages once: it may change them at any time.
+        // Data for two devices is copied from the client's pages once: the client may change them at any time.
         let is_twofold = marked.is_some_and(|marked| marked.slot.is_some());
         let route = if is_twofold { Route::Copy } else { plan.route };
         let mut in_flight = InFlight::new(request, route, self.volatile_cache, self.staging_bytes);
@@ -316,7 +316,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// What is done without advice, and counts why there is none.
+    /// The advice for a request without a valid verdict. Counts why it has none.
     #[cold]
     fn without_advice(&mut self, why: NoAdvice) -> Advised {
         match why {
@@ -341,7 +341,7 @@ impl<'w> Machine<'w> {
         self.counters.unregistered += u64::from(request.action.has_data() && !request.registered);
     }
 
-    /// Gives a request a staging buffer, or lets it wait for one.
+    /// Gives a request a staging buffer, or queues it for one.
     #[cold]
     fn stage(&mut self, tag: u16) {
         match self.staging.take(tag) {
@@ -380,7 +380,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// An operation ended otherwise than whole and last.
+    /// An operation ended that is not the last one, or not whole.
     #[cold]
     fn advance(&mut self, tag: u16, result: i32) {
         let block_mask = self.block_mask;
@@ -429,7 +429,7 @@ impl<'w> Machine<'w> {
         self.answer(tag, result);
     }
 
-    /// A request's staging buffer goes to the next that waits for one.
+    /// Passes a request's staging buffer to the next tag that waits for one.
     #[cold]
     fn unstage(&mut self, tag: u16) {
         let Some(staging) = self.tags.slot(tag).in_flight.staging.take() else {
@@ -441,7 +441,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// Submits what is ready, unless a COMMIT is out.
+    /// Submits the results that are ready, unless a COMMIT is in flight.
     #[inline]
     fn commit(&mut self) {
         if self.commit_dead {

@@ -1,9 +1,9 @@
 //! The data plane of one hardware queue, as a state machine that does no I/O.
 //!
-//! A driver feeds [`Event`]s in and carries [`Effect`]s out; the contract between them stands at [`Machine`].
+//! A driver feeds [`Event`]s in and carries [`Effect`]s out; [`Machine`] documents their contract.
 //! Nothing here knows io_uring, libc or the clock: the real driver and the simulated one run the same machine.
 //!
-//! The way of a request, and the file of each step:
+//! The path of a request, and the file of each step:
 //!
 //! | step | file |
 //! |---|---|
@@ -12,10 +12,10 @@
 //! | the verdict is checked against it: advice, or none and why | `verdict.rs` |
 //! | advice and what the backing can do make a plan | `plan.rs`, `written.rs` |
 //! | operations are issued until every byte has moved | `in_flight.rs`, `staging.rs` |
-//! | a file that is truncated meanwhile fails what is beyond its end | `ends.rs`, `machine/cut.rs` |
+//! | requests beyond the new end of a truncated file fail | `ends.rs`, `machine/cut.rs` |
 //! | the outcome becomes a result in a batch, the batch a COMMIT | `commit.rs` |
 //!
-//! [`Machine`] itself (`machine.rs`) is the order of these; `todo.rs` holds what was not polled yet.
+//! [`Machine`] itself (`machine.rs`) puts these in order; `todo.rs` holds effects until the driver polls them.
 
 mod commit;
 mod config;

@@ -1,4 +1,4 @@
-//! What is done for a request: the policy's advice, as far as nothing is lost by it.
+//! How a request is served: by the policy's advice, unless that would lose data.
 
 use super::Backing;
 use super::request::{Action, Request};
@@ -17,7 +17,7 @@ pub(super) enum Route {
     Zero,
     /// An operation of the device that has no data.
     Device,
-    /// Nothing is left to do: success.
+    /// No operation: it succeeds at once.
     Nothing,
     /// It fails.
     Fail(Errno),
@@ -40,7 +40,7 @@ pub(super) struct Plan {
     pub(super) refused: bool,
 }
 
-/// What a plan depends on beside the request and the advice.
+/// What a plan depends on, apart from the request and the advice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'w> {
     pub(super) backing: Backing,
@@ -95,7 +95,7 @@ fn serve(request: &Request, class: Class, terms: &Terms<'_>) -> Plan {
     }
 }
 
-/// Drops a request if nothing is lost by it, or if the device was made to lose what the policy says.
+/// Drops a request if that loses no data, or if the device allows the policy to lose data.
 fn drop(request: &Request, fail: bool, terms: &Terms<'_>) -> Plan {
     let dropped = |route| Plan {
         route,

@@ -1,4 +1,4 @@
-//! The staging buffers of the slow path, and who waits for one.
+//! The staging buffers of the slow path, and the tags that wait for one.
 
 use std::collections::VecDeque;
 
@@ -23,7 +23,7 @@ impl StagingPool {
         }
     }
 
-    /// A buffer for `tag`, or `None` if it has to wait. Nobody overtakes: while one waits, none is free.
+    /// A buffer for `tag`, or `None` if it has to wait. Tags are served in order: while one waits, no buffer is free.
     pub(super) fn take(&mut self, tag: u16) -> Option<Staging> {
         let staging = self.free.pop();
         if staging.is_none() {
@@ -36,7 +36,7 @@ impl StagingPool {
         staging
     }
 
-    /// A buffer comes back. If a tag waits, it has the buffer now.
+    /// Returns a buffer. If a tag waits, it has the buffer now.
     pub(super) fn give_back(&mut self, staging: Staging) -> Option<u16> {
         debug_assert!(!self.free.contains(&staging), "{staging:?} was free already");
         let next = self.waiters.pop_front();

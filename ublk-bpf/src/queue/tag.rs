@@ -1,4 +1,4 @@
-//! Who owns each tag.
+//! The owner of each tag.
 
 use super::event::Tier;
 use super::in_flight::InFlight;
@@ -14,9 +14,9 @@ pub(super) enum Owner {
     InFlight,
     /// Its result is in the batch of this number. As long as that one fills, the tag is here. Once it is sent, the
     /// tag may arrive: the kernel takes it back when it handles the element, which may be before the COMMIT's
-    /// completion is seen. So nothing has to be told to each tag when a batch is sent or through.
+    /// completion is seen. So sending a batch updates no tag.
     Answered(u64),
-    /// Its request is left, uncommitted, to the kernel and whoever serves the device next.
+    /// Its request stays uncommitted: the kernel reissues it to the next server, or fails it.
     Abandoned,
 }
 
@@ -48,7 +48,7 @@ impl Tags {
     /// A tag arrives: from the kernel, or from a batch that was sent, one before the batch `filling`.
     ///
     /// # Panics
-    /// If the kernel gives a tag that it does not have: serving it twice would corrupt a request.
+    /// If the kernel gives a tag that it does not own: serving it twice would corrupt a request.
     #[inline]
     pub(super) fn arrive(&mut self, tag: u16, filling: u64) -> &mut Slot {
         let slot = &mut self.slots[usize::from(tag)];
@@ -65,7 +65,7 @@ impl Tags {
     /// The slot of a tag that is in flight.
     ///
     /// # Panics
-    /// If it is not: a completion for it is nobody's.
+    /// If it is not: its completion belongs to no request.
     #[inline]
     pub(super) fn expect_in_flight(&mut self, tag: u16) -> &mut Slot {
         let slot = &mut self.slots[usize::from(tag)];
@@ -105,7 +105,7 @@ impl Tags {
         )
     }
 
-    /// Tells every request in service that the file of a device was truncated to `end`.
+    /// The file of a device was truncated to `end`: marks every request in service that this concerns.
     #[cold]
     pub(super) fn cut(&mut self, device: Tier, end: u64) {
         let in_service = |slot: &&mut Slot| matches!(slot.owner, Owner::InFlight | Owner::Waiting);

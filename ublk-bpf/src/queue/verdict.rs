@@ -36,8 +36,8 @@ pub(super) enum NoAdvice {
     Invalid,
 }
 
-/// Whether `taken` is what the classifier leaves most often for the `op` of `arrival`: to pass it through, for no
-/// particular reason. [`check`] says the same of it, after some more questions.
+/// Whether `taken` is the most frequent verdict for the `op` of `arrival`: a plain passthrough. [`check`] agrees, after more
+/// checks.
 #[inline(always)]
 pub(super) fn is_plain_passthrough(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
     is_plain::<{ Decision::new(Verdict::Passthrough, Reason::Default).pack() }>(taken, op, arrival)

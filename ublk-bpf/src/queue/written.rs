@@ -1,4 +1,4 @@
-//! What the server knows to read as zeroes.
+//! The blocks that the server knows to read as zeroes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A bit is set before the write that needs it is issued, and never cleared. The words are shared between
 /// queues and with the classifier. Relaxed accesses do: a client that has seen its write complete has
 /// synchronised with the queue that marked it, through the kernel, before its next request arrives at any
-/// queue; and a read that runs beside a write may see the range before or after it.
+/// queue; and a read concurrent with a write may see the range before or after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Written<'w> {
     words: &'w [AtomicU64],

@@ -1,7 +1,7 @@
 //! User copy: between a request's pages and this process's memory, by `pread` and `pwrite` on `/dev/ublkcN`.
 //!
-//! The slow path alone comes here, and these calls are made at once and not by the ring: they are copies, and
-//! there is nothing to wait for.
+//! Only the slow path uses it. The thread makes these calls itself, not through the ring: they copy memory and never
+//! wait.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -25,7 +25,7 @@ pub(super) unsafe fn to_request(device: BorrowedFd<'_>, position: u64, memory: *
 /// Copies `len` bytes of the request's pages at `position` to `memory`. Bytes copied, or a negative errno.
 ///
 /// # Safety
-/// `memory` must be writable for `len` bytes, and nobody else may access it meanwhile.
+/// `memory` must be writable for `len` bytes, and nothing else may access it during the call.
 pub(super) unsafe fn from_request(device: BorrowedFd<'_>, position: u64, memory: *mut u8, len: u32) -> i32 {
     // SAFETY: the caller answers for the memory.
     result(|| unsafe { libc::pread(device.as_raw_fd(), memory.cast(), len as usize, offset(position)) })

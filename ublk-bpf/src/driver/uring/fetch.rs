@@ -42,7 +42,7 @@ impl FetchBuffer {
     /// Registers the memory as this group of the ring.
     ///
     /// # Safety
-    /// `self` must live until the ring is gone.
+    /// `self` must outlive the ring.
     pub(super) unsafe fn register(&self, submitter: &Submitter<'_>, group: u16) -> io::Result<()> {
         let address = self.ring.as_ptr().as_ptr() as u64;
         // SAFETY: the page is zeroed, has room for the one entry, and lives long enough, as the caller says.
@@ -54,7 +54,7 @@ impl FetchBuffer {
         let ring = self.ring.as_ptr().as_ptr();
         // SAFETY: the entry's length is in the page, aligned to 4; the kernel writes it, hence volatile.
         let left = unsafe { ring.wrapping_add(LEN).cast::<u32>().read_volatile() };
-        // SAFETY: the tail is in the page, aligned to 2, and accessed by nobody but through atomics.
+        // SAFETY: the tail is in the page, aligned to 2, and only accessed through atomics.
         let tail = unsafe { AtomicU16::from_ptr(ring.wrapping_add(TAIL).cast()) };
         let address = self.buffer.as_ptr().as_ptr() as u64;
         // SAFETY: the entry's address is in the page, aligned to 8; no command reads it now.
@@ -89,7 +89,7 @@ impl FetchBuffer {
     }
 }
 
-/// The tags of one completion. Not to be used once its buffer was given back.
+/// The tags of one completion. Invalid once the buffer is given to the kernel again.
 pub(super) struct Tags {
     next: *const u16,
     left: u32,

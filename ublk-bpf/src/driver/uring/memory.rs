@@ -11,7 +11,7 @@ pub(super) const FETCH_BUFFERS: usize = 2;
 /// Zeroes for requests whose pages are not registered.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// All of it. It must live until the ring is gone.
+/// All of it. It must outlive the ring.
 pub(super) struct Memory {
     pub(super) fetches: [FetchBuffer; FETCH_BUFFERS],
     pub(super) staging: StagingMemory,
@@ -61,13 +61,13 @@ impl StagingMemory {
         self.map.as_ptr().as_ptr().wrapping_add(at)
     }
 
-    /// Whether the first `len` bytes of two buffers are the same.
+    /// Whether the first `len` bytes of two buffers are equal.
     ///
     /// # Panics
     /// If one of them has fewer, or is not there.
     ///
     /// # Safety
-    /// The kernel must not write to either of them meanwhile.
+    /// The kernel must not write to either of them during the call.
     pub(super) unsafe fn is_same(&self, one: u16, other: u16, len: u32) -> bool {
         assert!(
             len <= self.bytes,
@@ -75,7 +75,7 @@ impl StagingMemory {
             self.bytes
         );
         // SAFETY: `address` makes sure that the buffer is there, and it has `bytes` bytes; they are initialised, for the
-        // map is anonymous, and nobody writes to them: the caller answers for the kernel, and `&self` for this process.
+        // map is anonymous, and nothing writes to them: the caller ensures it for the kernel, and `&self` for this process.
         let bytes = |buffer| unsafe { std::slice::from_raw_parts(self.address(buffer, 0), len as usize) };
         bytes(one) == bytes(other)
     }

@@ -42,7 +42,7 @@ pub(super) struct Spec<'a> {
 /// the thread may sleep, and at the end.
 ///
 /// # Errors
-/// If there is no ring or memory to be had, or the ring stops working.
+/// If there is no ring or memory, or the ring stops working.
 pub(super) fn run(
     spec: &Spec<'_>,
     promoter: &mut Promoter<'_, '_>,

@@ -5,7 +5,7 @@ use std::io;
 use io_uring::squeue::Entry;
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue};
 
-/// Makes a ring for `depth` tags, to be used by the calling thread alone.
+/// Makes a ring for `depth` tags. Only the calling thread may use it.
 pub(super) fn build(depth: u16) -> io::Result<IoUring> {
     // An effect for each tag and a few commands may be pushed in a round; a deeper queue submits in several.
     let submissions = u32::from(depth).next_power_of_two().clamp(16, 256);
@@ -42,14 +42,12 @@ pub(super) struct Ring<'a> {
 }
 
 impl<'a> Ring<'a> {
-    /// Takes hold of both queues of `io`: nobody else may use its queues as long as this lives.
+    /// Borrows both queues of `io` exclusively.
     pub(super) fn over(io: &'a mut IoUring) -> Self {
         let io = &*io;
         let mut submitter = io.submitter();
         if let Err(error) = submitter.register_ring_fd() {
-            tracing::debug!(
-                "the ring's descriptor is not registered, each enter costs a look-up more: {error}"
-            );
+            tracing::debug!("the ring's descriptor is not registered, so each enter looks it up: {error}");
         }
         // SAFETY: `io` was borrowed exclusively for 'a, so there is no other `SubmissionQueue`.
         let submissions = unsafe { io.submission_shared() };
@@ -98,8 +96,8 @@ impl<'a> Ring<'a> {
     }
 
     /// Submits what was pushed and runs what the kernel has deferred to this thread; if `wait`, until there is
-    /// a completion. That it may have been interrupted, and that some entries may be left for the next time
-    /// because completions have to be taken first, are no errors.
+    /// a completion. An interruption is no error, nor are entries that the kernel takes only after completions were
+    /// consumed: the next call submits them.
     pub(super) fn enter(&mut self, wait: bool) -> io::Result<()> {
         self.completions.sync();
         self.submissions.sync();

@@ -1,4 +1,4 @@
-//! Submission queue entries: what each effect looks like to io_uring, and what its completion is known by.
+//! Submission queue entries: how each effect is passed to io_uring, and how its completion is identified.
 
 use io_uring::opcode;
 use io_uring::squeue::Entry;
@@ -61,7 +61,7 @@ pub(super) enum Tagged {
     Commit(u8),
     /// PREP.
     Prepare,
-    /// Somebody wants the queue to end.
+    /// The server asked the queue to give up.
     Stop,
     /// The promoter was woken.
     Wake,
@@ -183,7 +183,7 @@ fn into_multishot(mut entry: Entry, group: u16) -> Entry {
     entry
 }
 
-/// Completes once somebody writes to the eventfd.
+/// Completes when the eventfd is written.
 pub(super) fn stop() -> Entry {
     opcode::PollAdd::new(Fixed(file::STOP), libc::POLLIN as u32)
         .build()

@@ -1,4 +1,4 @@
-//! What the machine does with a cache.
+//! The machine's use of the cache.
 
 use ublk_bpf_abi::Priority;
 
@@ -8,7 +8,7 @@ use crate::queue::event::Direct;
 use crate::queue::in_flight::{Hold, Marked};
 
 impl<'w> Machine<'w> {
-    /// Begins to serve a read that the policy found in the cache. The server looks itself: the block may have gone.
+    /// Starts a read with a hit verdict. The server checks the index itself: the block may have been evicted.
     #[inline(always)]
     pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Direct> {
         let pinned = self.cache.and_then(|cache| {
@@ -48,7 +48,7 @@ impl<'w> Machine<'w> {
         })
     }
 
-    /// A discard that is dropped may leave its range as it is, on both devices alike; but nobody wants it cached.
+    /// A dropped discard changes neither device, but its blocks are not worth caching.
     pub(super) fn forget_dropped(&mut self, request: &Request) {
         if let Some(cache) = self.cache
             && request.action == Action::Discard
@@ -59,7 +59,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// The policy wants the request's block in the cache.
+    /// The policy asked to promote the request's block.
     #[inline]
     pub(super) fn note_promotion(&mut self, tag: u16, promote: Option<Priority>) {
         if promote.is_some() && self.tags.is_here(tag) {
@@ -67,7 +67,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// A request ends: what it holds of the cache is given back, and its block promoted if it is to be.
+    /// A request ends: releases its pin or marks, and hints its block for promotion if the policy asked for it.
     #[inline]
     pub(super) fn release_cache(&mut self, tag: u16, is_good: bool) {
         let Some(cache) = self.cache else {
@@ -97,7 +97,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    /// An operation on the cache device failed: it is not used any more, and the request does without.
+    /// An operation on the cache device failed: detaches the cache, and the request continues without it.
     #[cold]
     pub(super) fn cache_failed(&mut self, tag: u16, errno: Errno) -> Next {
         let Some(cache) = self.cache else {
@@ -117,7 +117,7 @@ impl<'w> Machine<'w> {
         self.tags.slot(tag).in_flight.go_on_without_cache()
     }
 
-    /// Tells the cache how much was asked, and wakes the promoter if it has something to do.
+    /// Reports the number of requests to the cache, and wakes the promoter if it has work.
     #[inline]
     pub(super) fn flush_hints(&mut self, cache: &Cache<'_>) {
         let arrived = self.counters.arrived;
@@ -135,7 +135,7 @@ impl<'w> Machine<'w> {
     }
 }
 
-/// A request that changed blocks ends. What went to its slot counts only if all of it did.
+/// A request that changed blocks ends. Its slot stays valid only if it received all of the data.
 #[inline(never)]
 fn end_change(cache: &Cache<'_>, in_flight: &InFlight, pin: Option<SlotPin>, is_good: bool) {
     let (offset, length) = in_flight.range();

@@ -78,7 +78,7 @@ impl Machine<'_> {
             }
             Answer::Done => {
                 self.batches.clear(batch);
-                // No event may be left to say `Idle` for: every tag is ready.
+                // Every tag may be ready, so no event would be followed by `Idle`.
                 if self.batches.is_full() {
                     self.commit();
                 }

@@ -1,8 +1,8 @@
-//! A file that is truncated by others while it is served.
+//! A file that another program truncates while it is served.
 //!
-//! Beyond its new end requests fail, for good: the file may grow again, but what was there is gone. Operations that were
-//! under way may have found it as it was, or as it is after another of them made it longer again and left a hole before
-//! itself. So no success of theirs counts, and a write is followed by an operation that takes the new length away.
+//! Requests beyond the new end fail, also after the file has grown again: its old content is lost. An operation in flight
+//! beyond that end may have run before the truncation, or after another write extended the file again, which leaves a
+//! hole. So none of them may succeed, and a write is followed by a truncation to the new end.
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
@@ -11,7 +11,7 @@ use crate::cache::CacheFailure;
 use crate::queue::event::Tier;
 
 impl Machine<'_> {
-    /// Looks at where the files end by now.
+    /// Checks where the files end now.
     #[inline]
     pub fn look_at_ends(&mut self) {
         let [backing, cache] = self.seen;

@@ -1,4 +1,4 @@
-//! How a queue ends: given up, failed, or cancelled by the kernel.
+//! How a queue ends: abandoned, failed, or cancelled by the kernel.
 
 use super::{Machine, Owner, Phase, QueueFailure, Todo};
 
@@ -13,7 +13,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Leaves a request, in flight until now, to the kernel.
+    /// Returns a request that was in flight to the kernel, uncommitted.
     #[cold]
     pub(super) fn abandon_request(&mut self, tag: u16) {
         self.tags.shift(tag, Owner::InFlight, Owner::Abandoned);
@@ -22,7 +22,7 @@ impl Machine<'_> {
         self.unstage(tag);
     }
 
-    /// The queue cannot go on.
+    /// The queue has failed.
     #[cold]
     pub(super) fn fail(&mut self, failure: QueueFailure) {
         if self.failure.is_none() {
@@ -32,7 +32,7 @@ impl Machine<'_> {
         self.abandon();
     }
 
-    /// Ends the queue, if nothing is left that it waits for.
+    /// Ends the queue if it waits for nothing.
     #[cold]
     pub(super) fn finish_queue(&mut self) {
         let nothing_ready = self.commit_dead || self.batches.is_empty();

@@ -1,8 +1,8 @@
-//! The way of nearly every request: a read or write whose verdict is to pass through or from the cache, for no
-//! particular reason, which its one operation serves whole.
+//! The path of nearly every request: a read or write with a plain passthrough or hit verdict, which one operation serves
+//! whole.
 //!
-//! It is a short cut, never a rule of its own: what it does is what [`accept_slow`](Machine::accept_slow) and
-//! [`advance`](Machine::advance) do after more questions, and whatever is unusual about a request goes there.
+//! It is a short cut and has no rules of its own: [`accept_slow`](Machine::accept_slow) and
+//! [`advance`](Machine::advance) do the same after more checks, and serve every unusual request.
 
 use super::{
     Action, Arrival, Backing, InFlight, Machine, Outcome, Owner, Phase, Request, Todo, result_of, verdict,
@@ -21,7 +21,7 @@ impl Machine<'_> {
         Some(direct)
     }
 
-    /// Takes a tag in. If its request is a plain one with an operation, that is to be issued.
+    /// Takes a tag in. Returns the operation to issue if its request is a plain one that has an operation.
     #[inline(always)]
     pub(super) fn accept(&mut self, arrival: &Arrival) -> Option<Direct> {
         self.counters.arrived += 1;
@@ -65,13 +65,12 @@ impl Machine<'_> {
         }
         slot.owner = Owner::InFlight;
         self.in_service += 1;
-        // By value: what is lent to a function has to be in memory, on the plain way too.
+        // By value: a reference would force the arrival into memory, on the plain path too.
         self.accept_slow(*arrival);
         None
     }
 
-    /// An operation that [`start_fast`](Self::start_fast) gave could not be carried out yet: it comes back as
-    /// the tag's effect.
+    /// An operation from [`start_fast`](Self::start_fast) could not be issued yet: it becomes an effect of the tag.
     #[cold]
     pub fn requeue(&mut self, tag: u16) {
         self.counters.io_submitted -= 1;

@@ -1,4 +1,4 @@
-//! The machine by hand: each path once. The simulator (`tests/sim`) does the rest.
+//! The machine, each path once. The simulator (`tests/sim`) combines them.
 
 use std::sync::atomic::AtomicU64;
 
