@@ -4,6 +4,9 @@ use ublk_bpf_abi::TakenVerdict;
 
 use crate::errno::Errno;
 
+/// FETCH commands of a queue: while one has ended and is not issued again yet, the other takes tags.
+pub const FETCHES: u8 = 2;
+
 /// A tag that the kernel handed to the server, with what the driver read about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {

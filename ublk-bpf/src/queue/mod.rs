@@ -34,9 +34,6 @@ mod written;
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Capabilities, Config};
 pub use ends::Ends;
-pub use event::{Arrival, Direct, Effect, Event, Io, QueueFailure, Staging, Tier, UserCopy, Way};
+pub use event::{Arrival, Direct, Effect, Event, FETCHES, Io, QueueFailure, Staging, Tier, UserCopy, Way};
 pub use machine::Machine;
 pub use written::Written;
-
-/// FETCH commands of a queue: while one has ended and is not yet issued again, the other takes tags.
-pub const FETCHES: u8 = 2;

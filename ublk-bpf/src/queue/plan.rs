@@ -1,6 +1,6 @@
 //! How a request is served: by the policy's advice, unless that would lose data.
 
-use super::Backing;
+use super::config::Backing;
 use super::request::{Action, Request};
 use super::verdict::Advice;
 use super::written::Written;

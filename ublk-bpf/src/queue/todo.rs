@@ -1,6 +1,6 @@
 //! What the driver has yet to do, in order.
 
-use super::FETCHES;
+use super::event::FETCHES;
 
 /// An effect that was decided on, without what the machine can look up when the driver polls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

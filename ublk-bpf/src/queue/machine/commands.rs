@@ -1,8 +1,8 @@
 //! The completions of the queue's own commands: PREP, FETCH and COMMIT.
 
 use super::{Errno, Machine, Phase, QueueFailure, Todo};
-use crate::queue::FETCHES;
 use crate::queue::commit::Answer;
+use crate::queue::event::FETCHES;
 
 /// How many FETCH commands may end one after another without a tag between them. The kernel ends one for want
 /// of room in its buffer or in the completion queue (`-ENOBUFS`), which passes; this bounds the work until then.
