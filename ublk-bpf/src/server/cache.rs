@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
-use super::error::ServeError;
+use super::error::{CacheError, ServeError};
 use super::isolation::protect_thread;
 use super::panics;
 use crate::backend::fingerprint::Identity;
@@ -28,79 +28,6 @@ const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;
 
 /// Slots that are compared with the backing even where it is proven to be as it was.
 const SAMPLES: usize = 64;
-
-/// Why a device cannot have that cache. One line: what was wanted, what was found, what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// What is on the cache device cannot be used.
-    #[error("the cache {device} {source}")]
-    Disk {
-        /// The cache device.
-        device: String,
-        /// What is wrong.
-        source: DiskError,
-    },
-    /// A device with it would have larger blocks than its backing.
-    #[error(
-        "cache {device}: has blocks of {block} bytes and the backing of {backing}: a file system made on the backing \
-         alone may not mount with it: use a cache with smaller blocks, or set --logical-block {block}"
-    )]
-    LargerBlocks {
-        /// The cache device.
-        device: String,
-        /// Its logical block, in bytes.
-        block: u32,
-        /// The backing's.
-        backing: u32,
-    },
-    /// There is nothing to copy.
-    #[error(
-        "null: stores nothing that could be cached: use a file, a block device or mem:SIZE as backing, or no cache"
-    )]
-    Null,
-    /// A null device as cache.
-    #[error("null: stores nothing and cannot be a cache: give a file, a block device or mem:SIZE")]
-    NullCache,
-    /// It cannot be written.
-    #[error("the cache {0} is read-only: give a writable one")]
-    ReadOnly(String),
-    /// The index would be too large.
-    #[error(
-        "a device of {size} has too many cache blocks of {block}; the limit is 2^32: set a larger --cache-block"
-    )]
-    TooManyBlocks {
-        /// The device's size.
-        size: Size,
-        /// The cache block's.
-        block: Size,
-    },
-    /// More writes could be in flight than a block can count.
-    #[error(
-        "{queues} queues of depth {depth} exceed the {most} tags of a device with a cache: set fewer --queues or a lower --depth"
-    )]
-    TooManyTags {
-        /// Queues.
-        queues: u16,
-        /// Tags in each.
-        depth: u16,
-        /// The most of them in all.
-        most: u32,
-    },
-    /// The cache of the device to recover has changed.
-    #[error("the cache is {found} and was {wanted}: restore it, or stop the device")]
-    Changed {
-        /// What it was.
-        wanted: String,
-        /// What is there.
-        found: String,
-    },
-    /// What was written cannot be made durable.
-    #[error("cannot sync the backing of the cache: {0}")]
-    Sync(std::io::Error),
-    /// The backing cannot be identified.
-    #[error("cannot identify the backing of the cache: {0}")]
-    Identity(std::io::Error),
-}
 
 /// The content that an earlier server saved in a cache, and how far it can be trusted.
 #[derive(Clone, Debug)]

@@ -3,9 +3,9 @@
 //! Each step is undone by the drop of what it returned, in reverse order: a failure anywhere cleans up, and a clean
 //! stop takes the same path.
 
-use super::cache::{self, CacheDevice, CacheError, MapOrigin, RunningCache};
+use super::cache::{self, CacheDevice, MapOrigin, RunningCache};
 use super::claim::Claim;
-use super::error::ServeError;
+use super::error::{CacheError, ServeError};
 use super::life::{Device, End, Host};
 use super::running::RunningDevice;
 use crate::backend::{Backend, Kind, NullReads};

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::cache::CacheError;
+use crate::backend::Size;
+use crate::cache::disk::DiskError;
 use crate::control::{DeviceId, Error as ControlError, Missing};
 use crate::policy::PolicyError;
 use crate::registry::RecordError;
@@ -137,4 +138,77 @@ pub enum ServeError {
         /// How many there were.
         of: usize,
     },
+}
+
+/// Why a device cannot have that cache. One line: what was wanted, what was found, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// What is on the cache device cannot be used.
+    #[error("the cache {device} {source}")]
+    Disk {
+        /// The cache device.
+        device: String,
+        /// What is wrong.
+        source: DiskError,
+    },
+    /// A device with it would have larger blocks than its backing.
+    #[error(
+        "cache {device}: has blocks of {block} bytes and the backing of {backing}: a file system made on the backing \
+         alone may not mount with it: use a cache with smaller blocks, or set --logical-block {block}"
+    )]
+    LargerBlocks {
+        /// The cache device.
+        device: String,
+        /// Its logical block, in bytes.
+        block: u32,
+        /// The backing's.
+        backing: u32,
+    },
+    /// There is nothing to copy.
+    #[error(
+        "null: stores nothing that could be cached: use a file, a block device or mem:SIZE as backing, or no cache"
+    )]
+    Null,
+    /// A null device as cache.
+    #[error("null: stores nothing and cannot be a cache: give a file, a block device or mem:SIZE")]
+    NullCache,
+    /// It cannot be written.
+    #[error("the cache {0} is read-only: give a writable one")]
+    ReadOnly(String),
+    /// The index would be too large.
+    #[error(
+        "a device of {size} has too many cache blocks of {block}; the limit is 2^32: set a larger --cache-block"
+    )]
+    TooManyBlocks {
+        /// The device's size.
+        size: Size,
+        /// The cache block's.
+        block: Size,
+    },
+    /// More writes could be in flight than a block can count.
+    #[error(
+        "{queues} queues of depth {depth} exceed the {most} tags of a device with a cache: set fewer --queues or a lower --depth"
+    )]
+    TooManyTags {
+        /// Queues.
+        queues: u16,
+        /// Tags in each.
+        depth: u16,
+        /// The most of them in all.
+        most: u32,
+    },
+    /// The cache of the device to recover has changed.
+    #[error("the cache is {found} and was {wanted}: restore it, or stop the device")]
+    Changed {
+        /// What it was.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+    /// What was written cannot be made durable.
+    #[error("cannot sync the backing of the cache: {0}")]
+    Sync(io::Error),
+    /// The backing cannot be identified.
+    #[error("cannot identify the backing of the cache: {0}")]
+    Identity(io::Error),
 }

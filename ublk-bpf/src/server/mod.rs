@@ -19,7 +19,6 @@ mod serve;
 mod signals;
 
 pub use background::{BackgroundError, run_in_background};
-pub use cache::CacheError;
-pub use error::ServeError;
+pub use error::{CacheError, ServeError};
 pub use life::Ready;
 pub use serve::{Recipe, Start, serve};
