@@ -71,7 +71,7 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         assert_eq!(new.is_finished(), new_fails, "{mode}: new");
         let shown = run("ublk-bpf", &["show", &id]);
         assert!(
-            shown.contains(&format!("{name}: without a server, requests ")),
+            shown.contains(&format!("{name}: while the device has no server, requests ")),
             "{shown}"
         );
         assert!(run("ublk-bpf", &["list"]).contains("waiting"));
