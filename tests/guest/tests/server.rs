@@ -120,11 +120,11 @@ fn a_device_thread_that_panics_leaves_a_recoverable_device_waiting() {
 }
 
 #[test]
-fn a_promoter_that_panics_leaves_its_device_without_a_cache() {
+fn a_mover_that_panics_leaves_its_device_without_a_cache() {
     let backings = [Backing::file("first", 16), Backing::file("second", 16)];
     let fast = Backing::brd(4);
     let [first, second] = start_with_victim(
-        "ublkb0-promote",
+        "ublkb0-mover",
         &format!(
             "backing = \"{}\"\ncache = \"{}\"\npolicy = \"lru\"",
             backings[0].spec(),

@@ -201,7 +201,7 @@ impl Sim<'_> {
         Ok(Some((offset, len)))
     }
 
-    /// No slot is used that the promoter writes to, and no two writes are on one.
+    /// No slot is used that the mover writes to, and no two writes are on one.
     fn check_on_cache(&self, io: &Io) -> Check {
         let (Some(side), Some(range)) = (&self.cache, cache_range(io)) else {
             return Ok(());

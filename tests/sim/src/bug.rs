@@ -64,7 +64,7 @@ bugs! {
     TrustUnfinished,
     /// The index of before a power failure is believed.
     TrustAfterPowerCut,
-    /// The promoter is not woken.
+    /// The mover is not woken.
     ForgetToWake,
     /// What an earlier server had in the cache is hit without being compared with the backing device.
     BelieveSurvivors,

@@ -11,7 +11,7 @@ use super::bug::Bug;
 use super::pattern::Writer;
 use super::world::{CacheWorld, World};
 use super::{Check, index};
-use ublk_bpf::cache::{Cache, MoverIo, PromoteLimits, Promoter, Rest, Shape, Trust, surviving};
+use ublk_bpf::cache::{Cache, Mover, MoverIo, PromoteLimits, Rest, Shape, Trust, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
 const MAX_SERVERS: usize = 512;
@@ -57,7 +57,7 @@ pub(super) enum Start {
     Left,
 }
 
-/// An operation of the promoter that is out.
+/// An operation of the mover that is out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fill {
     pub(super) effect: MoverIo,
@@ -72,7 +72,7 @@ pub(super) struct Side<'w> {
     pub(super) places: &'w [OnceCell<Cache<'w>>],
     pub(super) servers: usize,
     pub(super) cache: &'w Cache<'w>,
-    pub(super) promoter: Promoter<'w, 'w>,
+    pub(super) mover: Mover<'w, 'w>,
     /// Sectors of the cache device, from the first slot on.
     pub(super) device: Vec<Copied>,
     /// Every operation on the device fails from now on.
@@ -81,12 +81,12 @@ pub(super) struct Side<'w> {
     pub(super) fills: Vec<Fill>,
     /// Verifications under way: job and slot.
     pub(super) verifying: Vec<(u16, u32)>,
-    /// Results that the promoter was not told yet.
+    /// Results that the mover was not told yet.
     pub(super) done: VecDeque<(u16, i32)>,
-    /// The promoter sleeps, until it is woken or until then.
+    /// The mover sleeps, until it is woken or until then.
     pub(super) sleeps: Option<Rest>,
     pub(super) is_stopping: bool,
-    /// What promoters that are gone counted.
+    /// What movers that are gone counted.
     pub(super) counters: CacheCounters,
 }
 
@@ -101,7 +101,7 @@ impl<'w> Side<'w> {
             places,
             servers: 1,
             cache,
-            promoter: Self::new_promoter(&of, cache),
+            mover: Self::new_mover(&of, cache),
             device: vec![None; sectors],
             is_broken: false,
             staging: Vec::new(),
@@ -130,9 +130,9 @@ impl<'w> Side<'w> {
         place.get_or_init(|| Cache::new(shape, &maps.index, &maps.heat))
     }
 
-    pub(super) fn new_promoter(of: &CacheWorld, cache: &'w Cache<'w>) -> Promoter<'w, 'w> {
+    pub(super) fn new_mover(of: &CacheWorld, cache: &'w Cache<'w>) -> Mover<'w, 'w> {
         let limits = PromoteLimits { rate: of.rate };
-        Promoter::new(cache, of.algorithm, limits, CacheCounters::default())
+        Mover::new(cache, of.algorithm, limits, CacheCounters::default())
     }
 
     /// Whether there may be another server.
@@ -144,7 +144,7 @@ impl<'w> Side<'w> {
     /// What was promoted so far.
     pub(super) fn counters(&self) -> CacheCounters {
         let mut counters = self.counters;
-        counters.add(self.promoter.counters());
+        counters.add(self.mover.counters());
         counters
     }
 
@@ -233,14 +233,14 @@ impl<'w> Side<'w> {
         entry.state() == BlockState::Filling && self.verifying.iter().any(|&(_, slot)| slot == entry.slot())
     }
 
-    /// Whether the promoter is writing to one of these bytes.
+    /// Whether the mover is writing to one of these bytes.
     pub(super) fn is_filling(&self, range: (u64, u64)) -> bool {
         self.fills.iter().any(|fill| {
             matches!(fill.effect, MoverIo::Store { offset, len, .. } if overlap(range, (offset, len.into())))
         })
     }
 
-    /// Something that the promoter sleeps for has come.
+    /// Something that the mover sleeps for has come.
     pub(super) fn wake(&mut self) {
         self.sleeps = None;
     }
@@ -249,15 +249,15 @@ impl<'w> Side<'w> {
     pub(super) fn stop(&mut self) -> Result<bool, String> {
         if !self.is_stopping {
             self.check_sleep()?;
-            self.promoter.stop();
+            self.mover.stop();
             self.is_stopping = true;
         }
-        if !self.promoter.is_idle() {
+        if !self.mover.is_idle() {
             return Ok(false);
         }
         // It may have to leave the cache still.
-        if let Ok(effect) = self.promoter.poll(Duration::ZERO) {
-            return Err(format!("the promoter began {effect:?} after it was stopped"));
+        if let Ok(effect) = self.mover.poll(Duration::ZERO) {
+            return Err(format!("the mover began {effect:?} after it was stopped"));
         }
         if self.cache.failure().is_some() && self.has_blocks() {
             return Err("the device failed, and blocks are in the cache".into());
@@ -265,16 +265,16 @@ impl<'w> Side<'w> {
         Ok(true)
     }
 
-    /// The queues have ended, so everything was said: the promoter sleeps only if it has nothing to do.
+    /// The queues have ended, so everything was said: the mover sleeps only if it has nothing to do.
     fn check_sleep(&mut self) -> Check {
-        if self.sleeps != Some(Rest::UntilWoken) || !self.promoter.is_idle() {
+        if self.sleeps != Some(Rest::UntilWoken) || !self.mover.is_idle() {
             return Ok(());
         }
         if self.cache.failure().is_some() && self.has_blocks() {
-            return Err("the device failed, and the promoter was not woken".into());
+            return Err("the device failed, and the mover was not woken".into());
         }
-        match self.promoter.poll(Duration::MAX) {
-            Ok(effect) => Err(format!("the promoter was not woken for {effect:?}")),
+        match self.mover.poll(Duration::MAX) {
+            Ok(effect) => Err(format!("the mover was not woken for {effect:?}")),
             Err(_) => Ok(()),
         }
     }
@@ -290,7 +290,7 @@ impl<'w> Side<'w> {
 
     /// What is saved at a clean stop.
     pub(super) fn saved(&self) -> Vec<(u32, u32, Priority)> {
-        let residents = self.promoter.residents();
+        let residents = self.mover.residents();
         residents
             .map(|(slot, block, priority, _)| (slot, block, priority))
             .collect()

@@ -87,11 +87,11 @@ faults! {
     CacheError,
     /// The cache device failed for good.
     CacheBroken,
-    /// The promoter's read of the backing device failed.
+    /// The mover's read of the backing device failed.
     FillError,
-    /// An operation of the promoter moved only part of what was asked for.
+    /// An operation of the mover moved only part of what was asked for.
     ShortFill,
-    /// An operation of the promoter has to be tried again.
+    /// An operation of the mover has to be tried again.
     FillAgain,
     /// The backing device was written to while no server was there.
     BackingChanged,

@@ -13,7 +13,7 @@
 //! - no two operations use one tag or one staging buffer; each stays within its request, and is aligned;
 //! - with a cache, nobody can tell: all of the above holds, whatever its device does, and the backing device alone is
 //!   what clients left. What is in a slot that nobody writes is what the backing device has, at every server's end; no
-//!   slot is filled that is in use; the promoter sleeps only when it has nothing to do;
+//!   slot is filled that is in use; the mover sleeps only when it has nothing to do;
 //! - whatever happens, every request completes and every ending ends, within a bounded number of steps.
 //!
 //! # Faults that are legal, and why
@@ -42,7 +42,7 @@
 //! | the server dies; its requests are issued again, or fail | `ublk_ch_release_work_fn`; operations in flight may have happened or not |
 //! | a read or write crosses a cache block | a kernel that does not keep `chunk_sectors` |
 //! | operations on the cache device fail, once or from then on | any device may; no request may fail with it |
-//! | the promoter's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
+//! | the mover's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
 //! | a server begins with the index of one that died, with what one saved, or with nothing | recovery, a clean stop, a power failure |
 //! | a client changes the buffer that it writes from | any program may, and a page cache without stable writes does |
 //! | the backing device is written to between two servers | anyone who may write to it can |
@@ -58,9 +58,9 @@ mod fault;
 mod history;
 mod kernel;
 mod life;
+mod mover;
 mod pattern;
 mod plant;
-mod promoter;
 mod rng;
 mod sim;
 mod world;
@@ -101,7 +101,7 @@ pub struct Report {
     pub faults: FaultCounts,
     /// What the machines counted.
     pub counters: ServerCounters,
-    /// What the promoters counted.
+    /// What the movers counted.
     pub cache: CacheCounters,
 }
 

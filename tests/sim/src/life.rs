@@ -99,7 +99,7 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// The machines say that they have ended, and the promoter has. Whatever a client was promised must be kept.
+    /// The machines say that they have ended, and the mover has. Whatever a client was promised must be kept.
     pub(super) fn close(&mut self) -> Check {
         self.each(Self::check_finished)?;
         let saved = self.cache.as_ref().filter(|_| self.ending == Ending::Stop);

@@ -205,7 +205,7 @@ impl<'w> Sim<'w> {
         }
     }
 
-    /// Whether every queue has ended, and then the promoter.
+    /// Whether every queue has ended, and then the mover.
     fn has_finished(&mut self) -> Result<bool, String> {
         let queues_have = self.queue.finished && self.others.iter().all(|queue| queue.finished);
         match &mut self.cache {

@@ -113,7 +113,7 @@ counters! {
         cache_writes,
         /// Cached blocks invalidated by a write, discard or write-zeroes.
         invalidated,
-        /// Promotion hints passed to the promoter.
+        /// Promotion hints passed to the mover.
         hinted,
         /// Promotion hints dropped because too many were waiting.
         hints_dropped,

@@ -7,7 +7,7 @@
 //! | who | does | file |
 //! |---|---|---|
 //! | a queue | reads from a slot, marks what it writes | `shared.rs` |
-//! | the promoter, one for each device | fills slots behind the misses, and makes room | `promote.rs`, `upkeep.rs` |
+//! | the mover, one for each device | fills slots behind the misses, and makes room | `mover/`, `upkeep.rs` |
 //! | an eviction algorithm | says which slot is to be given up | `evict/`, one file each |
 //! | the server | keeps the index over a clean stop | `disk/` |
 //! | | believes what is to be believed of the index of one that died | `recover.rs` |
@@ -15,7 +15,7 @@
 //! # What a block goes through
 //!
 //! ```text
-//!            promoter: nobody writes it             promoter: filled, and nobody wrote it meanwhile
+//!            mover: nobody writes it             mover: filled, and nobody wrote it meanwhile
 //!   absent ─────────────────────────────► filling ─────────────────────────────────────► present
 //!     ▲                                      │                                             │ ▲
 //!     │    a write, discard or write-zeroes  │    one that is not put into the slot too,   │ │ a write-through
@@ -26,7 +26,7 @@
 //! slot from ever holding what the backing device does not:
 //!
 //! - **A write is counted before it is issued**, and a block is begun to be filled only while none is. A write that
-//!   finds a block being filled empties it, so the promoter cannot publish what it read before.
+//!   finds a block being filled empties it, so the mover cannot publish what it read before.
 //! - **A write-through is copied from the client's pages once, and goes from there to the backing device first and then
 //!   to the slot**: the client may change its pages at any time. Until both have it, the regions that it
 //!   writes are read from the backing device. One that would overlap another in flight empties the block instead:
@@ -40,7 +40,7 @@ pub mod disk;
 pub mod evict;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod promote;
+mod mover;
 mod recover;
 mod shared;
 mod slots;
@@ -48,6 +48,6 @@ mod slots;
 mod stress;
 mod upkeep;
 
-pub use promote::{MoverIo, PromoteLimits, Promoter, Rest};
+pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
 pub use recover::{Trust, surviving};
 pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin};

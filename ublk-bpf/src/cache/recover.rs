@@ -16,7 +16,7 @@ pub enum Trust {
 }
 
 /// Takes out of `index` which blocks are in the cache, below `slots` slots: each as its slot and its block, for
-/// [`Promoter::restore`](super::Promoter::restore) to put back. No entry is left behind.
+/// [`Mover::restore`](super::Mover::restore) to put back. No entry is left behind.
 ///
 /// The server that wrote it may have been killed at any moment, and anybody who may write the map may have scribbled on
 /// it. A block that was being filled has half of its content. One with writers may be another on each device, and what

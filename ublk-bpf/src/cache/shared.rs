@@ -1,4 +1,4 @@
-//! What the queues and the promoter share.
+//! What the queues and the mover share.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,8 +79,8 @@ pub struct Cache<'m> {
     pub(super) heat: &'m [AtomicU64],
     pub(super) slots: SlotTable,
     pub(super) hints: ArrayQueue<u64>,
-    pub(super) promoter_sleeps: AtomicBool,
-    /// Requests that arrived, for the promoter to know when to halve the heat.
+    pub(super) mover_sleeps: AtomicBool,
+    /// Requests that arrived, for the mover to know when to halve the heat.
     pub(super) requests: AtomicU64,
     failure: OnceLock<CacheFailure>,
     /// The same as whether there is a failure, where it costs a load.
@@ -103,7 +103,7 @@ impl<'m> Cache<'m> {
             heat,
             slots: SlotTable::new(shape.slots),
             hints: ArrayQueue::new(MAX_HINTS),
-            promoter_sleeps: AtomicBool::new(false),
+            mover_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
@@ -226,10 +226,10 @@ impl<'m> Cache<'m> {
         self.is_attached.load(Ordering::Relaxed) && self.hints.push(hint).is_ok()
     }
 
-    /// Whether the promoter has to be woken for what was hinted. Says so once.
+    /// Whether the mover has to be woken for what was hinted. Says so once.
     #[must_use]
     pub fn must_wake(&self) -> bool {
-        self.promoter_sleeps.load(Ordering::SeqCst) && self.promoter_sleeps.swap(false, Ordering::SeqCst)
+        self.mover_sleeps.load(Ordering::SeqCst) && self.mover_sleeps.swap(false, Ordering::SeqCst)
     }
 
     /// So many more requests arrived.
@@ -242,8 +242,8 @@ impl<'m> Cache<'m> {
     pub fn detach(&self, failure: CacheFailure) {
         self.is_attached.store(false, Ordering::SeqCst);
         let _ = self.failure.set(failure);
-        // The promoter empties the index.
-        self.promoter_sleeps.store(true, Ordering::SeqCst);
+        // The mover empties the index.
+        self.mover_sleeps.store(true, Ordering::SeqCst);
     }
 
     /// Why the cache device is not used any more, if it is not.

@@ -8,7 +8,7 @@ use ublk_bpf_abi::{CacheCounters, Priority, SECTOR_SIZE};
 
 use super::evict::Algorithm;
 use super::fixture::Maps;
-use super::{Cache, Mode, MoverIo, PromoteLimits, Promoter, Shape};
+use super::{Cache, Mode, Mover, MoverIo, PromoteLimits, Shape};
 
 const SHIFT: u32 = 12;
 const BLOCK: u64 = 1 << SHIFT;
@@ -38,7 +38,7 @@ fn queue(cache: &Cache<'_>, devices: &Devices, own: u64) {
     let mut random = own + 1;
     for round in 0..ROUNDS {
         if round % 64 == 0 {
-            // With fewer processors than threads the promoter would hardly ever run beside the queues.
+            // With fewer processors than threads the mover would hardly ever run beside the queues.
             thread::yield_now();
         }
         random ^= random << 13;
@@ -77,11 +77,11 @@ fn queue(cache: &Cache<'_>, devices: &Devices, own: u64) {
     }
 }
 
-/// The promoter, until all queues are through.
-fn promote(promoter: &mut Promoter<'_, '_>, devices: &Devices, is_over: &AtomicBool) {
-    let mut staging = vec![0; usize::from(promoter.jobs())];
+/// The mover, until all queues are through.
+fn promote(mover: &mut Mover<'_, '_>, devices: &Devices, is_over: &AtomicBool) {
+    let mut staging = vec![0; usize::from(mover.jobs())];
     while !is_over.load(Ordering::SeqCst) {
-        let Ok(mut effect) = promoter.poll(Duration::ZERO) else {
+        let Ok(mut effect) = mover.poll(Duration::ZERO) else {
             thread::yield_now();
             continue;
         };
@@ -101,7 +101,7 @@ fn promote(promoter: &mut Promoter<'_, '_>, devices: &Devices, is_over: &AtomicB
                     unreachable!("there is no earlier server: {effect:?}")
                 }
             };
-            match promoter.done(job, 1 << SHIFT) {
+            match mover.done(job, 1 << SHIFT) {
                 Some(next) => effect = next,
                 None => break,
             }
@@ -125,10 +125,10 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
     };
     let cache = Cache::new(shape, &maps.index, &maps.heat);
     let limits = PromoteLimits { rate: None };
-    let mut promoter = Promoter::new(&cache, algorithm, limits, CacheCounters::default());
+    let mut mover = Mover::new(&cache, algorithm, limits, CacheCounters::default());
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let promoting = scope.spawn(|| promote(&mut promoter, &devices, &is_over));
+        let promoting = scope.spawn(|| promote(&mut mover, &devices, &is_over));
         let queues: Vec<_> = (0..THREADS)
             .map(|own| {
                 scope.spawn({
@@ -139,12 +139,12 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
             .collect();
         let ends: Vec<_> = queues.into_iter().map(thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::SeqCst);
-        promoting.join().expect("the promoter");
+        promoting.join().expect("the mover");
         for end in ends {
             end.expect("a queue");
         }
     });
-    for (slot, block, ..) in promoter.residents() {
+    for (slot, block, ..) in mover.residents() {
         let cached = devices.slots[slot as usize].load(Ordering::SeqCst);
         assert_eq!(cached, devices.backing[block as usize].load(Ordering::SeqCst));
     }
@@ -154,7 +154,7 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
             .all(|word| word.load(Ordering::SeqCst) >> 32 == 0),
         "a write never ended"
     );
-    *promoter.counters()
+    *mover.counters()
 }
 
 #[test]

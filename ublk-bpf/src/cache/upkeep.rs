@@ -1,4 +1,4 @@
-//! What the promoter, and it alone, does with what it shares with the queues.
+//! What the mover, and it alone, does with what it shares with the queues.
 
 use std::sync::atomic::Ordering;
 
@@ -24,9 +24,9 @@ impl Cache<'_> {
         !self.hints.is_empty()
     }
 
-    /// The promoter goes to sleep; `false`: there is something to do first.
+    /// The mover goes to sleep; `false`: there is something to do first.
     pub(super) fn sleep(&self) -> bool {
-        self.promoter_sleeps.store(true, Ordering::SeqCst);
+        self.mover_sleeps.store(true, Ordering::SeqCst);
         self.hints.is_empty()
     }
 

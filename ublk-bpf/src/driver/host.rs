@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::cache::Cache;
 use crate::queue::{BadConfig, Ends, QueueFailure, Written};
 
-/// A device to serve: what all its queues and its promoter share.
+/// A device to serve: what all its queues and its mover share.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceSpec<'a> {
     /// Tags of each queue: 1 to 4096, as the device's info says.

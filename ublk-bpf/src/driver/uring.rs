@@ -1,10 +1,10 @@
-//! The engine over io_uring: a thread and a ring for each hardware queue, and one of each for the promoter.
+//! The engine over io_uring: a thread and a ring for each hardware queue, and one of each for the mover.
 
 mod copy;
 mod doorbell;
 mod fetch;
 mod memory;
-mod promote;
+mod mover;
 mod queue;
 mod ring;
 mod sqe;
@@ -21,7 +21,7 @@ use self::queue::QueueSpec;
 use self::stop::Stop;
 use super::host::{DeviceSpec, Error, QueueHost};
 use crate::backend::Access;
-use crate::cache::Promoter;
+use crate::cache::Mover;
 
 /// Serves one device. Its `run_` methods keep the calling thread, each of which the server starts.
 #[derive(Debug)]
@@ -59,27 +59,27 @@ impl<'a> Engine<'a> {
         queue::run(&spec, host)
     }
 
-    /// Fills the cache until [`stop_promoter`](Self::stop_promoter) is called and nothing is in flight. Calls `publish`
+    /// Fills the cache until [`stop_mover`](Self::stop_mover) is called and nothing is in flight. Calls `publish`
     /// with the counters each time before the thread may sleep, and at the end. Without a cache there is nothing to do.
     ///
     /// # Errors
     /// If there is no ring or memory, or the ring stops working.
-    pub fn run_promoter(
+    pub fn run_mover(
         &self,
-        promoter: &mut Promoter<'_, '_>,
+        mover: &mut Mover<'_, '_>,
         publish: impl FnMut(&CacheCounters),
     ) -> io::Result<()> {
         let (Access::Ring { file, .. }, Some(handles)) = (self.spec.backend.access(), self.spec.cache) else {
             return Ok(());
         };
-        let spec = promote::Spec {
+        let spec = mover::Spec {
             backing: file,
             cache: handles.device,
             device: self.spec.device,
             block_bytes: 1 << handles.cache.shape().shift,
             doorbell: &self.doorbell,
         };
-        promote::run(&spec, promoter, publish)
+        mover::run(&spec, mover, publish)
     }
 
     /// Asks every queue to give up: it waits for its operations in flight, commits what they finish, and leaves the
@@ -92,11 +92,11 @@ impl<'a> Engine<'a> {
         self.stop.pull()
     }
 
-    /// Asks the promoter to finish what it has in flight and to end.
+    /// Asks the mover to finish what it has in flight and to end.
     ///
     /// # Errors
     /// None that an open eventfd is known to give.
-    pub fn stop_promoter(&self) -> io::Result<()> {
+    pub fn stop_mover(&self) -> io::Result<()> {
         self.doorbell.stop()
     }
 }

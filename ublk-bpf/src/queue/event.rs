@@ -84,7 +84,7 @@ pub enum Effect {
         /// The first element to commit.
         from: u16,
     },
-    /// Wake the promoter: there is a block to promote, or the cache device has failed.
+    /// Wake the mover: there is a block to promote, or the cache device has failed.
     Wake,
     /// The queue has failed. It waits for what is in flight, as after [`Event::Abandon`]; [`Effect::Finished`]
     /// follows.

@@ -98,7 +98,7 @@ pub struct Machine<'w> {
     ends: Ends<'w>,
     /// The last known ends of the backing and the cache device.
     seen: [u64; 2],
-    /// A hint or a failure is new since the promoter was last woken.
+    /// A hint or a failure is new since the mover was last woken.
     wake: bool,
     /// Its wake-up is queued and not yet polled.
     is_waking: bool,

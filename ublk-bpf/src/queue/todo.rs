@@ -33,7 +33,7 @@ impl Todos {
             + u32::from(FETCHES) // each FETCH command is issued again only after it ended
             + u32::from(depth) // a tag has at most one operation
             + 1 // one COMMIT is out at a time
-            + 1 // the promoter is woken once a round
+            + 1 // the mover is woken once a round
             + 1 // a queue fails once
             + 1; // and finishes once
         let slots = most.next_power_of_two();

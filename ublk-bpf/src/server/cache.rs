@@ -13,7 +13,7 @@ use super::panics;
 use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
-use crate::cache::{self, Cache, CacheFailure, PromoteLimits, Promoter, Shape, Trust};
+use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::{CacheHandles, Engine};
 use crate::errno::Errno;
@@ -313,50 +313,50 @@ impl<'a> RunningCache<'a> {
     }
 
     /// What fills it, with what is in it already.
-    pub(super) fn promoter(&self) -> Promoter<'_, 'a> {
+    pub(super) fn mover(&self) -> Mover<'_, 'a> {
         let limits = PromoteLimits {
             rate: self.device.options.promote_limit,
         };
         let algorithm = self.device.options.eviction;
-        let mut promoter = Promoter::new(&self.cache, algorithm, limits, self.maps.published());
+        let mut mover = Mover::new(&self.cache, algorithm, limits, self.maps.published());
         let entries = &self.contents.entries;
         let blocks = entries.iter().filter_map(|entry| {
             let priority = Priority::parse(entry.priority).unwrap_or(Priority::Normal);
             Some((entry.slot, u32::try_from(entry.block).ok()?, priority))
         });
-        promoter.restore(blocks, self.contents.trust);
+        mover.restore(blocks, self.contents.trust);
         for entry in entries {
             self.cache.remember_heat(entry.block, entry.heat);
         }
-        promoter
+        mover
     }
 
-    /// Starts the thread of this name that fills it. It returns the promoter when the engine stops it.
+    /// Starts the thread of this name that fills it. It returns the mover when the engine stops it.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         name: String,
-        mut promoter: Promoter<'env, 'a>,
+        mut mover: Mover<'env, 'a>,
         engine: &'env Engine<'env>,
-    ) -> std::io::Result<ScopedJoinHandle<'scope, Promoter<'env, 'a>>>
+    ) -> std::io::Result<ScopedJoinHandle<'scope, Mover<'env, 'a>>>
     where
         'a: 'scope,
     {
         let builder = std::thread::Builder::new().name(name);
         builder.spawn_scoped(scope, move || {
             protect_thread();
-            self.promote(&mut promoter, engine);
-            promoter
+            self.run_mover(&mut mover, engine);
+            mover
         })
     }
 
-    fn promote(&self, promoter: &mut Promoter<'_, '_>, engine: &Engine<'_>) {
+    fn run_mover(&self, mover: &mut Mover<'_, '_>, engine: &Engine<'_>) {
         let publish = |counters: &_| {
             panics::point();
             self.maps.publish(counters);
         };
-        // Without a promoter the device is served as if it had no cache.
-        let why = match catch_unwind(AssertUnwindSafe(|| engine.run_promoter(promoter, publish))) {
+        // Without a mover the device is served as if it had no cache.
+        let why = match catch_unwind(AssertUnwindSafe(|| engine.run_mover(mover, publish))) {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its thread panicked".to_owned(),
@@ -366,23 +366,21 @@ impl<'a> RunningCache<'a> {
             during: "promoting to",
             errno: Errno::EIO,
         });
-        // Empties the index, which is the promoter's to do; one that panicked may do so again.
-        let _ = catch_unwind(AssertUnwindSafe(|| promoter.poll(Duration::ZERO)));
+        // Empties the index, which is the mover's to do; one that panicked may do so again.
+        let _ = catch_unwind(AssertUnwindSafe(|| mover.poll(Duration::ZERO)));
     }
 
     /// Keeps what is in it for the next server. The queues have ended.
-    pub(super) fn save(&self, promoter: &Promoter<'_, '_>) {
+    pub(super) fn save(&self, mover: &Mover<'_, '_>) {
         if self.cache.failure().is_some() || self.device.backend.kind() == Kind::Memory {
             return;
         }
-        let entries = promoter
-            .residents()
-            .map(|(slot, block, priority, heat)| SavedEntry {
-                slot,
-                block: block.into(),
-                priority: priority as u8,
-                heat,
-            });
+        let entries = mover.residents().map(|(slot, block, priority, heat)| SavedEntry {
+            slot,
+            block: block.into(),
+            priority: priority as u8,
+            heat,
+        });
         if let Err(error) = self.device.save(self.backing, entries) {
             tracing::warn!("the next server will start with an empty cache: {error}");
         }

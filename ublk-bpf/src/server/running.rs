@@ -1,4 +1,4 @@
-//! A device while it is served: its queue threads, its promoter, and what its own thread waits for.
+//! A device while it is served: its queue threads, its mover, and what its own thread waits for.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -75,24 +75,22 @@ impl RunningDevice<'_> {
             classifier: self.classifier,
         };
         let runtime = host.runtime.clone();
-        let mut promoter = None;
+        let mut mover = None;
         let serve = || {
             thread::scope(|scope| {
                 // Whatever happens here, the threads end: the scope waits for them.
                 let _end = StopOnDrop(&engine);
-                let promoting = self.cache.map(|cache| {
-                    let name = format!("{}-promote", self.info.id.disk_name());
-                    cache.spawn(scope, name, cache.promoter(), &engine)
+                let moving = self.cache.map(|cache| {
+                    let name = format!("{}-mover", self.info.id.disk_name());
+                    cache.spawn(scope, name, cache.mover(), &engine)
                 });
-                let promoting = promoting
-                    .transpose()
-                    .map_err(limits::no_thread("start the promoter"))?;
+                let moving = moving.transpose().map_err(limits::no_thread("start the mover"))?;
                 let queues =
                     Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
                 let end = runtime.block_on(self.live(queues, begin, host, &watch));
-                if let Some(thread) = promoting {
-                    stop_promoter(&engine);
-                    promoter = thread.join().ok();
+                if let Some(thread) = moving {
+                    stop_mover(&engine);
+                    mover = thread.join().ok();
                 }
                 end
             })
@@ -102,8 +100,8 @@ impl RunningDevice<'_> {
         let end = catch_unwind(AssertUnwindSafe(serve))
             .unwrap_or_else(|_| self.ended(Err("the device's thread panicked".to_owned())));
         // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the index.
-        if let (Ok(End::Stopped), Some(cache), Some(promoter)) = (&end, self.cache, promoter) {
-            cache.save(&promoter);
+        if let (Ok(End::Stopped), Some(cache), Some(mover)) = (&end, self.cache, mover) {
+            cache.save(&mover);
         }
         // The log of a device that failed or waits is kept for the user.
         if let Ok(End::Stopped) = end {
@@ -264,20 +262,20 @@ impl RunningDevice<'_> {
     }
 }
 
-/// Ends the queue threads and the promoter, however the device's thread leaves.
+/// Ends the queue threads and the mover, however the device's thread leaves.
 struct StopOnDrop<'a>(&'a Engine<'a>);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
-        stop_promoter(self.0);
+        stop_mover(self.0);
         if let Err(error) = self.0.stop_queues() {
             tracing::error!("cannot end the queue threads: {error}");
         }
     }
 }
 
-fn stop_promoter(engine: &Engine<'_>) {
-    if let Err(error) = engine.stop_promoter() {
-        tracing::error!("cannot end the promoter: {error}");
+fn stop_mover(engine: &Engine<'_>) {
+    if let Err(error) = engine.stop_mover() {
+        tracing::error!("cannot stop the mover: {error}");
     }
 }

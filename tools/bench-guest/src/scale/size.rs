@@ -28,7 +28,7 @@ the backing, so 16 TiB in blocks of 64K are 2304 MiB, and a sixteenth of that in
 maps it into the server. A request costs the same: the index is an array, looked into by block number. (On this clock a miss of the CPU's own caches costs nothing; on a real CPU the words of a large index are more often in no cache.)
 2^32 blocks are the limit, and 16 TiB in blocks of 4K are just one too many.
 
-One cost is not in this table, for with `passthrough` the promoter sleeps: after ten requests for each slot of the cache it halves the heat of all blocks of the backing. Where that is 16 TiB and the
+One cost is not in this table, for with `passthrough` the mover sleeps: after ten requests for each slot of the cache it halves the heat of all blocks of the backing. Where that is 16 TiB and the
 cache 1 GiB, it is a walk over 256 MiB for each 160,000 requests, in a thread of its own.",
 };
 

@@ -1,4 +1,4 @@
-//! How the promoter is woken.
+//! How the mover is woken.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// Wakes the promoter. A queue's ring writes to the descriptor, which costs the queue no system call.
+/// Wakes the mover. A queue's ring writes to the descriptor, which costs the queue no system call.
 #[derive(Debug)]
 pub(super) struct Doorbell {
     eventfd: OwnedFd,
@@ -26,7 +26,7 @@ impl Doorbell {
         })
     }
 
-    /// Asks the promoter to finish what it has in flight and to end.
+    /// Asks the mover to finish what it has in flight and to end.
     ///
     /// # Errors
     /// None that an open eventfd is known to give.
@@ -36,7 +36,7 @@ impl Doorbell {
         Ok(())
     }
 
-    /// Whether the promoter was asked to end.
+    /// Whether the mover was asked to end.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }

@@ -41,7 +41,7 @@ pub(super) struct QueueSpec<'e, 'w> {
     pub(super) device: &'e DeviceSpec<'w>,
     /// Makes the queue give up.
     pub(super) stop: &'e Stop,
-    /// Wakes the promoter.
+    /// Wakes the mover.
     pub(super) doorbell: &'e Doorbell,
 }
 

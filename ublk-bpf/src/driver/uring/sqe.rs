@@ -24,7 +24,7 @@ pub(super) mod file {
     pub(in super::super) const STOP: u32 = 3;
     /// The cache device, if there is one.
     pub(in super::super) const CACHE: u32 = 4;
-    /// The eventfd that wakes the promoter.
+    /// The eventfd that wakes the mover.
     pub(in super::super) const DOORBELL: u32 = 5;
     /// How many there are.
     pub(in super::super) const COUNT: usize = 6;
@@ -63,7 +63,7 @@ pub(super) enum Tagged {
     Prepare,
     /// The server asked the queue to give up.
     Stop,
-    /// The promoter was woken.
+    /// The mover was woken.
     Wake,
 }
 
@@ -190,7 +190,7 @@ pub(super) fn stop() -> Entry {
         .user_data(Tagged::Stop.pack())
 }
 
-/// Wakes the promoter.
+/// Wakes the mover.
 pub(super) fn wake() -> Entry {
     static ONE: u64 = 1;
     opcode::Write::new(Fixed(file::DOORBELL), (&raw const ONE).cast(), 8)

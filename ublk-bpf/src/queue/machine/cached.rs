@@ -117,7 +117,7 @@ impl<'w> Machine<'w> {
         self.tags.slot(tag).in_flight.go_on_without_cache()
     }
 
-    /// Reports the number of requests to the cache, and wakes the promoter if it has work.
+    /// Reports the number of requests to the cache, and wakes the mover if it has work.
     #[inline]
     pub(super) fn flush_hints(&mut self, cache: &Cache<'_>) {
         let arrived = self.counters.arrived;

@@ -7,7 +7,7 @@ use ublk_bpf_abi::{CacheCounters, IndexEntry, Priority};
 
 use crate::cache::evict::Algorithm;
 use crate::cache::fixture::Maps;
-use crate::cache::{self, Cache, Mode, PromoteLimits, Promoter, Shape};
+use crate::cache::{self, Cache, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
@@ -32,21 +32,21 @@ fn cache_of(maps: &Maps) -> Cache<'_> {
         mode: Mode::WriteThrough,
     };
     let cache = Cache::new(shape, &maps.index, &maps.heat);
-    let mut promoter = Promoter::new(
+    let mut mover = Mover::new(
         &cache,
         Algorithm::Clock,
         PromoteLimits { rate: None },
         CacheCounters::default(),
     );
     assert!(cache.hint(4096, Priority::Normal));
-    let load = promoter.poll(Duration::ZERO);
+    let load = mover.poll(Duration::ZERO);
     assert!(matches!(load, Ok(cache::MoverIo::Load { offset: 4096, .. })));
     assert!(matches!(
-        promoter.done(0, 4096),
+        mover.done(0, 4096),
         Some(cache::MoverIo::Store { offset: SLOTS, .. })
     ));
-    assert_eq!(promoter.done(0, 4096), None);
-    drop(promoter);
+    assert_eq!(mover.done(0, 4096), None);
+    drop(mover);
     assert!(entry(maps).is_present());
     cache
 }

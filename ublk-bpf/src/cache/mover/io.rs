@@ -1,16 +1,16 @@
-//! What a promoter wants its driver to do.
+//! What the mover asks its driver to do.
 
 use std::time::Duration;
 
 #[cfg(doc)]
-use super::Promoter;
+use super::Mover;
 
 /// Something for the driver to do. Offsets and lengths are in bytes, and no length is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoverIo {
-    /// From the backing device to a staging buffer; its result goes to [`Promoter::done`].
+    /// From the backing device to a staging buffer; its result goes to [`Mover::done`].
     Load {
-        /// The staging buffer, below [`Promoter::jobs`].
+        /// The staging buffer, below [`Mover::jobs`].
         job: u16,
         /// Where on the backing device.
         offset: u64,
@@ -34,7 +34,7 @@ pub enum MoverIo {
     LoadSlot {
         /// The verification.
         job: u16,
-        /// The other buffer, below [`Promoter::buffers`].
+        /// The other buffer, below [`Mover::buffers`].
         buffer: u16,
         /// Where on the cache device.
         offset: u64,
@@ -43,7 +43,7 @@ pub enum MoverIo {
         /// How many.
         len: u32,
     },
-    /// Two staging buffers are compared; whether they hold the same goes to [`Promoter::compared`].
+    /// Compares two staging buffers; whether they are equal goes to [`Mover::compared`].
     Compare {
         /// The verification, and its first buffer.
         job: u16,
@@ -54,10 +54,10 @@ pub enum MoverIo {
     },
 }
 
-/// When there is something to do again.
+/// When to call [`Mover::poll`] again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
-    /// When an operation completes or the promoter is woken.
+    /// When an operation completes or the mover is woken.
     UntilWoken,
     /// The same, or at this time.
     Until(Duration),

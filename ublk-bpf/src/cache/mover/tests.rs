@@ -23,8 +23,8 @@ fn cache_of(maps: &Maps, slots: u32) -> Cache<'_> {
     Cache::new(shape, &maps.index, &maps.heat)
 }
 
-fn promoter<'c, 'm>(cache: &'c Cache<'m>) -> Promoter<'c, 'm> {
-    Promoter::new(
+fn mover<'c, 'm>(cache: &'c Cache<'m>) -> Mover<'c, 'm> {
+    Mover::new(
         cache,
         Algorithm::Clock,
         PromoteLimits { rate: None },
@@ -33,20 +33,20 @@ fn promoter<'c, 'm>(cache: &'c Cache<'m>) -> Promoter<'c, 'm> {
 }
 
 /// A promotion of this block begins, if it may.
-fn begin(promoter: &mut Promoter<'_, '_>, block: u64) -> Option<MoverIo> {
-    assert!(promoter.cache.hint(block * BLOCK, Priority::Normal));
-    promoter.poll(Duration::ZERO).ok()
+fn begin(mover: &mut Mover<'_, '_>, block: u64) -> Option<MoverIo> {
+    assert!(mover.cache.hint(block * BLOCK, Priority::Normal));
+    mover.poll(Duration::ZERO).ok()
 }
 
-fn promote(promoter: &mut Promoter<'_, '_>, block: u64) {
-    assert!(begin(promoter, block).is_some());
-    end(promoter);
+fn promote(mover: &mut Mover<'_, '_>, block: u64) {
+    assert!(begin(mover, block).is_some());
+    end(mover);
 }
 
 /// The first promotion is read and written in full.
-fn end(promoter: &mut Promoter<'_, '_>) {
-    assert!(promoter.done(0, BLOCK_RESULT).is_some());
-    assert_eq!(promoter.done(0, BLOCK_RESULT), None);
+fn end(mover: &mut Mover<'_, '_>) {
+    assert!(mover.done(0, BLOCK_RESULT).is_some());
+    assert_eq!(mover.done(0, BLOCK_RESULT), None);
 }
 
 #[test]
@@ -54,19 +54,16 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
     for write_ends_first in [true, false] {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, 4);
-        let mut promoter = promoter(&cache);
-        begin(&mut promoter, 5).expect("nobody writes it");
+        let mut mover = mover(&cache);
+        begin(&mut mover, 5).expect("nobody writes it");
         let change = cache.begin_write(5 * BLOCK, 512);
         assert_eq!(change.pin, None);
         if write_ends_first {
             cache.end_change(5 * BLOCK, 512, None, true);
         }
-        end(&mut promoter);
+        end(&mut mover);
         assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
-        assert_eq!(
-            (promoter.counters().overtaken, promoter.counters().promoted),
-            (1, 0)
-        );
+        assert_eq!((mover.counters().overtaken, mover.counters().promoted), (1, 0));
     }
 }
 
@@ -74,69 +71,69 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
 fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
-    let mut promoter = promoter(&cache);
-    begin(&mut promoter, 5).expect("nobody writes it");
+    let mut mover = mover(&cache);
+    begin(&mut mover, 5).expect("nobody writes it");
     let _ = cache.begin_discard(0, 16 * BLOCK);
     cache.end_change(0, 16 * BLOCK, None, true);
-    end(&mut promoter);
+    end(&mut mover);
     assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
-    assert_eq!(promoter.counters().overtaken, 1);
+    assert_eq!(mover.counters().overtaken, 1);
 }
 
 #[test]
 fn a_block_that_is_being_written_or_discarded_is_not_begun_to_be_filled() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
-    let mut promoter = promoter(&cache);
+    let mut mover = mover(&cache);
     let _ = cache.begin_write(5 * BLOCK, 512);
     let _ = cache.begin_discard(6 * BLOCK, BLOCK);
-    assert_eq!(begin(&mut promoter, 5), None);
-    assert_eq!(begin(&mut promoter, 6), None);
+    assert_eq!(begin(&mut mover, 5), None);
+    assert_eq!(begin(&mut mover, 6), None);
     cache.end_change(5 * BLOCK, 512, None, true);
-    assert!(begin(&mut promoter, 5).is_some());
+    assert!(begin(&mut mover, 5).is_some());
 }
 
 #[test]
 fn a_slot_is_given_to_no_other_block_while_it_is_read() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 1);
-    let mut promoter = promoter(&cache);
-    promote(&mut promoter, 5);
+    let mut mover = mover(&cache);
+    promote(&mut mover, 5);
     let pin = cache.begin_read(5 * BLOCK, 512).expect("it is there");
-    assert_eq!(begin(&mut promoter, 6), None);
-    assert_eq!(promoter.counters().no_room, 1);
+    assert_eq!(begin(&mut mover, 6), None);
+    assert_eq!(mover.counters().no_room, 1);
     cache.end_read(pin);
-    assert!(begin(&mut promoter, 6).is_some());
-    assert_eq!(promoter.counters().evicted, 1);
+    assert!(begin(&mut mover, 6).is_some());
+    assert_eq!(mover.counters().evicted, 1);
 }
 
 #[test]
 fn nor_when_its_block_has_left_it() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 1);
-    let mut promoter = promoter(&cache);
-    promote(&mut promoter, 5);
+    let mut mover = mover(&cache);
+    promote(&mut mover, 5);
     let pin = cache.begin_read(5 * BLOCK, 512).expect("it is there");
     let _ = cache.begin_discard(5 * BLOCK, BLOCK);
     cache.end_change(5 * BLOCK, BLOCK, None, true);
-    assert_eq!(begin(&mut promoter, 5), None, "not even to the same");
+    assert_eq!(begin(&mut mover, 5), None, "not even to the same");
     cache.end_read(pin);
-    assert!(begin(&mut promoter, 5).is_some());
+    assert!(begin(&mut mover, 5).is_some());
 }
 
 #[test]
 fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 1);
-    let mut promoter = promoter(&cache);
-    promote(&mut promoter, 5);
+    let mut mover = mover(&cache);
+    promote(&mut mover, 5);
     let first = cache.begin_write(5 * BLOCK, 512);
     let second = cache.begin_write(5 * BLOCK, 1024);
     assert!(first.pin.is_some() && second.pin.is_none());
     cache.end_change(5 * BLOCK, 1024, None, true);
-    assert_eq!(begin(&mut promoter, 5), None, "the first goes to the slot still");
+    assert_eq!(begin(&mut mover, 5), None, "the first goes to the slot still");
     cache.end_change(5 * BLOCK, 512, first.pin, true);
-    promote(&mut promoter, 5);
+    promote(&mut mover, 5);
     assert!(cache.begin_read(5 * BLOCK, 512).is_some());
 }
 
@@ -144,13 +141,13 @@ fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
 fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 2);
-    let mut first = promoter(&cache);
+    let mut first = mover(&cache);
     promote(&mut first, 5);
     begin(&mut first, 6).expect("there is a slot");
     let cache = cache_of(&maps, 2);
     let survivors = surviving(&maps.index, 2);
     assert_eq!(survivors, [(0, 5)]);
-    let mut second = promoter(&cache);
+    let mut second = mover(&cache);
     let normal = survivors
         .into_iter()
         .map(|(slot, block)| (slot, block, Priority::Normal));
@@ -165,14 +162,14 @@ fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
 fn nothing_is_left_in_a_cache_whose_device_fails() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 2);
-    let mut promoter = promoter(&cache);
-    promote(&mut promoter, 5);
-    begin(&mut promoter, 6).expect("there is a slot");
-    assert!(promoter.done(0, BLOCK_RESULT).is_some());
-    assert_eq!(promoter.done(0, -5), None);
-    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    let mut mover = mover(&cache);
+    promote(&mut mover, 5);
+    begin(&mut mover, 6).expect("there is a slot");
+    assert!(mover.done(0, BLOCK_RESULT).is_some());
+    assert_eq!(mover.done(0, -5), None);
+    assert_eq!(mover.poll(Duration::ZERO), Err(Rest::UntilWoken));
     assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
-    assert_eq!(promoter.residents().count(), 0);
+    assert_eq!(mover.residents().count(), 0);
     assert!(cache.failure().is_some());
 }
 
@@ -183,14 +180,14 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
     let limits = PromoteLimits {
         rate: Some(2 * BLOCK),
     };
-    let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    let mut mover = Mover::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
     let mut promoted_in = |second: u64| {
         let mut count = 0;
         for block in 0..4 {
             assert!(cache.hint((4 * second + block) * BLOCK, Priority::Normal));
         }
-        while promoter.poll(Duration::from_secs(second)).is_ok() {
-            end(&mut promoter);
+        while mover.poll(Duration::from_secs(second)).is_ok() {
+            end(&mut mover);
             count += 1;
         }
         while cache.next_hint().is_some() {}
@@ -204,70 +201,70 @@ fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
     let limits = PromoteLimits { rate: Some(512) };
-    let mut promoter = Promoter::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
-    promote(&mut promoter, 1);
+    let mut mover = Mover::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    promote(&mut mover, 1);
     // A hundredth of a second later a few bytes are left, which lets one more begin.
     let now = Duration::from_millis(10);
     for block in [2, 3] {
         assert!(cache.hint(block * BLOCK, Priority::Normal));
     }
-    assert!(promoter.poll(now).is_ok());
-    end(&mut promoter);
-    let Err(Rest::Until(then)) = promoter.poll(now) else {
+    assert!(mover.poll(now).is_ok());
+    end(&mut mover);
+    let Err(Rest::Until(then)) = mover.poll(now) else {
         panic!("a block is eight seconds' worth");
     };
     assert!(then > Duration::from_secs(7) && then < Duration::from_secs(9));
-    assert!(promoter.poll(then).is_ok());
+    assert!(mover.poll(then).is_ok());
 }
 
-/// A promoter after a server that had blocks 0, 1, ... in slots 0, 1, ..., none of them verified.
-fn successor<'c, 'm>(cache: &'c Cache<'m>, blocks: u32) -> Promoter<'c, 'm> {
-    let mut promoter = promoter(cache);
+/// A mover after a server that had blocks 0, 1, ... in slots 0, 1, ..., none of them verified.
+fn successor<'c, 'm>(cache: &'c Cache<'m>, blocks: u32) -> Mover<'c, 'm> {
+    let mut mover = mover(cache);
     let had = (0..blocks).map(|slot| (slot, slot, Priority::Normal));
-    assert_eq!(promoter.restore(had, Trust::ToVerify), blocks);
-    assert_eq!(promoter.counters().unverified, u64::from(blocks));
-    promoter
+    assert_eq!(mover.restore(had, Trust::ToVerify), blocks);
+    assert_eq!(mover.counters().unverified, u64::from(blocks));
+    mover
 }
 
 /// The next verification begins: its job, and the block in whose slot it looks.
-fn begin_verification(promoter: &mut Promoter<'_, '_>) -> Option<(u16, u64)> {
-    match promoter.poll(Duration::ZERO) {
+fn begin_verification(mover: &mut Mover<'_, '_>) -> Option<(u16, u64)> {
+    match mover.poll(Duration::ZERO) {
         Ok(MoverIo::LoadSlot { job, offset, .. }) => Some((job, offset / BLOCK)),
         _ => None,
     }
 }
 
 /// Both of its reads are done, and it is compared.
-fn end_verification(promoter: &mut Promoter<'_, '_>, job: u16, is_same: bool) {
+fn end_verification(mover: &mut Mover<'_, '_>, job: u16, is_same: bool) {
     assert!(matches!(
-        promoter.done(job, BLOCK_RESULT),
+        mover.done(job, BLOCK_RESULT),
         Some(MoverIo::Load { .. })
     ));
     assert!(matches!(
-        promoter.done(job, BLOCK_RESULT),
+        mover.done(job, BLOCK_RESULT),
         Some(MoverIo::Compare { .. })
     ));
-    promoter.compared(job, is_same);
+    mover.compared(job, is_same);
 }
 
 #[test]
 fn an_earlier_servers_block_is_hit_once_it_is_verified() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
-    let mut promoter = successor(&cache, 2);
+    let mut mover = successor(&cache, 2);
     let is_hit = |block| {
         let pin = cache.begin_read(block * BLOCK, 512);
         pin.map(|pin| cache.end_read(pin)).is_some()
     };
     for (block, is_same) in [(0, true), (1, false)] {
         assert!(!is_hit(block), "not yet begun");
-        let (job, begun) = begin_verification(&mut promoter).expect("there is one");
+        let (job, begun) = begin_verification(&mut mover).expect("there is one");
         assert_eq!(begun, block);
         assert!(!is_hit(block), "not yet compared");
-        end_verification(&mut promoter, job, is_same);
+        end_verification(&mut mover, job, is_same);
         assert_eq!(is_hit(block), is_same);
     }
-    let counters = promoter.counters();
+    let counters = mover.counters();
     assert_eq!(
         (
             counters.verified,
@@ -277,15 +274,11 @@ fn an_earlier_servers_block_is_hit_once_it_is_verified() {
         ),
         (1, 1, 0, 1)
     );
-    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    assert_eq!(mover.poll(Duration::ZERO), Err(Rest::UntilWoken));
     for block in 5..8 {
-        promote(&mut promoter, block);
+        promote(&mut mover, block);
     }
-    assert_eq!(
-        promoter.counters().evicted,
-        0,
-        "the slot of what differed is free"
-    );
+    assert_eq!(mover.counters().evicted, 0, "the slot of what differed is free");
 }
 
 #[test]
@@ -293,16 +286,16 @@ fn a_block_that_is_written_while_it_is_verified_is_not_published() {
     for write_ends_first in [true, false] {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, 4);
-        let mut promoter = successor(&cache, 1);
-        let (job, _) = begin_verification(&mut promoter).expect("there is one");
+        let mut mover = successor(&cache, 1);
+        let (job, _) = begin_verification(&mut mover).expect("there is one");
         let change = cache.begin_write(0, 512);
         assert_eq!(change.pin, None);
         if write_ends_first {
             cache.end_change(0, 512, None, true);
         }
-        end_verification(&mut promoter, job, true);
+        end_verification(&mut mover, job, true);
         assert_eq!(cache.begin_read(0, 512), None);
-        let counters = promoter.counters();
+        let counters = mover.counters();
         assert_eq!(
             (counters.overtaken, counters.verified, counters.unverified),
             (1, 0, 0)
@@ -314,42 +307,42 @@ fn a_block_that_is_written_while_it_is_verified_is_not_published() {
 fn what_was_written_before_its_turn_is_not_verified() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 2);
-    let mut promoter = successor(&cache, 2);
+    let mut mover = successor(&cache, 2);
     let _ = cache.begin_write(0, 512);
-    let begun = begin_verification(&mut promoter);
+    let begun = begin_verification(&mut mover);
     assert_eq!(begun.map(|(_, block)| block), Some(1));
     cache.end_change(0, 512, None, true);
-    assert_eq!(promoter.counters().unverified, 1);
-    promote(&mut promoter, 0);
-    assert_eq!(promoter.counters().evicted, 0, "its slot was free");
+    assert_eq!(mover.counters().unverified, 1);
+    promote(&mut mover, 0);
+    assert_eq!(mover.counters().evicted, 0, "its slot was free");
 }
 
 #[test]
 fn what_is_missed_is_verified_first() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
-    let mut promoter = successor(&cache, 8);
+    let mut mover = successor(&cache, 8);
     assert!(cache.hint(6 * BLOCK, Priority::High));
     // They take turns; whichever begins, the block is not promoted into another slot.
-    let begun: Vec<_> = (0..3).map_while(|_| begin_verification(&mut promoter)).collect();
+    let begun: Vec<_> = (0..3).map_while(|_| begin_verification(&mut mover)).collect();
     assert_eq!(
         begun.iter().map(|&(_, block)| block).collect::<Vec<_>>(),
         [0, 6, 1]
     );
-    end_verification(&mut promoter, begun[1].0, true);
+    end_verification(&mut mover, begun[1].0, true);
     cache.end_read(cache.begin_read(6 * BLOCK, 512).expect("it was verified"));
-    assert_eq!(promoter.residents().next(), Some((6, 6, Priority::High, 0)));
+    assert_eq!(mover.residents().next(), Some((6, 6, Priority::High, 0)));
 }
 
 #[test]
 fn verifications_are_few_and_take_turns_with_promotions() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 16);
-    let mut promoter = successor(&cache, 8);
+    let mut mover = successor(&cache, 8);
     for block in 8..12 {
         assert!(cache.hint(block * BLOCK, Priority::Normal));
     }
-    let begun: Vec<_> = std::iter::from_fn(|| promoter.poll(Duration::ZERO).ok())
+    let begun: Vec<_> = std::iter::from_fn(|| mover.poll(Duration::ZERO).ok())
         .map(|effect| matches!(effect, MoverIo::LoadSlot { .. }))
         .collect();
     assert_eq!(begun, [true, false, true, false, true, false, true, false]);
@@ -359,42 +352,36 @@ fn verifications_are_few_and_take_turns_with_promotions() {
 fn a_promotion_finds_room_among_what_is_not_verified() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
-    let mut promoter = successor(&cache, 8);
+    let mut mover = successor(&cache, 8);
     assert!(cache.hint(9 * BLOCK, Priority::Normal));
-    assert!(begin_verification(&mut promoter).is_some());
-    let Ok(MoverIo::Load { job, .. }) = promoter.poll(Duration::ZERO) else {
+    assert!(begin_verification(&mut mover).is_some());
+    let Ok(MoverIo::Load { job, .. }) = mover.poll(Duration::ZERO) else {
         panic!("nothing was promoted");
     };
     assert!(matches!(
-        promoter.done(job, BLOCK_RESULT),
+        mover.done(job, BLOCK_RESULT),
         Some(MoverIo::Store { offset, .. }) if offset == 7 * BLOCK
     ));
-    assert_eq!(promoter.done(job, BLOCK_RESULT), None);
+    assert_eq!(mover.done(job, BLOCK_RESULT), None);
     assert!(cache.begin_read(9 * BLOCK, 512).is_some());
     assert_eq!(cache.entry(7), IndexEntry::ABSENT);
-    assert_eq!(
-        (promoter.counters().evicted, promoter.counters().unverified),
-        (1, 7)
-    );
+    assert_eq!((mover.counters().evicted, mover.counters().unverified), (1, 7));
 }
 
 #[test]
 fn a_slot_that_cannot_be_read_detaches_the_cache_and_a_block_that_cannot_leaves_it() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
-    let mut promoter = successor(&cache, 2);
-    let (job, _) = begin_verification(&mut promoter).expect("there are two");
-    assert!(promoter.done(job, BLOCK_RESULT).is_some());
-    assert_eq!(promoter.done(job, -5), None);
+    let mut mover = successor(&cache, 2);
+    let (job, _) = begin_verification(&mut mover).expect("there are two");
+    assert!(mover.done(job, BLOCK_RESULT).is_some());
+    assert_eq!(mover.done(job, -5), None);
     assert!(cache.failure().is_none());
-    assert_eq!(
-        (promoter.counters().unverified, promoter.counters().errors),
-        (1, 1)
-    );
-    let (job, _) = begin_verification(&mut promoter).expect("there is one");
-    assert_eq!(promoter.done(job, -5), None);
+    assert_eq!((mover.counters().unverified, mover.counters().errors), (1, 1));
+    let (job, _) = begin_verification(&mut mover).expect("there is one");
+    assert_eq!(mover.done(job, -5), None);
     assert!(cache.failure().is_some());
-    assert_eq!(promoter.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    assert_eq!(mover.poll(Duration::ZERO), Err(Rest::UntilWoken));
     assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
-    assert_eq!(promoter.counters().unverified, 0);
+    assert_eq!(mover.counters().unverified, 0);
 }

@@ -1,4 +1,4 @@
-//! The promoter's thread: it copies blocks from the backing device to the cache device.
+//! The mover's thread: it copies blocks from the backing device to the cache device.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use ublk_bpf_abi::CacheCounters;
 
 use super::doorbell::Doorbell;
 use super::memory::StagingMemory;
-use crate::cache::{MoverIo, Promoter, Rest};
+use crate::cache::{Mover, MoverIo, Rest};
 
 /// `user_data` of the doorbell's read; a job's is its number.
 const DOORBELL: u64 = u64::MAX;
@@ -21,7 +21,7 @@ const DOORBELL: u64 = u64::MAX;
 /// The longest sleep: heat decays even if nothing is promoted.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The promoter's devices.
+/// The mover's devices.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spec<'a> {
     /// The source.
@@ -45,18 +45,18 @@ pub(super) struct Spec<'a> {
 /// If there is no ring or memory, or the ring stops working.
 pub(super) fn run(
     spec: &Spec<'_>,
-    promoter: &mut Promoter<'_, '_>,
+    mover: &mut Mover<'_, '_>,
     mut publish: impl FnMut(&CacheCounters),
 ) -> io::Result<()> {
-    let jobs = promoter.jobs();
-    let staging = StagingMemory::map(promoter.buffers(), spec.block_bytes)?;
+    let jobs = mover.jobs();
+    let staging = StagingMemory::map(mover.buffers(), spec.block_bytes)?;
     let ring = IoUring::builder().dontfork().build(u32::from(jobs) + 1)?;
     ring.submitter().register_files(&[spec.device.as_raw_fd()])?;
     // The kernel may access it as long as the ring exists.
     let kept = ManuallyDrop::new(Box::new((staging, AtomicU64::new(0))));
     let mut thread = Thread {
         spec,
-        promoter,
+        mover,
         ring,
         staging: &kept.0,
         rung: kept.1.as_ptr().cast(),
@@ -72,7 +72,7 @@ pub(super) fn run(
 
 struct Thread<'t, 'c, 'm> {
     spec: &'t Spec<'t>,
-    promoter: &'t mut Promoter<'c, 'm>,
+    mover: &'t mut Mover<'c, 'm>,
     ring: IoUring,
     staging: &'t StagingMemory,
     /// Receives the doorbell's count.
@@ -85,12 +85,12 @@ impl Thread<'_, '_, '_> {
         let start = Instant::now();
         loop {
             if self.spec.doorbell.is_stopped() {
-                self.promoter.stop();
+                self.mover.stop();
             }
             self.arm()?;
             let rest = self.begin(start)?;
-            publish(self.promoter.counters());
-            if self.spec.doorbell.is_stopped() && self.promoter.is_idle() {
+            publish(self.mover.counters());
+            if self.spec.doorbell.is_stopped() && self.mover.is_idle() {
                 return Ok(());
             }
             self.wait(rest, start.elapsed())?;
@@ -115,7 +115,7 @@ impl Thread<'_, '_, '_> {
     /// Starts every promotion that may start now.
     fn begin(&mut self, start: Instant) -> io::Result<Rest> {
         loop {
-            match self.promoter.poll(start.elapsed()) {
+            match self.mover.poll(start.elapsed()) {
                 Ok(effect) => self.carry_out(effect)?,
                 Err(rest) => return Ok(rest),
             }
@@ -151,7 +151,7 @@ impl Thread<'_, '_, '_> {
             MoverIo::Compare { job, buffer, len } => {
                 // SAFETY: both reads of this job have completed, and no other job has these buffers.
                 let is_same = unsafe { self.staging.is_same(job, buffer, len) };
-                self.promoter.compared(job, is_same);
+                self.mover.compared(job, is_same);
                 return Ok(());
             }
         };
@@ -200,7 +200,7 @@ impl Thread<'_, '_, '_> {
             }
             let next = u16::try_from(completion.user_data())
                 .ok()
-                .and_then(|job| self.promoter.done(job, completion.result()));
+                .and_then(|job| self.mover.done(job, completion.result()));
             if let Some(effect) = next {
                 self.carry_out(effect)?;
             }

@@ -1,11 +1,11 @@
-//! What is in the slots, as the eviction algorithms ask for it.
+//! The slots as the eviction algorithms see them.
 
 use ublk_bpf_abi::Priority;
 
 use crate::cache::Cache;
 use crate::cache::evict::{SlotState, SlotView};
 
-/// What is in the slots, and how it shall stay.
+/// The state and priority of each slot.
 #[derive(Debug)]
 pub(super) struct Residents<'c, 'm> {
     cache: &'c Cache<'m>,
@@ -26,7 +26,7 @@ impl<'c, 'm> Residents<'c, 'm> {
         self.priorities[slot as usize]
     }
 
-    /// At most three quarters of the slots are pinned; what is beyond is high.
+    /// At most three quarters of the slots can be [`Priority::Pinned`]; others become [`Priority::High`].
     pub(super) fn set_priority(&mut self, slot: u32, priority: Priority) {
         let most = u32::try_from(self.priorities.len()).unwrap_or(u32::MAX) / 4 * 3;
         let Some(now) = self.priorities.get_mut(slot as usize) else {

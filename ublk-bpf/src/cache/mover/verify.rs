@@ -1,32 +1,36 @@
-//! Blocks of an earlier server that may not be what the backing device has: each is compared with it before it is hit.
+//! Verifications: a block of an earlier server, which may differ from the backing device, is compared with that before
+//! its first hit.
 //!
-//! Until then such a block is [`Unverified`](ublk_bpf_abi::BlockState::Unverified) in the index, so no read finds it, and
-//! whatever writes it empties it. A verification goes as a fill does, but for its end: both devices are read, and the
-//! block is published by the compare-and-swap that succeeds only if nothing was written meanwhile. The blocks that are
-//! missed come first, then all others in the order of their slots. Where promotions wait as well, the two take turns.
+//! Until then it is [`Unverified`](ublk_bpf_abi::BlockState::Unverified) in the index: reads miss it, and a write
+//! invalidates it. A verification is `Filling` as a fill is. It reads both devices and publishes the block by the same
+//! compare-and-swap, which fails if the block was written meanwhile. Blocks that are missed come first, then all others in
+//! the order of their slots.
 
 use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Job, JobStep, MAX_VERIFIED_AT_ONCE, MoverIo, Promoter};
+use super::job::{Job, Kind, Step};
+use super::{MAX_VERIFICATIONS, Mover};
 
-/// Missed blocks that may wait to be verified before their turn. Others keep their place.
+pub(super) const STEPS: [Step; 3] = [Step::LoadSlot, Step::Load, Step::Compare];
+
+/// Missed blocks that are moved to the front. Others keep their place.
 const MAX_HASTENED: usize = 64;
 
-/// The slots that are yet to be verified.
+/// The slots to verify.
 #[derive(Debug)]
 pub(super) struct Unverified {
     /// A bit for each slot; none while there is nothing to verify.
     bits: Vec<u64>,
     slots: u32,
-    left: u32,
-    /// No slot below is left, but for one that is verified now.
+    count: u32,
+    /// Every slot below is verified or in a job.
     next: u32,
-    /// No slot from here on is left.
+    /// Every slot from here on is verified or evicted.
     end: u32,
     hastened: VecDeque<u32>,
-    /// Of a verification and a promotion that could begin, the verification does.
+    /// If a verification and a fill could begin, the verification does.
     is_their_turn: bool,
 }
 
@@ -36,7 +40,7 @@ impl Unverified {
         Self {
             bits: Vec::new(),
             slots,
-            left: 0,
+            count: 0,
             next: 0,
             end: slots,
             hastened: VecDeque::new(),
@@ -45,7 +49,7 @@ impl Unverified {
     }
 
     pub(super) const fn is_empty(&self) -> bool {
-        self.left == 0
+        self.count == 0
     }
 
     pub(super) fn clear(&mut self) {
@@ -58,7 +62,7 @@ impl Unverified {
             self.hastened = VecDeque::with_capacity(MAX_HASTENED);
         }
         self.bits[slot as usize / 64] |= 1 << (slot % 64);
-        self.left += 1;
+        self.count += 1;
     }
 
     fn contains(&self, slot: u32) -> bool {
@@ -72,18 +76,18 @@ impl Unverified {
             return None;
         }
         self.bits[slot as usize / 64] &= !(1 << (slot % 64));
-        self.left -= 1;
+        self.count -= 1;
         Some(slot)
     }
 
-    /// The one that is to be verified next.
+    /// The next to verify.
     fn take_next(&mut self) -> Option<u32> {
         while let Some(slot) = self.hastened.pop_front() {
             if let Some(slot) = self.take(slot) {
                 return Some(slot);
             }
         }
-        while self.left > 0 && self.next < self.end {
+        while self.count > 0 && self.next < self.end {
             self.next += 1;
             if let Some(slot) = self.take(self.next - 1) {
                 return Some(slot);
@@ -92,9 +96,9 @@ impl Unverified {
         None
     }
 
-    /// The one whose turn would come last.
+    /// The last in the order.
     fn take_last(&mut self) -> Option<u32> {
-        while self.left > 0 && self.next < self.end {
+        while self.count > 0 && self.next < self.end {
             self.end -= 1;
             if let Some(slot) = self.take(self.end) {
                 return Some(slot);
@@ -103,20 +107,19 @@ impl Unverified {
         None
     }
 
-    /// A promotion could begin too: whether the verification does. They take turns.
+    /// A fill could begin too: whether the verification does. They take turns.
     pub(super) const fn take_turn(&mut self) -> bool {
         self.is_their_turn = !self.is_their_turn;
         !self.is_their_turn
     }
 }
 
-impl Promoter<'_, '_> {
-    /// The block in a slot is yet to be verified.
-    pub(super) fn requeue(&mut self, slot: u32, priority: Priority) {
+impl Mover<'_, '_> {
+    /// Adds the block in a slot to those to verify.
+    pub(super) fn add_unverified(&mut self, slot: u32, priority: Priority) {
         if self.unverified.is_empty() {
-            let idle = self.jobs[0];
             let mut jobs = std::mem::take(&mut self.jobs).into_vec();
-            jobs.resize(self.promotions + usize::from(MAX_VERIFIED_AT_ONCE), idle);
+            jobs.resize(self.fills + usize::from(MAX_VERIFICATIONS), None);
             self.jobs = jobs.into_boxed_slice();
         }
         self.unverified.insert(slot);
@@ -124,76 +127,61 @@ impl Promoter<'_, '_> {
         self.counters.unverified += 1;
     }
 
-    /// A block was missed because it is not verified yet.
-    pub(super) fn hasten(&mut self, slot: u32, priority: Priority) {
-        // An index that was scribbled on may name any slot.
+    /// A block was missed because it is not verified: it is verified next.
+    pub(super) fn verify_soon(&mut self, slot: u32, priority: Priority) {
+        // A damaged index may name any slot.
         if self.unverified.contains(slot) && self.unverified.hastened.len() < MAX_HASTENED {
             self.residents.set_priority(slot, priority);
             self.unverified.hastened.push_back(slot);
         }
     }
 
-    /// A block is no longer one that is yet to be verified.
+    /// One block less is unverified.
     pub(super) const fn count_out(&mut self) {
-        // A cache whose device failed counts none, though some may be under way.
+        // The count is 0 after the cache device failed, though verifications may be in flight.
         self.counters.unverified = self.counters.unverified.saturating_sub(1);
     }
 
-    /// Begins to verify the next block that is still there.
-    pub(super) fn begin_verification(&mut self, job: usize) -> Option<(usize, MoverIo)> {
+    /// A job that verifies the next block that is still in its slot.
+    pub(super) fn begin_verification(&mut self) -> Option<Job> {
         while let Some(slot) = self.unverified.take_next() {
             let block = self.cache.slots.owner(slot);
             let Some(block) = block.filter(|&block| self.cache.begin_verify(block, slot)) else {
-                // Something written has emptied it.
+                // A write has invalidated it.
                 self.count_out();
                 self.release(slot);
                 continue;
             };
-            self.jobs[job] = Job {
-                block,
-                slot,
-                priority: self.residents.priority(slot),
-                step: JobStep::LoadSlot,
-                moved: 0,
-                len: self.cache.length_of(block),
-                retries: 0,
-            };
-            return Some((job, self.effect(job)));
+            let priority = self.residents.priority(slot);
+            let len = self.cache.length_of(block);
+            return Some(Job::new(Kind::Verify, block, slot, priority, len));
         }
         None
     }
 
-    /// Whether the two buffers of a verification hold the same.
+    /// The comparison of a verification has completed: whether the two buffers are equal.
     ///
     /// # Panics
-    /// If the job was not to be compared.
+    /// If the job has no comparison in flight.
     pub fn compared(&mut self, job: u16, is_same: bool) {
-        let Job {
-            block,
-            slot,
-            priority,
-            step,
-            ..
-        } = self.jobs[usize::from(job)];
-        assert!(
-            step == JobStep::Compare,
-            "verification {job} was compared, and is at {step:?}"
-        );
-        self.jobs[usize::from(job)].step = JobStep::Idle;
+        let of = &mut self.jobs[usize::from(job)];
+        let Some(of) = of.take_if(|of| of.step() == Step::Compare) else {
+            panic!("job {job} was compared, but has no comparison in flight");
+        };
         self.count_out();
         if !is_same {
-            self.cache.give_up_fill(block, slot);
+            self.cache.give_up_fill(of.block, of.slot);
             self.counters.differing += 1;
-        } else if self.cache.end_fill(block, slot) {
+        } else if self.cache.end_fill(of.block, of.slot) {
             self.counters.verified += 1;
-            return self.settle(slot, priority);
+            return self.settle(of.slot, of.priority);
         } else {
             self.counters.overtaken += 1;
         }
-        self.release(slot);
+        self.release(of.slot);
     }
 
-    /// Room for a promotion where no verified block can go.
+    /// Evicts an unverified block, to make room for a fill where no verified block can be evicted.
     pub(super) fn give_up_unverified(&mut self) -> Option<u32> {
         let slot = self.unverified.take_last()?;
         self.count_out();
@@ -201,11 +189,6 @@ impl Promoter<'_, '_> {
         if let Some(block) = self.cache.slots.owner(slot) {
             self.cache.give_up_unverified(block, slot);
         }
-        self.residents.set_priority(slot, Priority::Normal);
-        if self.cache.slots.take(slot) {
-            return Some(slot);
-        }
-        self.draining.push(slot);
-        None
+        self.vacate(slot)
     }
 }

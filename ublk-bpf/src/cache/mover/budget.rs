@@ -1,15 +1,15 @@
-//! How much may be promoted.
+//! The rate limit of promotion.
 
 use std::time::Duration;
 
-/// Bytes that may be promoted: a bucket that fills at the rate, and holds what comes in a second or one block.
+/// A token bucket of bytes: filled at the rate, it holds those of a second, but at least one block.
 #[derive(Debug)]
 pub(super) struct Budget {
     rate: Option<u64>,
     most: i64,
-    /// Below zero: what was spent ahead.
-    left: i64,
-    /// When `left` was right.
+    /// Negative: overdrawn.
+    tokens: i64,
+    /// When `tokens` was computed.
     at: Duration,
 }
 
@@ -19,7 +19,7 @@ impl Budget {
         Self {
             rate,
             most,
-            left: most,
+            tokens: most,
             at: Duration::ZERO,
         }
     }
@@ -30,20 +30,20 @@ impl Budget {
         let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / NANOS;
         if earned > 0 {
             let earned = i64::try_from(earned).unwrap_or(i64::MAX);
-            self.left = self.left.saturating_add(earned).min(self.most);
+            self.tokens = self.tokens.saturating_add(earned).min(self.most);
             self.at = now;
         }
-        if self.left > 0 {
+        if self.tokens > 0 {
             return None;
         }
-        let wait = u128::from(self.left.unsigned_abs() + 1) * NANOS / u128::from(rate);
+        let wait = u128::from(self.tokens.unsigned_abs() + 1) * NANOS / u128::from(rate);
         Some(now + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
     }
 
-    /// A block may take more than is left: the next waits the longer.
+    /// A block may overdraw the bucket, which delays the next one.
     pub(super) fn spend(&mut self, bytes: u32) {
         if self.rate.is_some() {
-            self.left = self.left.saturating_sub(bytes.into());
+            self.tokens = self.tokens.saturating_sub(bytes.into());
         }
     }
 }

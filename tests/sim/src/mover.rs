@@ -1,4 +1,4 @@
-//! The promoter as one more actor beside the queues, and what becomes of its operations.
+//! The mover as one more actor beside the queues, and what becomes of its operations.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::{Check, index};
 use ublk_bpf::cache::{MoverIo, Rest, Trust};
 
 impl Sim<'_> {
-    /// The promoter does something, or something happens to it.
+    /// The mover does something, or something happens to it.
     pub(super) fn promote(&mut self) -> Check {
         match self.rng.below(4) {
             0 => self.begin_fills(),
-            1 => self.tell_promoter(),
+            1 => self.tell_mover(),
             _ => {
                 self.carry_out_fill();
                 Ok(())
@@ -34,7 +34,7 @@ impl Sim<'_> {
                 Some(Rest::Until(then)) if now < then => return Ok(()),
                 _ => {}
             }
-            match side.promoter.poll(now) {
+            match side.mover.poll(now) {
                 Ok(effect) => self.issue_fill(effect)?,
                 Err(rest) => side.sleeps = Some(rest),
             }
@@ -42,12 +42,12 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// The promoter is told of the result of an operation.
-    fn tell_promoter(&mut self) -> Check {
+    /// The mover is told of the result of an operation.
+    fn tell_mover(&mut self) -> Check {
         let next = self.cache.as_mut().and_then(|side| {
             let (job, result) = side.done.pop_front()?;
             side.wake();
-            side.promoter.done(job, result)
+            side.mover.done(job, result)
         });
         next.map_or(Ok(()), |effect| self.issue_fill(effect))
     }
@@ -59,7 +59,7 @@ impl Sim<'_> {
         };
         if let MoverIo::Compare { job, buffer, len } = effect {
             let is_same = self.bug == Some(Bug::PublishUncompared) || side.is_same(job, buffer, len);
-            side.promoter.compared(job, is_same);
+            side.mover.compared(job, is_same);
             side.verifying.retain(|&(verified, _)| verified != job);
             side.wake();
             return Ok(());
@@ -68,11 +68,11 @@ impl Sim<'_> {
         if side.fills.iter().any(|fill| parts(&fill.effect).0 == job) {
             return Err(format!("two operations on one staging buffer: {effect:?}"));
         }
-        if job >= side.promoter.jobs() || len == 0 || u64::from(skip + len) > side.block_sectors() * 512 {
+        if job >= side.mover.jobs() || len == 0 || u64::from(skip + len) > side.block_sectors() * 512 {
             return Err(format!("outside the staging buffers: {effect:?}"));
         }
         if let MoverIo::LoadSlot { buffer, .. } = effect
-            && (buffer < side.promoter.jobs() || buffer >= side.promoter.buffers())
+            && (buffer < side.mover.jobs() || buffer >= side.mover.buffers())
         {
             return Err(format!("not a verification's other buffer: {effect:?}"));
         }
@@ -100,7 +100,7 @@ impl Sim<'_> {
         ops.filter_map(|op| super::backend::cache_range(&op.io)).collect()
     }
 
-    /// Some operation of the promoter that is out is carried out.
+    /// Some operation of the mover that is out is carried out.
     fn carry_out_fill(&mut self) {
         let rate = self.world.io_faults;
         let Some(side) = &mut self.cache else {
@@ -142,13 +142,13 @@ impl Sim<'_> {
         }
     }
 
-    /// The first `moved` bytes of an operation of the promoter.
+    /// The first `moved` bytes of an operation of the mover.
     fn copy(&mut self, effect: &MoverIo, moved: u32) {
         let Some(side) = &mut self.cache else {
             return;
         };
         let (job, skip, _) = parts(effect);
-        let buffers = usize::from(side.promoter.buffers());
+        let buffers = usize::from(side.mover.buffers());
         if side.staging.len() < buffers {
             let block = index(side.block_sectors());
             side.staging.resize(buffers, vec![None; block]);
@@ -176,7 +176,7 @@ impl Sim<'_> {
         }
     }
 
-    /// What the promoter of a dead server had in flight happens, or not, or in part.
+    /// What the mover of a dead server had in flight happens, or not, or in part.
     pub(super) fn fills_of_the_dead(&mut self) {
         let fills = self.cache.as_mut().map(|side| std::mem::take(&mut side.fills));
         for fill in fills.unwrap_or_default() {
@@ -247,12 +247,12 @@ impl Sim<'_> {
             Start::Saved(saved, trust) => (saved, trust),
             Start::Left => (trusted(side, self.bug), left),
         };
-        side.counters.add(side.promoter.counters());
+        side.counters.add(side.mover.counters());
         (side.counters.used, side.counters.unverified) = (0, 0);
         let place = &side.places[side.servers];
         side.servers += 1;
         side.cache = Side::new_cache(self.world, &side.of, side.maps, place);
-        side.promoter = Side::new_promoter(&side.of, side.cache);
+        side.mover = Side::new_mover(&side.of, side.cache);
         side.cache.clear();
         side.fills.clear();
         side.verifying.clear();
@@ -262,7 +262,7 @@ impl Sim<'_> {
         side.sleeps = None;
         side.is_stopping = false;
         let count = u32::try_from(saved.len()).unwrap_or(u32::MAX);
-        let restored = side.promoter.restore(saved, trust);
+        let restored = side.mover.restore(saved, trust);
         if restored != count {
             return Err(format!("of {count} blocks {restored} were put back"));
         }

@@ -1,0 +1,141 @@
+//! A job of the mover: what all kinds of them share.
+
+use ublk_bpf_abi::Priority;
+
+use super::{MoverIo, fill, verify};
+use crate::cache::Cache;
+use crate::errno::Errno;
+
+/// Direct I/O must resume at a multiple of this: the largest logical block of a backing.
+const ALIGNMENT: u32 = 4096;
+
+/// How often one step is issued again, after an interruption or for the rest of a short transfer.
+const MAX_RETRIES: u8 = 16;
+
+/// What a job does. Each kind has a file of its own: the order of its steps, how it begins and how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Fill,
+    Verify,
+}
+
+impl Kind {
+    const fn steps(self) -> &'static [Step] {
+        match self {
+            Self::Fill => &fill::STEPS,
+            Self::Verify => &verify::STEPS,
+        }
+    }
+}
+
+/// One operation of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Backing device to staging buffer.
+    Load,
+    /// Cache device to the second staging buffer.
+    LoadSlot,
+    /// Staging buffer to cache device.
+    Store,
+    /// Compare both staging buffers.
+    Compare,
+}
+
+/// What follows a step's operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Another operation, of this step or the next.
+    Continues,
+    /// The last step is done.
+    Done,
+    /// The step failed.
+    Failed(Errno),
+}
+
+/// A job in progress: its block is `Filling` in the index, and its slot belongs to the block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) kind: Kind,
+    pub(super) block: u32,
+    pub(super) slot: u32,
+    pub(super) priority: Priority,
+    /// Bytes of the block.
+    pub(super) len: u32,
+    /// The step, as an index of the kind's steps.
+    at: usize,
+    /// Bytes that the step has moved.
+    moved: u32,
+    retries: u8,
+}
+
+impl Job {
+    /// A job at its first step.
+    pub(super) const fn new(kind: Kind, block: u32, slot: u32, priority: Priority, len: u32) -> Self {
+        Self {
+            kind,
+            block,
+            slot,
+            priority,
+            len,
+            at: 0,
+            moved: 0,
+            retries: 0,
+        }
+    }
+
+    pub(super) const fn step(&self) -> Step {
+        self.kind.steps()[self.at]
+    }
+
+    /// The step's operation completed with this result: bytes moved, or a negative errno.
+    pub(super) fn advance(&mut self, result: i32) -> Progress {
+        let asked = self.len - self.moved;
+        let bytes = result.unsigned_abs();
+        match Errno::of_result(result) {
+            Some(Errno::EAGAIN | Errno::EINTR) if self.retries < MAX_RETRIES => self.retries += 1,
+            None if bytes == asked => return self.next_step(),
+            None if (1..asked).contains(&bytes) && self.retries < MAX_RETRIES => {
+                self.retries += 1;
+                self.moved += bytes / ALIGNMENT * ALIGNMENT;
+            }
+            errno => return Progress::Failed(errno.unwrap_or(Errno::EIO)),
+        }
+        Progress::Continues
+    }
+
+    const fn next_step(&mut self) -> Progress {
+        if self.at + 1 == self.kind.steps().len() {
+            return Progress::Done;
+        }
+        self.at += 1;
+        (self.moved, self.retries) = (0, 0);
+        Progress::Continues
+    }
+
+    /// What is left of the step, as an operation of job number `job`. `buffer` is the second buffer, of a verification.
+    pub(super) const fn io(&self, cache: &Cache<'_>, job: u16, buffer: u16) -> MoverIo {
+        let (skip, len) = (self.moved, self.len - self.moved);
+        match self.step() {
+            Step::Load => MoverIo::Load {
+                job,
+                offset: cache.block_offset(self.block) + skip as u64,
+                skip,
+                len,
+            },
+            Step::LoadSlot => MoverIo::LoadSlot {
+                job,
+                buffer,
+                offset: cache.slot_offset(self.slot) + skip as u64,
+                skip,
+                len,
+            },
+            Step::Store => MoverIo::Store {
+                job,
+                offset: cache.slot_offset(self.slot) + skip as u64,
+                skip,
+                len,
+            },
+            Step::Compare => MoverIo::Compare { job, buffer, len },
+        }
+    }
+}

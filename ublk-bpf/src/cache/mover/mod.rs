@@ -1,0 +1,350 @@
+//! The mover: fills slots behind the requests that missed, evicts to make room, and verifies the blocks of an earlier
+//! server.
+//!
+//! [`Mover`] has the contract. Each kind of job has a file: `fill.rs`, `verify.rs`. `job.rs` has what they share,
+//! `room.rs` where slots come from.
+
+mod budget;
+mod fill;
+mod io;
+mod job;
+mod residents;
+mod room;
+mod verify;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use ublk_bpf_abi::{CacheCounters, Priority};
+
+use self::budget::Budget;
+use self::job::{Job, Kind, Progress, Step};
+use self::residents::Residents;
+use self::room::FreeSlots;
+use self::verify::Unverified;
+use super::evict::{Algorithm, Evict, SlotState, SlotView as _};
+use super::recover::Trust;
+use super::shared::{Cache, CacheFailure};
+use crate::errno::Errno;
+
+pub use self::io::{MoverIo, Rest};
+
+/// Fills in flight: as many as move this many bytes, but at least one and at most the number below.
+const BYTES_IN_FLIGHT: u32 = 8 << 20;
+const MAX_FILLS: u32 = 64;
+/// Verifications in flight, beside the fills: few, so that they do not slow clients down.
+const MAX_VERIFICATIONS: u16 = 4;
+
+/// Heat is halved once in this many requests per slot. Measured with a Zipfian load: 5 to 20 make no difference.
+const REQUESTS_A_HALVING: u64 = 10;
+/// Words of heat that are halved at a time: half a MiB of map.
+const HALVING_STEP: usize = 1 << 16;
+
+/// Limits of promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromoteLimits {
+    /// Bytes a second; `None`: no limit.
+    pub rate: Option<u64>,
+}
+
+/// Moves the blocks of one device's cache between its two devices, as a state machine that does no I/O.
+///
+/// # Contract
+///
+/// One thread, the driver, owns the mover. Queues share the [`Cache`] with it and never call it. The driver:
+///
+/// 1. calls [`new`](Self::new) with an index that has no entry, then [`restore`](Self::restore) at most once;
+/// 2. provides [`buffers`](Self::buffers) staging buffers of a cache block each. Job `n` owns buffer `n`, a verification
+///    a second one as well;
+/// 3. calls [`poll`](Self::poll) until it answers [`Rest`]. It executes each [`MoverIo`] that it gets, in any order and
+///    at the same time as others, each exactly once;
+/// 4. passes the result of each read and write to [`done`](Self::done), and of each comparison to
+///    [`compared`](Self::compared). `done` may return the job's next operation, which is executed likewise. A job has at
+///    most one operation in flight;
+/// 5. calls `poll` again after results, when [`Cache::must_wake`] says so on a queue's thread, when the time of
+///    [`Rest::Until`] comes, and about once a second for the decay of heat;
+/// 6. calls [`stop`](Self::stop) to end: `poll` starts no job from then on, and the driver waits until
+///    [`is_idle`](Self::is_idle). [`residents`](Self::residents) is what a clean stop saves.
+///
+/// If the cache device failed ([`Cache::failure`]), the next `poll` removes every block from the index. Results of
+/// operations in flight are passed on as before. A driver that cannot continue detaches the cache and calls `poll` once.
+///
+/// The mover guarantees:
+///
+/// - Only the mover gives slots to blocks, fills and evicts. Queues invalidate blocks at any time; no job relies on a
+///   block's state, each change of it is a compare-and-swap that fails if a queue was first.
+/// - A slot that is pinned, or that a job writes, is given to no other block.
+/// - A block becomes `Present` only if its slot holds what the backing device held while no write of it was in flight:
+///   no write began between the first read of a job and its publication.
+/// - No job is started beyond the rate limit; one may overdraw it by a block, which delays the next.
+/// - Hints are served in their order. If verifications wait too, the two take turns.
+///
+/// # How to add a kind of job
+///
+/// Add a [`Kind`], and a file that has its steps, a `begin_…` that returns a [`Job`], and its end. Add its begin to
+/// `next_job`, and its end to `end`.
+#[derive(Debug)]
+pub struct Mover<'c, 'm> {
+    cache: &'c Cache<'m>,
+    evict: Box<dyn Evict>,
+    residents: Residents<'c, 'm>,
+    unverified: Unverified,
+    /// Fills, then verifications. `None`: idle.
+    jobs: Box<[Option<Job>]>,
+    /// How many of `jobs` are fills.
+    fills: usize,
+    budget: Budget,
+    free: FreeSlots,
+    halving: Option<usize>,
+    requests: u64,
+    is_stopping: bool,
+    was_emptied: bool,
+    counters: CacheCounters,
+}
+
+impl<'c, 'm> Mover<'c, 'm> {
+    /// For a cache without a block. `counters` are those of the mover before this one.
+    #[must_use]
+    pub fn new(
+        cache: &'c Cache<'m>,
+        algorithm: Algorithm,
+        limits: PromoteLimits,
+        counters: CacheCounters,
+    ) -> Self {
+        let slots = cache.slots.count();
+        let fills = (BYTES_IN_FLIGHT >> cache.shape().shift).clamp(1, MAX_FILLS) as usize;
+        Self {
+            cache,
+            evict: algorithm.build(slots),
+            residents: Residents::new(cache, slots),
+            unverified: Unverified::none(slots),
+            jobs: vec![None; fills].into_boxed_slice(),
+            fills,
+            budget: Budget::new(limits.rate, 1 << cache.shape().shift),
+            free: FreeSlots::default(),
+            halving: None,
+            requests: 0,
+            is_stopping: false,
+            was_emptied: false,
+            counters: CacheCounters {
+                used: 0,
+                unverified: 0,
+                ..counters
+            },
+        }
+    }
+
+    /// Restores the blocks of an earlier server: slot, block and priority of each. Every other slot is free. Skips a block
+    /// that is beyond the end of the device or was restored already. Returns the number of blocks restored.
+    pub fn restore(&mut self, saved: impl IntoIterator<Item = (u32, u32, Priority)>, trust: Trust) -> u32 {
+        let slots = self.cache.slots.count();
+        let mut restored = 0;
+        for (slot, block, priority) in saved {
+            let is_free = slot < slots && self.cache.slots.owner(slot).is_none();
+            if !is_free || self.cache.length_of(block) == 0 || !self.cache.restore(block, slot, trust) {
+                continue;
+            }
+            self.cache.slots.give(slot, block);
+            restored += 1;
+            match trust {
+                Trust::Proven => self.settle(slot, priority),
+                Trust::ToVerify => self.add_unverified(slot, priority),
+            }
+        }
+        if restored > 0 {
+            // Fresh slots have no gaps between them.
+            self.free.fresh = slots;
+            let unused = (0..slots)
+                .rev()
+                .filter(|&slot| self.cache.slots.owner(slot).is_none());
+            self.free.free.extend(unused);
+        }
+        restored
+    }
+
+    /// Jobs that may be in flight at once. [`restore`](Self::restore) may add to them.
+    #[must_use]
+    pub fn jobs(&self) -> u16 {
+        u16::try_from(self.jobs.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Staging buffers that the driver needs: one for each job, and another for each verification.
+    #[must_use]
+    pub fn buffers(&self) -> u16 {
+        u16::try_from(2 * self.jobs.len() - self.fills).unwrap_or(u16::MAX)
+    }
+
+    /// Starts no job from now on.
+    pub fn stop(&mut self) {
+        self.is_stopping = true;
+    }
+
+    /// Whether no job is in flight.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.jobs.iter().all(Option::is_none)
+    }
+
+    /// What the mover did so far.
+    #[must_use]
+    pub fn counters(&self) -> &CacheCounters {
+        &self.counters
+    }
+
+    /// The blocks in the cache: slot, block, priority and heat of each.
+    pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
+        (0..self.cache.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
+            SlotState::Resident { heat, priority } => {
+                Some((slot, self.cache.slots.owner(slot)?, priority, heat))
+            }
+            SlotState::Empty | SlotState::Busy => None,
+        })
+    }
+
+    /// The next operation to execute at `now`, a monotonic time.
+    ///
+    /// # Errors
+    /// There is none until then: the ordinary answer when all jobs are in flight or nothing is hinted.
+    pub fn poll(&mut self, now: Duration) -> Result<MoverIo, Rest> {
+        if self.cache.failure().is_some() {
+            self.abandon_cache();
+            return Err(Rest::UntilWoken);
+        }
+        self.decay_heat();
+        while !self.is_stopping {
+            if let Some(then) = self.budget.exhausted_until(now) {
+                return Err(Rest::Until(then));
+            }
+            match self.next_job() {
+                Next::Job(number, job) => {
+                    self.budget.spend(job.len);
+                    self.jobs[number] = Some(job);
+                    return Ok(self.io(number, &job));
+                }
+                Next::Skipped => {}
+                Next::Nothing => break,
+            }
+        }
+        Err(Rest::UntilWoken)
+    }
+
+    /// Begins the next job: a fill that is hinted or a verification. If there are both, they take turns.
+    fn next_job(&mut self) -> Next {
+        let fill = self.idle_job(0..self.fills);
+        let verification = self.idle_job(self.fills..self.jobs.len());
+        let verification = verification.filter(|_| !self.unverified.is_empty());
+        let is_hinted = fill.is_some() && self.cache.is_hinted();
+        let (number, job) = match (fill, verification) {
+            (_, Some(number)) if !is_hinted || self.unverified.take_turn() => {
+                (number, self.begin_verification())
+            }
+            (Some(number), _) => match self.cache.next_hint() {
+                Some((block, priority)) => (number, self.begin_fill(block, priority)),
+                None if self.cache.sleep() => return Next::Nothing,
+                None => return Next::Skipped,
+            },
+            (None, _) => return Next::Nothing,
+        };
+        job.map_or(Next::Skipped, |job| Next::Job(number, job))
+    }
+
+    fn idle_job(&self, mut among: Range<usize>) -> Option<usize> {
+        among.find(|&job| self.jobs[job].is_none())
+    }
+
+    /// The operation of a job has completed: bytes moved, or a negative errno. Returns the job's next operation.
+    ///
+    /// # Panics
+    /// If the job has no read or write in flight.
+    pub fn done(&mut self, job: u16, result: i32) -> Option<MoverIo> {
+        let number = usize::from(job);
+        let Some(job) = self.jobs[number]
+            .as_mut()
+            .filter(|job| job.step() != Step::Compare)
+        else {
+            panic!("an operation of job {job} completed, but it has none in flight");
+        };
+        let progress = job.advance(result);
+        let job = *job;
+        match progress {
+            Progress::Continues => return Some(self.io(number, &job)),
+            Progress::Done => self.end(number, &job),
+            Progress::Failed(errno) => self.fail(number, &job, errno),
+        }
+        None
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most `MAX_FILLS` and twice `MAX_VERIFICATIONS`"
+    )]
+    fn io(&self, number: usize, job: &Job) -> MoverIo {
+        // The second buffers of verifications are behind the buffers of all jobs.
+        let second = number + self.jobs.len() - self.fills;
+        job.io(self.cache, number as u16, second as u16)
+    }
+
+    /// The last transfer of a job succeeded.
+    fn end(&mut self, number: usize, job: &Job) {
+        self.jobs[number] = None;
+        match job.kind {
+            Kind::Fill => self.end_fill(job),
+            Kind::Verify => unreachable!("a verification ends with a comparison"),
+        }
+    }
+
+    fn fail(&mut self, number: usize, job: &Job, errno: Errno) {
+        self.jobs[number] = None;
+        self.cache.give_up_fill(job.block, job.slot);
+        self.release(job.slot);
+        self.counters.errors += 1;
+        if job.kind == Kind::Verify {
+            self.count_out();
+        }
+        let during = match job.step() {
+            Step::Store => "filling",
+            Step::LoadSlot => "reading",
+            // The backing device failed: the clients' own requests report that.
+            Step::Load | Step::Compare => return,
+        };
+        self.cache.detach(CacheFailure { during, errno });
+    }
+
+    /// Halves the heat of all blocks at times, some blocks at each call.
+    fn decay_heat(&mut self) {
+        self.requests += self.cache.take_requests();
+        let period = REQUESTS_A_HALVING * u64::from(self.cache.slots.count());
+        if self.halving.is_none() && self.requests >= period {
+            self.requests = 0;
+            self.halving = Some(0);
+        }
+        if let Some(from) = self.halving {
+            let to = from + HALVING_STEP;
+            self.halving = (!self.cache.halve_heat(from, to)).then_some(to);
+        }
+    }
+
+    /// The cache device has failed: removes every block from the index.
+    fn abandon_cache(&mut self) {
+        while self.cache.next_hint().is_some() {}
+        if !self.was_emptied {
+            self.cache.empty();
+            self.unverified.clear();
+            self.counters.used = 0;
+            self.counters.unverified = 0;
+            self.was_emptied = true;
+        }
+    }
+}
+
+/// What [`Mover::poll`] found to begin.
+enum Next {
+    /// This job, with its number.
+    Job(usize, Job),
+    /// A hint or slot that needs none.
+    Skipped,
+    Nothing,
+}
+
+#[cfg(test)]
+mod tests;
