@@ -1,4 +1,4 @@
-//! What the tests of a cache share: its maps, in plain memory.
+//! The maps of a cache in plain memory, for tests.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,7 +9,7 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// For so many blocks.
+    /// For this number of blocks.
     pub(crate) fn of(blocks: u64) -> Self {
         let zeroes = |words: u64| (0..words).map(|_| AtomicU64::new(0)).collect();
         Self {

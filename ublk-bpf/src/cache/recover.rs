@@ -1,34 +1,32 @@
-//! What may be believed of what an earlier server had in the cache.
+//! Which blocks of an earlier server can be trusted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ublk_bpf_abi::{BlockState, IndexEntry};
 
-/// How far what an earlier server had in the cache is believed.
+/// How far the blocks of an earlier server are trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// It is proven that the backing device holds what it held when the cache was saved: blocks are hit at once.
+    /// The backing device provably has the content that it had when the cache was saved: blocks are hit at once.
     Proven,
-    /// The backing device may have been changed since. Each block is compared with it, byte by byte, before its first
-    /// hit.
+    /// The backing device may have changed since. Each block is compared with it, byte by byte, before its first hit.
     ToVerify,
 }
 
-/// Takes out of `index` which blocks are in the cache, below `slots` slots: each as its slot and its block, for
-/// [`Mover::restore`](super::Mover::restore) to put back. No entry is left behind.
+/// Takes all entries out of `index` and returns the usable ones, as slot (below `slots`) and block, for
+/// [`Mover::restore`](super::Mover::restore).
 ///
-/// The server that wrote it may have been killed at any moment, and anybody who may write the map may have scribbled on
-/// it. A block that was being filled has half of its content. One with writers may be another on each device, and what
-/// it is for the clients is what the backing device has. Of two blocks with one slot, neither is known to be in it.
-/// None of these is taken. What is taken was right when that server died, and no more is known of it: it has to be
-/// verified. Nobody else may use the index meanwhile but the classifier, which finds nothing in it.
+/// The server that wrote them may have been killed at any moment, and the map may be damaged. Entries are dropped if the
+/// block was being filled (its slot is incomplete), had writes in flight (the devices may differ) or shares its slot with
+/// another block (its owner is unknown). The others were correct when that server died, and must be verified. Only the
+/// classifier may use the index at the same time; it finds no block.
 #[must_use]
 pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<(u32, u32)> {
     let mut found: Vec<(u32, u32)> = Vec::new();
     for (word, block) in index.iter().zip(0..) {
         let entry = IndexEntry(word.swap(0, Ordering::SeqCst));
-        // A server that died while it verified had not come to these.
+        // Unverified: the server died before it came to these.
         let is_whole = matches!(entry.state(), BlockState::Present | BlockState::Unverified)
             && entry == IndexEntry::new(entry.state(), entry.slot());
         if is_whole && entry.slot() < slots {

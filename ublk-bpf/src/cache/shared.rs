@@ -1,4 +1,4 @@
-//! What the queues and the mover share.
+//! The state that the queues and the mover share.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,69 +9,69 @@ use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE, regions};
 use super::slots::SlotTable;
 use crate::errno::Errno;
 
-/// Promotions that may wait. More are forgotten: what is hot is asked for again.
+/// Capacity of the hint queue. Hints beyond it are dropped: hot blocks are hinted again.
 const MAX_HINTS: usize = 4096;
 
-/// What becomes of the cached block that a write touches.
+/// What a write does to the cached block that it touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// It is written too, and stays: the data is copied once and goes to both devices from there
+    /// Updates it: the data is copied once and written to both devices from the copy.
     #[default]
     WriteThrough,
-    /// It leaves the cache: the data goes to the backing device alone, without a copy
+    /// Invalidates it: the data is written to the backing device alone, without a copy.
     WriteAround,
 }
 
-/// How a cache is laid out.
+/// The layout of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// A block's bytes as a power of two: 12 to 20.
+    /// Log2 of the bytes of a block: 12 to 20.
     pub shift: u32,
-    /// Sectors of the device; its last block may be a part of one.
+    /// Sectors of the device. Its last block may be partial.
     pub capacity: u64,
-    /// SlotTable: 1 to [`IndexEntry::MAX_SLOTS`].
+    /// Number of slots: 1 to [`IndexEntry::MAX_SLOTS`].
     pub slots: u32,
-    /// Byte of the cache device where the first slot is.
+    /// Byte offset of the first slot on the cache device.
     pub data_offset: u64,
     /// How writes treat cached blocks.
     pub mode: Mode,
 }
 
 impl Shape {
-    /// The byte of the cache device behind the last slot.
+    /// The byte offset of the end of the last slot on the cache device.
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.data_offset + ((self.slots as u64) << self.shift)
     }
 }
 
-/// A slot that is pinned: held until it is given back to [`Cache::end_read`] or [`Cache::end_change`].
+/// A pin of a slot, which [`Cache::end_read`] or [`Cache::end_change`] releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the slot stays pinned until it is given back"]
+#[must_use = "the slot stays pinned until the pin is released"]
 pub struct SlotPin(u32);
 
-/// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked, to be undone by [`Cache::end_change`].
+/// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked; [`Cache::end_change`] removes the marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the blocks are not filled until it is given back"]
+#[must_use = "the blocks cannot be filled until the change has ended"]
 pub struct Change {
-    /// The slot that the data has to go to as well, behind the backing device.
+    /// The slot to write too, after the backing device.
     pub pin: Option<SlotPin>,
-    /// Blocks that left the cache.
+    /// Blocks that were invalidated.
     pub invalidated: u32,
 }
 
-/// Why the cache device is not used any more.
+/// Why the cache was detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{during} the cache device failed with {errno}")]
 pub struct CacheFailure {
-    /// What was tried: `reading`, `writing`.
+    /// The operation: `reading`, `writing`.
     pub during: &'static str,
-    /// Its answer.
+    /// Its error.
     pub errno: Errno,
 }
 
-/// A device's cache. `index` and `heat` are the maps that the classifier reads.
+/// The cache of one device. `index` and `heat` are the maps that the classifier reads.
 #[derive(Debug)]
 pub struct Cache<'m> {
     shape: Shape,
@@ -80,18 +80,18 @@ pub struct Cache<'m> {
     pub(super) slots: SlotTable,
     pub(super) hints: ArrayQueue<u64>,
     pub(super) mover_sleeps: AtomicBool,
-    /// Requests that arrived, for the mover to know when to halve the heat.
+    /// Requests that arrived, by which the mover decays heat.
     pub(super) requests: AtomicU64,
     failure: OnceLock<CacheFailure>,
-    /// The same as whether there is a failure, where it costs a load.
+    /// Whether `failure` is unset, for the price of one load.
     is_attached: AtomicBool,
 }
 
 impl<'m> Cache<'m> {
-    /// A cache without a block in it, whatever `index` says until [`clear`](Self::clear) was called.
+    /// An empty cache. `index` may have stale entries until [`clear`](Self::clear) is called.
     ///
     /// # Panics
-    /// If the maps are too small for the shape, or it has too many slots: the caller made them to fit.
+    /// If the maps are too small for the shape, or the number of slots is out of range.
     #[must_use]
     pub fn new(shape: Shape, index: &'m [AtomicU64], heat: &'m [AtomicU64]) -> Self {
         let blocks = shape.capacity.div_ceil(1 << (shape.shift - 9));
@@ -116,13 +116,12 @@ impl<'m> Cache<'m> {
         &self.shape
     }
 
-    /// Empties the index: no block is in the cache, and nobody writes.
+    /// Clears the index: no block is cached, no write is in flight.
     pub fn clear(&self) {
         self.index.iter().for_each(|word| word.store(0, Ordering::SeqCst));
     }
 
-    /// A block was read so often of late, as far as an earlier server knew. What the map says is newer, and stays if it
-    /// is more.
+    /// Restores the heat of a block that an earlier server saved, unless the map, which is newer, has more.
     pub fn remember_heat(&self, block: u64, heat: u8) {
         if let Ok(block) = u32::try_from(block)
             && self.heat(block) < heat
@@ -131,7 +130,7 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// Pins the slot of a read of `length` bytes (not 0) from `offset`, if the cache has all of it.
+    /// Pins the slot for a read of `length` bytes (not 0) at `offset`, if the slot can serve all of it.
     #[inline(always)]
     #[must_use]
     pub fn begin_read(&self, offset: u64, length: u64) -> Option<SlotPin> {
@@ -144,7 +143,7 @@ impl<'m> Cache<'m> {
         if !self.serves(entry, offset, length) || !self.slots.pin(entry.slot(), block) {
             return None;
         }
-        // What happened before the pin is seen now; what comes later finds it.
+        // A change before the pin is seen by this second load; a later one finds the pin.
         let now = IndexEntry(word.load(Ordering::SeqCst));
         if now == entry || (now.slot() == entry.slot() && self.serves(now, offset, length)) {
             return Some(SlotPin(entry.slot()));
@@ -159,7 +158,7 @@ impl<'m> Cache<'m> {
         self.slots.unpin(pin.0);
     }
 
-    /// To be called before a write of `length` bytes (not 0) from `offset` is issued anywhere.
+    /// Marks a write of `length` bytes (not 0) at `offset`. Call it before the write is issued to either device.
     pub fn begin_write(&self, offset: u64, length: u64) -> Change {
         let through = self.shape.mode == Mode::WriteThrough && self.is_attached.load(Ordering::Relaxed);
         let pin = through
@@ -171,7 +170,8 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// To be called before a discard or write-zeroes of this range is issued. `length` is not 0.
+    /// Marks a discard or write-zeroes of this range and invalidates its blocks. Call it before the operation is issued.
+    /// `length` is not 0.
     pub fn begin_discard(&self, offset: u64, length: u64) -> Change {
         let mut invalidated = 0;
         for word in self.words(offset, length) {
@@ -187,15 +187,14 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// The change of this range that began with `change` has ended. `is_good`: if its data has gone to the leased slot,
-    /// too, then whole.
+    /// Ends a change of this range that began with this pin. `is_good`: a pinned slot has all of its data.
     pub fn end_change(&self, offset: u64, length: u64, pin: Option<SlotPin>, is_good: bool) {
         let regions = self.regions(offset, length);
         for word in self.words(offset, length) {
             update(word, |entry| {
                 let writers = entry.writers().saturating_sub(1);
                 match pin {
-                    // As long as somebody writes, a block that has left is not filled again: it is in its old slot.
+                    // An invalidated block is not filled while a write of it is in flight, so a present one is in its old slot.
                     Some(SlotPin(slot)) if entry.is_present() && entry.slot() == slot => {
                         if is_good {
                             entry.with_writers(writers, entry.writing() & !regions)
@@ -212,7 +211,7 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// How far the slot is ahead of the block: to be added, wrapping, to a position on the backing device.
+    /// Offset of the slot from its block: add it, wrapping, to a position on the backing device.
     #[inline]
     #[must_use]
     pub fn slot_delta(&self, pin: SlotPin, offset: u64) -> u64 {
@@ -220,33 +219,33 @@ impl<'m> Cache<'m> {
         self.slot_offset(pin.0).wrapping_sub(block_start)
     }
 
-    /// Asks for the block at `offset` to be promoted. Says whether that was noted.
+    /// Requests promotion of the block at `offset`. Returns whether the hint was queued.
     pub fn hint(&self, offset: u64, priority: Priority) -> bool {
         let hint = (offset >> self.shape.shift) << 2 | priority as u64;
         self.is_attached.load(Ordering::Relaxed) && self.hints.push(hint).is_ok()
     }
 
-    /// Whether the mover has to be woken for what was hinted. Says so once.
+    /// Whether the mover sleeps and must be woken for a hint. True once for each sleep.
     #[must_use]
     pub fn must_wake(&self) -> bool {
         self.mover_sleeps.load(Ordering::SeqCst) && self.mover_sleeps.swap(false, Ordering::SeqCst)
     }
 
-    /// So many more requests arrived.
+    /// Counts requests that arrived.
     pub fn count_requests(&self, requests: u64) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
     }
 
-    /// The cache device has failed: nothing is read from it or put on it any more. Only the first cause counts.
+    /// Detaches the cache after its device failed: no I/O to it is started from now on. Keeps the first cause.
     #[cold]
     pub fn detach(&self, failure: CacheFailure) {
         self.is_attached.store(false, Ordering::SeqCst);
         let _ = self.failure.set(failure);
-        // The mover empties the index.
+        // Wake the mover, which empties the index.
         self.mover_sleeps.store(true, Ordering::SeqCst);
     }
 
-    /// Why the cache device is not used any more, if it is not.
+    /// Why the cache was detached, if it was.
     #[must_use]
     pub fn failure(&self) -> Option<&CacheFailure> {
         self.failure.get()
@@ -265,7 +264,7 @@ impl<'m> Cache<'m> {
             if !entry.serves(regions) || entry.writers() >= IndexEntry::MAX_WRITERS {
                 return None;
             }
-            // Before the mark: once that stands, the slot is written whatever becomes of the block.
+            // Pin before the mark: once that is set, the slot is written even if the block is invalidated.
             if !self.slots.pin(entry.slot(), block) {
                 return None;
             }
@@ -278,13 +277,13 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// Whether a read of this range of its block may be served from the entry's slot. Nearly always nobody writes there.
+    /// Whether the entry's slot may serve a read of this range. Mostly, no write is in flight.
     #[inline]
     fn serves(&self, entry: IndexEntry, offset: u64, length: u64) -> bool {
         entry.is_present() && (entry.writing() == 0 || entry.serves(self.regions(offset, length)))
     }
 
-    /// The block of a range that is in one.
+    /// The block of a range that is within one block.
     #[inline]
     fn one_block(&self, offset: u64, length: u64) -> Option<u32> {
         let block = offset >> self.shape.shift;
@@ -292,13 +291,13 @@ impl<'m> Cache<'m> {
         u32::try_from(block).ok().filter(|_| block == last)
     }
 
-    /// Which regions of its block a range touches.
+    /// The regions of its block that a range touches.
     fn regions(&self, offset: u64, length: u64) -> u16 {
         let sectors = u32::try_from(length / SECTOR_SIZE).unwrap_or(u32::MAX);
         regions(self.shape.shift, offset / SECTOR_SIZE, sectors)
     }
 
-    /// The words of every block that a range touches.
+    /// The index words of the blocks that a range touches.
     fn words(&self, offset: u64, length: u64) -> &[AtomicU64] {
         let index = |offset: u64| usize::try_from(offset >> self.shape.shift).unwrap_or(usize::MAX);
         let (first, last) = (index(offset), index(offset + (length - 1)));
@@ -306,7 +305,7 @@ impl<'m> Cache<'m> {
     }
 }
 
-/// Changes a word, and returns what it was.
+/// Changes a word atomically, and returns its previous entry.
 pub(super) fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
     let mut found = word.load(Ordering::SeqCst);
     loop {

@@ -1,4 +1,4 @@
-//! Who is in each slot, and who uses it now.
+//! The owner of each slot, and its pins.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const OWNER_SHIFT: u32 = 32;
 const PINS: u64 = (1 << OWNER_SHIFT) - 1;
 
-/// One word for each slot, in the server's own memory: an index that somebody else scribbled on cannot make a read find
-/// another block's content.
+/// One word for each slot, in the server's own memory: a damaged index cannot make a read find the content of another
+/// block.
 #[derive(Debug)]
 pub(super) struct SlotTable(Box<[AtomicU64]>);
 
@@ -16,12 +16,12 @@ impl SlotTable {
         Self((0..count).map(|_| AtomicU64::new(0)).collect())
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "as many as `new` was told")]
+    #[expect(clippy::cast_possible_truncation, reason = "`new` took a `u32`")]
     pub(super) fn count(&self) -> u32 {
         self.0.len() as u32
     }
 
-    /// Keeps `slot` from being given to another block, if `block` has it.
+    /// Pins `slot` if `block` owns it: it is given to no other block until [`unpin`](Self::unpin).
     #[inline]
     pub(super) fn pin(&self, slot: u32, block: u32) -> bool {
         let Some(word) = self.0.get(slot as usize) else {
@@ -42,7 +42,7 @@ impl SlotTable {
         debug_assert!(before & PINS > 0, "slot {slot} was not pinned");
     }
 
-    /// The block that has the slot.
+    /// The block that owns the slot.
     pub(super) fn owner(&self, slot: u32) -> Option<u32> {
         let owner = self.0[slot as usize].load(Ordering::Relaxed) >> OWNER_SHIFT;
         u32::try_from(owner.checked_sub(1)?).ok()
@@ -52,9 +52,9 @@ impl SlotTable {
         self.0[slot as usize].load(Ordering::SeqCst) & PINS != 0
     }
 
-    /// Gives a slot that nobody has to `block`.
+    /// Gives a slot without an owner to `block`.
     pub(super) fn give(&self, slot: u32, block: u32) {
-        // Somebody who saw its last block there may pin it for a moment: only the owner's half is written.
+        // A reader that saw its previous owner may pin it for a moment, so only the owner's half may change.
         let before = self.0[slot as usize].fetch_add((u64::from(block) + 1) << OWNER_SHIFT, Ordering::SeqCst);
         debug_assert!(before >> OWNER_SHIFT == 0, "slot {slot} has a block");
     }
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn only_its_own_block_pins_it() {
         let slots = SlotTable::new(1);
-        assert!(!slots.pin(0, 0), "nobody has it");
+        assert!(!slots.pin(0, 0), "no owner");
         slots.give(0, 0);
         assert!(!slots.pin(0, 1) && !slots.pin(5, 0) && !slots.is_pinned(0));
         assert!(slots.pin(0, 0));

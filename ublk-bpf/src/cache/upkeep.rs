@@ -1,4 +1,4 @@
-//! What the mover, and it alone, does with what it shares with the queues.
+//! Operations on the shared state that only the mover performs.
 
 use std::sync::atomic::Ordering;
 
@@ -8,10 +8,10 @@ use super::recover::Trust;
 use super::shared::{Cache, update};
 
 impl Cache<'_> {
-    /// Takes the oldest hint: a block, and how it shall stay.
+    /// Takes the oldest hint: a block and its priority.
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "`hint` put them together from a block and a priority"
+        reason = "`hint` packed a block and a priority"
     )]
     pub(super) fn next_hint(&self) -> Option<(u32, Priority)> {
         let hint = self.hints.pop()?;
@@ -19,18 +19,18 @@ impl Cache<'_> {
         Some(((hint >> 2) as u32, priority))
     }
 
-    /// Whether a hint waits.
+    /// Whether a hint is queued.
     pub(super) fn is_hinted(&self) -> bool {
         !self.hints.is_empty()
     }
 
-    /// The mover goes to sleep; `false`: there is something to do first.
+    /// Marks the mover asleep. `false`: a hint was queued meanwhile.
     pub(super) fn sleep(&self) -> bool {
         self.mover_sleeps.store(true, Ordering::SeqCst);
         self.hints.is_empty()
     }
 
-    /// Requests since this was last asked.
+    /// Requests that arrived since the last call.
     pub(super) fn take_requests(&self) -> u64 {
         self.requests.swap(0, Ordering::Relaxed)
     }
@@ -40,7 +40,7 @@ impl Cache<'_> {
         IndexEntry(word.map_or(0, |word| word.load(Ordering::SeqCst)))
     }
 
-    /// Begins to fill `slot`, which belongs to `block`, if nothing is there and nobody writes it.
+    /// Begins to fill `slot`, which `block` owns, if the block is absent and has no write in flight.
     pub(super) fn begin_fill(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
@@ -49,7 +49,7 @@ impl Cache<'_> {
         )
     }
 
-    /// Publishes the slot, unless something was written since [`begin_fill`](Self::begin_fill).
+    /// Publishes the slot, unless the block was written since [`begin_fill`](Self::begin_fill).
     pub(super) fn end_fill(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
@@ -58,7 +58,7 @@ impl Cache<'_> {
         )
     }
 
-    /// Gives up a fill.
+    /// Abandons a fill.
     pub(super) fn give_up_fill(&self, block: u32, slot: u32) {
         self.swap(
             block,
@@ -67,7 +67,7 @@ impl Cache<'_> {
         );
     }
 
-    /// Takes a block out of `slot`, unless somebody writes it or it is not there.
+    /// Evicts a block from `slot`, unless it has a write in flight or is not there.
     pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
@@ -76,7 +76,7 @@ impl Cache<'_> {
         )
     }
 
-    /// Puts a block of an earlier server back into `slot`, to be hit at once or only when it is verified.
+    /// Restores a block of an earlier server in `slot`, present or unverified.
     pub(super) fn restore(&self, block: u32, slot: u32, trust: Trust) -> bool {
         let state = match trust {
             Trust::Proven => BlockState::Present,
@@ -85,8 +85,7 @@ impl Cache<'_> {
         self.swap(block, IndexEntry::ABSENT, IndexEntry::new(state, slot))
     }
 
-    /// Begins to compare `slot` with the block that an earlier server had there, unless something was written since. It
-    /// ends as a fill does.
+    /// Begins to verify the block of an earlier server in `slot`, unless it was written since. Ends as a fill does.
     pub(super) fn begin_verify(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
@@ -95,7 +94,7 @@ impl Cache<'_> {
         )
     }
 
-    /// Gives up an unverified block, if something written did not do so before.
+    /// Evicts an unverified block, unless a write has invalidated it.
     pub(super) fn give_up_unverified(&self, block: u32, slot: u32) {
         self.swap(
             block,
@@ -104,7 +103,7 @@ impl Cache<'_> {
         );
     }
 
-    /// Takes every block out of the cache.
+    /// Removes every block from the index.
     pub(super) fn empty(&self) {
         for word in self.index {
             update(word, IndexEntry::invalidated);
@@ -119,7 +118,7 @@ impl Cache<'_> {
         })
     }
 
-    /// How often a block was read of late.
+    /// Reads of a block, decayed.
     pub(super) fn heat(&self, block: u32) -> u8 {
         let word = self.heat.get(block as usize / 8);
         word.map_or(0, |word| {
@@ -127,7 +126,7 @@ impl Cache<'_> {
         })
     }
 
-    /// The classifier may count a read of one of the word's blocks meanwhile: that count is lost, which matters little.
+    /// May lose a read that the classifier counts at the same time in the word, which is harmless.
     pub(super) fn set_heat(&self, block: u32, heat: u8) {
         if let Some(word) = self.heat.get(block as usize / 8) {
             let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
@@ -136,7 +135,7 @@ impl Cache<'_> {
         }
     }
 
-    /// Halves the heat of the blocks in words `from..to`. Says whether that was the end.
+    /// Halves the heat of the blocks in words `from..to`. Returns whether these are the last.
     pub(super) fn halve_heat(&self, from: usize, to: usize) -> bool {
         const LOW_SEVEN_BITS: u64 = 0x7f7f_7f7f_7f7f_7f7f;
         let end = to.min(self.heat.len());
@@ -149,7 +148,7 @@ impl Cache<'_> {
         end == self.heat.len()
     }
 
-    /// Bytes of a block that are on the device: the last one may be cut short. 0 for one that is not.
+    /// Bytes of a block within the device: fewer for a partial last block, 0 beyond the end.
     pub(super) fn length_of(&self, block: u32) -> u32 {
         let bytes = self.shape().capacity * SECTOR_SIZE;
         let left = bytes

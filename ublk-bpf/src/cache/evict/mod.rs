@@ -1,8 +1,8 @@
-//! Which slot is to be given up: one algorithm a file.
+//! Eviction algorithms, one a file.
 //!
-//! An algorithm knows the slots that hold a block, in an order of its own, and looks at each block's heat when it comes
-//! to it. Heat is what a cache usually calls a reference bit or a counter: the classifier counts reads there, so a hit
-//! costs an algorithm nothing.
+//! An algorithm keeps the slots that hold a block in an order of its own, and reads a block's heat when it visits it.
+//! Heat serves as the usual reference bit or counter. The classifier counts reads there, so a hit costs an algorithm
+//! nothing.
 
 mod clock;
 mod s3fifo;
@@ -12,30 +12,30 @@ use ublk_bpf_abi::Priority;
 pub use clock::Clock;
 pub use s3fifo::S3Fifo;
 
-/// What is in a slot, when an algorithm looks.
+/// The state of a slot when an algorithm visits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotState {
-    /// Nothing any more: a write or a discard emptied it.
+    /// Its block was invalidated by a write or discard.
     Empty,
-    /// A block that is being read or written at this moment, or an emptied one whose reads have not completed.
+    /// It is in use: its block is being read or written, or reads of an invalidated block have not completed.
     Busy,
-    /// A block that could go.
+    /// Its block can be evicted.
     Resident {
-        /// Reads of it since it came or since it was last cooled.
+        /// Reads since it was inserted or its heat last decayed.
         heat: u8,
-        /// How long the policy wants it to stay.
+        /// How strongly the policy wants to keep it.
         priority: Priority,
     },
 }
 
-/// What becomes of a slot that an algorithm has come to.
+/// What an algorithm does with a slot that it visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It is given up.
+    /// Evict its block.
     Evict,
-    /// It is in use, and so stays.
+    /// Keep it: it is in use.
     Stays,
-    /// It stays for now, but cools.
+    /// Keep it for now, with less heat.
     Cools { heat: u8, priority: Priority },
 }
 
@@ -59,41 +59,42 @@ impl SlotState {
 
 /// The slots, as an algorithm sees them.
 pub trait SlotView {
-    /// What is in a slot.
+    /// The state of a slot.
     fn slot_state(&self, slot: u32) -> SlotState;
     /// Sets the heat of the block in a slot.
     fn set_heat(&mut self, slot: u32, heat: u8);
 }
 
-/// An eviction algorithm. It is told of each slot that gets a block, and forgets it when it names it.
+/// An eviction algorithm. Each slot that gets a block is inserted, and a victim is removed.
 pub trait Evict: std::fmt::Debug + Send {
-    /// A slot that it does not know has a block now, with no reads counted yet.
+    /// Inserts a slot that has got a block. No reads of it are counted yet.
     fn inserted(&mut self, slot: u32, priority: Priority);
 
-    /// The slot to be given up, which is forgotten; `None` if all that it looked at are in use. The work of a call is
-    /// bounded by [`MAX_LOOKS`].
+    /// Removes and returns the slot to evict; `None` if all slots that it visited are in use. Visits at most
+    /// [`MAX_LOOKS`] slots.
     fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32>;
 
-    /// The slot that was named stays after all.
+    /// Inserts a victim again that could not be evicted.
     fn put_back(&mut self, slot: u32);
 }
 
-/// SlotView that one search looks at, at most: the coldest of so many is cold enough.
+/// Slots that one search visits at most: the coldest of so many is cold enough.
 pub const MAX_LOOKS: u32 = 1024;
 
 /// The algorithms, by the names of `--cache-eviction`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// A hand goes round; what was read since it last came by stays.
+    /// A hand goes round; a block that was read since its last visit stays.
     Clock,
-    /// Two queues: what is not read again while it is in the small one goes soon, so that a scan passes by the rest.
+    /// Two queues: a block that is not read again while in the small one is evicted soon, so a scan does not displace the
+    /// rest.
     #[default]
     S3Fifo,
 }
 
 impl Algorithm {
-    /// One of this kind for so many slots.
+    /// An algorithm of this kind for this number of slots.
     #[must_use]
     pub fn build(self, slots: u32) -> Box<dyn Evict> {
         match self {
@@ -103,11 +104,11 @@ impl Algorithm {
     }
 }
 
-/// The best of the slots that a search passed over, should none be free to go.
+/// The best of the slots that a search kept, in case it finds none to evict.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fallback(Option<(Rank, u32)>);
 
-/// What goes first: blocks without a priority, and of these the colder.
+/// The order of eviction: by priority, then by heat.
 type Rank = (Priority, u8);
 
 impl Fallback {
