@@ -81,7 +81,7 @@ pub struct PromoteLimits {
 ///
 /// # How to add a kind of job
 ///
-/// Add a [`Kind`], and a file that has its steps, a `begin_…` that returns a [`Job`], and its end. Add its begin to
+/// Add a `Kind`, and a file that has its steps, a `begin_…` that returns a `Job`, and its end. Add its begin to
 /// `next_job`, and its end to `end`.
 #[derive(Debug)]
 pub struct Mover<'c, 'm> {
