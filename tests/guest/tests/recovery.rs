@@ -132,8 +132,8 @@ fn a_signal_leaves_a_recoverable_device_to_the_next_server_and_no_io_is_lost() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "ublk-bpf: ublkb{id} waits for a server, and requests wait for the next server, those in flight included: \
-             serve it again with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`\n"
+            "ublk-bpf: ublkb{id} waits for a server; requests wait for the next server, those in flight included: \
+             recover it with `ublk-bpf run --recover {id}`, or remove it with `ublk-bpf stop {id}`\n"
         )
     );
     // What it says holds at once.

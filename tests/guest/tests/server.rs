@@ -311,7 +311,16 @@ fn a_file_system_that_its_user_unmounts_is_not_in_use_by_the_server() {
             .read_line(&mut line)
             .unwrap_or_else(|e| panic!("{e}"));
         let device = Device::announced(line.trim());
-        let used = ["/", "/dev", "/proc", "/run", "/sys", "/sys/fs/bpf"].map(str::to_owned);
+        let used = [
+            "/",
+            "/dev",
+            "/proc",
+            "/run",
+            "/sys",
+            "/sys/fs/bpf",
+            "/sys/fs/cgroup",
+        ]
+        .map(str::to_owned);
         let more: Vec<String> = mount_points(&server.id().to_string())
             .difference(&BTreeSet::from(used))
             .cloned()

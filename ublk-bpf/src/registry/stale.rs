@@ -12,6 +12,7 @@ use super::run_dir::{RunDir, file_name};
 use super::{logs, record};
 use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
+use crate::sys::process::is_dying;
 
 /// How long the kernel may take to free the id of an unused device.
 const FREEING: Duration = Duration::from_secs(5);
@@ -60,7 +61,8 @@ pub fn sweep(control: &Control) {
         let result = settled(control, id)
             .map_err(RemoveError::from)
             .and_then(|device| match device {
-                Some(info) if info.state.is_recoverable() => Ok(()),
+                // It waits for a server, or will once its dead one's last operation has ended.
+                Some(info) if info.state.is_recoverable() || is_left(&info) => Ok(()),
                 device => {
                     tracing::info!("cleaning up {} after its server died", id.disk_name());
                     remove(control, id, device, &lock)
@@ -148,16 +150,22 @@ pub(crate) fn wait_for_departure(control: &Control, id: DeviceId) {
 }
 
 /// The kernel's device of this id, once it has noticed that its server is gone. `None`: there is none.
+///
+/// Until the last operation of a killed server's rings has ended, which may be on a slow cache device, the kernel calls
+/// the device live and names the dead process.
 pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
     let deadline = Instant::now() + SETTLING;
     loop {
         match control.info(id) {
-            Ok(info) if info.state == State::Live && info.server.is_none() && Instant::now() < deadline => {
-                std::thread::sleep(POLL);
-            }
+            Ok(info) if is_left(&info) && Instant::now() < deadline => std::thread::sleep(POLL),
             Ok(info) => return Ok(Some(info)),
             Err(error) if error.is_no_device() => return Ok(None),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a device that the kernel calls live has no server.
+fn is_left(info: &DeviceInfo) -> bool {
+    info.state == State::Live && info.server.is_none_or(is_dying)
 }

@@ -9,8 +9,15 @@ use crate::sys::mounts::{self, Mount};
 use crate::sys::{memory, process};
 
 /// What a server uses by its path once its devices are open: nodes, processes, its records and logs, block devices and
-/// the kernel's BTF, pins.
-const USED: [&str; 5] = ["/dev", "/proc", run_dir::DIRECTORY, "/sys", "/sys/fs/bpf"];
+/// the kernel's BTF, pins, and the limits of its control group.
+const USED: [&str; 6] = [
+    "/dev",
+    "/proc",
+    run_dir::DIRECTORY,
+    "/sys",
+    "/sys/fs/bpf",
+    "/sys/fs/cgroup",
+];
 
 /// Isolates the process from everything that could make it wait for its own device. To be called once, while the process
 /// has one thread, with everything open that is named by paths elsewhere than under [`USED`].
