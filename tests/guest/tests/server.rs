@@ -210,7 +210,10 @@ fn a_full_file_system_of_the_log_fails_no_device() {
     fs::remove_file(filler).unwrap_or_else(|e| panic!("{e}"));
     device.stop();
     nothing_is_left();
-    run("umount", &["/run/ublk-bpf"]);
+    // The server closes its log with its process, which ends a moment after its device.
+    wait_until("the log's file system is unmounted", SOON, || {
+        try_run("umount", &["/run/ublk-bpf"]).status.success()
+    });
 }
 
 #[test]
