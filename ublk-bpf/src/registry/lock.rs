@@ -2,7 +2,7 @@
 //! says that it lives, and one while it starts.
 
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,11 +34,7 @@ impl Lock {
         Self::take(&file_name(id, "lock"), |file, path| match try_lock(file) {
             Ok(()) => Ok(()),
             Err(TryLockError::WouldBlock) => Err(RecordError::Locked(id)),
-            Err(TryLockError::Error(source)) => Err(RecordError::System {
-                what: "lock",
-                path: path.to_owned(),
-                source,
-            }),
+            Err(TryLockError::Error(source)) => Err(cannot_lock(path, source)),
         })
     }
 
@@ -66,21 +62,13 @@ impl Lock {
     /// If the file system refuses.
     pub(crate) fn starting() -> Result<Self, RecordError> {
         Self::take(STARTS, |file, path| {
-            file.lock_shared().map_err(|source| RecordError::System {
-                what: "lock",
-                path: path.to_owned(),
-                source,
-            })
+            file.lock_shared().map_err(|source| cannot_lock(path, source))
         })
     }
 
     fn wait_for(name: &str) -> Result<Self, RecordError> {
         Self::take(name, |file, path| {
-            file.lock().map_err(|source| RecordError::System {
-                what: "lock",
-                path: path.to_owned(),
-                source,
-            })
+            file.lock().map_err(|source| cannot_lock(path, source))
         })
     }
 
@@ -134,7 +122,7 @@ impl Drop for Choice {
     }
 }
 
-/// The processes that hold [`Lock::starting`]: `None` if no start is under way,.
+/// The processes that hold [`Lock::starting`]: `None` if no start is under way.
 ///
 /// # Errors
 /// If users other than root can write to the lock, or the file system refuses.
@@ -179,6 +167,14 @@ fn holds_shared(process: u32, path: &Path) -> bool {
                     .any(|fact| fact.starts_with("lock:") && fact.contains("FLOCK") && fact.contains("READ"))
             })
     })
+}
+
+fn cannot_lock(path: &Path, source: io::Error) -> RecordError {
+    RecordError::System {
+        what: "lock",
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Locks the file, unless a server has it: who only asks ([`Lock::is_served`]) has it for a moment.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::error::RecordError;
 use super::lock::{self, Lock};
-use super::stale::{self, RemoveError};
+use super::stale::{self, POLL, RemoveError};
 use super::{logs, users};
 use crate::control::{Control, DeviceId, Error};
 use crate::errno::Errno;
@@ -17,7 +17,6 @@ use crate::errno::Errno;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a start may take to undo its work, which includes waiting for commands of the kernel.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(10);
 
 /// Why a device was not stopped. One line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]

@@ -175,13 +175,18 @@ impl RunningDevice<'_> {
         end < needed
     }
 
+    /// Where the kernel has an attribute of the device's request queue.
+    fn queue_attribute(&self, name: &str) -> String {
+        format!("/sys/block/{}/queue/{name}", self.info.id.disk_name())
+    }
+
     /// Lets the kernel throttle write-back as it does before the backing device. Ours writes there directly, which is
     /// never throttled, so this is where it has to be done; and what throttles nothing has no need to time requests.
     fn throttle(&self) {
         let Some(latency) = self.backend.facts().throttle else {
             return;
         };
-        let path = format!("/sys/block/{}/queue/wbt_lat_usec", self.info.id.disk_name());
+        let path = self.queue_attribute("wbt_lat_usec");
         // A kernel without the file does not throttle.
         if let Err(error) = std::fs::write(&path, latency.to_string()) {
             tracing::debug!("cannot set the writeback throttling: {path}: {error}");
@@ -211,7 +216,7 @@ impl RunningDevice<'_> {
         if !is_through && !self.backend.facts().stable_writes {
             return;
         }
-        let path = format!("/sys/block/{}/queue/stable_writes", self.info.id.disk_name());
+        let path = self.queue_attribute("stable_writes");
         let set = std::fs::write(&path, "1").and_then(|()| std::fs::read_to_string(&path));
         match set {
             Ok(now) if now.trim() == "1" => {}
