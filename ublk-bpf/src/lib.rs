@@ -14,7 +14,6 @@ pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod driver;
-pub mod errno;
 pub mod log;
 pub mod observe;
 pub mod path_text;
@@ -23,3 +22,5 @@ pub mod queue;
 pub mod registry;
 pub mod server;
 pub mod sys;
+
+pub use ublk_bpf_core::errno;

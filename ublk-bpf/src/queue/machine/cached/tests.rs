@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ublk_bpf_abi::{CacheCounters, IndexEntry, Priority};
 
+use crate::cache::Maps;
 use crate::cache::evict::Algorithm;
-use crate::cache::fixture::Maps;
 use crate::cache::{self, Cache, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,

@@ -93,7 +93,7 @@ impl Errno {
     /// What a client of the device sees. The block layer would pass on EAGAIN (as `BLK_STS_AGAIN`) and EINTR, which
     /// make sense only to a non-blocking request: they become EIO.
     #[must_use]
-    pub(crate) fn for_client(self) -> Self {
+    pub fn for_client(self) -> Self {
         if self == Self::EAGAIN || self == Self::EINTR {
             Self::EIO
         } else {

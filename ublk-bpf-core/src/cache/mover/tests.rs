@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use ublk_bpf_abi::{IndexEntry, SECTOR_SIZE};
 
 use super::*;
-use crate::cache::fixture::Maps;
+use crate::cache::Maps;
 use crate::cache::{Mode, Shape, surviving};
 
 const BLOCK: u64 = 1 << 12;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ublk_bpf_abi::{CacheCounters, Priority, SECTOR_SIZE};
 
 use super::evict::Algorithm;
-use super::fixture::Maps;
+use super::maps::Maps;
 use super::{Cache, Mode, Mover, MoverIo, PromoteLimits, Shape};
 
 const SHIFT: u32 = 12;

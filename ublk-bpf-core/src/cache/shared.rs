@@ -226,12 +226,14 @@ impl<'m> Cache<'m> {
     }
 
     /// Whether the mover sleeps and must be woken for a hint. True once for each sleep.
+    #[inline]
     #[must_use]
     pub fn must_wake(&self) -> bool {
         self.mover_sleeps.load(Ordering::SeqCst) && self.mover_sleeps.swap(false, Ordering::SeqCst)
     }
 
     /// Counts requests that arrived.
+    #[inline]
     pub fn count_requests(&self, requests: u64) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
     }
@@ -246,6 +248,7 @@ impl<'m> Cache<'m> {
     }
 
     /// Why the cache was detached, if it was.
+    #[inline]
     #[must_use]
     pub fn failure(&self) -> Option<&CacheFailure> {
         self.failure.get()
@@ -322,8 +325,8 @@ mod tests {
     use ublk_bpf_abi::BlockState;
 
     use super::*;
+    use crate::cache::Maps;
     use crate::cache::Trust;
-    use crate::cache::fixture::Maps;
 
     const SHIFT: u32 = 16;
     const BLOCK: u64 = 1 << SHIFT;

@@ -1,0 +1,8 @@
+//! What the server of ublk-bpf and its replay of traces share: the cache as a state machine, without I/O or a clock.
+//!
+//! The server (`ublk-bpf`) carries out what [`cache`] asks for on real devices.
+
+#![warn(clippy::print_stderr, clippy::print_stdout)] // they panic where nothing can be written
+
+pub mod cache;
+pub mod errno;
