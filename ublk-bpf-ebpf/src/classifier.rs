@@ -236,12 +236,15 @@ mod classify {
         };
         // SAFETY: the server updates the word only with whole-word atomic operations.
         let entry = unsafe { entry.read_volatile() };
-        // Almost always no write is in flight.
-        if entry.is_present()
-            && (entry.writing() == 0
-                || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors)))
-        {
-            request.flags |= request_flags::CACHED;
+        // Almost always every region can be read.
+        if entry.is_present() {
+            let is_cached = entry.writing() == 0
+                || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors));
+            request.flags |= if is_cached {
+                request_flags::CACHED
+            } else {
+                request_flags::PARTLY_CACHED
+            };
         }
         let Some(word) = HEAT.get_ptr_mut(block >> 3) else {
             return core::ptr::null_mut();

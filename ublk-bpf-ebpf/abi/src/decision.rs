@@ -41,7 +41,7 @@ numbered! {
 }
 
 numbered! {
-    /// How strongly to keep a block in the cache, set with [`hint::PROMOTE`].
+    /// How strongly to keep a block in the cache, set with [`hint::PROMOTE`] or [`hint::FILL`].
     Priority {
         /// Kept according to how often it is read.
         Normal = 0, "normal";
@@ -51,6 +51,49 @@ numbered! {
         High = 2, "high";
         /// Not evicted, as long as at most three quarters of the cache are pinned.
         Pinned = 3, "pinned";
+    }
+}
+
+/// How much of its block a read that misses brings into the cache, set in [`hint::FILL`]. It is counted in regions,
+/// sixteenths of a block. The server reads no more than this from the backing device, and less where a part is cached
+/// already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Extent {
+    /// The regions that the request touches.
+    Request = 1,
+    /// The aligned quarters of the block that the request touches.
+    Around = 2,
+    /// The whole block.
+    Block = 3,
+}
+
+impl Extent {
+    /// The extent with this number; 0 stands for no fill.
+    #[must_use]
+    #[inline(always)]
+    pub const fn parse(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Request),
+            2 => Some(Self::Around),
+            3 => Some(Self::Block),
+            _ => None,
+        }
+    }
+
+    /// The regions that a fill of this extent covers for a request that touches `regions`, one bit each.
+    #[must_use]
+    pub const fn cover(self, regions: u16) -> u16 {
+        match self {
+            Self::Request => regions,
+            Self::Around => {
+                // One bit for each quarter, in its lowest region, then spread over its four regions.
+                let pairs = regions | regions >> 1;
+                let quarters = (pairs | pairs >> 2) & 0x1111;
+                quarters * 0xf
+            }
+            Self::Block => u16::MAX,
+        }
     }
 }
 
@@ -82,8 +125,13 @@ pub mod hint {
     pub const PRIORITY_SHIFT: u8 = 2;
     /// Do not count this read in the block's heat.
     pub const COLD: u8 = 1 << 4;
+    /// The bits that hold an [`Extent`](crate::Extent), or 0: bring that much of the block into the cache with this
+    /// read, from the same read of the backing device. Where that is not possible, it has the effect of [`PROMOTE`].
+    pub const FILL: u8 = 3 << FILL_SHIFT;
+    /// Lowest bit of [`FILL`].
+    pub const FILL_SHIFT: u8 = 5;
     /// All defined bits.
-    pub const ALL: u8 = FAIL | PROMOTE | PRIORITY | COLD;
+    pub const ALL: u8 = FAIL | PROMOTE | PRIORITY | COLD | FILL;
 }
 
 impl Decision {
@@ -128,12 +176,26 @@ impl Decision {
         }
     }
 
-    /// Also promotes the request's block into the cache, with this priority.
+    /// Also promotes the request's block into the cache after the request, with this priority.
     #[must_use]
     pub const fn promote(self, priority: Priority) -> Self {
         let others = self.hints & !hint::PRIORITY;
         Self {
             hints: others | hint::PROMOTE | (priority as u8) << hint::PRIORITY_SHIFT,
+            ..self
+        }
+    }
+
+    /// Also serves this read through the cache: what is cached comes from there, and what is not is read from the
+    /// backing device once, for the request and, with the rest of `extent`, for the cache. The block gets this priority.
+    ///
+    /// Replaces [`promote`](Self::promote), which it falls back to if the server has no room for the fill. It has no
+    /// effect on operations other than reads.
+    #[must_use]
+    pub const fn fill(self, extent: Extent, priority: Priority) -> Self {
+        let others = self.hints & !(hint::FILL | hint::PRIORITY | hint::PROMOTE);
+        Self {
+            hints: others | (extent as u8) << hint::FILL_SHIFT | (priority as u8) << hint::PRIORITY_SHIFT,
             ..self
         }
     }
@@ -210,4 +272,41 @@ pub struct TakenVerdict {
     pub head: u64,
     /// The slot's `sector`.
     pub sector: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_covers_the_regions_or_quarters_of_a_request() {
+        assert_eq!(Extent::Request.cover(0b0110), 0b0110);
+        assert_eq!(Extent::Around.cover(0b0110), 0x000f);
+        assert_eq!(Extent::Around.cover(0b0001_1000), 0x00ff);
+        assert_eq!(Extent::Around.cover(1 << 15), 0xf000);
+        assert_eq!(Extent::Block.cover(1), u16::MAX);
+        for bit in 0..16 {
+            assert_eq!(Extent::Around.cover(1 << bit), 0xf << (bit & !3));
+        }
+    }
+
+    #[test]
+    fn a_fill_takes_the_place_of_a_promotion() {
+        let fill = Decision::pass()
+            .promote(Priority::Pinned)
+            .fill(Extent::Around, Priority::Low)
+            .cold();
+        assert_eq!(fill.hints & hint::PROMOTE, 0);
+        assert_eq!(
+            Extent::parse((fill.hints & hint::FILL) >> hint::FILL_SHIFT),
+            Some(Extent::Around)
+        );
+        assert_eq!(
+            (fill.hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT,
+            Priority::Low as u8
+        );
+        assert!(Decision::is_answer(fill.pack()));
+        assert!(!Decision::is_answer(fill.with_hints(1 << 7).pack()));
+        assert_eq!(Extent::parse(0), None);
+    }
 }

@@ -54,12 +54,12 @@ mod request;
 
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
-pub use decision::{Decision, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
+pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 
 /// Version of this interface. A server does not take over pinned maps and programs of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Bytes in a sector, the unit of all addresses and lengths in the block layer and ublk.
 pub const SECTOR_SIZE: u64 = 512;
@@ -132,7 +132,7 @@ mod tests {
         let drop = Decision::new(Verdict::Drop, Reason::Advisory);
         assert!(Decision::is_answer(drop.pack()));
         assert!(Decision::is_answer(drop.with_hints(hint::FAIL).pack()));
-        assert!(!Decision::is_answer(drop.with_hints(1 << 5).pack()));
+        assert!(!Decision::is_answer(drop.with_hints(1 << 7).pack()));
         assert!(Decision::is_answer(Decision::coded(Verdict::Hit, 7).pack()));
         assert!(!Decision::is_answer(
             Decision::new(Verdict::None, Reason::Default).pack()

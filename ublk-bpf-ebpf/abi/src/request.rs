@@ -58,6 +58,9 @@ pub mod request_flags {
     pub const NEVER_WRITTEN: u32 = 1 << 6;
     /// The whole request is cached: [`Verdict::Hit`](crate::Verdict::Hit) would serve it from the cache.
     pub const CACHED: u32 = 1 << 7;
+    /// The block is cached, but not all of the request: some of its regions were never filled, or are being written.
+    /// [`Verdict::Hit`](crate::Verdict::Hit) would serve the others from the cache. Never set with [`CACHED`].
+    pub const PARTLY_CACHED: u32 = 1 << 8;
 }
 
 /// A request as the policy sees it: the argument of [`POLICY_FUNCTION`](crate::POLICY_FUNCTION).
@@ -146,6 +149,13 @@ impl Request {
     #[inline(always)]
     pub const fn is_cached(&self) -> bool {
         self.has(request_flags::CACHED)
+    }
+
+    /// Whether its block is cached but not all of the request ([`request_flags::PARTLY_CACHED`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_partly_cached(&self) -> bool {
+        self.has(request_flags::PARTLY_CACHED)
     }
 
     /// Whether the file system marked it as metadata ([`request_flags::META`]).

@@ -33,7 +33,7 @@ pub mod testkit;
 pub use aya_ebpf as bpf;
 pub use maps::{Array, LruTable, Table};
 pub use ublk_bpf_abi::{
-    Decision, FaultRange, Op, Priority, Reason, Request, SECTOR_SIZE, Verdict, hint, request_flags,
+    Decision, Extent, FaultRange, Op, Priority, Reason, Request, SECTOR_SIZE, Verdict, hint, request_flags,
 };
 
 /// Makes a function `fn(&Request) -> Decision` the entry point of this crate's BPF object.

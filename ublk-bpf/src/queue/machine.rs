@@ -327,6 +327,7 @@ impl<'w> Machine<'w> {
         Advised {
             advice: Advice::Slow,
             promote: None,
+            fill: None,
         }
     }
 

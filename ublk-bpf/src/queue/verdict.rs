@@ -1,6 +1,6 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Decision, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 
 use super::event::Arrival;
 
@@ -23,6 +23,8 @@ pub(super) struct Advised {
     pub(super) advice: Advice,
     /// Bring the block into the cache, to stay like this.
     pub(super) promote: Option<Priority>,
+    /// Do it with this read, as far as possible. Only with `promote`.
+    pub(super) fill: Option<Extent>,
 }
 
 /// Why a taken verdict is no advice.
@@ -90,12 +92,19 @@ fn decision(head: u64, has_cache: bool) -> Result<Advised, NoAdvice> {
         Some(Verdict::Slow) => Advice::Slow,
         Some(Verdict::None | Verdict::Hit) | None => return Err(why_not(head)),
     };
-    let promote = if has_cache && hints & hint::PROMOTE != 0 {
-        Priority::parse((hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT)
+    let (promote, fill) = if has_cache && hints & (hint::PROMOTE | hint::FILL) != 0 {
+        (
+            Priority::parse((hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT),
+            Extent::parse((hints & hint::FILL) >> hint::FILL_SHIFT),
+        )
     } else {
-        None
+        (None, None)
     };
-    Ok(Advised { advice, promote })
+    Ok(Advised {
+        advice,
+        promote,
+        fill,
+    })
 }
 
 /// Why a head that is no advice for a request is none.
@@ -167,7 +176,13 @@ mod tests {
             check(taken(verdict, 0, 0, hints, 8, 64), Op::Read, &arrival, has_cache)
         };
         let high = Decision::new(Verdict::Passthrough, Reason::Default).promote(Priority::High);
-        let of = |advice, promote| Ok(Advised { advice, promote });
+        let of = |advice, promote| {
+            Ok(Advised {
+                advice,
+                promote,
+                fill: None,
+            })
+        };
         assert_eq!(advised(2, 0, true), of(Advice::Hit, None));
         assert_eq!(
             advised(1, high.hints, true),
@@ -175,6 +190,16 @@ mod tests {
         );
         assert_eq!(advised(1, high.hints, false), of(Advice::Passthrough, None));
         assert_eq!(advised(2, 0, false), Err(NoAdvice::Invalid));
+        let fill = Decision::pass().fill(Extent::Around, Priority::Low);
+        assert_eq!(
+            advised(1, fill.hints, true),
+            Ok(Advised {
+                advice: Advice::Passthrough,
+                promote: Some(Priority::Low),
+                fill: Some(Extent::Around),
+            })
+        );
+        assert_eq!(advised(1, fill.hints, false), of(Advice::Passthrough, None));
     }
 
     #[test]
@@ -201,7 +226,7 @@ mod tests {
             taken(5, 0, 0, 0, 8, 64),
             taken(1, 8, 0, 0, 8, 64),
             taken(1, 0, 6, 0, 8, 64),
-            taken(1, 0, 0, 1 << 5, 8, 64),
+            taken(1, 0, 0, 1 << 7, 8, 64),
         ];
         for verdict in bad {
             assert_eq!(checked(verdict), Err(NoAdvice::Invalid));

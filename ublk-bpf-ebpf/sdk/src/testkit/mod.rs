@@ -134,7 +134,7 @@ impl Kit {
         } else {
             self.change(&request);
         }
-        if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 {
+        if decision.hints & (hint::PROMOTE | hint::FILL) != 0 && request.nr_sectors > 0 {
             let before = self.cache.evicted;
             if self.cache.promote(request.block, priority(decision)) {
                 report.promoted += 1;
