@@ -4,13 +4,16 @@
 //! a time. A failure panics with the command and what it printed.
 #![expect(clippy::missing_panics_doc, reason = "a test helper reports by panicking")]
 
+pub mod aligned;
 pub mod backing;
+pub mod cached;
 pub mod device;
 pub mod fio;
 pub mod leftover;
 pub mod mapper;
 pub mod mount;
 pub mod torture;
+pub mod trace;
 
 use std::{
     path::Path,

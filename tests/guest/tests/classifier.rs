@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test should panic at the first surprise")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -17,6 +16,7 @@ use ublk_bpf::policy::{
     WrittenSpec,
 };
 use ublk_bpf_abi::{FaultRange, Op, Reason, ServerCounters, Verdict, hint};
+use ublk_bpf_guest::aligned::Aligned;
 
 const QUEUES: u16 = 2;
 const DEPTH: u16 = 64;
@@ -85,12 +85,12 @@ impl Fixture {
 
     fn read(&self, sector: u64, len: usize) {
         let mut buffer = Aligned::new(len);
-        self.file.read_exact_at(buffer.as_mut(), sector * 512).unwrap();
+        self.file.read_exact_at(buffer.first(len), sector * 512).unwrap();
     }
 
     fn write(&self, sector: u64, len: usize) {
         self.file
-            .write_all_at(Aligned::new(len).as_mut(), sector * 512)
+            .write_all_at(Aligned::new(len).first(len), sector * 512)
             .unwrap();
     }
 
@@ -102,36 +102,13 @@ impl Fixture {
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
+    fn swap(&self, policy: &str) {
+        let policy = Policy::parse(policy, DEFAULT_POLICY_MEMORY).unwrap();
+        policy::swap(&self.disk, &policy).unwrap();
+    }
+
     fn decisions(&self, op: Op) -> OpDecisions {
         observe::stats(&self.disk).unwrap().decisions[op as usize]
-    }
-}
-
-/// Memory aligned for O_DIRECT.
-struct Aligned {
-    start: *mut u8,
-    layout: Layout,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len, BLOCK).unwrap();
-        // SAFETY: `len` is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        assert!(!start.is_null());
-        Self { start, layout }
-    }
-
-    fn as_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `start` points to `len` initialised bytes, and the slice borrows `self`.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
-    }
-}
-
-impl Drop for Aligned {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) };
     }
 }
 
@@ -255,11 +232,7 @@ fn sparse_drops_reads_of_unwritten_blocks_only() {
     assert_eq!(written.words, 256);
     let fixture = Fixture::new(3, Some(written));
     let classifier = fixture.load();
-    policy::swap(
-        &fixture.disk,
-        &Policy::parse("sparse", DEFAULT_POLICY_MEMORY).unwrap(),
-    )
-    .unwrap();
+    fixture.swap("sparse");
     // Blocks 20 and 64 hold data; a block has 128 sectors.
     let words = classifier.written().unwrap().words();
     words[0].store(1 << 20, Ordering::Relaxed);
@@ -296,11 +269,7 @@ fn sparse_drops_reads_of_unwritten_blocks_only() {
 fn fault_fails_requests_in_its_range() {
     let fixture = Fixture::new(4, None);
     let classifier = fixture.load();
-    policy::swap(
-        &fixture.disk,
-        &Policy::parse("fault", DEFAULT_POLICY_MEMORY).unwrap(),
-    )
-    .unwrap();
+    fixture.swap("fault");
     fixture.read(0, BLOCK);
     assert_eq!(
         take_all(&classifier)[0].verdict,
@@ -349,11 +318,7 @@ fn invalid_decisions_become_slow_and_are_counted() {
 fn a_policy_that_the_verifier_refuses_leaves_the_old_one() {
     let fixture = Fixture::new(6, None);
     let classifier = fixture.load();
-    policy::swap(
-        &fixture.disk,
-        &Policy::parse("drop-discard", DEFAULT_POLICY_MEMORY).unwrap(),
-    )
-    .unwrap();
+    fixture.swap("drop-discard");
     // `w0 = 1` becomes `r0 = *(u32 *)(r1 + 1000)`, far outside of the request.
     let load = [0x61, 0x10, 0xe8, 0x03, 0, 0, 0, 0];
     let error = policy::swap(
@@ -394,7 +359,7 @@ fn policies_are_swapped_under_load_and_no_request_is_lost() {
                 for block in (0..1 << 17).cycle() {
                     fixture
                         .file
-                        .read_exact_at(buffer.as_mut(), (block * 8 + job) % (1 << 17) * BLOCK as u64)
+                        .read_exact_at(buffer.first(BLOCK), (block * 8 + job) % (1 << 17) * BLOCK as u64)
                         .unwrap();
                     issued.fetch_add(1, Ordering::Relaxed);
                     if stop.load(Ordering::Relaxed) {
@@ -406,11 +371,7 @@ fn policies_are_swapped_under_load_and_no_request_is_lost() {
         for round in 0..6 {
             let name = ["passthrough", "sparse", "fault"][round % 3];
             let start = Instant::now();
-            policy::swap(
-                &fixture.disk,
-                &Policy::parse(name, DEFAULT_POLICY_MEMORY).unwrap(),
-            )
-            .unwrap();
+            fixture.swap(name);
             println!("swapped to {name} in {:?}", start.elapsed());
         }
         stop.store(true, Ordering::Relaxed);
@@ -490,11 +451,7 @@ fn pins_outlive_the_process_and_are_found_removed_and_refused() {
 fn bpftool_prints_names() {
     let fixture = Fixture::new(9, None);
     let _classifier = fixture.load();
-    policy::swap(
-        &fixture.disk,
-        &Policy::parse("drop-discard", DEFAULT_POLICY_MEMORY).unwrap(),
-    )
-    .unwrap();
+    fixture.swap("drop-discard");
     fixture.discard(8, 4096);
     let dump = |map: &str| {
         let pin = policy::PinDir::of(&fixture.disk).map(map);

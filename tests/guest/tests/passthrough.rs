@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use ublk_bpf_guest::{Backing, Device, Fio, read, run, write};
+use ublk_bpf_guest::trace::{Trace, threads};
+use ublk_bpf_guest::{Backing, Device, Fio};
 
 #[test]
 fn passthrough_calls_no_user_copy() {
     let backing = Backing::brd(64);
     let device = Device::run(&["--backing", backing.spec(), "--policy", "passthrough"]);
     let before = device.stats()["server"].clone();
-    let trace = UserCopies::count(&device);
+    let trace = trace_copies(&device);
     // One job on one CPU, so that the classifier is never skipped for nesting.
     let done = Fio::new(device.path())
         .arg("rw", "randrw")
@@ -19,7 +20,7 @@ fn passthrough_calls_no_user_copy() {
         .arg("iodepth", "32")
         .arg("cpus_allowed", "0")
         .run();
-    let copies = trace.finish();
+    let copies = trace.finish().len();
     assert!(done.reads > 100 && done.writes > 100, "too little I/O: {done:?}");
     let after = device.stats()["server"].clone();
     let grown = |name: &str| after[name].as_u64().unwrap_or(0) - before[name].as_u64().unwrap_or(0);
@@ -40,13 +41,13 @@ fn passthrough_calls_no_user_copy() {
 fn the_slow_path_copies() {
     // The counterpart: shows that the test above can detect copies.
     let device = Device::run(&["--backing", "mem:16M", "--policy", &user_policy("hostile")]);
-    let trace = UserCopies::count(&device);
+    let trace = trace_copies(&device);
     Fio::new(device.path())
         .arg("rw", "randwrite")
         .arg("bs", "4k")
         .arg("size", "4m")
         .run();
-    let copies = trace.finish();
+    let copies = trace.finish().len();
     let counted = device.counter("user_copies");
     assert!(
         counted > 0 && copies > 0,
@@ -62,49 +63,8 @@ fn user_policy(name: &str) -> String {
     path
 }
 
-/// Counts the reads and writes that the server's threads make by system call: a user copy is one of those.
-struct UserCopies;
-
-impl UserCopies {
-    const TRACING: &str = "/sys/kernel/tracing";
-    const CALLS: [&str; 2] = ["pread64", "pwrite64"];
-
-    fn count(device: &Device) -> Self {
-        let pid = run("sh", &["-c", &format!("ublk-bpf show {} --json", device.id())]);
-        let show: serde_json::Value = serde_json::from_str(&pid).expect("show prints JSON");
-        let pid = show["server"]
-            .as_u64()
-            .unwrap_or_else(|| panic!("no server in {show:#}"));
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the server's threads");
-        let list = threads
-            .map(|entry| {
-                entry
-                    .expect("a thread")
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect::<Vec<_>>()
-            .join(" ");
-        write(format!("{}/set_event_pid", Self::TRACING), &list);
-        write(format!("{}/trace", Self::TRACING), "");
-        for call in Self::CALLS {
-            write(
-                format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING),
-                "1",
-            );
-        }
-        Self
-    }
-
-    fn finish(self) -> usize {
-        for call in Self::CALLS {
-            write(
-                format!("{}/events/syscalls/sys_enter_{call}/enable", Self::TRACING),
-                "0",
-            );
-        }
-        let trace = read(format!("{}/trace", Self::TRACING));
-        trace.lines().filter(|line| !line.starts_with('#')).count()
-    }
+/// Traces the reads and writes that the server's threads make by system call: a user copy is one of those.
+fn trace_copies(device: &Device) -> Trace {
+    let events = ["pread64", "pwrite64"].map(|call| format!("syscalls/sys_enter_{call}"));
+    Trace::start(&threads(device), &events.each_ref().map(String::as_str))
 }

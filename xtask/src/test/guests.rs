@@ -27,7 +27,7 @@ const MEMORY_GIB: u64 = 4;
 /// A test is silent until it ends, and everything is slow under emulation.
 const SILENCE: Duration = Duration::from_secs(600);
 /// The programs that take longest, in this order: begun last, one of them would run alone at the end.
-const LONGEST: [&str; 4] = ["torture", "cache", "robust", "several"];
+const LONGEST: [&str; 5] = ["torture", "cache", "warm", "robust", "several"];
 
 /// Runs all these test programs.
 pub(super) fn run(

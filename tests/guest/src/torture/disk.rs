@@ -197,25 +197,3 @@ fn said(result: libc::c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
-
-/// Memory aligned for direct I/O.
-#[derive(Debug)]
-pub(super) struct Aligned {
-    memory: Vec<u8>,
-    skip: usize,
-}
-
-impl Aligned {
-    const ALIGNMENT: usize = 4096;
-
-    pub(super) fn new(length: usize) -> Self {
-        let memory = vec![0; length + Self::ALIGNMENT];
-        let skip = memory.as_ptr().align_offset(Self::ALIGNMENT);
-        Self { memory, skip }
-    }
-
-    /// Its first `length` bytes.
-    pub(super) fn first(&mut self, length: usize) -> &mut [u8] {
-        &mut self.memory[self.skip..][..length]
-    }
-}

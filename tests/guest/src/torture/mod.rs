@@ -18,8 +18,9 @@ use std::thread::scope;
 
 pub use disk::Disk;
 
+use crate::aligned::Aligned;
 use content::{FIRST, Pattern, SECTOR, ZEROES, mix};
-use disk::{Aligned, Direct};
+use disk::Direct;
 use model::{Model, Ranges};
 
 /// Maximum size of a read or write, in bytes.
