@@ -1,4 +1,5 @@
-//! What the server of ublk-bpf and its replay of traces share: the cache as a state machine, without I/O or a clock.
+//! What the server of ublk-bpf and its replay of traces share: the cache as a state machine, without I/O or a clock, and
+//! the format of traces.
 //!
 //! The server (`ublk-bpf`) carries out what [`cache`] asks for on real devices.
 
@@ -6,3 +7,4 @@
 
 pub mod cache;
 pub mod errno;
+pub mod trace;

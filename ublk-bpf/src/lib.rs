@@ -23,4 +23,4 @@ pub mod registry;
 pub mod server;
 pub mod sys;
 
-pub use ublk_bpf_core::errno;
+pub use ublk_bpf_core::{errno, trace};

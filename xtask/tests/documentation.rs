@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf-core/src"];
 
 /// The pages whose links are checked.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "docs/benchmarks.md",
     "docs/policies.md",
+    "docs/traces.md",
     "fuzz/README.md",
 ];
 

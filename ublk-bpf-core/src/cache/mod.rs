@@ -50,3 +50,8 @@ pub use maps::Maps;
 pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
 pub use recover::{Trust, surviving};
 pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin};
+
+/// The least bytes that a cache block has.
+pub const MIN_BLOCK: u32 = 4 << 10;
+/// The most.
+pub const MAX_BLOCK: u32 = 1 << 20;

@@ -12,7 +12,7 @@ use super::error::RecordError;
 use super::options::{CacheOptions, DeviceOptions, Role};
 use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, Storage};
-use crate::cache::disk::{MAX_BLOCK, MIN_BLOCK};
+use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::policy::DEFAULT_POLICY_MEMORY;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};

@@ -1,6 +1,7 @@
 //! Where things are on a cache device.
 
 use super::DiskError;
+use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::sys::aligned;
 
 /// The unit that metadata is written in, and its alignment.
@@ -13,11 +14,6 @@ const ENTRIES: u64 = 2 * PAGE;
 pub(super) const ENTRY: u64 = 16;
 /// Slot numbers have 30 bits in the index.
 const SLOTS: u64 = (1 << 30) - 1;
-
-/// The least bytes that a cache block has.
-pub const MIN_BLOCK: u32 = 4 << 10;
-/// The most.
-pub const MAX_BLOCK: u32 = 1 << 20;
 
 /// How a cache device is divided. There is one for each number of slots and size of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,7 +49,7 @@ use crate::sys::aligned::{self, Aligned};
 
 pub use entries::SavedEntry;
 pub use error::DiskError;
-pub use layout::{Layout, MAX_BLOCK, MIN_BLOCK};
+pub use layout::Layout;
 
 /// What [`open`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
