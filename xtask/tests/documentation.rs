@@ -1,7 +1,7 @@
 //! The paths that ARCHITECTURE.md names exist, and so do the files that the project's pages link to.
 //!
 //! A path in ARCHITECTURE.md is a word in back quotes that contains `/` or ends with `.rs`, and in a figure one that ends
-//! with `/` or `.rs`. It is relative to the checkout, `ublk-bpf/src` or `ublk-bpf-core/src`. A word that starts with `/`
+//! with `/` or `.rs`. It is relative to the checkout, `ublk-bpf/src` or `ublk-bpf/core/src`. A word that starts with `/`
 //! names a file of the running system and is not checked.
 
 use std::env;
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What a path in ARCHITECTURE.md may be relative to.
-const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf-core/src"];
+const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf/core/src"];
 
 /// The pages whose links are checked.
 const PAGES: [&str; 8] = [
