@@ -238,7 +238,7 @@ mod classify {
         let entry = unsafe { entry.read_volatile() };
         // Almost always every region can be read.
         if entry.is_present() {
-            let is_cached = entry.writing() == 0
+            let is_cached = entry.hidden() == 0
                 || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors));
             request.flags |= if is_cached {
                 request_flags::CACHED

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
+use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority, regions};
 
 use super::bug::Bug;
 use super::pattern::Writer;
@@ -296,16 +296,19 @@ impl<'w> Side<'w> {
             .collect()
     }
 
-    /// What is in a slot must be what the backing device has, wherever nobody writes.
+    /// What can be read from a slot must be what the backing device has.
     pub(super) fn check(&self, world: &World, backing: impl Fn(usize) -> Writer) -> Check {
         for (word, block) in self.maps.index.iter().zip(0_u64..) {
             let entry = IndexEntry(word.load(Ordering::SeqCst));
-            if !entry.is_present() || entry.writers() > 0 {
+            if !entry.is_present() {
                 continue;
             }
             let slot_start = DATA_OFFSET + (u64::from(entry.slot()) << self.of.shift);
             let first = block * self.block_sectors();
             for sector in first..(first + self.block_sectors()).min(world.sectors()) {
+                if !entry.serves(regions(self.of.shift, sector, 1)) {
+                    continue;
+                }
                 let has = self.read(slot_start + (sector - first) * 512);
                 let should = backing(index(sector));
                 let is_same =

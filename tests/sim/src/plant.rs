@@ -59,7 +59,7 @@ impl<'w> Sim<'w> {
             let (was, is) = (IndexEntry(old), IndexEntry(word.load(Ordering::SeqCst)));
             match self.bug {
                 Some(Bug::PublishFailedWrite) => {
-                    if was.is_present() && was.writing() != 0 && !is.is_present() {
+                    if was.is_present() && was.hidden() != 0 && !is.is_present() {
                         word.store(was.with_writers(is.writers(), 0).0, Ordering::SeqCst);
                     }
                 }

@@ -15,14 +15,15 @@ numbered! {
     }
 }
 
-/// Regions of a block; writes in flight are tracked per region.
+/// Regions of a block: what of it is valid in its slot is tracked by region.
 pub const REGIONS: u32 = 16;
 
 /// One block of the backing device in one word, so that every state change is one compare-and-swap:
-/// state in bits 0..2, slot in bits 2..32, writers in bits 32..48, regions being written in bits 48..64.
+/// state in bits 0..2, slot in bits 2..32, writers in bits 32..48, hidden regions in bits 48..64.
 ///
-/// Only the server writes it. A fill does not start while the block has writers. A present block has a bit set for
-/// each region that a write in flight is storing on both devices; reads of these regions bypass the cache.
+/// Only the server writes it. A region of a present block is *hidden* if its slot cannot serve it: it was never filled,
+/// or a fill or a write is storing it. Reads of hidden regions bypass the cache. An absent block with writers is not
+/// filled.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IndexEntry(pub u64);
@@ -76,10 +77,10 @@ impl IndexEntry {
         (self.0 >> 32) as u32 & Self::MAX_WRITERS
     }
 
-    /// Regions that writes in flight are storing on both devices, one bit each.
+    /// Regions of a present block that its slot cannot serve, one bit each.
     #[must_use]
     #[inline(always)]
-    pub const fn writing(self) -> u16 {
+    pub const fn hidden(self) -> u16 {
         (self.0 >> 48) as u16
     }
 
@@ -87,15 +88,15 @@ impl IndexEntry {
     #[must_use]
     #[inline(always)]
     pub const fn serves(self, regions: u16) -> bool {
-        self.is_present() && self.writing() & regions == 0
+        self.is_present() && self.hidden() & regions == 0
     }
 
-    /// The entry with this number of writers and these regions being written.
+    /// The entry with this number of writers and these regions hidden.
     #[must_use]
     #[inline(always)]
-    pub const fn with_writers(self, writers: u32, writing: u16) -> Self {
+    pub const fn with_writers(self, writers: u32, hidden: u16) -> Self {
         let place = self.0 & 0xffff_ffff;
-        Self(place | ((writers & Self::MAX_WRITERS) as u64) << 32 | (writing as u64) << 48)
+        Self(place | ((writers & Self::MAX_WRITERS) as u64) << 32 | (hidden as u64) << 48)
     }
 
     /// The entry marked absent, with the same writers.
@@ -130,7 +131,7 @@ mod tests {
             IndexEntry::new(BlockState::Present, IndexEntry::MAX_SLOTS - 1).with_writers(0xffff, 0x8001);
         assert_eq!(entry.state(), BlockState::Present);
         assert_eq!(entry.slot(), IndexEntry::MAX_SLOTS - 1);
-        assert_eq!((entry.writers(), entry.writing()), (0xffff, 0x8001));
+        assert_eq!((entry.writers(), entry.hidden()), (0xffff, 0x8001));
         assert_eq!(entry.invalidated(), IndexEntry::ABSENT.with_writers(0xffff, 0));
         for state in BlockState::ALL {
             let entry = IndexEntry::new(state, 7).with_writers(1, 1);

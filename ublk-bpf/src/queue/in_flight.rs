@@ -5,7 +5,7 @@ use ublk_bpf_abi::Priority;
 use super::event::{Io, Staging, Tier, UserCopy};
 use super::plan::Route;
 use super::request::{Action, Request};
-use crate::cache::SlotPin;
+use crate::cache::{SlotPin, WriteClaim};
 use crate::errno::Errno;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
@@ -60,15 +60,17 @@ pub(super) enum Hold {
     Nothing,
     /// The slot that it reads from.
     Read(SlotPin),
-    /// The marks on the blocks that it changes, and the slot that its data goes to as well.
-    Change(Option<SlotPin>),
+    /// The marks on the blocks that it changes, and its claim in the slot of a present one.
+    Change(Option<WriteClaim>),
 }
 
 /// The blocks that a request changes are marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Marked {
-    /// The slot that its data goes to as well, and how far that is ahead of the block.
-    pub(super) slot: Option<(SlotPin, u64)>,
+    /// Its claim in the slot of a present block.
+    pub(super) claim: Option<WriteClaim>,
+    /// If its data goes to the slot as well: how far that is ahead of the block.
+    pub(super) slot_delta: Option<u64>,
 }
 
 /// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
@@ -189,8 +191,8 @@ impl InFlight {
 
     /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
     pub(super) fn hold_change(&mut self, marked: Marked) {
-        self.hold = Hold::Change(marked.slot.map(|(pin, _)| pin));
-        if let Some((_, slot_delta)) = marked.slot {
+        self.hold = Hold::Change(marked.claim);
+        if let Some(slot_delta) = marked.slot_delta {
             debug_assert!(
                 self.step == Leg::CopyIn,
                 "{:?} to two devices from the client's pages",

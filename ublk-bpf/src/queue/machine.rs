@@ -302,7 +302,7 @@ impl<'w> Machine<'w> {
         }
         let marked = self.cache.and_then(|cache| self.mark(cache, request));
         // Data for two devices is copied from the client's pages once: the client may change them at any time.
-        let is_twofold = marked.is_some_and(|marked| marked.slot.is_some());
+        let is_twofold = marked.is_some_and(|marked| marked.slot_delta.is_some());
         let route = if is_twofold { Route::Copy } else { plan.route };
         let mut in_flight = InFlight::new(request, route, self.volatile_cache, self.staging_bytes);
         if let Some(marked) = marked {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
+use ublk_bpf_abi::{Priority, SECTOR_SIZE};
 
 use super::error::{CacheError, ServeError};
 use super::isolation::protect_thread;
@@ -233,7 +233,7 @@ impl CacheDevice {
 
 /// Whether a device can count its writes in flight in the index.
 pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
-    let most = IndexEntry::MAX_WRITERS;
+    let most = cache::MAX_TAGS;
     if u32::from(info.queues) * u32::from(info.depth) <= most {
         return Ok(());
     }

@@ -36,7 +36,9 @@
 //!
 //! Like `queue/`, nothing here knows io_uring, libc or the clock: time and results are passed in.
 
+mod blocks;
 pub mod evict;
+mod fills;
 mod maps;
 mod mover;
 mod recover;
@@ -45,11 +47,16 @@ mod slots;
 #[cfg(test)]
 mod stress;
 mod upkeep;
+mod waiters;
+mod word;
 
+pub use fills::{Fill, FillEnd, FillStart};
 pub use maps::Maps;
 pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
 pub use recover::{Trust, surviving};
-pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin};
+pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin, WriteClaim};
+pub use slots::MAX_TAGS;
+pub use waiters::QueueSet;
 
 /// The least bytes that a cache block has.
 pub const MIN_BLOCK: u32 = 4 << 10;

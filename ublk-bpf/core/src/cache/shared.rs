@@ -4,9 +4,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
-use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE, regions};
+use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
 
-use super::slots::SlotTable;
+use super::blocks::Blocks;
+use super::fills::FreeSlots;
+use super::waiters::QueueSet;
 use crate::errno::Errno;
 
 /// Capacity of the hint queue. Hints beyond it are dropped: hot blocks are hinted again.
@@ -46,18 +48,44 @@ impl Shape {
     }
 }
 
-/// A pin of a slot, which [`Cache::end_read`] or [`Cache::end_change`] releases.
+/// A pin of a slot, which [`Cache::end_read`] releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the slot stays pinned until the pin is released"]
-pub struct SlotPin(u32);
+pub struct SlotPin(pub(super) u32);
+
+/// A write's claim of the regions that it touches, in the slot of its block. [`Cache::end_change`] releases it.
+///
+/// Until then reads of these regions bypass the cache, and no fill or other write has them. So the write needs its claim
+/// even if nothing of it [goes to the slot](Self::stores).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the regions stay claimed until the change has ended"]
+pub struct WriteClaim {
+    pin: SlotPin,
+    /// Those that the slot can serve once it has the data.
+    becomes_valid: u16,
+}
+
+impl WriteClaim {
+    /// Whether all data of the write goes to the slot, after the backing device. Otherwise none does: the cache is written
+    /// around, or the write covers a part of invalid regions only, which are not read in for it.
+    #[must_use]
+    pub const fn stores(self) -> bool {
+        self.becomes_valid != 0
+    }
+
+    /// The slot, for [`Cache::slot_delta`].
+    pub const fn pin(self) -> SlotPin {
+        self.pin
+    }
+}
 
 /// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked; [`Cache::end_change`] removes the marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the blocks cannot be filled until the change has ended"]
 pub struct Change {
-    /// The slot to write too, after the backing device.
-    pub pin: Option<SlotPin>,
-    /// Blocks that were invalidated.
+    /// The claim of a write of a present block. Without one, the blocks are absent until the change has ended, and remain so.
+    pub claim: Option<WriteClaim>,
+    /// Present blocks that were invalidated.
     pub invalidated: u32,
 }
 
@@ -75,9 +103,9 @@ pub struct CacheFailure {
 #[derive(Debug)]
 pub struct Cache<'m> {
     shape: Shape,
-    pub(super) index: &'m [AtomicU64],
+    pub(super) blocks: Blocks<'m>,
     pub(super) heat: &'m [AtomicU64],
-    pub(super) slots: SlotTable,
+    pub(super) free: FreeSlots,
     pub(super) hints: ArrayQueue<u64>,
     pub(super) mover_sleeps: AtomicBool,
     /// Requests that arrived, by which the mover decays heat.
@@ -99,9 +127,9 @@ impl<'m> Cache<'m> {
         assert!((1..=IndexEntry::MAX_SLOTS).contains(&shape.slots));
         Self {
             shape,
-            index,
+            blocks: Blocks::new(index, shape.slots),
             heat,
-            slots: SlotTable::new(shape.slots),
+            free: FreeSlots::new(shape.slots),
             hints: ArrayQueue::new(MAX_HINTS),
             mover_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
@@ -118,7 +146,10 @@ impl<'m> Cache<'m> {
 
     /// Clears the index: no block is cached, no write is in flight.
     pub fn clear(&self) {
-        self.index.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+        self.blocks
+            .index
+            .iter()
+            .for_each(|word| word.store(0, Ordering::SeqCst));
     }
 
     /// Restores the heat of a block that an earlier server saved, unless the map, which is newer, has more.
@@ -138,34 +169,42 @@ impl<'m> Cache<'m> {
         if !self.is_attached.load(Ordering::Relaxed) {
             return None;
         }
-        let word = self.index.get(block as usize)?;
-        let entry = IndexEntry(word.load(Ordering::SeqCst));
-        if !self.serves(entry, offset, length) || !self.slots.pin(entry.slot(), block) {
+        let slot = self.blocks.begin_read(block, || self.regions(offset, length))?;
+        Some(SlotPin(slot))
+    }
+
+    /// The same if the slot can serve some regions of the block that the range touches. Returns these as well, at least
+    /// one bit: the parts of the range in them are read from the slot, the others from the backing device.
+    #[must_use]
+    pub fn begin_split_read(&self, offset: u64, length: u64) -> Option<(SlotPin, u16)> {
+        let block = self.one_block(offset, length)?;
+        if !self.is_attached.load(Ordering::Relaxed) {
             return None;
         }
-        // A change before the pin is seen by this second load; a later one finds the pin.
-        let now = IndexEntry(word.load(Ordering::SeqCst));
-        if now == entry || (now.slot() == entry.slot() && self.serves(now, offset, length)) {
-            return Some(SlotPin(entry.slot()));
-        }
-        self.slots.unpin(entry.slot());
-        None
+        let (slot, readable) = self
+            .blocks
+            .begin_split_read(block, self.regions(offset, length))?;
+        Some((SlotPin(slot), readable))
     }
 
     /// The read has completed.
     #[inline]
     pub fn end_read(&self, pin: SlotPin) {
-        self.slots.unpin(pin.0);
+        self.blocks.slots.unpin(pin.0);
     }
 
     /// Marks a write of `length` bytes (not 0) at `offset`. Call it before the write is issued to either device.
     pub fn begin_write(&self, offset: u64, length: u64) -> Change {
-        let through = self.shape.mode == Mode::WriteThrough && self.is_attached.load(Ordering::Relaxed);
-        let pin = through
-            .then(|| self.begin_write_through(offset, length))
+        let claim = self
+            .is_attached
+            .load(Ordering::Relaxed)
+            .then(|| self.claim_write(offset, length))
             .flatten();
-        match pin {
-            Some(_) => Change { pin, invalidated: 0 },
+        match claim {
+            Some(_) => Change {
+                claim,
+                invalidated: 0,
+            },
             None => self.begin_discard(offset, length),
         }
     }
@@ -173,42 +212,29 @@ impl<'m> Cache<'m> {
     /// Marks a discard or write-zeroes of this range and invalidates its blocks. Call it before the operation is issued.
     /// `length` is not 0.
     pub fn begin_discard(&self, offset: u64, length: u64) -> Change {
-        let mut invalidated = 0;
-        for word in self.words(offset, length) {
-            let before = update(word, |entry| {
-                debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
-                entry.invalidated().with_writers(entry.writers() + 1, 0)
-            });
-            invalidated += u32::from(before.is_present());
-        }
+        let words = self.words(offset, length).iter();
+        let invalidated = words.map(|word| u32::from(Blocks::begin_discard(word))).sum();
         Change {
-            pin: None,
+            claim: None,
             invalidated,
         }
     }
 
-    /// Ends a change of this range that began with this pin. `is_good`: a pinned slot has all of its data.
-    pub fn end_change(&self, offset: u64, length: u64, pin: Option<SlotPin>, is_good: bool) {
+    /// Ends a change of this range that began with this claim. `is_good`: a slot that the claim [stores
+    /// to](WriteClaim::stores) has all of its data.
+    pub fn end_change(&self, offset: u64, length: u64, claim: Option<WriteClaim>, is_good: bool) {
+        let Some(claim) = claim else {
+            self.words(offset, length).iter().for_each(Blocks::end_discard);
+            return;
+        };
+        let Some(block) = self.one_block(offset, length) else {
+            debug_assert!(false, "a claim of two blocks");
+            return;
+        };
+        let valid = if is_good { claim.becomes_valid } else { 0 };
         let regions = self.regions(offset, length);
-        for word in self.words(offset, length) {
-            update(word, |entry| {
-                let writers = entry.writers().saturating_sub(1);
-                match pin {
-                    // An invalidated block is not filled while a write of it is in flight, so a present one is in its old slot.
-                    Some(SlotPin(slot)) if entry.is_present() && entry.slot() == slot => {
-                        if is_good {
-                            entry.with_writers(writers, entry.writing() & !regions)
-                        } else {
-                            entry.invalidated().with_writers(writers, 0)
-                        }
-                    }
-                    _ => entry.with_writers(writers, entry.writing()),
-                }
-            });
-        }
-        if let Some(SlotPin(slot)) = pin {
-            self.slots.unpin(slot);
-        }
+        self.blocks
+            .end_write(block, claim.pin.0, (regions, valid), self.regions_of(block));
     }
 
     /// Offset of the slot from its block: add it, wrapping, to a position on the backing device.
@@ -232,17 +258,26 @@ impl<'m> Cache<'m> {
         self.mover_sleeps.load(Ordering::SeqCst) && self.mover_sleeps.swap(false, Ordering::SeqCst)
     }
 
+    /// Takes the queues that wait for a claim that was released, by whichever thread: the caller wakes them. Each queue asks
+    /// whenever it has ended changes or fills, or has begun some.
+    pub fn take_woken(&self) -> QueueSet {
+        self.blocks.waiters.take()
+    }
+
     /// Counts requests that arrived.
     #[inline]
     pub fn count_requests(&self, requests: u64) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
     }
 
-    /// Detaches the cache after its device failed: no I/O to it is started from now on. Keeps the first cause.
+    /// Detaches the cache after its device failed: no I/O to it is started from now on. Keeps the first cause. The caller
+    /// wakes [all that wait](Self::take_woken).
     #[cold]
     pub fn detach(&self, failure: CacheFailure) {
         self.is_attached.store(false, Ordering::SeqCst);
         let _ = self.failure.set(failure);
+        // No fill is waited for: a thread that died may have held its claim.
+        self.blocks.waiters.wake_all();
         // Wake the mover, which empties the index.
         self.mover_sleeps.store(true, Ordering::SeqCst);
     }
@@ -254,245 +289,75 @@ impl<'m> Cache<'m> {
         self.failure.get()
     }
 
+    /// Bytes of a region.
+    pub(super) const fn region_bytes(&self) -> u64 {
+        self.block_bytes() / REGIONS as u64
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.is_attached.load(Ordering::SeqCst)
+    }
+
     pub(super) const fn block_bytes(&self) -> u64 {
         1 << self.shape.shift
     }
 
-    fn begin_write_through(&self, offset: u64, length: u64) -> Option<SlotPin> {
+    fn claim_write(&self, offset: u64, length: u64) -> Option<WriteClaim> {
         let block = self.one_block(offset, length)?;
         let regions = self.regions(offset, length);
-        let word = self.index.get(block as usize)?;
-        loop {
-            let entry = IndexEntry(word.load(Ordering::SeqCst));
-            if !entry.serves(regions) || entry.writers() >= IndexEntry::MAX_WRITERS {
-                return None;
-            }
-            // Pin before the mark: once that is set, the slot is written even if the block is invalidated.
-            if !self.slots.pin(entry.slot(), block) {
-                return None;
-            }
-            let marked = entry.with_writers(entry.writers() + 1, entry.writing() | regions);
-            let swapped = word.compare_exchange(entry.0, marked.0, Ordering::SeqCst, Ordering::SeqCst);
-            if swapped.is_ok() {
-                return Some(SlotPin(entry.slot()));
-            }
-            self.slots.unpin(entry.slot());
-        }
-    }
-
-    /// Whether the entry's slot may serve a read of this range. Mostly, no write is in flight.
-    #[inline]
-    fn serves(&self, entry: IndexEntry, offset: u64, length: u64) -> bool {
-        entry.is_present() && (entry.writing() == 0 || entry.serves(self.regions(offset, length)))
+        let (slot, invalid) = self.blocks.begin_write(block, regions)?;
+        let becomes_valid = match self.shape.mode {
+            // What is left of an invalid region would be missing.
+            Mode::WriteThrough => regions & (self.whole_regions(offset, length) | !invalid),
+            Mode::WriteAround => 0,
+        };
+        Some(WriteClaim {
+            pin: SlotPin(slot),
+            becomes_valid,
+        })
     }
 
     /// The block of a range that is within one block.
     #[inline]
-    fn one_block(&self, offset: u64, length: u64) -> Option<u32> {
+    pub(super) fn one_block(&self, offset: u64, length: u64) -> Option<u32> {
         let block = offset >> self.shape.shift;
         let last = (offset + (length - 1)) >> self.shape.shift;
         u32::try_from(block).ok().filter(|_| block == last)
     }
 
     /// The regions of its block that a range touches.
-    fn regions(&self, offset: u64, length: u64) -> u16 {
+    pub(super) fn regions(&self, offset: u64, length: u64) -> u16 {
         let sectors = u32::try_from(length / SECTOR_SIZE).unwrap_or(u32::MAX);
         regions(self.shape.shift, offset / SECTOR_SIZE, sectors)
+    }
+
+    /// The regions of its block that a range covers whole. The last one ends with the device.
+    fn whole_regions(&self, offset: u64, length: u64) -> u16 {
+        let in_block = self.block_bytes() - 1;
+        let size = self.region_bytes();
+        let is_last = offset + length >= self.shape.capacity * SECTOR_SIZE;
+        let first = (offset & in_block).div_ceil(size);
+        let end = (offset & in_block) + length;
+        let end = if is_last { end.div_ceil(size) } else { end / size };
+        let below = |region: u64| (1_u32 << region.min(16)) - 1;
+        u16::try_from(below(end) & !below(first)).unwrap_or(0)
+    }
+
+    /// The regions that a block has: fewer than 16 if the device ends in it, none beyond its end.
+    pub(super) fn regions_of(&self, block: u32) -> u16 {
+        match self.length_of(block) {
+            0 => 0,
+            length => self.regions(self.block_offset(block), length.into()),
+        }
     }
 
     /// The index words of the blocks that a range touches.
     fn words(&self, offset: u64, length: u64) -> &[AtomicU64] {
         let index = |offset: u64| usize::try_from(offset >> self.shape.shift).unwrap_or(usize::MAX);
         let (first, last) = (index(offset), index(offset + (length - 1)));
-        self.index.get(first..=last).unwrap_or_default()
-    }
-}
-
-/// Changes a word atomically, and returns its previous entry.
-pub(super) fn update(word: &AtomicU64, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
-    let mut found = word.load(Ordering::SeqCst);
-    loop {
-        let changed = change(IndexEntry(found)).0;
-        match word.compare_exchange_weak(found, changed, Ordering::SeqCst, Ordering::SeqCst) {
-            Ok(before) => return IndexEntry(before),
-            Err(now) => found = now,
-        }
+        self.blocks.index.get(first..=last).unwrap_or_default()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use ublk_bpf_abi::BlockState;
-
-    use super::*;
-    use crate::cache::Maps;
-    use crate::cache::Trust;
-
-    const SHIFT: u32 = 16;
-    const BLOCK: u64 = 1 << SHIFT;
-
-    /// A cache of four slots that has block 3 in slot 2.
-    fn cache_of(maps: &Maps, mode: Mode) -> Cache<'_> {
-        let shape = Shape {
-            shift: SHIFT,
-            capacity: 16 * BLOCK / SECTOR_SIZE,
-            slots: 4,
-            data_offset: 0,
-            mode,
-        };
-        let cache = Cache::new(shape, &maps.index, &maps.heat);
-        cache.slots.give(2, 3);
-        assert!(cache.begin_fill(3, 2) && cache.begin_read(3 * BLOCK, 512).is_none() && cache.end_fill(3, 2));
-        cache
-    }
-
-    #[test]
-    fn a_read_of_a_present_block_pins_its_slot() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        let pin = cache.begin_read(3 * BLOCK + 4096, 4096).unwrap();
-        assert_eq!(
-            cache.slot_delta(pin, 3 * BLOCK + 4096).wrapping_add(3 * BLOCK),
-            2 * BLOCK
-        );
-        assert!(
-            cache.evict(3, 2) && !cache.slots.take(2),
-            "gone, but still in use"
-        );
-        assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
-        cache.end_read(pin);
-        assert!(cache.slots.take(2));
-        assert_eq!(cache.begin_read(4 * BLOCK, 512), None);
-    }
-
-    #[test]
-    fn a_read_beyond_one_block_is_no_hit() {
-        let maps = Maps::of(16);
-        assert_eq!(
-            cache_of(&maps, Mode::WriteThrough).begin_read(4 * BLOCK - 512, 1024),
-            None
-        );
-    }
-
-    #[test]
-    fn a_scribbled_index_finds_no_other_blocks_slot() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        for slot in [2, 3, 4, IndexEntry::MAX_SLOTS - 1] {
-            maps.index[5].store(IndexEntry::new(BlockState::Present, slot).0, Ordering::SeqCst);
-            assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
-            assert_eq!(cache.begin_write(5 * BLOCK, 512).pin, None);
-            assert!(!cache.slots.is_pinned(2));
-        }
-    }
-
-    #[test]
-    fn a_write_through_hides_its_regions_until_its_end() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        let change = cache.begin_write(3 * BLOCK, 4096);
-        assert!(change.pin.is_some());
-        assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
-        cache.end_read(cache.begin_read(3 * BLOCK + 8192, 512).expect("elsewhere"));
-        assert!(!cache.evict(3, 2), "in use");
-        cache.end_change(3 * BLOCK, 4096, change.pin, true);
-        assert!(cache.begin_read(3 * BLOCK + 512, 512).is_some());
-    }
-
-    #[test]
-    fn overlapping_writes_empty_the_block_and_others_do_not() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        let first = cache.begin_write(3 * BLOCK, 4096);
-        let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
-        assert!(beside.pin.is_some());
-        let over = cache.begin_write(3 * BLOCK + 2048, 4096);
-        assert_eq!((over.pin, over.invalidated), (None, 1));
-        assert!(!cache.begin_fill(3, 1) && !cache.slots.take(2), "somebody writes");
-        cache.end_change(3 * BLOCK, 4096, first.pin, true);
-        cache.end_change(3 * BLOCK + 2048, 4096, over.pin, true);
-        cache.end_change(3 * BLOCK + 4096, 4096, beside.pin, true);
-        assert_eq!(cache.entry(3), IndexEntry::ABSENT);
-        assert!(cache.slots.take(2));
-    }
-
-    #[test]
-    fn a_write_that_failed_empties_its_block() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        let change = cache.begin_write(3 * BLOCK, 4096);
-        cache.end_change(3 * BLOCK, 4096, change.pin, false);
-        assert_eq!(cache.entry(3), IndexEntry::ABSENT);
-    }
-
-    #[test]
-    fn a_write_overtakes_a_fill() {
-        let maps = Maps::of(16);
-        for mode in [Mode::WriteThrough, Mode::WriteAround] {
-            let cache = cache_of(&maps, mode);
-            cache.slots.give(0, 9);
-            assert!(cache.begin_fill(9, 0));
-            let change = cache.begin_write(9 * BLOCK, 512);
-            assert_eq!((change.pin, change.invalidated), (None, 0));
-            assert!(!cache.end_fill(9, 0), "what was read may be old");
-            cache.end_change(9 * BLOCK, 512, None, true);
-            assert!(!cache.end_fill(9, 0));
-            assert!(cache.evict(3, 2));
-        }
-    }
-
-    #[test]
-    fn a_write_around_and_a_discard_empty_what_they_touch() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteAround);
-        let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.pin, change.invalidated), (None, 1));
-        cache.end_change(3 * BLOCK, 512, None, true);
-        assert!(cache.slots.take(2));
-        cache.slots.give(2, 3);
-        assert!(cache.restore(3, 2, Trust::Proven));
-        let change = cache.begin_discard(BLOCK, 4 * BLOCK);
-        assert_eq!(change.invalidated, 1);
-        for block in 1..5 {
-            assert!(!cache.begin_fill(block, 0), "block {block} is being discarded");
-        }
-        cache.end_change(BLOCK, 4 * BLOCK, None, true);
-        assert!(cache.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
-    }
-
-    #[test]
-    fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        let failure = CacheFailure {
-            during: "reading",
-            errno: Errno::EIO,
-        };
-        cache.detach(failure);
-        assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
-        let change = cache.begin_write(3 * BLOCK, 512);
-        assert_eq!((change.pin, change.invalidated), (None, 1));
-        assert!(!cache.hint(0, Priority::Normal));
-        assert_eq!(cache.failure(), Some(&failure));
-    }
-
-    #[test]
-    fn heat_is_a_byte_for_each_block_and_is_halved() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        cache.set_heat(9, 255);
-        cache.set_heat(10, 3);
-        assert!(cache.halve_heat(0, 9));
-        assert_eq!([8, 9, 10, 11].map(|block| cache.heat(block)), [0, 127, 1, 0]);
-    }
-
-    #[test]
-    fn what_an_earlier_server_knew_of_heat_cools_nothing() {
-        let maps = Maps::of(16);
-        let cache = cache_of(&maps, Mode::WriteThrough);
-        cache.remember_heat(9, 7);
-        assert_eq!(cache.heat(9), 7);
-        cache.remember_heat(9, 0);
-        assert_eq!(cache.heat(9), 7, "the map outlived that server, and knows better");
-    }
-}
+mod tests;

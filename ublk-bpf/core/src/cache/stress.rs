@@ -50,11 +50,11 @@ fn queue(cache: &Cache<'_>, devices: &Devices, own: u64) {
             let content = devices.completed[index(block)].load(Ordering::SeqCst) + 1;
             let change = cache.begin_write(offset, BLOCK);
             devices.backing[index(block)].store(content, Ordering::SeqCst);
-            if let Some(pin) = change.pin {
-                let at = cache.slot_delta(pin, offset).wrapping_add(offset);
+            if let Some(claim) = change.claim.filter(|claim| claim.stores()) {
+                let at = cache.slot_delta(claim.pin(), offset).wrapping_add(offset);
                 devices.slots[index(at >> SHIFT)].store(content, Ordering::SeqCst);
             }
-            cache.end_change(offset, BLOCK, change.pin, true);
+            cache.end_change(offset, BLOCK, change.claim, true);
             devices.completed[index(block)].store(content, Ordering::SeqCst);
             continue;
         }

@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering;
 
 use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE};
 
+use super::blocks::update;
 use super::recover::Trust;
-use super::shared::{Cache, update};
+use super::shared::Cache;
 
 impl Cache<'_> {
     /// Takes the oldest hint: a block and its priority.
@@ -36,12 +37,11 @@ impl Cache<'_> {
     }
 
     pub(super) fn entry(&self, block: u32) -> IndexEntry {
-        let word = self.index.get(block as usize);
-        IndexEntry(word.map_or(0, |word| word.load(Ordering::SeqCst)))
+        self.blocks.entry(block)
     }
 
     /// Begins to fill `slot`, which `block` owns, if the block is absent and has no write in flight.
-    pub(super) fn begin_fill(&self, block: u32, slot: u32) -> bool {
+    pub(super) fn begin_filling(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
             IndexEntry::ABSENT,
@@ -49,8 +49,8 @@ impl Cache<'_> {
         )
     }
 
-    /// Publishes the slot, unless the block was written since [`begin_fill`](Self::begin_fill).
-    pub(super) fn end_fill(&self, block: u32, slot: u32) -> bool {
+    /// Publishes the slot, unless the block was written since [`begin_fill`](Self::begin_filling).
+    pub(super) fn end_filling(&self, block: u32, slot: u32) -> bool {
         self.swap(
             block,
             IndexEntry::new(BlockState::Filling, slot),
@@ -59,7 +59,7 @@ impl Cache<'_> {
     }
 
     /// Abandons a fill.
-    pub(super) fn give_up_fill(&self, block: u32, slot: u32) {
+    pub(super) fn give_up_filling(&self, block: u32, slot: u32) {
         self.swap(
             block,
             IndexEntry::new(BlockState::Filling, slot),
@@ -105,13 +105,13 @@ impl Cache<'_> {
 
     /// Removes every block from the index.
     pub(super) fn empty(&self) {
-        for word in self.index {
+        for word in self.blocks.index {
             update(word, IndexEntry::invalidated);
         }
     }
 
     fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
-        let word = self.index.get(block as usize);
+        let word = self.blocks.index.get(block as usize);
         word.is_some_and(|word| {
             word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()

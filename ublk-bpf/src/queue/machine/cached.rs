@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use super::{Action, Advice, Errno, InFlight, Machine, Next, Request, Todo, plan};
-use crate::cache::{Cache, CacheFailure, SlotPin};
+use crate::cache::{Cache, CacheFailure, WriteClaim};
 use crate::queue::event::Direct;
 use crate::queue::in_flight::{Hold, Marked};
 
@@ -42,9 +42,11 @@ impl<'w> Machine<'w> {
             Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
         };
         self.counters.invalidated += u64::from(change.invalidated);
-        self.counters.cache_writes += u64::from(change.pin.is_some());
+        let stored = change.claim.filter(|claim| claim.stores());
+        self.counters.cache_writes += u64::from(stored.is_some());
         Some(Marked {
-            slot: change.pin.map(|pin| (pin, cache.slot_delta(pin, offset))),
+            claim: change.claim,
+            slot_delta: stored.map(|claim| cache.slot_delta(claim.pin(), offset)),
         })
     }
 
@@ -77,7 +79,7 @@ impl<'w> Machine<'w> {
         match std::mem::replace(&mut in_flight.hold, Hold::Nothing) {
             Hold::Nothing => {}
             Hold::Read(pin) => cache.end_read(pin),
-            Hold::Change(pin) => end_change(cache, in_flight, pin, is_good),
+            Hold::Change(claim) => end_change(cache, in_flight, claim, is_good),
         }
         if let Some(priority) = in_flight.promote.take()
             && is_good
@@ -135,12 +137,13 @@ impl<'w> Machine<'w> {
     }
 }
 
-/// A request that changed blocks ends. Its slot stays valid only if it received all of the data.
+/// A request that changed blocks ends. What it stored is valid only if the slot received all of the data.
 #[inline(never)]
-fn end_change(cache: &Cache<'_>, in_flight: &InFlight, pin: Option<SlotPin>, is_good: bool) {
+fn end_change(cache: &Cache<'_>, in_flight: &InFlight, claim: Option<WriteClaim>, is_good: bool) {
     let (offset, length) = in_flight.range();
-    let is_good = is_good && (pin.is_none() || in_flight.is_in_cache());
-    cache.end_change(offset, length, pin, is_good);
+    let is_stored = claim.is_some_and(WriteClaim::stores);
+    let is_good = is_good && (!is_stored || in_flight.is_in_cache());
+    cache.end_change(offset, length, claim, is_good);
 }
 
 #[cfg(test)]

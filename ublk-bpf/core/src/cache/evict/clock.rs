@@ -31,7 +31,7 @@ impl Clock {
 }
 
 impl Evict for Clock {
-    fn inserted(&mut self, slot: u32, _: Priority) {
+    fn inserted(&mut self, slot: u32, _: Priority, _: u8) {
         self.ring.push_back(slot);
     }
 

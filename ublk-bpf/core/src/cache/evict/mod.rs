@@ -67,8 +67,10 @@ pub trait SlotView {
 
 /// An eviction algorithm. Each slot that gets a block is inserted, and a victim is removed.
 pub trait Evict: std::fmt::Debug + Send {
-    /// Inserts a slot that has got a block. No reads of it are counted yet.
-    fn inserted(&mut self, slot: u32, priority: Priority);
+    /// Inserts a slot that has got a block. No reads of it are counted yet. `heat` is what the block had before it came in, the
+    /// read that missed it included: a block that was evicted left with a heat of at least 1, so 2 and more tells of a
+    /// recent resident, unless its heat has decayed since.
+    fn inserted(&mut self, slot: u32, priority: Priority, heat: u8);
 
     /// Removes and returns the slot to evict; `None` if all slots that it visited are in use. Visits at most
     /// [`MAX_LOOKS`] slots.
@@ -162,7 +164,7 @@ mod tests {
                 SlotState::Resident { priority, .. } => priority,
                 _ => Priority::Normal,
             };
-            evict.inserted(slot, priority);
+            evict.inserted(slot, priority, 1);
         }
         evict
     }
@@ -238,7 +240,7 @@ mod tests {
             let slot = evict.victim(&mut slots).unwrap();
             assert!(slot >= 60, "slot {slot} is read all the time");
             slots.0[slot as usize] = resident(0);
-            evict.inserted(slot, Priority::Normal);
+            evict.inserted(slot, Priority::Normal, 1);
         }
     }
 }

@@ -63,7 +63,7 @@ impl S3Fifo {
 }
 
 impl Evict for S3Fifo {
-    fn inserted(&mut self, slot: u32, priority: Priority) {
+    fn inserted(&mut self, slot: u32, priority: Priority, _: u8) {
         match priority {
             Priority::Normal | Priority::Low => self.small.push_back(slot),
             Priority::High | Priority::Pinned => self.main.push_back(slot),

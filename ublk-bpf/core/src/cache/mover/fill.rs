@@ -34,8 +34,8 @@ impl Mover<'_, '_> {
             self.counters.no_room += 1;
             return None;
         };
-        self.cache.slots.give(slot, block);
-        if self.cache.begin_fill(block, slot) {
+        self.cache.blocks.slots.give(slot, block);
+        if self.cache.begin_filling(block, slot) {
             return Some(Job::new(Kind::Fill, block, slot, priority, len));
         }
         self.release(slot);
@@ -47,9 +47,10 @@ impl Mover<'_, '_> {
     pub(super) fn end_fill(&mut self, job: &Job) {
         self.counters.staged_bytes += u64::from(job.len);
         // Before the block can be hit: the reads counted so far led to this promotion and do not predict later ones.
+        let heat = self.cache.heat(job.block);
         self.cache.set_heat(job.block, 0);
-        if self.cache.end_fill(job.block, job.slot) {
-            self.settle(job.slot, job.priority);
+        if self.cache.end_filling(job.block, job.slot) {
+            self.settle(job.slot, job.priority, heat);
             self.counters.promoted += 1;
         } else {
             self.release(job.slot);

@@ -111,7 +111,7 @@ impl<'c, 'm> Mover<'c, 'm> {
         limits: PromoteLimits,
         counters: CacheCounters,
     ) -> Self {
-        let slots = cache.slots.count();
+        let slots = cache.blocks.slots.count();
         let fills = (BYTES_IN_FLIGHT >> cache.shape().shift).clamp(1, MAX_FILLS) as usize;
         Self {
             cache,
@@ -137,17 +137,17 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// Restores the blocks of an earlier server: slot, block and priority of each. Every other slot is free. Skips a block
     /// that is beyond the end of the device or was restored already. Returns the number of blocks restored.
     pub fn restore(&mut self, saved: impl IntoIterator<Item = (u32, u32, Priority)>, trust: Trust) -> u32 {
-        let slots = self.cache.slots.count();
+        let slots = self.cache.blocks.slots.count();
         let mut restored = 0;
         for (slot, block, priority) in saved {
-            let is_free = slot < slots && self.cache.slots.owner(slot).is_none();
+            let is_free = slot < slots && self.cache.blocks.slots.owner(slot).is_none();
             if !is_free || self.cache.length_of(block) == 0 || !self.cache.restore(block, slot, trust) {
                 continue;
             }
-            self.cache.slots.give(slot, block);
+            self.cache.blocks.slots.give(slot, block);
             restored += 1;
             match trust {
-                Trust::Proven => self.settle(slot, priority),
+                Trust::Proven => self.settle(slot, priority, 0),
                 Trust::ToVerify => self.add_unverified(slot, priority),
             }
         }
@@ -156,7 +156,7 @@ impl<'c, 'm> Mover<'c, 'm> {
             self.free.fresh = slots;
             let unused = (0..slots)
                 .rev()
-                .filter(|&slot| self.cache.slots.owner(slot).is_none());
+                .filter(|&slot| self.cache.blocks.slots.owner(slot).is_none());
             self.free.free.extend(unused);
         }
         restored
@@ -193,9 +193,12 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     /// The blocks in the cache: slot, block, priority and heat of each.
     pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
-        (0..self.cache.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
+        (0..self.cache.blocks.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
             SlotState::Resident { heat, priority } => {
-                Some((slot, self.cache.slots.owner(slot)?, priority, heat))
+                let block = self.cache.blocks.slots.owner(slot)?;
+                // The list on the device has whole blocks only.
+                let is_whole = self.cache.entry(block).hidden() == 0;
+                is_whole.then_some((slot, block, priority, heat))
             }
             SlotState::Empty | SlotState::Busy => None,
         })
@@ -295,7 +298,7 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     fn fail(&mut self, number: usize, job: &Job, errno: Errno) {
         self.jobs[number] = None;
-        self.cache.give_up_fill(job.block, job.slot);
+        self.cache.give_up_filling(job.block, job.slot);
         self.release(job.slot);
         self.counters.errors += 1;
         if job.kind == Kind::Verify {
@@ -313,7 +316,7 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// Halves the heat of all blocks at times, some blocks at each call.
     fn decay_heat(&mut self) {
         self.requests += self.cache.take_requests();
-        let period = REQUESTS_A_HALVING * u64::from(self.cache.slots.count());
+        let period = REQUESTS_A_HALVING * u64::from(self.cache.blocks.slots.count());
         if self.halving.is_none() && self.requests >= period {
             self.requests = 0;
             self.halving = Some(0);

@@ -43,12 +43,12 @@ impl<'c, 'm> Residents<'c, 'm> {
 
 impl SlotView for Residents<'_, '_> {
     fn slot_state(&self, slot: u32) -> SlotState {
-        let Some(block) = self.cache.slots.owner(slot) else {
+        let Some(block) = self.cache.blocks.slots.owner(slot) else {
             return SlotState::Empty;
         };
         let entry = self.cache.entry(block);
         let is_here = entry.is_present() && entry.slot() == slot;
-        if self.cache.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
+        if self.cache.blocks.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
             return SlotState::Busy;
         }
         if !is_here {
@@ -61,7 +61,7 @@ impl SlotView for Residents<'_, '_> {
     }
 
     fn set_heat(&mut self, slot: u32, heat: u8) {
-        if let Some(block) = self.cache.slots.owner(slot) {
+        if let Some(block) = self.cache.blocks.slots.owner(slot) {
             self.cache.set_heat(block, heat);
         }
     }

@@ -20,22 +20,27 @@ pub(super) struct FreeSlots {
 
 impl Mover<'_, '_> {
     /// The slot holds its block, which may be hit from now on.
-    pub(super) fn settle(&mut self, slot: u32, priority: Priority) {
+    /// `heat` is what the block had before it came in.
+    pub(super) fn settle(&mut self, slot: u32, priority: Priority, heat: u8) {
         self.residents.set_priority(slot, priority);
-        self.evict.inserted(slot, self.residents.priority(slot));
+        self.evict.inserted(slot, self.residents.priority(slot), heat);
         self.counters.used += 1;
     }
 
     /// A slot that is not in use, by eviction if there is none.
     pub(super) fn free_slot(&mut self) -> Option<u32> {
         let of = &mut self.free;
-        if let Some(at) = of.draining.iter().position(|&slot| self.cache.slots.take(slot)) {
+        if let Some(at) = of
+            .draining
+            .iter()
+            .position(|&slot| self.cache.blocks.slots.take(slot))
+        {
             return Some(of.draining.swap_remove(at));
         }
         if let Some(slot) = of.free.pop() {
             return Some(slot);
         }
-        if of.fresh < self.cache.slots.count() {
+        if of.fresh < self.cache.blocks.slots.count() {
             of.fresh += 1;
             return Some(of.fresh - 1);
         }
@@ -47,8 +52,10 @@ impl Mover<'_, '_> {
     /// Evicts a block, and takes its slot unless that is still in use.
     fn evict_one(&mut self) -> Option<u32> {
         let slot = self.evict.victim(&mut self.residents)?;
-        if let Some(block) = self.cache.slots.owner(slot) {
+        if let Some(block) = self.cache.blocks.slots.owner(slot) {
             if self.cache.evict(block, slot) {
+                // So that it is known when it comes again.
+                self.cache.set_heat(block, self.cache.heat(block).max(1));
                 self.counters.evicted += 1;
             } else if self.residents.slot_state(slot) != SlotState::Empty {
                 // A write of the block has just begun.
@@ -63,7 +70,7 @@ impl Mover<'_, '_> {
     /// Takes the slot from its block, which was evicted. `None`: it is still in use.
     pub(super) fn vacate(&mut self, slot: u32) -> Option<u32> {
         self.residents.set_priority(slot, Priority::Normal);
-        if self.cache.slots.take(slot) {
+        if self.cache.blocks.slots.take(slot) {
             return Some(slot);
         }
         self.free.draining.push(slot);
@@ -72,7 +79,7 @@ impl Mover<'_, '_> {
 
     /// Frees the slot of a job that published nothing.
     pub(super) fn release(&mut self, slot: u32) {
-        if self.cache.slots.take(slot) {
+        if self.cache.blocks.slots.take(slot) {
             self.free.free.push(slot);
         } else {
             self.free.draining.push(slot);

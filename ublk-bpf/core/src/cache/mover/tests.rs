@@ -57,7 +57,7 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
         let mut mover = mover(&cache);
         begin(&mut mover, 5).expect("nobody writes it");
         let change = cache.begin_write(5 * BLOCK, 512);
-        assert_eq!(change.pin, None);
+        assert_eq!(change.claim, None);
         if write_ends_first {
             cache.end_change(5 * BLOCK, 512, None, true);
         }
@@ -129,10 +129,10 @@ fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
     promote(&mut mover, 5);
     let first = cache.begin_write(5 * BLOCK, 512);
     let second = cache.begin_write(5 * BLOCK, 1024);
-    assert!(first.pin.is_some() && second.pin.is_none());
+    assert!(first.claim.is_some() && second.claim.is_none());
     cache.end_change(5 * BLOCK, 1024, None, true);
     assert_eq!(begin(&mut mover, 5), None, "the first goes to the slot still");
-    cache.end_change(5 * BLOCK, 512, first.pin, true);
+    cache.end_change(5 * BLOCK, 512, first.claim, true);
     promote(&mut mover, 5);
     assert!(cache.begin_read(5 * BLOCK, 512).is_some());
 }
@@ -289,7 +289,7 @@ fn a_block_that_is_written_while_it_is_verified_is_not_published() {
         let mut mover = successor(&cache, 1);
         let (job, _) = begin_verification(&mut mover).expect("there is one");
         let change = cache.begin_write(0, 512);
-        assert_eq!(change.pin, None);
+        assert_eq!(change.claim, None);
         if write_ends_first {
             cache.end_change(0, 512, None, true);
         }

@@ -145,7 +145,7 @@ impl Mover<'_, '_> {
     /// A job that verifies the next block that is still in its slot.
     pub(super) fn begin_verification(&mut self) -> Option<Job> {
         while let Some(slot) = self.unverified.take_next() {
-            let block = self.cache.slots.owner(slot);
+            let block = self.cache.blocks.slots.owner(slot);
             let Some(block) = block.filter(|&block| self.cache.begin_verify(block, slot)) else {
                 // A write has invalidated it.
                 self.count_out();
@@ -170,11 +170,11 @@ impl Mover<'_, '_> {
         };
         self.count_out();
         if !is_same {
-            self.cache.give_up_fill(of.block, of.slot);
+            self.cache.give_up_filling(of.block, of.slot);
             self.counters.differing += 1;
-        } else if self.cache.end_fill(of.block, of.slot) {
+        } else if self.cache.end_filling(of.block, of.slot) {
             self.counters.verified += 1;
-            return self.settle(of.slot, of.priority);
+            return self.settle(of.slot, of.priority, 0);
         } else {
             self.counters.overtaken += 1;
         }
@@ -186,7 +186,7 @@ impl Mover<'_, '_> {
         let slot = self.unverified.take_last()?;
         self.count_out();
         self.counters.evicted += 1;
-        if let Some(block) = self.cache.slots.owner(slot) {
+        if let Some(block) = self.cache.blocks.slots.owner(slot) {
             self.cache.give_up_unverified(block, slot);
         }
         self.vacate(slot)

@@ -1,0 +1,309 @@
+//! The protocol of the index and the slots: who may change what, and in which order.
+//!
+//! It knows words and regions only, so that a model checker can run it (`loom.rs`). `shared.rs` has the operations that
+//! requests see.
+
+use ublk_bpf_abi::{BlockState, IndexEntry};
+
+use super::slots::SlotTable;
+use super::waiters::Waiters;
+use super::word::{AtomicU64, Word};
+
+/// The index of the blocks, and their slots.
+#[derive(Debug)]
+pub(super) struct Blocks<'m, W = AtomicU64> {
+    pub(super) index: &'m [W],
+    pub(super) slots: SlotTable<W>,
+    pub(super) waiters: Waiters<W>,
+}
+
+/// Which regions of a block to fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Those that are asked for; not 0.
+    pub(super) needed: u16,
+    /// Those that may be filled with them, `needed` included.
+    pub(super) wanted: u16,
+    /// All that the block has.
+    pub(super) all: u16,
+}
+
+/// What [`Blocks::begin_fill`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// These regions are claimed and are to be filled. `is_new`: the block was absent, and has just got the slot.
+    Begun { slot: u32, regions: u16, is_new: bool },
+    /// Some of what is needed is being filled.
+    Busy,
+    /// All of what is needed can be read.
+    Readable,
+    /// Some of it, or the absent block, is being written.
+    Written,
+    /// It is yet to be verified.
+    Unverified,
+    /// The block is absent, and there is no slot for it.
+    NoRoom,
+    /// The block was absent, but changed. This free slot was not used.
+    Lost(u32),
+}
+
+impl<'m, W: Word> Blocks<'m, W> {
+    pub(super) fn new(index: &'m [W], slots: u32) -> Self {
+        Self {
+            index,
+            slots: SlotTable::new(slots),
+            waiters: Waiters::new(),
+        }
+    }
+
+    pub(super) fn entry(&self, block: u32) -> IndexEntry {
+        IndexEntry(self.index.get(block as usize).map_or(0, W::load))
+    }
+
+    /// Whether the block is in this slot.
+    pub(super) fn is_in(&self, block: u32, slot: u32) -> bool {
+        is_in(self.entry(block), slot)
+    }
+
+    /// Pins the block's slot for a read of these regions, if it can serve all of them.
+    #[inline(always)]
+    pub(super) fn begin_read(&self, block: u32, regions: impl Fn() -> u16) -> Option<u32> {
+        let word = self.index.get(block as usize)?;
+        // Most blocks are valid as a whole.
+        let serves =
+            |entry: IndexEntry| entry.is_present() && (entry.hidden() == 0 || entry.serves(regions()));
+        let entry = IndexEntry(word.load());
+        if !serves(entry) || !self.slots.pin(entry.slot(), block) {
+            return None;
+        }
+        // A change before the pin is seen by this second load; a later one finds the pin.
+        let now = IndexEntry(word.load());
+        if now == entry || (now.slot() == entry.slot() && serves(now)) {
+            return Some(entry.slot());
+        }
+        self.slots.unpin(entry.slot());
+        None
+    }
+
+    /// The same if it can serve some of them. Returns these too.
+    pub(super) fn begin_split_read(&self, block: u32, regions: u16) -> Option<(u32, u16)> {
+        let word = self.index.get(block as usize)?;
+        let readable = |entry: IndexEntry| {
+            if entry.is_present() {
+                regions & !entry.hidden()
+            } else {
+                0
+            }
+        };
+        let entry = IndexEntry(word.load());
+        if readable(entry) == 0 || !self.slots.pin(entry.slot(), block) {
+            return None;
+        }
+        let now = IndexEntry(word.load());
+        if now.slot() == entry.slot() && readable(now) != 0 {
+            return Some((entry.slot(), readable(now)));
+        }
+        self.slots.unpin(entry.slot());
+        None
+    }
+
+    /// Marks a write of these regions of a present block: claims them, and hides them. Returns the slot, and which of them
+    /// were hidden before. `None`: the block is absent, or another claim has one of them.
+    pub(super) fn begin_write(&self, block: u32, regions: u16) -> Option<(u32, u16)> {
+        let word = self.index.get(block as usize)?;
+        let mut entry = IndexEntry(word.load());
+        let slot = entry.slot();
+        if !entry.is_present() || !self.slots.claim(slot, block, regions) {
+            return None;
+        }
+        while is_in(entry, slot) && entry.writers() < IndexEntry::MAX_WRITERS {
+            let marked = entry.with_writers(entry.writers() + 1, entry.hidden() | regions);
+            match word.compare_exchange(entry.0, marked.0) {
+                Ok(()) => return Some((slot, entry.hidden() & regions)),
+                Err(now) => entry = IndexEntry(now),
+            }
+        }
+        self.release(slot, regions);
+        None
+    }
+
+    /// The write of these claimed regions has ended, and the slot holds what the backing device does in `valid` of them.
+    pub(super) fn end_write(&self, block: u32, slot: u32, (regions, valid): (u16, u16), all: u16) {
+        if let Some(word) = self.index.get(block as usize) {
+            update(word, |entry| {
+                let after = self.ended(entry, slot, (regions, valid), all);
+                after.with_writers(entry.writers().saturating_sub(1), after.hidden())
+            });
+        }
+        self.release(slot, regions);
+    }
+
+    /// Marks a change of the block that the cache does not follow. Returns whether the block was present.
+    pub(super) fn begin_discard(word: &W) -> bool {
+        let before = update(word, |entry| {
+            debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
+            entry.invalidated().with_writers(entry.writers() + 1, 0)
+        });
+        before.is_present()
+    }
+
+    /// Ends it.
+    pub(super) fn end_discard(word: &W) {
+        update(word, |entry| {
+            entry.with_writers(entry.writers().saturating_sub(1), entry.hidden())
+        });
+    }
+
+    /// Begins to fill regions of the block. `free` provides a slot if the block is absent.
+    pub(super) fn begin_fill(&self, block: u32, wish: &Wish, free: impl FnOnce() -> Option<u32>) -> Start {
+        let Some(word) = self.index.get(block as usize) else {
+            return Start::NoRoom;
+        };
+        loop {
+            let entry = IndexEntry(word.load());
+            match entry.state() {
+                BlockState::Absent if entry.writers() > 0 => return Start::Written,
+                BlockState::Absent => return self.begin_fill_of_absent(word, block, wish, free),
+                BlockState::Filling => return Start::Written,
+                BlockState::Unverified => return Start::Unverified,
+                BlockState::Present => {
+                    if let Some(start) = self.begin_fill_of_present(word, entry, block, wish) {
+                        return start;
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_fill_of_absent(
+        &self,
+        word: &W,
+        block: u32,
+        wish: &Wish,
+        free: impl FnOnce() -> Option<u32>,
+    ) -> Start {
+        let Some(slot) = free() else {
+            return Start::NoRoom;
+        };
+        let regions = wish.wanted;
+        self.slots.give_claimed(slot, block, regions);
+        let filling = IndexEntry::new(BlockState::Present, slot).with_writers(0, wish.all);
+        if word.compare_exchange(IndexEntry::ABSENT.0, filling.0).is_err() {
+            self.slots.release(slot, regions);
+            return Start::Lost(slot);
+        }
+        let is_new = true;
+        Start::Begun {
+            slot,
+            regions,
+            is_new,
+        }
+    }
+
+    /// `None`: the block has changed meanwhile.
+    fn begin_fill_of_present(&self, word: &W, entry: IndexEntry, block: u32, wish: &Wish) -> Option<Start> {
+        let slot = entry.slot();
+        let needed = entry.hidden() & wish.needed;
+        if needed == 0 {
+            return Some(Start::Readable);
+        }
+        let Some(busy) = self.slots.busy(slot, block) else {
+            // It has left the slot, or the index is damaged.
+            return (word.load() == entry.0).then_some(Start::NoRoom);
+        };
+        let regions = run(needed, entry.hidden() & wish.wanted & !busy);
+        if busy & regions != 0 {
+            // A claim is a fill's for sure only without a writer.
+            return Some(if entry.writers() == 0 {
+                Start::Busy
+            } else {
+                Start::Written
+            });
+        }
+        if !self.slots.claim(slot, block, regions) {
+            return None;
+        }
+        // What is hidden of the claimed regions changes no more, unless the block leaves the slot.
+        let now = IndexEntry(word.load());
+        if is_in(now, slot) && now.hidden() & wish.needed != 0 {
+            let is_new = false;
+            return Some(Start::Begun {
+                slot,
+                regions,
+                is_new,
+            });
+        }
+        self.release(slot, regions);
+        None
+    }
+
+    /// A fill has ended. `valid`: which of its `regions` the slot holds. Returns whether the block is still in the slot,
+    /// so that they are published.
+    pub(super) fn end_fill(&self, block: u32, slot: u32, (regions, valid): (u16, u16), all: u16) -> bool {
+        let was_in = self.index.get(block as usize).is_some_and(|word| {
+            let before = update(word, |entry| self.ended(entry, slot, (regions, valid), all));
+            is_in(before, slot)
+        });
+        self.release(slot, regions);
+        was_in && valid != 0
+    }
+
+    /// The entry when the claim of these regions ends. A block without a valid region leaves the cache, unless another claim
+    /// is about to make one valid.
+    fn ended(&self, entry: IndexEntry, slot: u32, (regions, valid): (u16, u16), all: u16) -> IndexEntry {
+        if !is_in(entry, slot) {
+            return entry;
+        }
+        let hidden = entry.hidden() & !valid;
+        if hidden & all == all && self.slots.is_claimed_alone(slot, regions) {
+            return entry.invalidated();
+        }
+        entry.with_writers(entry.writers(), hidden)
+    }
+
+    /// Whether one of these regions is being filled, so that their reader may wait for it.
+    pub(super) fn is_being_filled(&self, block: u32, regions: u16) -> bool {
+        let entry = self.entry(block);
+        entry.is_present()
+            && entry.writers() == 0
+            && entry.hidden() & regions != 0
+            && self
+                .slots
+                .busy(entry.slot(), block)
+                .is_some_and(|busy| busy & regions != 0)
+    }
+
+    /// Releases a claim, and wakes who waits for it.
+    fn release(&self, slot: u32, regions: u16) {
+        self.slots.release(slot, regions);
+        self.waiters.wake(slot);
+    }
+}
+
+const fn is_in(entry: IndexEntry, slot: u32) -> bool {
+    entry.is_present() && entry.slot() == slot
+}
+
+/// From the first to the last of the `needed` regions (not 0), and on over `open` ones on either side.
+const fn run(needed: u16, open: u16) -> u16 {
+    let (mut first, mut last) = (needed.trailing_zeros(), 15 - needed.leading_zeros());
+    while first > 0 && open >> (first - 1) & 1 == 1 {
+        first -= 1;
+    }
+    while last < 15 && open >> (last + 1) & 1 == 1 {
+        last += 1;
+    }
+    u16::MAX << first & (u16::MAX >> (15 - last))
+}
+
+/// Changes a word atomically, and returns its previous entry.
+pub(super) fn update<W: Word>(word: &W, change: impl Fn(IndexEntry) -> IndexEntry) -> IndexEntry {
+    let mut found = word.load();
+    loop {
+        let changed = change(IndexEntry(found)).0;
+        match word.compare_exchange(found, changed) {
+            Ok(()) => return IndexEntry(found),
+            Err(now) => found = now,
+        }
+    }
+}

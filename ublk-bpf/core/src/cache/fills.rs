@@ -1,0 +1,208 @@
+//! Fills by the miss: a read that missed brings its block, or regions of it, into the cache with the data that it reads
+//! anyway.
+
+use crossbeam_queue::ArrayQueue;
+use ublk_bpf_abi::{Extent, Priority};
+
+use super::blocks::{Start, Wish};
+use super::shared::Cache;
+
+/// Slots that are kept free for fills by misses: one in so many, but no more than the number below.
+const FREE_PART: u32 = 128;
+const MAX_FREE: u32 = 64;
+
+/// How often a fill is begun again because its absent block changed.
+const MAX_ATTEMPTS: u32 = 4;
+
+/// The slots between the mover, which frees them, and the queues, which give them to the blocks that they fill.
+///
+/// The mover has at most [`most`](Self::most) of them out: it adds one only after another was reported. So a report always
+/// finds room.
+#[derive(Debug)]
+pub(super) struct FreeSlots {
+    pub(super) slots: ArrayQueue<u32>,
+    pub(super) reports: ArrayQueue<Report>,
+}
+
+/// What became of a slot that was free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) slot: u32,
+    pub(super) priority: Priority,
+    /// The heat of its block before it came in.
+    pub(super) heat: u8,
+}
+
+impl FreeSlots {
+    /// For a cache of so many slots.
+    pub(super) fn new(slots: u32) -> Self {
+        let most = match slots {
+            1 => 0,
+            _ => (slots / FREE_PART).clamp(1, MAX_FREE),
+        };
+        let room = most.max(1) as usize;
+        Self {
+            slots: ArrayQueue::new(room),
+            reports: ArrayQueue::new(room),
+        }
+    }
+
+    fn report(&self, report: Report) {
+        let kept = self.reports.push(report);
+        debug_assert!(kept.is_ok(), "more slots are out than there are");
+    }
+
+    /// Whether the mover should add some.
+    fn are_few(&self) -> bool {
+        self.slots.len() <= self.slots.capacity() / 2
+    }
+}
+
+/// A fill in progress: a claim of `regions` of its block. [`Cache::end_fill`] ends it.
+///
+/// Read `length` bytes at `offset` of the backing device into a buffer, and then store all of them at `slot_offset` of the
+/// cache device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "its regions stay claimed until it has ended"]
+pub struct Fill {
+    /// First byte on the backing device.
+    pub offset: u64,
+    /// Bytes: whole regions, or to the end of the device.
+    pub length: u32,
+    /// First byte on the cache device.
+    pub slot_offset: u64,
+    pub(super) block: u32,
+    pub(super) slot: u32,
+    pub(super) regions: u16,
+    /// If it brings the block in: how to report that.
+    pub(super) report: Option<Report>,
+}
+
+/// What [`Cache::begin_fill`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a fill that has begun must be ended"]
+pub enum FillStart {
+    /// Read this from the backing device. It covers all of the request that could not be read from the cache.
+    Begun(Fill),
+    /// Some of the range is being filled. Wait for the end of that fill: see [`Cache::wait_for_fill`].
+    Busy,
+    /// All of the range can be read from the cache.
+    Readable,
+    /// There is no free slot. Read from the backing device, and hint the block to the mover.
+    NoRoom,
+    /// It cannot be filled now: it is being written, is yet to be verified, or the cache is detached. Read from the
+    /// backing device.
+    Refused,
+}
+
+/// What the end of a fill did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillEnd {
+    /// Whether the regions can be read from the slot. Not if the fill failed, or a write overtook it.
+    pub is_published: bool,
+    /// The mover should be woken, if [`Cache::must_wake`] says so: free slots have become few.
+    pub wants_mover: bool,
+}
+
+impl Cache<'_> {
+    /// Begins to fill what a read of `length` bytes (not 0) at `offset` could not find in the cache, and as much around it as
+    /// `extent` says. The backing device is to be read after this call.
+    pub fn begin_fill(&self, offset: u64, length: u64, extent: Extent, priority: Priority) -> FillStart {
+        let Some(block) = self.one_block(offset, length).filter(|_| self.is_attached()) else {
+            return FillStart::Refused;
+        };
+        let wish = self.wish(block, self.regions(offset, length), extent);
+        for _ in 0..MAX_ATTEMPTS {
+            let (slot, regions, is_new) = match self.blocks.begin_fill(block, &wish, || self.free.slots.pop())
+            {
+                Start::Begun {
+                    slot,
+                    regions,
+                    is_new,
+                } => (slot, regions, is_new),
+                Start::Busy => return FillStart::Busy,
+                Start::Readable => return FillStart::Readable,
+                Start::NoRoom => return FillStart::NoRoom,
+                Start::Written | Start::Unverified => return FillStart::Refused,
+                Start::Lost(slot) => {
+                    let heat = 0;
+                    self.free.report(Report { slot, priority, heat });
+                    continue;
+                }
+            };
+            return FillStart::Begun(self.fill(block, slot, regions, is_new.then_some(priority)));
+        }
+        FillStart::Refused
+    }
+
+    /// A fill that has begun.
+    pub(super) fn fill(&self, block: u32, slot: u32, regions: u16, new: Option<Priority>) -> Fill {
+        let first = u64::from(regions.trailing_zeros()) * self.region_bytes();
+        let end = u64::from(u16::BITS - regions.leading_zeros()) * self.region_bytes();
+        let end = end.min(self.length_of(block).into());
+        let report = new.map(|priority| {
+            let heat = self.heat(block);
+            // The reads counted so far led to this fill and do not predict later ones.
+            self.set_heat(block, 0);
+            Report { slot, priority, heat }
+        });
+        Fill {
+            offset: self.block_offset(block) + first,
+            length: u32::try_from(end - first).unwrap_or(u32::MAX),
+            slot_offset: self.slot_offset(slot) + first,
+            block,
+            slot,
+            regions,
+            report,
+        }
+    }
+
+    /// Whether the fill's buffer has what a read should find that arrives now: whether no write has overtaken the fill. A read
+    /// that arrived while it was so may be served from the buffer at any later time.
+    #[must_use]
+    pub fn is_current(&self, fill: &Fill) -> bool {
+        self.blocks.is_in(fill.block, fill.slot)
+    }
+
+    /// Ends a fill. `is_stored`: all of its data was read and is in the slot. Call it as well if it was abandoned.
+    pub fn end_fill(&self, fill: &Fill, is_stored: bool) -> FillEnd {
+        let valid = if is_stored { fill.regions } else { 0 };
+        let all = self.regions_of(fill.block);
+        let is_published = self
+            .blocks
+            .end_fill(fill.block, fill.slot, (fill.regions, valid), all);
+        if let Some(report) = fill.report {
+            self.free.report(report);
+        }
+        FillEnd {
+            is_published,
+            wants_mover: fill.report.is_some() && self.free.are_few(),
+        }
+    }
+
+    /// Registers `queue` to be woken when a fill of this range ends: once, by the thread that finds it in
+    /// [`take_woken`](Cache::take_woken). `false`: look again now, with [`begin_read`](Cache::begin_read) first.
+    ///
+    /// A queue may be woken for nothing. It then looks again, and may wait again. When its device is ending, or the cache is
+    /// detached, it must not wait.
+    #[must_use]
+    pub fn wait_for_fill(&self, offset: u64, length: u64, queue: u16) -> bool {
+        let Some(block) = self.one_block(offset, length) else {
+            return false;
+        };
+        let entry = self.blocks.entry(block);
+        self.blocks.waiters.register(entry.slot(), queue);
+        self.blocks.entry(block).slot() == entry.slot()
+            && self.blocks.is_being_filled(block, self.regions(offset, length))
+            && self.is_attached()
+    }
+
+    fn wish(&self, block: u32, needed: u16, extent: Extent) -> Wish {
+        let all = self.regions_of(block);
+        Wish {
+            needed,
+            wanted: extent.cover(needed) & all,
+            all,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The atomic words that the index and the slots consist of.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+pub(super) use std::sync::atomic::AtomicU64;
+
+/// A word of 64 bits with the operations that the protocol needs. All of them are sequentially consistent: it relates
+/// words of the index to words of the slots.
+pub(super) trait Word {
+    fn new(value: u64) -> Self;
+    fn load(&self) -> u64;
+    fn swap(&self, value: u64) -> u64;
+    fn fetch_add(&self, value: u64) -> u64;
+    fn fetch_sub(&self, value: u64) -> u64;
+    fn fetch_or(&self, value: u64) -> u64;
+    /// Fails with the value that it found.
+    fn compare_exchange(&self, from: u64, to: u64) -> Result<(), u64>;
+}
+
+/// Implements [`Word`] for an atomic integer.
+macro_rules! word {
+    ($atomic:ty) => {
+        impl Word for $atomic {
+            #[inline(always)]
+            fn new(value: u64) -> Self {
+                <$atomic>::new(value)
+            }
+
+            #[inline(always)]
+            fn load(&self) -> u64 {
+                <$atomic>::load(self, SeqCst)
+            }
+
+            #[inline(always)]
+            fn swap(&self, value: u64) -> u64 {
+                <$atomic>::swap(self, value, SeqCst)
+            }
+
+            #[inline(always)]
+            fn fetch_add(&self, value: u64) -> u64 {
+                <$atomic>::fetch_add(self, value, SeqCst)
+            }
+
+            #[inline(always)]
+            fn fetch_sub(&self, value: u64) -> u64 {
+                <$atomic>::fetch_sub(self, value, SeqCst)
+            }
+
+            #[inline(always)]
+            fn fetch_or(&self, value: u64) -> u64 {
+                <$atomic>::fetch_or(self, value, SeqCst)
+            }
+
+            #[inline(always)]
+            fn compare_exchange(&self, from: u64, to: u64) -> Result<(), u64> {
+                <$atomic>::compare_exchange(self, from, to, SeqCst, SeqCst).map(|_| ())
+            }
+        }
+    };
+}
+
+word!(AtomicU64);
