@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The guest has busybox, `ublk-bpf` (as released) and, where this machine has them, fio, bpftool, e2fsprogs and others
-//! on its PATH, /tmp and /run as tmpfs, bpffs, cgroup2, debugfs and tracefs mounted, the modules ublk_drv, loop and dm-mod
-//! loaded, and brd, null_blk, nbd, bcache, xfs and several of device-mapper's at hand for `modprobe`.
+//! on its PATH, /tmp and /run as tmpfs, bpffs, cgroup2, debugfs and tracefs mounted, the modules ublk_drv, loop, dm-mod and
+//! mq-deadline loaded, and brd, null_blk, nbd, bcache, xfs and several of device-mapper's at hand for `modprobe`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 
 use host::command;
 
-/// Loaded before the command starts.
-pub(crate) const AT_BOOT: [&str; 3] = ["ublk_drv", "loop", "dm_mod"];
+/// Loaded before the command starts. Distributions have mq-deadline loaded or built in, and the kernel gives it to every
+/// disk with one hardware queue.
+pub(crate) const AT_BOOT: [&str; 4] = ["ublk_drv", "loop", "dm_mod", "mq_deadline"];
 
 /// There for `modprobe`, where the kernel has them as modules.
 pub(crate) const AT_HAND: [&str; 15] = [

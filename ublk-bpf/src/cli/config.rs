@@ -19,6 +19,7 @@ use crate::cache::evict::Algorithm;
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, Recovery};
 use crate::path_text::ShowPath as _;
+use crate::registry::Scheduler;
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
 /// Declares every option of `run` that the configuration file has too, once: its type, how both read it, and its
@@ -107,6 +108,10 @@ settings! {
     #[arg(long, value_name = "SIZE", value_parser = parse_logical_block)]
     #[serde(default, deserialize_with = "logical_block")]
     Shared logical_block: u32,
+    /// I/O scheduler of the disk: a name that /sys/block/*/queue/scheduler lists, or `kernel` for the kernel's choice
+    /// [default: none]
+    #[arg(long, value_name = "NAME", value_parser = str::parse::<Scheduler>)]
+    Shared scheduler: Scheduler,
     /// Refuse writes
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Shared read_only: bool,
@@ -326,6 +331,10 @@ mod tests {
             (
                 "logical-block = 8192",
                 "line 1: 8192 is not a logical block size: give 512, 1K, 2K or 4K",
+            ),
+            (
+                "scheduler = \"a b\"",
+                "line 1: \"a b\" is not the name of an I/O scheduler: give none, kernel,",
             ),
             ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
             ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),

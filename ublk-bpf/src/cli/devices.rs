@@ -71,6 +71,7 @@ fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
         depth: said.depth.unwrap_or(DEFAULT_DEPTH),
         logical_block: said.logical_block,
         read_only: said.read_only.unwrap_or(false),
+        scheduler: said.scheduler.unwrap_or_default(),
         recovery: said.recovery.unwrap_or_default(),
         allow_lossy: said.allow_lossy.unwrap_or(false),
         cache,

@@ -16,6 +16,6 @@ mod stop;
 pub mod users;
 
 pub use error::RecordError;
-pub use options::{CacheOptions, DeviceOptions, Role};
+pub use options::{CacheOptions, DeviceOptions, Role, Scheduler};
 pub use record::Record;
 pub use stop::{StopError, stop, stop_starts};

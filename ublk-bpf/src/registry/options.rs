@@ -1,6 +1,7 @@
 //! The options of a device.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,12 +29,64 @@ pub struct DeviceOptions {
     pub logical_block: Option<u32>,
     /// Refuse writes.
     pub read_only: bool,
+    /// Its I/O scheduler. Not in the record: a recovered device keeps its disk with the scheduler that it has.
+    pub scheduler: Scheduler,
     /// What happens to the device if its server dies.
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
     /// The cache, if one is wanted.
     pub cache: Option<CacheOptions>,
+}
+
+/// The I/O scheduler of a device's disk.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Scheduler(Option<String>);
+
+impl Scheduler {
+    /// The word for the scheduler that the kernel has chosen.
+    const KERNEL: &'static str = "kernel";
+    /// `ELV_NAME_MAX` in `block/elevator.h`, without the terminating zero.
+    const MAX_NAME: usize = 15;
+
+    /// The name to write to `queue/scheduler`; `None`: leave the kernel's choice.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+/// The backing's own queue sorts the requests.
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self(Some("none".to_owned()))
+    }
+}
+
+impl TryFrom<String> for Scheduler {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if text == Self::KERNEL {
+            Ok(Self(None))
+        } else if (1..=Self::MAX_NAME).contains(&text.len()) && text.bytes().all(is_name) {
+            Ok(Self(Some(text)))
+        } else {
+            Err(format!(
+                "{text:?} is not the name of an I/O scheduler: give none, kernel, or a name that /sys/block/*/queue/scheduler lists"
+            ))
+        }
+    }
+}
+
+impl FromStr for Scheduler {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.to_owned().try_into()
+    }
 }
 
 /// The options of a cache: those of `ublk-bpf run` that begin with `--cache`, and `--promote-limit`.

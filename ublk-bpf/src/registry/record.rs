@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::error::RecordError;
-use super::options::{CacheOptions, DeviceOptions, Role};
+use super::options::{CacheOptions, DeviceOptions, Role, Scheduler};
 use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, Storage};
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
@@ -144,6 +144,7 @@ impl Record {
             depth: self.depth,
             logical_block: self.logical_block,
             read_only: self.read_only,
+            scheduler: Scheduler::default(),
             recovery: self.recovery,
             allow_lossy: self.allow_lossy,
             cache: self.cache.as_ref().map(|cache| cache.options.clone()),
@@ -310,6 +311,7 @@ mod tests {
             depth: 128,
             logical_block: Some(4096),
             read_only: false,
+            scheduler: Scheduler::default(),
             recovery: Recovery::Reissue,
             allow_lossy: false,
             cache: Some(CacheOptions::on(Spec::Path("/dev/fast".into()))),

@@ -80,6 +80,7 @@ impl Device for NewDevice {
             cache: service.as_ref(),
             record,
             was_waiting: false,
+            scheduler: &self.options.scheduler,
         };
         let end = serving.run(Control::start, host);
         drop(service);

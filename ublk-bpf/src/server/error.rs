@@ -82,6 +82,18 @@ pub enum ServeError {
         /// What RLIMIT_NOFILE allows.
         limit: u64,
     },
+    /// The kernel refused the I/O scheduler.
+    #[error(
+        "cannot select the I/O scheduler {name}: {source}; the kernel offers {found}: choose one of these, or load its module"
+    )]
+    Scheduler {
+        /// Which one.
+        name: String,
+        /// What the kernel offers, the present one in brackets.
+        found: String,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot {what}: {limit}")]
     NoThread {

@@ -7,6 +7,7 @@ mod background;
 mod cache;
 mod claim;
 mod device;
+mod disk_queue;
 mod error;
 mod isolation;
 mod life;

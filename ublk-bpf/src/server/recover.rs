@@ -139,6 +139,7 @@ impl Device for OrphanedDevice {
             cache: service.as_ref(),
             record,
             was_waiting: true,
+            scheduler: &self.options.scheduler,
         };
         let end = serving.run(Control::end_recovery, host);
         drop(service);

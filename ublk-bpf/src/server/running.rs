@@ -9,6 +9,7 @@ use std::time::Duration;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{self, RunningCache};
+use super::disk_queue::DiskQueue;
 use super::error::ServeError;
 use super::life::{End, Host, Ready};
 use super::queues::{Queues, Shared};
@@ -24,7 +25,7 @@ use crate::errno::Errno;
 use crate::log;
 use crate::policy::{Classifier, Watch};
 use crate::queue::Written;
-use crate::registry::{Record, logs, users};
+use crate::registry::{Record, Scheduler, logs, users};
 
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +47,8 @@ pub(super) struct RunningDevice<'a> {
     pub(super) record: Record,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
+    /// The I/O scheduler of a new disk. One that waited keeps what it has.
+    pub(super) scheduler: &'a Scheduler,
 }
 
 /// How the kernel gets to know that the queues are ready.
@@ -122,8 +125,7 @@ impl RunningDevice<'_> {
         queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
         begin(self.control, id, std::process::id())?;
         wait_for_block_device(id, NODE_PATIENCE)?;
-        self.throttle();
-        self.keep_pages_stable();
+        self.tune()?;
         (host.ready)(Ready {
             record: self.record.clone(),
             kind: self.backend.kind(),
@@ -175,22 +177,22 @@ impl RunningDevice<'_> {
         end < needed
     }
 
-    /// Where the kernel has an attribute of the device's request queue.
-    fn queue_attribute(&self, name: &str) -> String {
-        format!("/sys/block/{}/queue/{name}", self.info.id.disk_name())
-    }
-
-    /// Lets the kernel throttle write-back as it does before the backing device. Ours writes there directly, which is
-    /// never throttled, so this is where it has to be done; and what throttles nothing has no need to time requests.
-    fn throttle(&self) {
-        let Some(latency) = self.backend.facts().throttle else {
-            return;
-        };
-        let path = self.queue_attribute("wbt_lat_usec");
-        // A kernel without the file does not throttle.
-        if let Err(error) = std::fs::write(&path, latency.to_string()) {
-            tracing::debug!("cannot set the writeback throttling: {path}: {error}");
+    /// Sets what the kernel cannot know about a disk that this server is behind.
+    fn tune(&self) -> Result<(), ServeError> {
+        let queue = DiskQueue::of(self.info.id);
+        if !self.was_waiting {
+            queue.schedule(self.scheduler)?;
         }
+        let facts = self.backend.facts();
+        if let Some(latency_usec) = facts.throttle {
+            queue.throttle(latency_usec);
+        }
+        let cache = self.record.cache.as_ref();
+        let is_through = cache.is_some_and(|cache| cache.options.mode == Mode::WriteThrough);
+        if is_through || facts.stable_writes {
+            queue.keep_pages_stable();
+        }
+        Ok(())
     }
 
     /// Handles a signal, or a cancelled start. `None`: the device is in use and stays.
@@ -205,24 +207,6 @@ impl RunningDevice<'_> {
             return Ok(Some(End::Left));
         }
         self.stop(!by_signal || stop_requested)
-    }
-
-    /// Keeps the page cache from changing a page while it is written, where the device has a write-through cache or is on
-    /// something that asks for it. ublk has no parameter for this. Nothing relies on it: direct I/O may change its pages all
-    /// the same, so what goes to two devices is copied once (`queue/machine.rs`).
-    fn keep_pages_stable(&self) {
-        let cache = self.record.cache.as_ref();
-        let is_through = cache.is_some_and(|cache| cache.options.mode == Mode::WriteThrough);
-        if !is_through && !self.backend.facts().stable_writes {
-            return;
-        }
-        let path = self.queue_attribute("stable_writes");
-        let set = std::fs::write(&path, "1").and_then(|()| std::fs::read_to_string(&path));
-        match set {
-            Ok(now) if now.trim() == "1" => {}
-            Ok(now) => tracing::warn!("{path} should be 1 and is {}", now.trim()),
-            Err(error) => tracing::warn!("cannot set {path} to 1: {error}"),
-        }
     }
 
     /// Removes the block device, with `force` even if it is in use. `None`: it is in use.

@@ -133,6 +133,7 @@ fn turn(kind: &Kind, round: usize, cases: &[Case]) -> Result<()> {
         queues: cpus,
         depth: TAGS,
     })?;
+    peers::unschedule(subject.path())?;
     let (writes, reads): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.pattern.writes());
     run(kind, subject.as_ref(), round, &reads)?;
     subject.check()?;

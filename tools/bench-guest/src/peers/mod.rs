@@ -13,6 +13,7 @@ mod ublk;
 mod warm;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,6 +26,17 @@ pub const KUBLK_VERSION: &str = "/usr/local/share/kublk/version";
 pub use check::table;
 pub use disks::{FAST, SLOW, empty, fill, make_ram_disks};
 pub use mapper::{BLOCK, DmCache, linear};
+
+/// Leaves a device without an I/O scheduler, so that none of those compared is slower for having mq-deadline.
+pub fn unschedule(device: &Path) -> Result<()> {
+    let name = device.file_name().context("a device has a name")?;
+    let path = Path::new("/sys/class/block").join(name).join("queue/scheduler");
+    // A disk that maps bios has none to choose.
+    if fs::read_to_string(&path).is_ok_and(|known| known.contains("mq-deadline")) {
+        fs::write(&path, "none").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
 
 /// What takes longer to appear or to end will not.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
