@@ -88,10 +88,10 @@ pub enum FillStart {
     Busy,
     /// All of the range can be read from the cache.
     Readable,
-    /// There is no free slot. Read from the backing device, and hint the block to the mover.
-    NoRoom,
-    /// It cannot be filled now: it is being written, is yet to be verified, or the cache is detached. Read from the
-    /// backing device.
+    /// There is no free slot, the promotion limit is reached, or the block is yet to be verified. Read from the backing
+    /// device, and [hint](Cache::hint) the block to the mover.
+    Later,
+    /// It is being written, or the cache is detached. Read from the backing device.
     Refused,
 }
 
@@ -122,8 +122,8 @@ impl Cache<'_> {
                 } => (slot, regions, is_new),
                 Start::Busy => return FillStart::Busy,
                 Start::Readable => return FillStart::Readable,
-                Start::NoRoom => return FillStart::NoRoom,
-                Start::Written | Start::Unverified => return FillStart::Refused,
+                Start::NoRoom | Start::Unverified => return FillStart::Later,
+                Start::Written => return FillStart::Refused,
                 Start::Lost(slot) => {
                     let heat = 0;
                     self.free.report(Report { slot, priority, heat });
