@@ -14,44 +14,29 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod issued;
+#[cfg(target_arch = "bpf")]
 mod kernel;
 
 #[cfg(target_arch = "bpf")]
 mod classify {
-    use core::cell::UnsafeCell;
-
     use aya_ebpf::{
-        Global,
         bindings::BPF_F_MMAPABLE,
         btf_maps::{Array, PerCpuArray},
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
     use ublk_bpf_abi::{
-        CacheCounters, Config, Decision, Decisions, IndexEntry, Member, Op, Reason, Request, ServerCounters,
-        Verdict, VerdictSlot, hint, regions, req_op, request_flags,
+        CacheCounters, Decision, Decisions, IndexEntry, Member, Op, Reason, Request, ServerCounters, Verdict,
+        VerdictSlot, hint, regions, req_op, request_flags,
     };
     // Brings the panic handler.
     use ublk_bpf_policy as _;
 
+    use crate::issued::{config, flags, ioprio, is_ours, locate};
     use crate::kernel::KernelPtr;
 
     const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-
-    /// Configuration of this kernel and this device, set by the loader.
-    #[unsafe(no_mangle)]
-    static CONFIG: Global<Config> = Global::new(Config {
-        disk_name: [0; 2],
-        abi_version: 0,
-        depth: 0,
-        written_shift: 0,
-        flag_masks: [0; request_flags::FROM_KERNEL],
-        any_flag: 0,
-        queues: 0,
-        cache_shift: 0,
-        heat_limit: 0,
-        reserved: 0,
-    });
 
     // The loader sets the number of entries of each map except `decisions`, `cache` and `codes`.
 
@@ -106,15 +91,6 @@ mod classify {
         PASSTHROUGH
     }
 
-    /// One field of [`CONFIG`]. The compiler must not constant-fold this load; the verifier does.
-    macro_rules! config {
-        ($($field:tt)+) => {{
-            let config = (&raw const CONFIG).cast::<Config>();
-            // SAFETY: `Global` is a transparent wrapper of an initialised `Config` that is never written.
-            unsafe { (&raw const (*config).$($field)+).read_volatile() }
-        }};
-    }
-
     #[btf_tracepoint(function = "block_rq_issue")]
     fn classify(ctx: BtfTracePointContext) -> i32 {
         let rq = KernelPtr(ctx.arg::<*const u8>(0));
@@ -127,40 +103,6 @@ mod classify {
             }
         }
         0
-    }
-
-    /// The request queue of our disk, once its first request was seen. It does not change during the disk's life.
-    static QUEUE: QueuePtr = QueuePtr(UnsafeCell::new(core::ptr::null()));
-
-    /// A pointer that is compared but never dereferenced.
-    struct QueuePtr(UnsafeCell<*const u8>);
-
-    // SAFETY: it is loaded and stored only as a whole word, and all CPUs store the same value.
-    unsafe impl Sync for QueuePtr {}
-
-    /// Whether the request is for our disk.
-    #[inline(always)]
-    fn is_ours(rq: KernelPtr) -> bool {
-        let queue = rq.pointer(Member::RequestQueue);
-        // SAFETY: see `QueuePtr`.
-        let ours = unsafe { QUEUE.0.get().read_volatile() };
-        if ours.is_null() {
-            return is_first_of_ours(queue);
-        }
-        queue.0 == ours
-    }
-
-    /// Whether the disk has our name. The name is known before the disk exists, so the first request is not missed.
-    #[inline(always)]
-    fn is_first_of_ours(queue: KernelPtr) -> bool {
-        let disk = queue.pointer(Member::QueueDisk);
-        let is_ours = disk.load::<u64>(Member::DiskName) == config!(disk_name[0])
-            && disk.load::<u64>(Member::DiskNameEnd) == config!(disk_name[1]);
-        if is_ours {
-            // SAFETY: see `QueuePtr`.
-            unsafe { QUEUE.0.get().write_volatile(queue.0) };
-        }
-        is_ours
     }
 
     #[inline(always)]
@@ -198,30 +140,6 @@ mod classify {
         if !heat.is_null() {
             warm(&request, heat, answer);
         }
-    }
-
-    /// The request's queue and tag, and the slot of its verdict.
-    #[inline(always)]
-    fn locate(rq: KernelPtr) -> Option<(u32, u32, u32)> {
-        let tag = rq.load::<u32>(Member::RequestTag);
-        // The verifier knows the number of queues and removes the dead branch. With one queue, an invalid tag has no
-        // slot.
-        if config!(queues) == 1 {
-            return Some((0, tag, tag));
-        }
-        let depth = config!(depth);
-        if tag >= depth {
-            return None;
-        }
-        let qid = rq.pointer(Member::RequestHctx).load::<u32>(Member::HctxNumber);
-        Some((qid, tag, qid * depth + tag))
-    }
-
-    /// I/O priority of the submitter. A request without data has no bio; the load then returns zero.
-    #[inline(always)]
-    fn ioprio(rq: KernelPtr) -> u32 {
-        let bio = rq.pointer(Member::RequestBio);
-        bio.load::<u16>(Member::BioPriority).into()
     }
 
     /// Looks up whether the request is cached and the heat of its block. Returns a pointer to the heat counter, or
@@ -274,18 +192,6 @@ mod classify {
             return answer;
         }
         Decision::BAD_ANSWER.pack()
-    }
-
-    /// Translates the kernel's flags to ours. Not inlined, because it would use up the caller's registers.
-    #[inline(never)]
-    fn flags(cmd_flags: u32) -> u32 {
-        let mut flags = 0;
-        for (bit, mask) in config!(flag_masks).iter().enumerate() {
-            if cmd_flags & mask != 0 {
-                flags |= 1 << bit;
-            }
-        }
-        flags
     }
 
     /// Maximum words of `written` that a request spans: 1 MiB in 4 KiB blocks, not aligned to a word.

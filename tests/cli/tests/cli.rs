@@ -13,7 +13,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["run"],
         &["list"],
@@ -26,6 +26,7 @@ fn every_command_explains_itself() {
         &["policy", "reset"],
         &["cache"],
         &["cache", "inspect"],
+        &["trace"],
         &["stop"],
     ];
     for command in commands {
@@ -378,6 +379,7 @@ fn a_device_that_is_not_there_is_told() {
     for args in [
         &["show", "1048575"][..],
         &["stats", "ublkb1048575"],
+        &["trace", "1048575", "--record", "/nowhere/trace"],
         &["policy", "swap", "1048575", "sparse"],
         &["policy", "reset", "/dev/ublkb1048575"],
         &["run", "--recover", "1048575"],

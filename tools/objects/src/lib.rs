@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 9] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -22,6 +22,7 @@ pub const NAMES: [&str; 8] = [
     "lru",
     "scan-resistant",
     "watch",
+    "recorder",
 ];
 /// The folder of the objects, wherever cargo builds everything else.
 pub const FOLDER: &str = "target/ebpf";

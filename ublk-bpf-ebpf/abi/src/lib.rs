@@ -51,12 +51,14 @@ mod counters;
 mod decision;
 mod index;
 mod request;
+mod trace;
 
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
+pub use trace::TraceRecord;
 
 /// Version of this interface. A server does not take over pinned maps and programs of another version.
 pub const ABI_VERSION: u32 = 4;
@@ -86,6 +88,10 @@ pub mod map {
     pub const CACHE: &str = "cache";
     /// `codes[code]`: per-CPU array of `u64`: number of decisions with this reason of the policy's own.
     pub const CODES: &str = "codes";
+    /// Ring of [`TraceRecord`](crate::TraceRecord)s, the recorder's.
+    pub const RECORDS: &str = "records";
+    /// Per-CPU array of one `u64`: requests for which [`RECORDS`] had no room.
+    pub const DROPPED: &str = "dropped";
     /// Array of one [`FaultRange`](crate::FaultRange), owned by the policy `fault`.
     pub const FAULT_RANGE: &str = "fault_range";
 }
@@ -104,6 +110,9 @@ const _: () = {
     assert!(size_of::<CacheCounters>().is_multiple_of(8));
     assert!(size_of::<IndexEntry>() == 8);
     assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
+    assert!(size_of::<TraceRecord>() == 64);
+    assert!(core::mem::offset_of!(TraceRecord, op_and_advice) == 20);
+    assert!(core::mem::offset_of!(TraceRecord, comm) == 48);
     assert!(size_of::<Reasons>() == 8 * Reason::COUNT);
     assert!(core::mem::offset_of!(Decisions, slow) == 8 * Decisions::word(Verdict::Slow, Reason::Default));
     assert!(core::mem::offset_of!(Decisions, sectors) == 8 * Decisions::SECTORS);

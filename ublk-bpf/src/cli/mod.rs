@@ -18,6 +18,7 @@ mod show;
 mod stats;
 mod stop;
 mod table;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ enum Command {
     Features(features::Args),
     Policy(policy::Args),
     Cache(cache::Args),
+    Trace(trace::Args),
     Stop(stop::Args),
 }
 
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Stop(args) => stop::run(&args),
     };
     let status = match result {

@@ -3,6 +3,7 @@
 //! Nothing here needs the server: the maps exist as long as the device, even after its server died.
 
 mod read;
+mod recording;
 mod table;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
 pub use read::{cache_stats, program, stats};
+pub use recording::{Recorded, Recording, RecordingError, Summary};
 pub use table::Table;
 
 /// Everything counted for one device. The names of its fields, as JSON has them, are stable.

@@ -11,6 +11,8 @@ macro_rules! object {
 pub(super) static CLASSIFIER: &[u8] = object!("classifier");
 /// The watch for truncated files.
 pub(super) static WATCH: &[u8] = object!("watch");
+/// The recorder of requests.
+pub(super) static RECORDER: &[u8] = object!("recorder");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
 

@@ -1,11 +1,10 @@
 //! The classifier of one device: loaded, attached and pinned, or reopened from its pins.
 
 use std::io;
-use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
 use aya::programs::BtfTracePoint;
 use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
@@ -15,6 +14,7 @@ use ublk_bpf_abi::{
 };
 
 use super::builtin::CLASSIFIER;
+use super::config::{CONFIG_PIN, check_config};
 use super::error::{PolicyError, chain};
 use super::maps::{CacheMaps, DeviceCounters, Verdicts, WrittenMap};
 use super::offsets::KernelLayout;
@@ -24,16 +24,13 @@ use super::verifier::Refusal;
 
 /// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
-const TRACEPOINT: &str = "block_rq_issue";
+pub(super) const TRACEPOINT: &str = "block_rq_issue";
 /// The map that aya creates for the object's read-only globals.
 const RODATA: &str = ".rodata";
 /// The map that aya creates for its mutable globals.
 const BSS: &str = ".bss";
-/// The names of their pins: bpffs allows no dot in a name.
-const CONFIG_PIN: &str = "config";
+/// The name of its pin: bpffs allows no dot in a name. The other one's is [`CONFIG_PIN`].
 const MEMORY_PIN: &str = "memory";
-
-const CONFIG_WORDS: usize = size_of::<Config>() / size_of::<u64>();
 
 /// The device of a classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -341,76 +338,8 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
     Ok(())
 }
 
-/// Whether the pinned classifier is configured with a cache.
-pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
-    let words = config_words(pins)?;
-    Ok(number(&words, offset_of!(Config, cache_shift)) != 0)
-}
-
-/// The 32-bit number at this byte of the configuration.
-fn number(words: &[u64; CONFIG_WORDS], at: usize) -> u64 {
-    let half = if at.is_multiple_of(8) { 0 } else { 32 };
-    words[at / 8] >> half & u64::from(u32::MAX)
-}
-
-/// The pinned configuration.
-fn config_words(pins: &PinDir) -> Result<[u64; CONFIG_WORDS], PolicyError> {
-    let map = open_map(&pins.map(CONFIG_PIN), size_of::<Config>(), 1)?;
-    let failed = |e: aya::maps::MapError| PolicyError::Access {
-        map: CONFIG_PIN,
-        detail: chain(&e),
-    };
-    let map: Array<_, [u64; CONFIG_WORDS]> = Array::try_from(Map::Array(map)).map_err(failed)?;
-    map.get(&0, 0).map_err(failed)
-}
-
-/// Checks that the pinned configuration is the one that this program would write for the same device.
-fn check_config(spec: &ClassifierSpec, pins: &PinDir) -> Result<(), PolicyError> {
-    let path = pins.map(CONFIG_PIN);
-    let words = config_words(pins)?;
-    let number = |at| number(&words, at);
-    let wanted_shift = spec.written.map_or(0, |written| written.shift);
-    let wanted_cache_shift = spec.cache.map_or(0, |cache| cache.shift);
-    let [name, name_end] = spec.disk.name_words();
-    let properties = [
-        (
-            "its interface version",
-            number(offset_of!(Config, abi_version)),
-            ABI_VERSION.into(),
-        ),
-        (
-            "its queue depth",
-            number(offset_of!(Config, depth)),
-            spec.depth.into(),
-        ),
-        (
-            "its block shift",
-            number(offset_of!(Config, written_shift)),
-            wanted_shift.into(),
-        ),
-        (
-            "its cache block's shift",
-            number(offset_of!(Config, cache_shift)),
-            wanted_cache_shift.into(),
-        ),
-        ("its disk name", words[0], name),
-        ("its disk name", words[1], name_end),
-    ];
-    for (what, found, wanted) in properties {
-        if found != wanted {
-            return Err(PolicyError::Foreign {
-                path,
-                what,
-                found,
-                wanted,
-            });
-        }
-    }
-    Ok(())
-}
-
 /// Opens a pinned map and checks its shape.
-fn open_map(path: &Path, value_size: usize, entries: u32) -> Result<MapData, PolicyError> {
+pub(super) fn open_map(path: &Path, value_size: usize, entries: u32) -> Result<MapData, PolicyError> {
     let failed = |e: aya::maps::MapError| pin_error("opening", path.to_owned(), io::Error::other(chain(&e)));
     let map = MapData::from_pin(path).map_err(failed)?;
     let info = map.info().map_err(failed)?;

@@ -5,6 +5,7 @@
 //! reads the counters.
 
 mod builtin;
+mod config;
 mod error;
 mod fault;
 mod load;
@@ -13,21 +14,24 @@ mod object;
 mod offsets;
 mod patch;
 mod pin;
+mod recorder;
 mod swap;
 mod verifier;
 mod watch;
 
 pub use builtin::{Builtin, builtin};
+pub use config::has_cache;
 pub use error::PolicyError;
 pub(crate) use error::chain;
 pub use fault::set_fault_range;
-pub use load::{CacheSpec, Classifier, ClassifierSpec, WrittenSpec, has_cache};
+pub use load::{CacheSpec, Classifier, ClassifierSpec, WrittenSpec};
 pub use maps::{CacheMaps, DeviceCounters, QueueCounters, QueueVerdicts, Verdicts, WrittenMap};
 pub use object::{DEFAULT_POLICY_MEMORY, ObjectError, POLICY_SECTION, PolicyObject, check_policy_object};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
 pub use patch::{Offsets, PatchError};
 pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
+pub use recorder::Recorder;
 pub use swap::{DEFAULT_POLICY, Policy, Verified, reset, swap};
 pub use verifier::Refusal;
 pub use watch::Watch;

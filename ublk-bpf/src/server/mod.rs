@@ -23,3 +23,4 @@ pub use background::{BackgroundError, run_in_background};
 pub use error::{CacheError, ServeError};
 pub use life::Ready;
 pub use serve::{Recipe, Start, serve};
+pub(crate) use signals::StopSignals;

@@ -101,6 +101,17 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     Ok(i32::try_from(result).unwrap_or(0))
 }
 
+/// The clock of `bpf_ktime_get_ns`, `CLOCK_MONOTONIC`, in nanoseconds.
+pub fn ktime_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a place for the result. The call cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
 /// A map's memory as words that BPF programs and other processes may write at any time.
 #[derive(Debug)]
 pub struct MapWords {

@@ -72,47 +72,53 @@ pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES]) -> Result<Header, TraceE
     })
 }
 
-/// The record's bytes.
-pub(super) fn encode(request: &TracedRequest) -> [u8; RECORD_BYTES] {
-    let mut bytes = [0; RECORD_BYTES];
-    put(&mut bytes, 0, request.time_ns.to_le_bytes());
-    put(&mut bytes, 8, request.sector.to_le_bytes());
-    put(&mut bytes, 16, request.nr_sectors.to_le_bytes());
-    let (op, verdict, reason) = (request.op as u8, request.verdict as u8, request.reason as u8);
-    put(&mut bytes, 20, [op, verdict, reason, request.hints]);
-    put(&mut bytes, 24, request.flags.to_le_bytes());
-    put(&mut bytes, 26, request.ioprio.to_le_bytes());
-    put(&mut bytes, 28, request.pid.to_le_bytes());
-    put(&mut bytes, 32, request.tgid.to_le_bytes());
-    put(&mut bytes, 36, request.qid.to_le_bytes());
-    put(&mut bytes, 40, request.cgroup_id.to_le_bytes());
-    put(&mut bytes, 48, request.comm);
-    bytes
-}
-
-/// Checks and reads a record of a device with so many sectors. An error names the field and its value.
-pub(super) fn decode(bytes: &[u8; RECORD_BYTES], device_sectors: u64) -> Result<TracedRequest, String> {
-    let request = TracedRequest {
-        time_ns: u64_at(bytes, 0),
-        sector: u64_at(bytes, 8),
-        nr_sectors: u32_at(bytes, 16),
-        op: known("operation", Op::parse, bytes[20])?,
-        verdict: known("verdict", Verdict::parse, bytes[21])?,
-        reason: known("reason", Reason::parse, bytes[22])?,
-        hints: bytes[23],
-        flags: u16::from_le_bytes(take(bytes, 24)),
-        ioprio: u16::from_le_bytes(take(bytes, 26)),
-        pid: u32_at(bytes, 28),
-        tgid: u32_at(bytes, 32),
-        qid: u16::from_le_bytes(take(bytes, 36)),
-        cgroup_id: u64_at(bytes, 40),
-        comm: take(bytes, 48),
-    };
-    check(&request, device_sectors)?;
-    if bytes[38..40] != [0, 0] {
-        return Err("the reserved field is not 0".to_owned());
+impl TracedRequest {
+    /// The record's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        put(&mut bytes, 0, self.time_ns.to_le_bytes());
+        put(&mut bytes, 8, self.sector.to_le_bytes());
+        put(&mut bytes, 16, self.nr_sectors.to_le_bytes());
+        let (op, verdict, reason) = (self.op as u8, self.verdict as u8, self.reason as u8);
+        put(&mut bytes, 20, [op, verdict, reason, self.hints]);
+        put(&mut bytes, 24, self.flags.to_le_bytes());
+        put(&mut bytes, 26, self.ioprio.to_le_bytes());
+        put(&mut bytes, 28, self.pid.to_le_bytes());
+        put(&mut bytes, 32, self.tgid.to_le_bytes());
+        put(&mut bytes, 36, self.qid.to_le_bytes());
+        put(&mut bytes, 40, self.cgroup_id.to_le_bytes());
+        put(&mut bytes, 48, self.comm);
+        bytes
     }
-    Ok(request)
+
+    /// Checks and reads a record of a device with so many sectors.
+    ///
+    /// # Errors
+    /// The field that is wrong, with its value.
+    pub fn from_bytes(bytes: &[u8; RECORD_BYTES], device_sectors: u64) -> Result<Self, String> {
+        let request = Self {
+            time_ns: u64_at(bytes, 0),
+            sector: u64_at(bytes, 8),
+            nr_sectors: u32_at(bytes, 16),
+            op: known("operation", Op::parse, bytes[20])?,
+            verdict: known("verdict", Verdict::parse, bytes[21])?,
+            reason: known("reason", Reason::parse, bytes[22])?,
+            hints: bytes[23],
+            flags: u16::from_le_bytes(take(bytes, 24)),
+            ioprio: u16::from_le_bytes(take(bytes, 26)),
+            pid: u32_at(bytes, 28),
+            tgid: u32_at(bytes, 32),
+            qid: u16::from_le_bytes(take(bytes, 36)),
+            cgroup_id: u64_at(bytes, 40),
+            comm: take(bytes, 48),
+        };
+        check(&request, device_sectors)?;
+        if bytes[38..40] != [0, 0] {
+            return Err("the reserved field is not 0".to_owned());
+        }
+        Ok(request)
+    }
 }
 
 fn check(request: &TracedRequest, device_sectors: u64) -> Result<(), String> {

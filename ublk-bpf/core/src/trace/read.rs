@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use super::format::{HEADER_BYTES, RECORD_BYTES, decode, decode_header};
+use super::format::{HEADER_BYTES, RECORD_BYTES, decode_header};
 use super::{Header, TraceError, TracedRequest};
 
 /// Reads a trace from its start: an iterator over its requests, which ends at the first error.
@@ -73,7 +73,7 @@ impl<R: Read> Reader<R> {
             return Ok(None);
         }
         self.read += 1;
-        let request = decode(&bytes, self.header.device_sectors);
+        let request = TracedRequest::from_bytes(&bytes, self.header.device_sectors);
         let number = self.read;
         request
             .map(Some)

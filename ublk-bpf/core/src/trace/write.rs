@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
-use super::format::{encode, encode_header};
+use super::format::encode_header;
 use super::{End, Header, TracedRequest};
 
 /// Writes a trace, which is valid at any time: until [`Writer::finish`], its header says that it has not ended.
@@ -34,7 +34,7 @@ impl<W: Write + Seek> Writer<W> {
     /// # Errors
     /// If the output cannot be written.
     pub fn push(&mut self, request: &TracedRequest) -> io::Result<()> {
-        self.output.write_all(&encode(request))?;
+        self.output.write_all(&request.to_bytes())?;
         self.recorded += 1;
         Ok(())
     }
