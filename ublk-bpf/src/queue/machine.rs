@@ -234,6 +234,13 @@ impl<'w> Machine<'w> {
         &mut self.counters
     }
 
+    /// Whether the kernel has FETCH commands of this queue, so that more is to come.
+    #[inline]
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+
     /// [`Event::Arrived`].
     #[inline(never)]
     pub fn arrived(&mut self, arrival: Arrival) {

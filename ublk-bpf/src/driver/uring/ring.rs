@@ -10,7 +10,7 @@ pub(super) fn build(depth: u16) -> io::Result<IoUring> {
     // An effect for each tag and a few commands may be pushed in a round; a deeper queue submits in several.
     let submissions = u32::from(depth).next_power_of_two().clamp(16, 256);
     // Each tag has at most one completion pending: the one that brings it, or that of its operation. Beside them
-    // there are those of PREP, of the one COMMIT that may be out, of two FETCHes that end, and of the stop.
+    // there are those of PREP, of the one COMMIT that may be out, of two FETCHes that end, of the stop and a tick.
     let completions = (u32::from(depth) + 16).next_power_of_two();
     let build = |without_array: bool| {
         let mut builder = IoUring::builder();
@@ -95,10 +95,10 @@ impl<'a> Ring<'a> {
         unsafe { self.submissions.push(entry) }.is_ok()
     }
 
-    /// Submits what was pushed and runs what the kernel has deferred to this thread; if `wait`, until there is
-    /// a completion. An interruption is no error, nor are entries that the kernel takes only after completions were
+    /// Submits what was pushed, runs what the kernel has deferred to this thread, and waits until there are `wanted`
+    /// completions. An interruption is no error, nor are entries that the kernel takes only after completions were
     /// consumed: the next call submits them.
-    pub(super) fn enter(&mut self, wait: bool) -> io::Result<()> {
+    pub(super) fn enter(&mut self, wanted: u32) -> io::Result<()> {
         self.completions.sync();
         self.submissions.sync();
         self.enters += 1;
@@ -109,10 +109,7 @@ impl<'a> Ring<'a> {
         let ready = self.submissions.len() as u32;
         let flags = EnterFlags::GETEVENTS.bits();
         // SAFETY: no argument is passed that the kernel would read or write.
-        let entered = unsafe {
-            self.submitter
-                .enter::<libc::sigset_t>(ready, u32::from(wait), flags, None)
-        };
+        let entered = unsafe { self.submitter.enter::<libc::sigset_t>(ready, wanted, flags, None) };
         self.submissions.sync();
         self.completions.sync();
         match entered {

@@ -2,7 +2,7 @@
 
 use io_uring::opcode;
 use io_uring::squeue::Entry;
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fixed, FsyncFlags, TimeoutFlags, Timespec};
 use zerocopy::IntoBytes;
 
 use crate::backend::RingOps;
@@ -65,6 +65,8 @@ pub(super) enum Tagged {
     Stop,
     /// The mover was woken.
     Wake,
+    /// Some seconds have passed.
+    Tick,
 }
 
 impl Tagged {
@@ -76,6 +78,7 @@ impl Tagged {
             Self::Prepare => (3, 0),
             Self::Stop => (4, 0),
             Self::Wake => (5, 0),
+            Self::Tick => (6, 0),
         };
         kind << 32 | number
     }
@@ -107,9 +110,21 @@ impl Tagged {
             3 => Self::Prepare,
             4 => Self::Stop,
             5 => Self::Wake,
+            6 => Self::Tick,
             _ => return None,
         })
     }
+}
+
+/// How long a refused COMMIT may stay unseen. It is a bug of the kernel or of ours if there is one.
+pub(super) static TICK: Timespec = Timespec::new().sec(5);
+
+/// A completion in each `period`, for as long as the ring exists.
+pub(super) fn tick(period: &'static Timespec) -> Entry {
+    opcode::Timeout::new(period)
+        .flags(TimeoutFlags::MULTISHOT)
+        .build()
+        .user_data(Tagged::Tick.pack())
 }
 
 /// PREP of every tag of the queue.

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use io_uring::IoUring;
+use io_uring::types::Timespec;
 use ublk_bpf_abi::TakenVerdict;
 
 use super::memory::Memory;
@@ -72,7 +73,7 @@ impl Bench {
         }
         // SAFETY: the entry names the pages or a staging buffer, and both outlive the ring.
         unsafe { ring.push(&entry) };
-        ring.enter(true).unwrap();
+        ring.enter(1).unwrap();
         let completion = ring.next_completion().unwrap();
         assert_eq!(Tagged::parse(completion.user_data()), Some(Tagged::Io(TAG)));
         assert!(ring.next_completion().is_none());
@@ -100,6 +101,20 @@ fn each_target(test: impl Fn(&mut Bench)) {
 }
 
 const BACKING: Tier = Tier::Backing;
+
+#[test]
+fn a_tick_completes_again_and_again() {
+    static SOON: Timespec = Timespec::new().nsec(1_000_000);
+    let mut io = ring::build(2).unwrap();
+    let mut ring = Ring::over(&mut io);
+    // SAFETY: the entry names static memory.
+    unsafe { ring.push(&sqe::tick(&SOON)) };
+    for _ in 0..3 {
+        ring.enter(1).unwrap();
+        let completion = ring.next_completion().unwrap();
+        assert_eq!(Tagged::parse(completion.user_data()), Some(Tagged::Tick));
+    }
+}
 
 #[test]
 fn data_is_written_and_read_back() {

@@ -276,9 +276,11 @@ fn completions_are_known_by_what_was_submitted() {
         Tagged::Commit(255),
         Tagged::Prepare,
         Tagged::Stop,
+        Tagged::Wake,
+        Tagged::Tick,
     ] {
         assert_eq!(Tagged::parse(tagged.pack()), Some(tagged));
     }
-    assert_eq!(Tagged::parse(6 << 32), None);
+    assert_eq!(Tagged::parse(7 << 32), None);
     assert_eq!(Tagged::parse(u64::MAX), None);
 }
