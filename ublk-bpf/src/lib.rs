@@ -20,6 +20,7 @@ pub mod path_text;
 pub mod policy;
 pub mod queue;
 pub mod registry;
+pub mod replay;
 pub mod server;
 pub mod sys;
 

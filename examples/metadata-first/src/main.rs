@@ -82,7 +82,7 @@ mod tests {
         let mut kit = Kit::new(decide).cache_blocks(200);
         kit.run(&metadata());
         let flood = kit.run(&(0..6).fold(Trace::new(), |trace, _| trace.then(bulk.clone())));
-        assert!(flood.evicted > 1000, "{flood}");
+        assert!(flood.evicted > 500, "{flood}");
         let report = kit.run(&metadata());
         assert!(report.hit_ratio_of(FILES) > 0.999, "{report}");
     }

@@ -13,7 +13,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["run"],
         &["list"],
@@ -27,6 +27,7 @@ fn every_command_explains_itself() {
         &["cache"],
         &["cache", "inspect"],
         &["trace"],
+        &["replay"],
         &["stop"],
     ];
     for command in commands {

@@ -88,35 +88,7 @@ pub use native::{Task, cgroup_id, pid, set, tgid};
 mod native {
     use core::cell::Cell;
 
-    /// A task that submits requests.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-    pub struct Task {
-        /// Returned by [`pid`].
-        pub pid: u32,
-        /// Returned by [`tgid`].
-        pub tgid: u32,
-        /// Returned by `comm`.
-        pub comm: [u8; 16],
-        /// Returned by [`cgroup_id`].
-        pub cgroup_id: u64,
-    }
-
-    impl Task {
-        /// A single-threaded process. Truncates `comm` to 15 bytes, as the kernel does.
-        #[must_use]
-        pub fn new(pid: u32, comm: &str, cgroup_id: u64) -> Self {
-            let mut name = [0; 16];
-            for (to, from) in name[..15].iter_mut().zip(comm.bytes()) {
-                *to = from;
-            }
-            Self {
-                pid,
-                tgid: pid,
-                comm: name,
-                cgroup_id,
-            }
-        }
-    }
+    pub use ublk_bpf_core::replay::Task;
 
     thread_local! {
         static CURRENT: Cell<Task> = const {

@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Built for `bpfel-unknown-none`, this is an object that `ublk-bpf run --policy FILE.o` and
-//! `ublk-bpf policy swap ID FILE.o` load. Built for the host, it is an empty program whose function can be unit-tested
-//! like any other. A policy can have [maps] of its own; on BPF, `bpf` re-exports `aya-ebpf`.
+//! `ublk-bpf policy swap ID FILE.o` load. Built for the host, it is a program that replays traces with the policy
+//! (`ublk-bpf replay --policy-crate DIR`), and its function can be unit-tested like any other. A policy can have [maps] of its own; on BPF, `bpf` re-exports `aya-ebpf`.
 //!
 //! A decision is advice. Whatever a policy returns, the server loses no data, unless the device was created with
 //! `--allow-lossy`.
@@ -26,6 +26,8 @@
 
 pub mod current;
 pub mod maps;
+#[cfg(not(target_arch = "bpf"))]
+pub mod native;
 #[cfg(not(target_arch = "bpf"))]
 pub mod testkit;
 
@@ -73,10 +75,15 @@ macro_rules! policy {
             bytes
         };
 
-        /// Does nothing on the host; it keeps the function in use there.
+        /// The policy on the host.
         #[cfg(not(target_arch = "bpf"))]
-        fn main() {
-            let _: fn(&$crate::Request) -> $crate::Decision = $decide;
+        pub(crate) const NATIVE_POLICY: $crate::native::Native = $crate::native::Native($decide);
+
+        /// On the host, a policy is a program that replays traces with it.
+        #[cfg(not(target_arch = "bpf"))]
+        #[allow(dead_code, reason = "a crate may have several policies in modules")]
+        fn main() -> ::std::process::ExitCode {
+            $crate::native::main(NATIVE_POLICY)
         }
     };
 }

@@ -7,4 +7,5 @@
 
 pub mod cache;
 pub mod errno;
+pub mod replay;
 pub mod trace;

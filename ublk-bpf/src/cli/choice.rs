@@ -8,6 +8,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::Recovery;
+use crate::replay::read::Format;
 
 fn choice<T>(values: impl IntoIterator<Item = PossibleValue>) -> impl TypedValueParser<Value = T>
 where
@@ -70,6 +71,23 @@ pub(super) fn cache_eviction() -> impl TypedValueParser<Value = Algorithm> {
     ])
 }
 
+/// Values of `replay --format`.
+pub(super) fn trace_format() -> impl TypedValueParser<Value = Format> {
+    choice([
+        value("ublk-bpf", "A recording of `ublk-bpf trace`"),
+        value("csv", "Comma-separated values with a line of column names"),
+        value("blkparse", "The text that blkparse prints"),
+        value("fio", "fio's I/O log, version 2 or 3"),
+        value("oracle-general", "libCacheSim's oracleGeneral: reads of objects"),
+        value("vscsi", "A vSCSI trace, version 1 or 2"),
+        value(
+            "records",
+            "Records of 24 bytes: time in microseconds, sector, sectors, operation",
+        ),
+        value("pages", "Page numbers of 32 bits, big endian: a read of each"),
+    ])
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{Arg, Command};
@@ -115,6 +133,7 @@ mod tests {
         }
         check(recovery(), &Recovery::ALL);
         check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
+        check(trace_format(), &Format::ALL);
         check(cache_eviction(), &[Algorithm::Clock, Algorithm::S3Fifo]);
     }
 

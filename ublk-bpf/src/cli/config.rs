@@ -231,7 +231,7 @@ impl Settings {
 }
 
 /// A cache block's size.
-fn parse_cache_block(text: &str) -> Result<u32, String> {
+pub(super) fn parse_cache_block(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text).map_err(|error| error.to_string())?;
     let block = u32::try_from(bytes).ok();
     let block = block.filter(|bytes| bytes.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(bytes));

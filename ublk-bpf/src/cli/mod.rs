@@ -13,6 +13,7 @@ mod features;
 mod list;
 mod output;
 mod policy;
+mod replay;
 mod run;
 mod show;
 mod stats;
@@ -34,6 +35,7 @@ Examples:
   ublk-bpf list                               the running devices
   ublk-bpf stats 0 --watch                    statistics of ublkb0, every second
   ublk-bpf policy swap 0 sparse               change the policy of the running device
+  ublk-bpf replay disk.trace                  what a cache would save, by a trace of requests
   ublk-bpf stop 0
 
 A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for \
@@ -61,6 +63,7 @@ enum Command {
     Policy(policy::Args),
     Cache(cache::Args),
     Trace(trace::Args),
+    Replay(replay::Args),
     Stop(stop::Args),
 }
 
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Trace(args) => trace::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Stop(args) => stop::run(&args),
     };
     let status = match result {

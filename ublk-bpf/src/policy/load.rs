@@ -21,6 +21,7 @@ use super::offsets::KernelLayout;
 use super::patch::patch;
 use super::pin::{Disk, PinDir, pin_error};
 use super::verifier::Refusal;
+use crate::cache::HEAT_LIMIT;
 
 /// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
@@ -72,10 +73,6 @@ impl CacheSpec {
 
 /// Blocks whose heat is in one word.
 const HEAT_BLOCKS: u32 = 8;
-
-/// Maximum heat of a block: high enough to distinguish blocks that are read occasionally from those that are read
-/// constantly, low enough to decay in a few halvings.
-const HEAT_LIMIT: u32 = 255;
 
 /// The shape of the map of blocks that may hold data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

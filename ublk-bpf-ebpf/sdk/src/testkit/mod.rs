@@ -1,4 +1,4 @@
-//! Runs a policy on the host against a trace of requests and a model of the cache, and reports the result.
+//! Runs a policy on the host against a trace of requests, in front of the server's own cache, and reports the result.
 //!
 //! ```
 //! use ublk_bpf_policy::testkit::{Kit, Trace};
@@ -18,49 +18,81 @@
 //! assert!(report.hit_ratio_of(DATABASE) > 0.5, "{report}");
 //! ```
 //!
-//! The model is simpler than the server: promotion is immediate and not rate-limited, and eviction is a single CLOCK.
-//! Use it to test what a policy decides, not for exact hit ratios.
+//! The cache, the mover and the eviction are the server's code, as in `ublk-bpf replay`. The trace has no times: there
+//! are 10,000 requests a second, and a promotion takes no time unless [`Kit::promote_latency`] says otherwise.
 
-mod cache;
+mod places;
 mod report;
 mod trace;
 
-use crate::{Decision, Op, Priority, Request, SECTOR_SIZE, Verdict, current, hint, request_flags};
-use cache::CacheModel;
-pub use report::{Report, Share};
-pub use trace::{Trace, ZIPF_SECTORS};
+use std::time::Duration;
 
+use ublk_bpf_core::cache::{Mode, PromoteLimits, Shape};
+use ublk_bpf_core::replay::{Arrival, DEFAULT_RATE, OwnedDevice, Pace, split};
+
+use self::places::Places;
+use crate::{Decision, Priority, Request, SECTOR_SIZE, current};
+
+pub use self::report::{Report, Share};
+pub use self::trace::{Trace, ZIPF_SECTORS};
 pub use crate::current::Task;
 pub use crate::maps::clear as clear_maps;
+pub use ublk_bpf_core::cache::evict::Algorithm;
 
-/// A policy and the model of a device.
+/// From one request to the next.
+const INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / DEFAULT_RATE);
+
+/// A policy and a device.
 pub struct Kit {
     decide: Box<dyn Fn(&Request) -> Decision>,
-    block_sectors: u64,
-    write_around: bool,
-    cache: CacheModel,
+    shape: Shape,
+    pace: Pace,
+    places: Places,
+    /// None of a device without a cache, and before the first run.
+    device: Option<OwnedDevice>,
+    now: Duration,
 }
 
 impl Kit {
-    /// A policy on a device with a write-through cache of 1024 blocks of 64 KiB.
+    /// A policy on a device with a write-through cache of 1024 blocks of 64 KiB, with the server's defaults.
     #[must_use]
     pub fn new(decide: impl Fn(&Request) -> Decision + 'static) -> Self {
+        let shape = Shape {
+            shift: 16,
+            capacity: 0,
+            slots: 1024,
+            data_offset: 0,
+            mode: Mode::WriteThrough,
+        };
         Self {
             decide: Box::new(decide),
-            block_sectors: (64 << 10) / SECTOR_SIZE,
-            write_around: false,
-            cache: CacheModel::new(1024),
+            shape,
+            pace: Pace {
+                eviction: Algorithm::default(),
+                limits: PromoteLimits { rate: None },
+                latency: Duration::ZERO,
+            },
+            places: Places::new(shape.shift),
+            device: None,
+            now: Duration::ZERO,
         }
     }
 
     /// Sets the cache size in blocks and empties the cache. 0: the device has no cache.
+    ///
+    /// # Panics
+    ///
+    /// If the cache would be larger than 2^32 blocks.
     #[must_use]
     pub fn cache_blocks(mut self, blocks: usize) -> Self {
-        self.cache = CacheModel::new(blocks);
-        self
+        let Ok(slots) = u32::try_from(blocks) else {
+            panic!("a cache has at most 2^32 blocks, not {blocks}");
+        };
+        self.shape.slots = slots;
+        self.emptied()
     }
 
-    /// Sets the cache block size in bytes: a power of two from 4 KiB to 1 MiB.
+    /// Sets the cache block size in bytes, a power of two from 4 KiB to 1 MiB, and empties the cache.
     ///
     /// # Panics
     ///
@@ -71,14 +103,41 @@ impl Kit {
             bytes.is_power_of_two() && (4 << 10..=1 << 20).contains(&bytes),
             "a cache block is a power of two from 4 KiB to 1 MiB, not {bytes} bytes"
         );
-        self.block_sectors = bytes / SECTOR_SIZE;
-        self
+        self.shape.shift = bytes.trailing_zeros();
+        self.emptied()
     }
 
-    /// Makes writes invalidate cached blocks instead of updating them.
+    /// Makes writes invalidate cached blocks instead of updating them, and empties the cache.
     #[must_use]
     pub fn write_around(mut self) -> Self {
-        self.write_around = true;
+        self.shape.mode = Mode::WriteAround;
+        self.emptied()
+    }
+
+    /// Sets the eviction algorithm and empties the cache.
+    #[must_use]
+    pub fn eviction(mut self, algorithm: Algorithm) -> Self {
+        self.pace.eviction = algorithm;
+        self.emptied()
+    }
+
+    /// Sets how long a promotion takes, and empties the cache.
+    #[must_use]
+    pub fn promote_latency(mut self, latency: Duration) -> Self {
+        self.pace.latency = latency;
+        self.emptied()
+    }
+
+    /// Limits promotion to this many bytes a second, and empties the cache.
+    #[must_use]
+    pub fn promote_limit(mut self, bytes: u64) -> Self {
+        self.pace.limits.rate = Some(bytes);
+        self.emptied()
+    }
+
+    fn emptied(mut self) -> Self {
+        self.places = Places::new(self.shape.shift);
+        self.device = None;
         self
     }
 
@@ -86,15 +145,28 @@ impl Kit {
     ///
     /// # Panics
     ///
-    /// If the policy returns an invalid decision, such as a code without [`Reason::User`](crate::Reason::User).
+    /// If the policy returns an invalid decision, such as a code without [`Reason::User`](crate::Reason::User), or the
+    /// traces of this kit touch more than 2^20 cache blocks.
     pub fn run(&mut self, trace: &Trace) -> Report {
+        if self.device.is_none() && self.shape.slots > 0 {
+            self.now = Duration::ZERO;
+            let shape = Shape {
+                capacity: self.places.sectors(),
+                ..self.shape
+            };
+            self.device = Some(OwnedDevice::new(shape, self.pace));
+        }
+        let before = self.moved();
         let mut report = Report::default();
         for (task, request) in trace.requests() {
             current::set(*task);
-            for part in split(request, self.block_sectors) {
-                self.request(task.pid, part, &mut report);
+            self.now += INTERVAL;
+            for part in parts(request, self.block_sectors()) {
+                self.issue(task.pid, part, &mut report);
             }
         }
+        let after = self.moved();
+        (report.promoted, report.evicted) = (after.0 - before.0, after.1 - before.1);
         report
     }
 
@@ -107,104 +179,85 @@ impl Kit {
     /// The priority of the block of this sector, if it is cached.
     #[must_use]
     pub fn priority_of(&self, sector: u64) -> Option<Priority> {
-        self.cache.priority(sector / self.block_sectors)
+        let wanted = self.places.find(sector)?;
+        self.device.as_ref()?.with(|device| {
+            let mut residents = device.residents();
+            residents.find_map(|(_, block, priority, _)| (block == wanted).then_some(priority))
+        })
     }
 
     /// The heat of the block of this sector.
     #[must_use]
     pub fn heat_of(&self, sector: u64) -> u32 {
-        self.cache.heat(sector / self.block_sectors)
-    }
-
-    fn request(&mut self, pid: u32, mut request: Request, report: &mut Report) {
-        request.block = request.sector / self.block_sectors;
-        request.heat = self.cache.heat(request.block);
-        let is_cached = self.cache.priority(request.block).is_some();
-        if is_cached {
-            request.flags |= request_flags::CACHED;
-        }
-        let decision = (self.decide)(&request);
-        assert!(
-            Decision::is_answer(decision.pack()),
-            "invalid decision {decision:?} for {request:?}"
-        );
-        report.decided(decision);
-        if request.is_read() {
-            self.read(pid, &request, decision, report);
-        } else {
-            self.change(&request);
-        }
-        if decision.hints & (hint::PROMOTE | hint::FILL) != 0 && request.nr_sectors > 0 {
-            let before = self.cache.evicted;
-            if self.cache.promote(request.block, priority(decision)) {
-                report.promoted += 1;
-            }
-            report.evicted += self.cache.evicted - before;
-        }
-    }
-
-    fn read(&mut self, pid: u32, request: &Request, decision: Decision, report: &mut Report) {
-        let counts = decision.hints & hint::COLD == 0;
-        if counts {
-            self.cache.warm(request.block);
-        }
-        let is_hit = decision.verdict == Verdict::Hit && request.is_cached();
-        if is_hit && counts {
-            self.cache.reference(request.block);
-        }
-        if decision.verdict != Verdict::Drop {
-            report.read(pid, is_hit);
-        }
-    }
-
-    /// Applies a request other than a read to the cached blocks.
-    fn change(&mut self, request: &Request) {
-        let invalidates = match request.op() {
-            Op::Write => self.write_around,
-            Op::Discard | Op::WriteZeroes => request.nr_sectors > 0,
-            Op::Read | Op::Flush | Op::Other => false,
+        let (Some(block), Some(device)) = (self.places.find(sector), &self.device) else {
+            return 0;
         };
-        if invalidates {
-            let last = (request.end() - 1) / self.block_sectors;
-            (request.block..=last).for_each(|block| self.cache.invalidate(block));
-        }
+        device.with(|device| device.heat(block)).into()
     }
-}
 
-/// The priority that a decision asks for.
-fn priority(decision: Decision) -> Priority {
-    let number = (decision.hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT;
-    Priority::ALL[usize::from(number)]
+    const fn block_sectors(&self) -> u64 {
+        (1 << self.shape.shift) / SECTOR_SIZE
+    }
+
+    /// Blocks promoted and evicted so far.
+    fn moved(&self) -> (u64, u64) {
+        let counts = self.device.as_ref().map(OwnedDevice::counts);
+        counts.map_or((0, 0), |counts| (counts.promoted, counts.evicted))
+    }
+
+    fn issue(&mut self, pid: u32, mut request: Request, report: &mut Report) {
+        let decide = &self.decide;
+        let mut decide = |request: &Request| {
+            let decision = decide(request);
+            assert!(
+                Decision::is_answer(decision.pack()),
+                "invalid decision {decision:?} for {request:?}"
+            );
+            decision
+        };
+        let Some(device) = &mut self.device else {
+            let decision = decide(&request);
+            report.request(pid, &request, decision, false);
+            return;
+        };
+        request.block = request.sector / ((1 << self.shape.shift) / SECTOR_SIZE);
+        let ranges = self.places.ranges(&request);
+        let (block, blocks) = ranges.first().copied().unwrap_or((0, 0));
+        let arrival = Arrival {
+            request,
+            block,
+            blocks,
+        };
+        let (decision, is_hit) = device.with_mut(|device| {
+            let answer = device.issue(self.now, arrival, &mut decide);
+            for &(block, blocks) in ranges.iter().skip(1) {
+                device.discard(block, blocks);
+            }
+            answer
+        });
+        report.request(pid, &request, decision, is_hit);
+    }
 }
 
 /// Splits a request as the block layer does: reads and writes end at cache block boundaries.
-fn split(request: &Request, block_sectors: u64) -> impl Iterator<Item = Request> {
+fn parts(request: &Request, block_sectors: u64) -> Vec<Request> {
     let whole = *request;
-    let is_split = whole.is_read() || whole.is_write();
-    let mut sector = whole.sector;
-    let mut done = false;
-    core::iter::from_fn(move || {
-        if done {
-            return None;
-        }
-        let rest = whole.end().saturating_sub(sector);
-        let to_edge = block_sectors - sector % block_sectors;
-        let sectors = if is_split { rest.min(to_edge) } else { rest };
-        let part = Request {
-            sector,
-            nr_sectors: u32::try_from(sectors).unwrap_or(u32::MAX),
-            ..whole
-        };
-        done = sectors == rest;
-        sector += sectors;
-        Some(part)
-    })
+    if !(whole.is_read() || whole.is_write()) {
+        return vec![whole];
+    }
+    let parts = split(whole.sector..whole.end(), block_sectors);
+    let parts = parts.map(|range| Request {
+        sector: range.start,
+        nr_sectors: u32::try_from(range.end - range.start).unwrap_or(u32::MAX),
+        ..whole
+    });
+    parts.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Reason;
+    use crate::{Op, Reason};
 
     fn greedy(request: &Request) -> Decision {
         if request.is_cached() && request.is_read() {
@@ -218,14 +271,13 @@ mod tests {
 
     #[test]
     fn requests_are_split_at_block_boundaries() {
-        let parts: Vec<_> = split(&Request::new(Op::Read, 100, 200), 128)
-            .map(|part| (part.sector, part.nr_sectors))
-            .collect();
-        assert_eq!(parts, [(100, 28), (128, 128), (256, 44)]);
+        let found = parts(&Request::new(Op::Read, 100, 200), 128);
+        let found: Vec<_> = found.iter().map(|part| (part.sector, part.nr_sectors)).collect();
+        assert_eq!(found, [(100, 28), (128, 128), (256, 44)]);
         let discard = Request::new(Op::Discard, 100, 2000);
-        assert_eq!(split(&discard, 128).collect::<Vec<_>>(), [discard]);
+        assert_eq!(parts(&discard, 128), [discard]);
         let flush = Request::new(Op::Flush, u64::MAX, 0);
-        assert_eq!(split(&flush, 128).collect::<Vec<_>>(), [flush]);
+        assert_eq!(parts(&flush, 128), [flush]);
     }
 
     #[test]
@@ -233,7 +285,7 @@ mod tests {
         let mut kit = Kit::new(greedy).cache_blocks(4);
         let report = kit.run(&Trace::new().read(0, 128).read(8, 8).flush());
         assert_eq!((report.hits, report.misses, report.promoted), (1, 1, 1));
-        assert_eq!(kit.heat_of(0), 2);
+        assert!(kit.heat_of(0) > 0);
         assert!(kit.is_cached(127) && !kit.is_cached(128));
         kit.run(&Trace::new().discard(64, 8));
         assert!(!kit.is_cached(0));

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use crate::{Decision, Reason};
+use crate::{Decision, Reason, Request, Verdict};
 
 /// What a policy did with the requests of a trace, counted after the block layer split them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,14 +75,15 @@ impl Report {
         self.codes.get(&code).copied().unwrap_or(0)
     }
 
-    pub(super) fn decided(&mut self, decision: Decision) {
+    /// Counts a request.
+    pub(super) fn request(&mut self, pid: u32, request: &Request, decision: Decision, is_hit: bool) {
         *self.reasons.entry(decision.reason).or_default() += 1;
         if decision.code != 0 {
             *self.codes.entry(decision.code).or_default() += 1;
         }
-    }
-
-    pub(super) fn read(&mut self, pid: u32, is_hit: bool) {
+        if !request.is_read() || decision.verdict == Verdict::Drop {
+            return;
+        }
         let share = self.tasks.entry(pid).or_default();
         for (hits, misses) in [
             (&mut self.hits, &mut self.misses),

@@ -62,3 +62,7 @@ pub use waiters::QueueSet;
 pub const MIN_BLOCK: u32 = 4 << 10;
 /// The most.
 pub const MAX_BLOCK: u32 = 1 << 20;
+
+/// Maximum heat of a block: high enough to distinguish blocks that are read occasionally from those that are read
+/// constantly, low enough to decay in a few halvings.
+pub const HEAT_LIMIT: u32 = 255;

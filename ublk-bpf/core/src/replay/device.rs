@@ -1,0 +1,373 @@
+//! The replayed device: the server's cache and mover in virtual time, in front of devices that hold no data.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ublk_bpf_abi::{
+    CacheCounters, Decision, Extent, IndexEntry, Op, Priority, Request, Verdict, hint, regions, request_flags,
+};
+
+use super::counts::Counts;
+use super::stream::split;
+use crate::cache::evict::Algorithm;
+use crate::cache::{
+    Cache, Fill, FillStart, HEAT_LIMIT, Maps, Mover, MoverIo, PromoteLimits, Rest, WriteClaim,
+};
+
+/// How long the mover sleeps at most, as the server's driver has it.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How a device is set up, beside the shape of its cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The eviction algorithm.
+    pub eviction: Algorithm,
+    /// Limits of promotion.
+    pub limits: PromoteLimits,
+    /// From the start of a promotion until its block can be hit.
+    pub latency: Duration,
+}
+
+/// A request, or the part of it that is in one block, and where it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// As the policy sees it, but for its heat and whether it is cached.
+    pub request: Request,
+    /// First block that it touches on the device.
+    pub block: u32,
+    /// How many: 1 for a read or write.
+    pub blocks: u32,
+}
+
+/// A read of the backing for a fill.
+#[derive(Clone, Copy, Debug)]
+enum Load {
+    /// Of a job of the mover, and its result.
+    Job(u16, i32),
+    /// With a read that missed.
+    Fill(Fill),
+}
+
+/// A device with a cache, whose requests are issued one after the other. Each ends at once; promotions take their time.
+#[derive(Debug)]
+pub struct Device<'c, 'm> {
+    cache: &'c Cache<'m>,
+    maps: &'m Maps,
+    mover: Mover<'c, 'm>,
+    latency: Duration,
+    /// Reads of the backing for fills, and when each completes. All take as long, so they end in order.
+    in_flight: VecDeque<(Duration, Load)>,
+    /// When the mover is polled, whatever happens.
+    due: Duration,
+    counts: Counts,
+}
+
+impl<'c, 'm> Device<'c, 'm> {
+    /// A device at time 0, with an empty cache whose maps are `maps`.
+    #[must_use]
+    pub fn new(cache: &'c Cache<'m>, maps: &'m Maps, pace: Pace) -> Self {
+        let mut device = Self {
+            cache,
+            maps,
+            mover: Mover::new(cache, pace.eviction, pace.limits, CacheCounters::default()),
+            latency: pace.latency,
+            in_flight: VecDeque::new(),
+            due: Duration::ZERO,
+            counts: Counts::default(),
+        };
+        device.run_mover(Duration::ZERO);
+        device
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mover = self.mover.counters();
+        Counts {
+            promoted: mover.promoted,
+            evicted: mover.evicted,
+            overtaken: self.counts.overtaken + mover.overtaken,
+            ..self.counts
+        }
+    }
+
+    /// The blocks in the cache: slot, block, priority and heat of each.
+    pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
+        self.mover.residents()
+    }
+
+    /// Reads of a block, decayed.
+    #[must_use]
+    pub fn heat(&self, block: u32) -> u8 {
+        let word = self.maps.heat[block as usize / 8].load(Ordering::Relaxed);
+        word.to_le_bytes()[block as usize % 8]
+    }
+
+    /// A request that is issued at `now`, which is not before the one before it. Returns the policy's decision, and
+    /// whether it is a read that the cache served.
+    pub fn issue(
+        &mut self,
+        now: Duration,
+        mut arrival: Arrival,
+        decide: &mut dyn FnMut(&Request) -> Decision,
+    ) -> (Decision, bool) {
+        while self.due <= now {
+            self.run_mover(self.due);
+        }
+        let decision = self.classify(&mut arrival, decide);
+        self.cache.count_requests(1);
+        let request = &arrival.request;
+        let is_hit = match request.op() {
+            Op::Read => self.read(now, &arrival, decision),
+            Op::Write => self.write(&arrival),
+            Op::Discard | Op::WriteZeroes => {
+                self.discard(arrival.block, arrival.blocks);
+                false
+            }
+            Op::Flush | Op::Other => false,
+        };
+        if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 && arrival.blocks > 0 {
+            self.hint(arrival.block, priority(decision));
+        }
+        if self.cache.must_wake() || self.due <= now {
+            self.run_mover(now);
+        }
+        (decision, is_hit)
+    }
+
+    /// What the classifier does: looks the block up, asks the policy, counts the read.
+    fn classify(&self, arrival: &mut Arrival, decide: &mut dyn FnMut(&Request) -> Decision) -> Decision {
+        let request = &mut arrival.request;
+        if arrival.blocks == 0 {
+            return checked(decide(request));
+        }
+        let entry = IndexEntry(self.maps.index[arrival.block as usize].load(Ordering::Relaxed));
+        let touched = regions(self.cache.shape().shift, request.sector, request.nr_sectors);
+        if entry.serves(touched) {
+            request.flags |= request_flags::CACHED;
+        } else if entry.is_present() {
+            request.flags |= request_flags::PARTLY_CACHED;
+        }
+        request.heat = self.heat(arrival.block).into();
+        let decision = checked(decide(request));
+        if request.is_read() && decision.hints & hint::COLD == 0 && request.heat < HEAT_LIMIT {
+            let place = arrival.block % 8 * 8;
+            self.maps.heat[arrival.block as usize / 8].fetch_add(1 << place, Ordering::Relaxed);
+        }
+        decision
+    }
+
+    /// What the queue does with a read. Returns whether it needed no read of the backing of its own.
+    fn read(&mut self, now: Duration, arrival: &Arrival, decision: Decision) -> bool {
+        let (offset, length) = self.range(arrival);
+        self.counts.reads += 1;
+        self.counts.read_bytes += length;
+        let extent = Extent::parse((decision.hints & hint::FILL) >> hint::FILL_SHIFT);
+        let looks = decision.verdict == Verdict::Hit || extent.is_some();
+        if looks && let Some(pin) = self.cache.begin_read(offset, length) {
+            self.cache.end_read(pin);
+            return self.hit(length);
+        }
+        if let Some(extent) = extent {
+            let priority = priority(decision);
+            match self.cache.begin_fill(offset, length, extent, priority) {
+                FillStart::Begun(fill) => {
+                    self.fill(now, fill, offset, length);
+                    return false;
+                }
+                FillStart::Busy => {
+                    self.counts.waited += 1;
+                    return self.hit(length);
+                }
+                FillStart::Readable => return self.hit(length),
+                FillStart::Later => self.hint(arrival.block, priority),
+                FillStart::Refused => {}
+            }
+        }
+        let split = looks
+            .then(|| self.cache.begin_split_read(offset, length))
+            .flatten();
+        match split {
+            Some((pin, readable)) => {
+                self.cache.end_read(pin);
+                self.split(arrival, readable);
+            }
+            None => self.load(length),
+        }
+        false
+    }
+
+    fn hit(&mut self, length: u64) -> bool {
+        self.counts.hits += 1;
+        self.counts.hit_bytes += length;
+        true
+    }
+
+    /// Reads from the backing.
+    fn load(&mut self, bytes: u64) {
+        self.counts.backing_reads += 1;
+        self.counts.backing_bytes += bytes;
+    }
+
+    /// A read of these bytes begins a fill. What the fill does not cover comes from the cache.
+    fn fill(&mut self, now: Duration, fill: Fill, offset: u64, length: u64) {
+        let filled = fill.offset..fill.offset + u64::from(fill.length);
+        let covered = filled
+            .end
+            .min(offset + length)
+            .saturating_sub(filled.start.max(offset));
+        self.counts.hit_bytes += length - covered;
+        self.counts.fills += 1;
+        self.load(fill.length.into());
+        if self.latency.is_zero() {
+            self.end_fill(&fill, now);
+        } else {
+            self.await_load(now, Load::Fill(fill));
+        }
+    }
+
+    fn end_fill(&mut self, fill: &Fill, now: Duration) {
+        self.counts.filled_bytes += u64::from(fill.length);
+        let end = self.cache.end_fill(fill, true);
+        self.counts.overtaken += u64::from(!end.is_published);
+        if end.wants_mover && self.cache.must_wake() {
+            self.due = now;
+        }
+    }
+
+    /// A read of which the slot has only these regions: the others come from the backing, one read for each run.
+    fn split(&mut self, arrival: &Arrival, readable: u16) {
+        let shift = self.cache.shape().shift;
+        let region_sectors = 1u64 << (shift - 4 - 9);
+        let first = arrival.request.sector & ((1 << (shift - 9)) - 1);
+        let mut was_cached = true;
+        for sectors in split(
+            first..first + u64::from(arrival.request.nr_sectors),
+            region_sectors,
+        ) {
+            let is_cached = readable >> (sectors.start / region_sectors) & 1 == 1;
+            let bytes = (sectors.end - sectors.start) << 9;
+            if is_cached {
+                self.counts.hit_bytes += bytes;
+            } else {
+                self.counts.backing_bytes += bytes;
+                self.counts.backing_reads += u64::from(was_cached);
+            }
+            was_cached = is_cached;
+        }
+    }
+
+    fn write(&mut self, arrival: &Arrival) -> bool {
+        let (offset, length) = self.range(arrival);
+        let change = self.cache.begin_write(offset, length);
+        self.counts.writes += 1;
+        self.counts.write_bytes += length;
+        self.counts.invalidated += u64::from(change.invalidated);
+        if change.claim.is_some_and(WriteClaim::stores) {
+            self.counts.updated_bytes += length;
+        }
+        self.cache.end_change(offset, length, change.claim, true);
+        false
+    }
+
+    /// Invalidates blocks, as a discard of them does.
+    pub fn discard(&mut self, block: u32, blocks: u32) {
+        let shift = self.cache.shape().shift;
+        let (offset, length) = (u64::from(block) << shift, u64::from(blocks) << shift);
+        if length > 0 {
+            let change = self.cache.begin_discard(offset, length);
+            self.counts.invalidated += u64::from(change.invalidated);
+            self.cache.end_change(offset, length, None, true);
+        }
+    }
+
+    fn hint(&mut self, block: u32, priority: Priority) {
+        let offset = u64::from(block) << self.cache.shape().shift;
+        if self.cache.hint(offset, priority) {
+            self.counts.hinted += 1;
+        } else {
+            self.counts.hints_dropped += 1;
+        }
+    }
+
+    /// Where a read or write is on the device, in bytes.
+    fn range(&self, arrival: &Arrival) -> (u64, u64) {
+        let shift = self.cache.shape().shift;
+        let within = (arrival.request.sector << 9) & ((1 << shift) - 1);
+        let length = u64::from(arrival.request.nr_sectors) << 9;
+        ((u64::from(arrival.block) << shift) + within, length)
+    }
+
+    /// What the mover's driver does at `now`: passes on what completed, and executes what it asks for.
+    fn run_mover(&mut self, now: Duration) {
+        self.due = now + TICK;
+        while let Some(&(_, load)) = self.in_flight.front().filter(|(end, _)| *end <= now) {
+            self.in_flight.pop_front();
+            match load {
+                Load::Job(job, result) => self.completed(job, result),
+                Load::Fill(fill) => self.end_fill(&fill, now),
+            }
+        }
+        let rest = loop {
+            match self.mover.poll(now) {
+                Ok(io) => self.execute(io, now),
+                Err(rest) => break rest,
+            }
+        };
+        self.due = now + TICK;
+        if let Rest::Until(then) = rest {
+            self.due = self.due.min(then);
+        }
+        if let Some(&(end, _)) = self.in_flight.front() {
+            self.due = self.due.min(end);
+        }
+    }
+
+    /// A load takes the latency.
+    fn await_load(&mut self, now: Duration, load: Load) {
+        let end = now + self.latency;
+        self.in_flight.push_back((end, load));
+        self.due = self.due.min(end);
+    }
+
+    /// A read of the backing takes the latency, everything else no time.
+    fn execute(&mut self, io: MoverIo, now: Duration) {
+        let MoverIo::Load { job, len, .. } = io else {
+            unreachable!("a fill begins with a read of the backing");
+        };
+        self.load(len.into());
+        if self.latency.is_zero() {
+            self.completed(job, len.cast_signed());
+        } else {
+            self.await_load(now, Load::Job(job, len.cast_signed()));
+        }
+    }
+
+    /// An operation of a job is done, and so are those that follow it.
+    fn completed(&mut self, job: u16, result: i32) {
+        let mut next = self.mover.done(job, result);
+        while let Some(io) = next {
+            let MoverIo::Store { job, len, .. } = io else {
+                unreachable!("a fill ends with a write to the cache");
+            };
+            self.counts.filled_bytes += u64::from(len);
+            next = self.mover.done(job, len.cast_signed());
+        }
+    }
+}
+
+/// As the classifier does with the answer of a policy.
+fn checked(decision: Decision) -> Decision {
+    if Decision::is_answer(decision.pack()) {
+        decision
+    } else {
+        Decision::BAD_ANSWER
+    }
+}
+
+/// The priority that a hint asks for.
+fn priority(decision: Decision) -> Priority {
+    let number = (decision.hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT;
+    Priority::parse(number).unwrap_or(Priority::Normal)
+}

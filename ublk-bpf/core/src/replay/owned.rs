@@ -1,0 +1,54 @@
+//! A device that owns its cache and maps.
+
+use super::counts::Counts;
+use super::device::{Device, Pace};
+use crate::cache::{Cache, Maps, Shape};
+
+self_cell::self_cell!(
+    struct CacheWithMaps {
+        owner: Maps,
+        #[covariant]
+        dependent: Cache,
+    }
+);
+
+type DeviceOf<'a> = Device<'a, 'a>;
+
+self_cell::self_cell!(
+    struct WithCache {
+        owner: CacheWithMaps,
+        #[not_covariant]
+        dependent: DeviceOf,
+    }
+);
+
+/// A [`Device`] that borrows nothing.
+pub struct OwnedDevice(WithCache);
+
+impl OwnedDevice {
+    /// A device at time 0, with an empty cache of this shape.
+    #[must_use]
+    pub fn new(shape: Shape, pace: Pace) -> Self {
+        let maps = Maps::of(shape.capacity >> (shape.shift - 9));
+        let cache = CacheWithMaps::new(maps, |maps| Cache::new(shape, &maps.index, &maps.heat));
+        Self(WithCache::new(cache, |of| {
+            Device::new(of.borrow_dependent(), of.borrow_owner(), pace)
+        }))
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.with_dependent(|_, device| device.counts())
+    }
+
+    /// Looks at the device.
+    pub fn with<R>(&self, function: impl for<'d> FnOnce(&'d Device<'d, 'd>) -> R) -> R {
+        self.0.with_dependent(|_, device| function(device))
+    }
+
+    /// Changes the device.
+    pub fn with_mut<R>(&mut self, function: impl for<'d> FnOnce(&mut Device<'d, 'd>) -> R) -> R {
+        self.0.with_dependent_mut(|_, device| function(device))
+    }
+}
