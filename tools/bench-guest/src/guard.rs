@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::fio::{self, Job, Summary};
 use super::hits;
-use super::ours::Device;
+use super::ours::{Device, Recording};
 use super::peers::FAST;
 
 /// Runs of fio that count, for each case, after one that does not.
@@ -28,6 +28,8 @@ struct Case {
 enum Made {
     /// A policy's name, and a backing.
     With(&'static str, &'static str),
+    /// The same device as [`NULL`], while its requests are recorded.
+    Recorded,
     /// A ram disk before another, with all that is read in the cache.
     Cached,
 }
@@ -39,7 +41,7 @@ const NULL: Made = Made::With("passthrough", "null:8G,unfilled");
 const DROP: Made = Made::With("sparse", "mem:1G");
 
 /// Those with the same device stand together.
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     Case {
         name: "passthrough-brd-4k",
         device: RAM,
@@ -53,6 +55,11 @@ const CASES: [Case; 6] = [
     Case {
         name: "passthrough-null-4k",
         device: NULL,
+        block: "4k",
+    },
+    Case {
+        name: "recorded-null-4k",
+        device: Made::Recorded,
         block: "4k",
     },
     Case {
@@ -82,11 +89,13 @@ pub fn measure() -> Result<()> {
     for cases in CASES.chunk_by(|one, next| one.device == next.device) {
         let made = cases[0].device;
         let device = made.start()?;
+        let recording = (made == Made::Recorded).then(|| device.record()).transpose()?;
         for case in cases {
             let instructions = case.measure(device.path())?;
             println!("{} = {instructions:.0}", case.name);
         }
         made.check(&device)?;
+        recording.map_or(Ok(()), Recording::end)?;
         device.stop()?;
     }
     Ok(())
@@ -112,6 +121,7 @@ impl Made {
     fn start(self) -> Result<Device> {
         let (policy, backing) = match self {
             Self::With(policy, backing) => (policy, backing),
+            Self::Recorded => return NULL.start(),
             Self::Cached => {
                 let device = hits::warm(CACHED_MIB, 1, 128)?;
                 // The promotions wrote there: without this each hit would copy.
@@ -127,7 +137,7 @@ impl Made {
     fn check(self, device: &Device) -> Result<()> {
         let counter = match self {
             Self::With("sparse", _) => "dropped",
-            Self::With(..) => "passthrough",
+            Self::With(..) | Self::Recorded => "passthrough",
             Self::Cached => "hits",
         };
         let stats = device.stats()?;
@@ -164,6 +174,7 @@ mod tests {
         fn tag(self) -> &'static str {
             match self {
                 Self::With(_, backing) => backing,
+                Self::Recorded => "recorded",
                 Self::Cached => "cached",
             }
         }

@@ -1,7 +1,8 @@
 //! Our devices: the `ublk-bpf` on the PATH, started and asked as a user does.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -69,6 +70,22 @@ impl Device {
         serde_json::from_str(&text).context("the statistics are no JSON")
     }
 
+    /// Starts to record its requests.
+    pub fn record(&self) -> Result<Recording> {
+        let mut trace = Command::new("ublk-bpf");
+        trace.args(["trace", &self.id, "--record", "/tmp/bench.trace"]);
+        let mut recorder = trace
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot run ublk-bpf")?;
+        let output = recorder.stdout.take().context("it has no output")?;
+        let mut output = BufReader::new(output);
+        let mut said = String::new();
+        output.read_line(&mut said)?;
+        ensure!(said.starts_with("recording"), "a recording did not start: {said}");
+        Ok(Recording { recorder, output })
+    }
+
     /// Bytes that a pinned map of its takes.
     pub fn map_bytes(&self, map: &str) -> Result<u64> {
         let pin = format!("/sys/fs/bpf/ublk-bpf/ublkb{}/{map}", self.id);
@@ -84,6 +101,25 @@ impl Device {
     pub fn stop(mut self) -> Result<()> {
         self.stopped = true;
         stop(&self.id)
+    }
+}
+
+/// `ublk-bpf trace` in the background.
+pub struct Recording {
+    recorder: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Recording {
+    /// Ends it; fails if it has missed a request.
+    pub fn end(mut self) -> Result<()> {
+        let process = self.recorder.id().to_string();
+        command::output(Command::new("kill").args(["-INT", &process]))?;
+        let mut said = String::new();
+        self.output.read_to_string(&mut said)?;
+        self.recorder.wait()?;
+        ensure!(said.contains(" 0 dropped"), "the recording has a gap: {said}");
+        Ok(())
     }
 }
 
