@@ -16,6 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Lines that wait to be written; further ones are dropped and counted.
 const MAX_WAITING: usize = 1024;
+/// Bytes of the stack of the thread that writes lines, which is locked whole.
+const STACK: usize = 128 << 10;
 /// How long a server that ends waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -67,6 +69,7 @@ pub fn write_in_background() -> io::Result<()> {
     let (sender, receiver) = sync_channel(MAX_WAITING);
     thread::Builder::new()
         .name("log".to_owned())
+        .stack_size(STACK)
         .spawn(move || write_all(&receiver))?;
     let _ = WRITER.set(sender);
     Ok(())

@@ -9,7 +9,7 @@ use ublk_bpf_abi::{Priority, SECTOR_SIZE};
 
 use super::error::{CacheError, ServeError};
 use super::isolation::protect_thread;
-use super::panics;
+use super::{limits, panics};
 use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
@@ -342,8 +342,7 @@ impl<'a> RunningCache<'a> {
     where
         'a: 'scope,
     {
-        let builder = std::thread::Builder::new().name(name);
-        builder.spawn_scoped(scope, move || {
+        limits::thread(name).spawn_scoped(scope, move || {
             protect_thread();
             self.run_mover(&mut mover, engine);
             mover

@@ -40,6 +40,7 @@ pub(super) fn isolate() {
         );
     }
     protect_thread();
+    memory::keep_one_heap();
     lock_all_memory();
 }
 
@@ -51,22 +52,23 @@ pub(super) fn protect_thread() {
 }
 
 /// Locks the memory that the process has and all that it will have, where no limit could make a later allocation or
-/// thread fail for it.
+/// thread fail for it. Repeating it is harmless.
 fn lock_all_memory() {
     if !memory::may_lock_all_memory() {
         return;
     }
     match memory::lock_all_memory() {
-        Ok(()) => tracing::info!("all memory of the server is locked, present and future"),
+        Ok(()) => tracing::debug!("all memory of the server is locked, present and future"),
         Err(error) => tracing::warn!("cannot lock the server's memory: {error}: do not swap to this device"),
     }
 }
 
-/// Locks what memory the process has by now, as far as the limit allows, where [`isolate`] could not lock all of it. To
-/// be called when all threads have what they need.
-pub(super) fn lock_present_memory() {
+/// Gives back the memory that only the start has used, and locks the rest: all of it for good, or as much as the limit
+/// allows. To be called when all threads have what they need.
+pub(super) fn settle_memory() {
+    memory::shrink_heap();
     if memory::may_lock_all_memory() {
-        return;
+        return lock_all_memory();
     }
     match memory::lock_present_memory() {
         Ok(amount) => tracing::warn!(

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::thread::available_parallelism;
+use std::thread::{self, available_parallelism};
 
 use super::error::ServeError;
 use crate::sys::process::{self, Capability};
@@ -54,6 +54,14 @@ pub(super) fn no_thread(what: &'static str) -> impl Fn(io::Error) -> ServeError 
     }
 }
 
+/// Bytes of the stack of a thread. A stack is locked whole; a panic that prints its backtrace takes the most of it.
+pub(super) const STACK: usize = 512 << 10;
+
+/// A thread of this name, to be spawned.
+pub(super) fn thread(name: String) -> thread::Builder {
+    thread::Builder::new().name(name).stack_size(STACK)
+}
+
 /// The limit that leaves no room for another thread, in words. A process with the right to serve a device is exempt from
 /// `RLIMIT_NPROC`.
 fn exhausted() -> Option<String> {
@@ -62,12 +70,10 @@ fn exhausted() -> Option<String> {
 
 /// Thread stacks are locked like all other memory.
 fn locked_memory() -> Option<String> {
-    /// What the standard library gives a thread, and its guard.
-    const STACK: u64 = (2 << 20) + (4 << 10);
     let limit = process::locked_memory_limit();
     let locked = process::locked_memory().ok().filter(|&locked| locked > 0)?;
     let is_exempt = process::has_capability(Capability::IpcLock).unwrap_or(true);
-    (!is_exempt && locked + STACK > limit).then(|| {
+    (!is_exempt && locked + STACK as u64 > limit).then(|| {
         format!(
             "{} of {} KiB of memory are locked already: raise RLIMIT_MEMLOCK (`ulimit -l`, LimitMEMLOCK=), or grant CAP_IPC_LOCK",
             locked >> 10,

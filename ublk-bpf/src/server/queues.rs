@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use super::isolation::protect_thread;
-use super::panics;
+use super::{limits, panics};
 use crate::control::DeviceInfo;
 use crate::driver::{Engine, QueueHost};
 use crate::policy::{Classifier, QueueCounters, QueueVerdicts};
@@ -51,8 +51,7 @@ impl Queues {
         let count = shared.info.queues;
         for queue in 0..count {
             let sender = sender.clone();
-            std::thread::Builder::new()
-                .name(format!("{}-q{queue}", shared.info.id.disk_name()))
+            limits::thread(format!("{}-q{queue}", shared.info.id.disk_name()))
                 .spawn_scoped(scope, move || run(shared, queue, &sender))?;
         }
         Ok(Self {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::NewDevice;
 use super::error::ServeError;
-use super::isolation::{isolate, lock_present_memory, protect_thread};
+use super::isolation::{isolate, protect_thread, settle_memory};
 use super::life::{Device, Host, Ready};
 use super::limits;
 use super::panics;
@@ -319,7 +319,7 @@ impl Server {
             let panicked = |_| Err(ServeError::Failed("the device's thread panicked".to_owned()));
             report(Report::Ended(end.unwrap_or_else(panicked)));
         };
-        let thread = thread::Builder::new().name(format!("device-{}", index + 1));
+        let thread = limits::thread(format!("device-{}", index + 1));
         let thread = thread.spawn_scoped(scope, life);
         let no_thread = limits::no_thread("start a device's thread");
         let end = thread.err().map(|error| Err(no_thread(error)));
@@ -412,7 +412,7 @@ impl Server {
     /// Announces the devices that are ready. Returns false if the start must be cancelled.
     fn announce(&mut self, ready: impl FnOnce(&[Ready]) -> bool) -> bool {
         self.was_announced = true;
-        lock_present_memory();
+        settle_memory();
         let alive = self.devices.iter().filter(|device| device.end.is_none());
         let all: Vec<Ready> = alive.filter_map(|device| device.ready.clone()).collect();
         ready(&all)

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustix::mm::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous, munlockall, munmap};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::process::{locked_memory_limit, page_size};
@@ -48,6 +48,29 @@ fn can_map_locked(limit: u64) -> bool {
     let unmapped = unsafe { munmap(start, length) };
     debug_assert_eq!(unmapped, Ok(()), "munmap of a whole mapping cannot fail");
     true
+}
+
+/// Makes all threads allocate from one heap. By default glibc reserves 64 MiB of address space for a thread that
+/// allocates, and all of it counts as locked. A server's threads hardly allocate once it is ready, so they do not
+/// contend. To be called before there is a second thread.
+pub fn keep_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call changes a setting of the allocator and touches no memory of the program.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives free memory of the heap back to the kernel: parsing the kernel's BTF leaves 20 MiB of it. Unlocks all memory,
+/// since locked pages cannot be given back.
+pub fn shrink_heap() {
+    // It fails for want of a privilege only, and then nothing was locked.
+    let _ = munlockall();
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call releases pages of the allocator that hold no allocation.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Locks all memory of the process, present and future. Unless [`may_lock_all_memory`], a later allocation or thread
