@@ -4,123 +4,16 @@ use super::bug::Bug;
 use super::cache::overlap;
 use super::client::sectors;
 use super::fault::Fault;
+use super::fills::FillOp;
 use super::kernel::{Cqe, MAX_IN_A_ROW, Place, Request};
+use super::op::{
+    Op, cache_range, check_durable, device_range, is_write, length, page_range, serves, staging_of,
+};
 use super::pattern::{SECTOR, STALE, fill, writer_of};
 use super::sim::Sim;
 use super::{Check, index};
-use ublk_bpf::queue::{Io, Staging, Tier, UserCopy};
-use ublk_bpf::sys::uapi::{
-    UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_OP_DISCARD, UBLK_IO_OP_FLUSH, UBLK_IO_OP_READ,
-    UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES,
-};
-
-/// An operation that is out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Op {
-    pub(super) tag: u16,
-    pub(super) io: Io,
-    /// In the order of their issue.
-    number: u64,
-    /// Writes that the disk had completed at its issue: what a flush must make durable.
-    writes: u64,
-}
-
-/// Bytes that an operation moves, or `None` if it has no data.
-const fn length(io: &Io) -> Option<u32> {
-    match *io {
-        Io::Read { len, .. }
-        | Io::Write { len, .. }
-        | Io::Zero { len, .. }
-        | Io::Load { len, .. }
-        | Io::Store { len, .. }
-        | Io::Copy(UserCopy::Out { len, .. } | UserCopy::In { len, .. } | UserCopy::Zero { len, .. }) => {
-            Some(len)
-        }
-        Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } | Io::Trim { .. } => None,
-    }
-}
-
-/// The staging buffer of an operation.
-const fn staging_of(io: &Io) -> Option<(Staging, u32, u32)> {
-    match *io {
-        Io::Load {
-            staging, skip, len, ..
-        }
-        | Io::Store {
-            staging, skip, len, ..
-        }
-        | Io::Copy(
-            UserCopy::Out {
-                staging, skip, len, ..
-            }
-            | UserCopy::In {
-                staging, skip, len, ..
-            },
-        ) => Some((staging, skip, len)),
-        _ => None,
-    }
-}
-
-/// The device range of an operation, and where in the request it has to be.
-const fn device_range(io: &Io) -> Option<(u64, u64)> {
-    match *io {
-        Io::Read { offset, len, .. }
-        | Io::Write { offset, len, .. }
-        | Io::Load { offset, len, .. }
-        | Io::Store { offset, len, .. } => Some((offset, len as u64)),
-        Io::Discard { offset, len, .. } | Io::WriteZeroes { offset, len, .. } => Some((offset, len)),
-        _ => None,
-    }
-}
-
-/// The range of an operation on the cache device.
-pub(super) const fn cache_range(io: &Io) -> Option<(u64, u64)> {
-    match io {
-        Io::Read {
-            from: Tier::Cache, ..
-        }
-        | Io::Load {
-            from: Tier::Cache, ..
-        }
-        | Io::Store { to: Tier::Cache, .. } => device_range(io),
-        _ => None,
-    }
-}
-
-/// Whether an operation changes its range.
-const fn is_write(io: &Io) -> bool {
-    matches!(io, Io::Write { .. } | Io::Store { .. })
-}
-
-/// The part of the request's pages that an operation touches.
-const fn page_range(io: &Io) -> Option<(u32, u32)> {
-    match *io {
-        Io::Read { at, len, .. }
-        | Io::Write { at, len, .. }
-        | Io::Zero { at, len }
-        | Io::Copy(
-            UserCopy::Out { at, len, .. } | UserCopy::In { at, len, .. } | UserCopy::Zero { at, len },
-        ) => Some((at, len)),
-        _ => None,
-    }
-}
-
-/// Operations that serve a request of this kind.
-const fn serves(io: &Io, op: u8) -> bool {
-    match io {
-        Io::Read { .. }
-        | Io::Zero { .. }
-        | Io::Load { .. }
-        | Io::Copy(UserCopy::Out { .. } | UserCopy::Zero { .. }) => op == UBLK_IO_OP_READ,
-        Io::Write { .. } | Io::Store { .. } | Io::Copy(UserCopy::In { .. }) | Io::Trim { .. } => {
-            op == UBLK_IO_OP_WRITE
-        }
-        // A WRITE_ZEROES that must be durable is followed by one.
-        Io::Flush { .. } => op == UBLK_IO_OP_FLUSH || op == UBLK_IO_OP_WRITE_ZEROES,
-        Io::Discard { .. } => op == UBLK_IO_OP_DISCARD,
-        Io::WriteZeroes { .. } => op == UBLK_IO_OP_WRITE_ZEROES,
-    }
-}
+use ublk_bpf::queue::{Io, Tier, UserCopy};
+use ublk_bpf::sys::uapi::UBLK_IO_F_NEED_REG_BUF;
 
 impl Sim<'_> {
     /// The machine issues an operation.
@@ -215,13 +108,24 @@ impl Sim<'_> {
         if is_write(io) && others.any(meets) {
             return Err("two writes to one place of a slot".into());
         }
+        let mut fills = std::iter::once(&self.queue)
+            .chain(&self.others)
+            .flat_map(|queue| &queue.fills)
+            .filter_map(FillOp::stored);
+        if is_write(io) && fills.any(|other| overlap(other, range)) {
+            return Err("two writes to one place of a slot".into());
+        }
         Ok(())
     }
 
     /// Some operation that is out is carried out and completes.
     pub(super) fn execute(&mut self) -> Check {
-        if self.queue.ops.is_empty() {
+        let (ops, fills) = (self.queue.ops.len(), self.queue.fills.len());
+        if ops + fills == 0 {
             return Ok(());
+        }
+        if self.rng.index(ops + fills) < fills {
+            return self.execute_fill();
         }
         let chosen = self.rng.index(self.queue.ops.len());
         let op = self.queue.ops.swap_remove(chosen);
@@ -296,7 +200,7 @@ impl Sim<'_> {
     }
 
     /// Whether an operation on the cache device fails. No request may fail with it.
-    fn cache_fails(&mut self) -> bool {
+    pub(super) fn cache_fails(&mut self) -> bool {
         let rate = self.world.io_faults / 8;
         let is_broken = self.cache.as_ref().is_some_and(|side| side.is_broken);
         is_broken || (self.rng.chance(rate) && self.rng.chance(20))
@@ -410,6 +314,9 @@ impl Sim<'_> {
             self.read_cache(op.tag, offset, pages);
             return Ok(());
         }
+        if let Io::Copy(UserCopy::Filled { fill, skip, .. }) = op.io {
+            return self.copy_filled(op.tag, fill, skip, pages);
+        }
         let request = &mut self.queue.kernel.tags[usize::from(op.tag)].request;
         let staging = &mut self.queue.staging[number][staged.clone()];
         match op.io {
@@ -494,20 +401,8 @@ fn range(from: u32, len: usize) -> std::ops::Range<usize> {
     from..from + len
 }
 
-/// A write is durable exactly if it has to be.
-fn check_durable(io: &Io, request: &Request, volatile_cache: bool) -> Check {
-    // What is on the cache device is lost by a power failure anyway.
-    let needed = request.op_flags & UBLK_IO_F_FUA != 0 && volatile_cache && cache_range(io).is_none();
-    match *io {
-        Io::Write { durable, .. } | Io::Store { durable, .. } if durable != needed => {
-            Err("durability is wrong".into())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Fills `bytes` with what the disk has at `offset`, which is a sector's.
-fn read(disk: &super::disk::Disk, offset: u64, bytes: &mut [u8]) {
+pub(super) fn read(disk: &super::disk::Disk, offset: u64, bytes: &mut [u8]) {
     let mut whole = [0; SECTOR];
     for (chunk, sector) in bytes.chunks_mut(SECTOR).zip(offset / 512..) {
         let writer = if index(sector) < disk.sectors() {

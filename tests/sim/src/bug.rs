@@ -74,6 +74,14 @@ bugs! {
     PublishOvertaken,
     /// What goes to both devices is read from the client's pages for each of them.
     WriteFromPagesTwice,
+    /// A read joins a fill that a write has overtaken.
+    JoinOvertaken,
+    /// A read that waits for a fill is forgotten when that fails.
+    ForgetWaiter,
+    /// A queue that waits for another's fill is not rung for.
+    ForgetToRing,
+    /// A region that was never filled is read from the slot.
+    ReadInvalid,
 }
 
 impl Bug {

@@ -158,6 +158,11 @@ impl<'w> Side<'w> {
         self.maps.index.get(index(sector >> (self.of.shift - 9)))
     }
 
+    /// The word of a block.
+    pub(super) fn maps_word(&self, block: u64) -> Option<&'w AtomicU64> {
+        self.maps.index.get(index(block))
+    }
+
     /// The words of the blocks that a range of sectors touches.
     pub(super) fn words(&self, sectors: &std::ops::Range<usize>) -> &'w [AtomicU64] {
         let block = |sector: usize| sector >> (self.of.shift - 9);
@@ -205,6 +210,15 @@ impl<'w> Side<'w> {
     pub(super) fn write(&mut self, offset: u64, content: Copied) {
         if let Some(sector) = self.sector_of(offset) {
             self.device[sector] = content;
+        }
+    }
+
+    /// Whether a sector from `offset` on holds what this writer left in that sector of the backing device.
+    pub(super) fn holds(&self, offset: u64, writer: Option<Writer>, sector: u64) -> bool {
+        match (self.read(offset), writer) {
+            (Some((0, _)), Some(0)) => true,
+            (Some(has), Some(writer)) => has == (writer, sector),
+            _ => false,
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{Decision, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint, regions};
+use ublk_bpf_abi::{
+    Decision, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint, regions,
+};
 
 use super::fault::Fault;
 use super::history::End;
@@ -213,6 +215,11 @@ impl Sim<'_> {
                 1..4 if self.may_drop(request) => Verdict::Drop,
                 _ => Verdict::Passthrough,
             };
+            let verdict = if verdict == Verdict::Passthrough && self.is_partly_cached(request) {
+                self.rng.pick(&[Verdict::Passthrough, Verdict::Hit])
+            } else {
+                verdict
+            };
             let hints = if verdict == Verdict::Drop { 0 } else { promote };
             if hints == 0 && verdict == Verdict::Passthrough {
                 let plain = Decision::new(verdict, Reason::Default).pack();
@@ -279,9 +286,11 @@ impl Sim<'_> {
         }
         let all = [Priority::Normal, Priority::Low, Priority::High, Priority::Pinned];
         let priority = self.rng.pick(&all);
-        Decision::new(Verdict::Passthrough, Reason::Default)
-            .promote(priority)
-            .hints
+        if is_read && self.rng.chance(cache.fill) {
+            let extent = self.rng.pick(&[Extent::Request, Extent::Around, Extent::Block]);
+            return Decision::pass().fill(extent, priority).hints;
+        }
+        Decision::pass().promote(priority).hints
     }
 
     /// Whether an honest classifier finds a read in the cache.
@@ -294,6 +303,13 @@ impl Sim<'_> {
         }
         let regions = regions(cache.shift, request.sector, request.nr_sectors);
         side.entry(request.sector).serves(regions)
+    }
+
+    /// Whether it finds its block in the cache, but not all of it.
+    fn is_partly_cached(&self, request: &Request) -> bool {
+        let is_read = !request.bad && request.op() == UBLK_IO_OP_READ;
+        let side = self.cache.as_ref().filter(|_| is_read);
+        side.is_some_and(|side| side.entry(request.sector).is_present()) && !self.is_hit(request)
     }
 
     /// Whether an honest policy drops it.

@@ -93,6 +93,12 @@ faults! {
     ShortFill,
     /// An operation of the mover has to be tried again.
     FillAgain,
+    /// A fill's read of the backing device failed.
+    MissError,
+    /// An operation of a fill moved only part of what was asked for.
+    ShortMiss,
+    /// The submission queue was full: an operation was given back to the machine.
+    Requeued,
     /// The backing device was written to while no server was there.
     BackingChanged,
     /// A client changed the buffer that it writes from while the server had the request.

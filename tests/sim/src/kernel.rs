@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::fault::{Fault, FaultCounts};
 use super::rng::Rng;
 use super::world::World;
+use ublk_bpf::queue::FillBuffer;
 use ublk_bpf::sys::uapi::UBLK_IO_F_NEED_REG_BUF;
 use ublk_bpf_abi::TakenVerdict;
 
@@ -74,6 +75,7 @@ pub(super) enum Cqe {
     Tag(u16),
     FetchEnded { fetch: u8, result: i32 },
     IoDone { tag: u16, result: i32 },
+    FillDone { fill: FillBuffer, result: i32 },
     Committed { batch: u8, result: i32 },
 }
 

@@ -14,6 +14,8 @@
 //! - with a cache, nobody can tell: all of the above holds, whatever its device does, and the backing device alone is
 //!   what clients left. What is in a slot that nobody writes is what the backing device has, at every server's end; no
 //!   slot is filled that is in use; the mover sleeps only when it has nothing to do;
+//! - a fill's buffer is copied from only once it is loaded, and loaded again only when it was copied from; whoever waits for
+//!   a fill is served, whatever becomes of that;
 //! - whatever happens, every request completes and every ending ends, within a bounded number of steps.
 //!
 //! # Faults that are legal, and why
@@ -55,10 +57,12 @@ mod client;
 mod commit;
 mod disk;
 mod fault;
+mod fills;
 mod history;
 mod kernel;
 mod life;
 mod mover;
+mod op;
 mod pattern;
 mod plant;
 mod rng;

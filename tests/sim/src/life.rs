@@ -8,6 +8,7 @@ use super::Check;
 use super::bug::Bug;
 use super::cache::{Side, Start};
 use super::fault::Fault;
+use super::fills::FillMemory;
 use super::kernel::Place;
 use super::pattern::POISON;
 use super::sim::{Queue, Sim};
@@ -111,6 +112,9 @@ impl Sim<'_> {
         if let Some(op) = self.queue.ops.first() {
             return Err(format!("the queue finished with {op:?} in flight"));
         }
+        if let Some(op) = self.queue.fills.first() {
+            return Err(format!("the queue finished with {op:?} in flight"));
+        }
         let held = self.queue.kernel.count(Place::Server);
         if held > 0 && self.ending != Ending::Abandon {
             return Err(format!("the queue finished with {held} requests"));
@@ -142,6 +146,7 @@ impl Sim<'_> {
     }
 
     fn ops_of_the_dead_queue(&mut self) -> Check {
+        self.fill_ops_of_the_dead()?;
         while !self.queue.ops.is_empty() {
             let chosen = self.rng.index(self.queue.ops.len());
             let op = self.queue.ops.swap_remove(chosen);
@@ -200,10 +205,13 @@ impl Sim<'_> {
     fn new_queue(&mut self) -> Check {
         self.counters.add(self.queue.machine.counters());
         let cache = self.cache.as_ref().map(|side| side.cache);
-        let machine = Self::new_machine(self.world, self.words, self.bug, cache);
+        let machine = Self::new_machine(self.world, self.words, self.bug, cache, self.queue.number);
         self.queue.machine = machine.map_err(|error| error.to_string())?;
         self.queue.staging = Queue::new_staging(self.world);
+        self.queue.fill_memory = FillMemory::of(self.world);
         self.queue.ops.clear();
+        self.queue.fills.clear();
+        self.queue.is_rung = false;
         self.queue.finished = false;
         self.poll()
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 use super::bug::Bug;
 use super::cache::{Fill, Side, Start, overlap, trusted};
 use super::fault::Fault;
+use super::fills::FillOp;
 use super::history::End;
-use super::sim::Sim;
+use super::op::cache_range;
+use super::sim::{Queue, Sim};
 use super::{Check, index};
 use ublk_bpf::cache::{MoverIo, Rest, Trust};
 
@@ -14,13 +16,12 @@ impl Sim<'_> {
     /// The mover does something, or something happens to it.
     pub(super) fn promote(&mut self) -> Check {
         match self.rng.below(4) {
-            0 => self.begin_fills(),
-            1 => self.tell_mover(),
-            _ => {
-                self.carry_out_fill();
-                Ok(())
-            }
+            0 => self.begin_fills()?,
+            1 => self.tell_mover()?,
+            _ => self.carry_out_fill(),
         }
+        self.mover_rings();
+        Ok(())
     }
 
     fn begin_fills(&mut self) -> Check {
@@ -96,8 +97,11 @@ impl Sim<'_> {
     /// What machines read and write on the cache device now.
     fn machines_on_cache(&self) -> Vec<(u64, u64)> {
         let queues = std::iter::once(&self.queue).chain(&self.others);
-        let ops = queues.flat_map(|queue| &queue.ops);
-        ops.filter_map(|op| super::backend::cache_range(&op.io)).collect()
+        let of = |queue: &Queue<'_>| -> Vec<(u64, u64)> {
+            let ops = queue.ops.iter().filter_map(|op| cache_range(&op.io));
+            ops.chain(queue.fills.iter().filter_map(FillOp::stored)).collect()
+        };
+        queues.flat_map(of).collect()
     }
 
     /// Some operation of the mover that is out is carried out.

@@ -3,16 +3,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::IndexEntry;
+use ublk_bpf_abi::{BlockState, IndexEntry};
 
-use super::backend::{Op, cache_range};
 use super::bug::Bug;
 use super::client::sectors;
 use super::kernel::Request;
+use super::op::{Op, cache_range};
 use super::sim::Sim;
 use ublk_bpf::cache::{Cache, Mode};
 use ublk_bpf::queue::{Event, Io, Tier};
-use ublk_bpf::sys::uapi::{UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES};
+use ublk_bpf::sys::uapi::{UBLK_IO_OP_DISCARD, UBLK_IO_OP_READ, UBLK_IO_OP_WRITE, UBLK_IO_OP_WRITE_ZEROES};
 
 /// Words of the index before the machine was told of something.
 pub(super) struct Before<'w>(Vec<(&'w AtomicU64, u64)>);
@@ -41,6 +41,8 @@ impl<'w> Sim<'w> {
             Bug::ForgetToMark | Bug::PublishOvertaken if is_write => self.words_of(arrival.tag),
             Bug::ForgetToInvalidate if is_write && !through => self.words_of(arrival.tag),
             Bug::DiscardBesideCache if is_discard => self.words_of(arrival.tag),
+            Bug::JoinOvertaken if request.op() == UBLK_IO_OP_READ => self.revive_overtaken(),
+            Bug::ReadInvalid if request.op() == UBLK_IO_OP_READ => self.unhide(arrival.tag),
             // The other write's regions seem to be free.
             Bug::OverlapWrites if is_write && !request.bad => {
                 for word in side.words(&sectors(request)) {
@@ -73,6 +75,38 @@ impl<'w> Sim<'w> {
                 _ => word.store(old, Ordering::SeqCst),
             }
         }
+    }
+
+    /// What a read finds hidden, although nobody writes it, seems to be valid.
+    fn unhide(&self, tag: u16) -> Before<'w> {
+        let before = self.words_of(tag);
+        for &(word, old) in &before.0 {
+            let entry = IndexEntry(old);
+            if entry.is_present() && entry.writers() == 0 {
+                word.store(entry.with_writers(0, 0).0, Ordering::SeqCst);
+            }
+        }
+        before
+    }
+
+    /// Fills that a write has overtaken seem to be current: a read that arrives now joins one.
+    fn revive_overtaken(&self) -> Before<'w> {
+        let Some(side) = &self.cache else {
+            return Before(Vec::new());
+        };
+        let fills = self.queue.fills.iter();
+        let revived = fills.filter_map(|op| {
+            let memory = &self.queue.fill_memory[usize::from(op.fill.0)];
+            let word = side.maps_word(memory.block)?;
+            let now = IndexEntry(word.load(Ordering::SeqCst));
+            if now.is_present() && now.slot() == memory.slot {
+                return None;
+            }
+            let current = IndexEntry::new(BlockState::Present, memory.slot);
+            let current = current.with_writers(now.writers(), u16::MAX);
+            Some((word, word.swap(current.0, Ordering::SeqCst)))
+        });
+        Before(revived.collect())
     }
 
     fn words_of(&self, tag: u16) -> Before<'w> {

@@ -6,12 +6,14 @@ use ublk_bpf::cache::Cache;
 use ublk_bpf::queue::{Arrival, BadConfig, Effect, Event, Machine, Written};
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
-use super::backend::Op;
 use super::cache::Side;
 use super::disk::Disk;
+use super::fault::Fault;
+use super::fills::{FillMemory, FillOp};
 use super::history::History;
 use super::kernel::{Cqe, Kernel, Place};
 use super::life::Ending;
+use super::op::Op;
 use super::rng::Rng;
 use super::{Bug, Check, FaultCounts, Report, RunOptions, World, index, pattern};
 
@@ -21,21 +23,32 @@ const MAX_STEPS: u32 = 50_000;
 /// A hardware queue: the kernel's half, and the server's.
 #[derive(Debug)]
 pub(super) struct Queue<'w> {
+    /// Its number.
+    pub(super) number: u16,
     pub(super) kernel: Kernel,
     pub(super) machine: Machine<'w>,
     pub(super) staging: Vec<Vec<u8>>,
     /// Operations that are out.
     pub(super) ops: Vec<Op>,
+    /// Operations of fills that are out.
+    pub(super) fills: Vec<FillOp>,
+    pub(super) fill_memory: Vec<FillMemory>,
+    /// Another thread has rung for it.
+    pub(super) is_rung: bool,
     pub(super) finished: bool,
 }
 
 impl<'w> Queue<'w> {
-    pub(super) fn new(world: &World, machine: Machine<'w>) -> Self {
+    pub(super) fn new(world: &World, number: u16, machine: Machine<'w>) -> Self {
         Self {
+            number,
             kernel: Kernel::new(world),
             machine,
             staging: Self::new_staging(world),
             ops: Vec::new(),
+            fills: Vec::new(),
+            fill_memory: FillMemory::of(world),
+            is_rung: false,
             finished: false,
         }
     }
@@ -71,6 +84,8 @@ pub(super) struct Sim<'w> {
     pub(super) issued: u64,
     /// What machines that are gone counted.
     pub(super) counters: ServerCounters,
+    /// The next operation of a tag is forgotten.
+    forgets: bool,
 }
 
 impl<'w> Sim<'w> {
@@ -80,9 +95,14 @@ impl<'w> Sim<'w> {
         words: &'w [AtomicU64],
         cache: Option<Side<'w>>,
     ) -> Result<Self, BadConfig> {
-        let machine = || Self::new_machine(world, words, options.bug, cache.as_ref().map(|side| side.cache));
-        let queue = || machine().map(|machine| Queue::new(world, machine));
-        let others = (1..world.queues).map(|_| queue()).collect::<Result<_, _>>()?;
+        let of = cache.as_ref().map(|side| side.cache);
+        let queue = |number| {
+            Self::new_machine(world, words, options.bug, of, number)
+                .map(|machine| Queue::new(world, number, machine))
+        };
+        let others = (1..u16::from(world.queues))
+            .map(queue)
+            .collect::<Result<_, _>>()?;
         let filled = u64::from(world.prefilled && world.storage().is_some());
         let content = vec![filled; index(world.sectors())];
         let sim = Self {
@@ -91,7 +111,7 @@ impl<'w> Sim<'w> {
             bug: options.bug,
             rng: Rng::new(options.seed ^ 0x5eed),
             counts: FaultCounts::default(),
-            queue: queue()?,
+            queue: queue(0)?,
             others,
             cache,
             history: History::new(content.iter().copied()),
@@ -104,6 +124,7 @@ impl<'w> Sim<'w> {
             completed: 0,
             issued: 0,
             counters: ServerCounters::default(),
+            forgets: false,
         };
         sim.mark_what_is_there();
         Ok(sim)
@@ -114,11 +135,12 @@ impl<'w> Sim<'w> {
         words: &'w [AtomicU64],
         bug: Option<Bug>,
         cache: Option<&'w Cache<'w>>,
+        number: u16,
     ) -> Result<Machine<'w>, BadConfig> {
         let mut config = world.config();
         config.lossy |= bug == Some(Bug::ObeyDrops);
         let machine = Machine::new(&config, Written::new(words, world.written_shift))?;
-        Ok(machine.with_cache(cache))
+        Ok(machine.with_cache(cache, number))
     }
 
     pub(super) fn next_id(&mut self) -> u64 {
@@ -217,6 +239,10 @@ impl<'w> Sim<'w> {
     /// The machine is told of some completions, or that there are none.
     fn deliver(&mut self) -> Check {
         for _ in 0..=self.rng.below(8) {
+            if self.queue.is_rung && self.rng.chance(500) {
+                self.queue.is_rung = false;
+                self.queue.machine.handle(Event::Rung);
+            }
             let Some(cqe) = self.queue.kernel.cq.pop_front() else {
                 self.queue.machine.handle(Event::Idle);
                 break;
@@ -225,6 +251,15 @@ impl<'w> Sim<'w> {
             let before = event.as_ref().map(|event| self.plant(event));
             let mut at_once = None;
             match event {
+                Some(event @ Event::FillDone { result, .. })
+                    if self.bug == Some(Bug::ForgetWaiter) && result < 0 =>
+                {
+                    self.poll()?;
+                    self.queue.machine.handle(event);
+                    self.forgets = true;
+                    self.poll()?;
+                    self.forgets = false;
+                }
                 // Either way will do, at any time.
                 Some(Event::Arrived(arrival)) if self.rng.chance(500) => {
                     let io = self.queue.machine.start_fast(&arrival);
@@ -236,8 +271,13 @@ impl<'w> Sim<'w> {
             if let Some(before) = before {
                 self.planted(&before);
             }
-            if let Some((tag, io)) = at_once {
-                self.issue(tag, io)?;
+            match at_once {
+                Some((tag, _)) if self.rng.chance(200) => {
+                    self.counts.hit(Fault::Requeued);
+                    self.queue.machine.requeue(tag);
+                }
+                Some((tag, io)) => self.issue(tag, io)?,
+                None => {}
             }
             if self.bug == Some(Bug::ForgetWritten) {
                 self.words
@@ -257,6 +297,7 @@ impl<'w> Sim<'w> {
             Cqe::Prepared(result) => Event::Prepared(result),
             Cqe::FetchEnded { fetch, result } => Event::FetchEnded { fetch, result },
             Cqe::IoDone { tag, result } => Event::IoDone { tag, result },
+            Cqe::FillDone { fill, result } => Event::FillDone { fill, result },
             Cqe::Committed { batch, result } => Event::Committed { batch, result },
             Cqe::Tag(tag) => {
                 let slot = self.queue.kernel.tag(tag);
@@ -299,7 +340,10 @@ impl<'w> Sim<'w> {
                         &mut self.counts,
                     )?;
                 }
+                Effect::Io { .. } if std::mem::take(&mut self.forgets) => {}
                 Effect::Io { tag, io } => self.issue(tag, io)?,
+                Effect::Fill { fill, io } => self.issue_fill_op(fill, io)?,
+                Effect::Ring(queues) => self.ring(queues, Some(self.queue.number)),
                 Effect::Commit { batch, from } => self.commit(batch, from)?,
                 Effect::Wake if self.bug == Some(Bug::ForgetToWake) => {}
                 Effect::Wake => self.cache.iter_mut().for_each(Side::wake),

@@ -20,6 +20,10 @@ pub struct CacheWorld {
     pub rate: Option<u64>,
     /// Reads whose policy wants their block promoted, in a thousand.
     pub promote: u16,
+    /// Those of them that fill it themselves, in a thousand.
+    pub fill: u16,
+    /// Buffers for that.
+    pub fill_buffers: u16,
 }
 
 /// The device, the queue, and how often which kind of fault is injected (times in a thousand chances).
@@ -151,6 +155,8 @@ impl World {
             algorithm,
             rate: rng.pick(&[None, None, Some(1 << 20), Some(1 << 17)]),
             promote: rng.pick(&[100, 500, 1000]),
+            fill: rng.pick(&[0, 500, 1000]),
+            fill_buffers: rng.pick(&[1, 2, 8, 64]),
         };
         let part = rng.pick(&[5, 20, 50, 50]);
         cache.slots = u32::try_from(self.cache_blocks(&cache) * part / 100)
@@ -206,6 +212,7 @@ impl World {
             depth: self.depth,
             staging_buffers: self.staging_buffers,
             staging_bytes: u32::from(self.staging_blocks) * self.logical_block,
+            fill_buffers: self.cache.map_or(0, |cache| cache.fill_buffers),
             capacity: self.sectors(),
             logical_block: self.logical_block,
             read_only: self.read_only,

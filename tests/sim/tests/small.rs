@@ -21,8 +21,8 @@ fn backings() -> impl Strategy<Value = Backing> {
 
 fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
     let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (kinds, 12_u32..17, 1_u32..8, 0_u16..1001).prop_map(
-        |((is_there, through, clock, limited), shift, slots, promote)| {
+    (kinds, 12_u32..17, 1_u32..8, 0_u16..1001, (0_u16..1001, 1_u16..5)).prop_map(
+        |((is_there, through, clock, limited), shift, slots, promote, (fill, fill_buffers))| {
             is_there.then_some(CacheWorld {
                 shift,
                 slots,
@@ -38,6 +38,8 @@ fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
                 },
                 rate: limited.then_some(1 << 20),
                 promote,
+                fill,
+                fill_buffers,
             })
         },
     )

@@ -105,10 +105,24 @@ counters! {
         passthrough,
         /// Reads served by the cache device, without a user-space copy.
         hits,
+        /// Reads served by the cache device in part, and by the backing device for the rest.
+        hits_split,
+        /// Reads served from the buffer of a fill: at most one of them per fill was read from the backing device.
+        filled,
         /// Reads with a hit verdict that were not cached; served by the backing device.
         hits_lost,
         /// Reads that failed on the cache device; served by the backing device.
         hits_failed,
+        /// Reads of the backing device that serve reads that missed, and fill the cache with the same data.
+        fills,
+        /// Bytes that fills read from the backing device.
+        fill_bytes,
+        /// Fills that were not published because the block was written meanwhile.
+        fills_overtaken,
+        /// Fills that failed on one of the devices.
+        fills_failed,
+        /// Times that a read waited for the end of another queue's or the mover's fill.
+        fill_waits,
         /// Writes that also updated the cache device.
         cache_writes,
         /// Cached blocks invalidated by a write, discard or write-zeroes.

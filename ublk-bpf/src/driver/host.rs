@@ -13,6 +13,8 @@ use crate::queue::{BadConfig, Ends, QueueFailure, Written};
 /// A device to serve: what all its queues and its mover share.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceSpec<'a> {
+    /// Hardware queues.
+    pub queues: u16,
     /// Tags of each queue: 1 to 4096, as the device's info says.
     pub depth: u16,
     /// Bytes from one descriptor to the next (`io_desc_size` of the device's info).

@@ -16,7 +16,7 @@ use std::io;
 
 use ublk_bpf_abi::{CacheCounters, ServerCounters};
 
-use self::doorbell::Doorbell;
+use self::doorbell::{Doorbell, QueueBells};
 use self::queue::QueueSpec;
 use self::stop::Stop;
 use super::host::{DeviceSpec, Error, QueueHost};
@@ -29,6 +29,7 @@ pub struct Engine<'a> {
     spec: DeviceSpec<'a>,
     stop: Stop,
     doorbell: Doorbell,
+    bells: QueueBells,
 }
 
 impl<'a> Engine<'a> {
@@ -41,6 +42,7 @@ impl<'a> Engine<'a> {
             spec,
             stop: Stop::new()?,
             doorbell: Doorbell::new()?,
+            bells: QueueBells::new(spec.queues)?,
         })
     }
 
@@ -55,6 +57,7 @@ impl<'a> Engine<'a> {
             device: &self.spec,
             stop: &self.stop,
             doorbell: &self.doorbell,
+            bells: &self.bells,
         };
         queue::run(&spec, host)
     }
@@ -78,8 +81,18 @@ impl<'a> Engine<'a> {
             device: self.spec.device,
             block_bytes: 1 << handles.cache.shape().shift,
             doorbell: &self.doorbell,
+            bells: &self.bells,
+            shared: handles.cache,
         };
         mover::run(&spec, mover, publish)
+    }
+
+    /// Wakes the queues whose reads wait for the end of a claim. Call it after the cache was detached by another thread
+    /// than a queue's or the mover's.
+    pub fn wake_queues(&self) {
+        if let Some(handles) = self.spec.cache {
+            self.bells.ring(handles.cache.take_woken(), None);
+        }
     }
 
     /// Asks every queue to give up: it waits for its operations in flight, commits what they finish, and leaves the

@@ -37,6 +37,8 @@ pub struct Config {
     pub staging_buffers: u16,
     /// Bytes of each: a multiple of the logical block, at most 32 MiB.
     pub staging_bytes: u32,
+    /// Buffers for fills, of a cache block each, numbered from 0: at most 64. 0: no read fills the cache.
+    pub fill_buffers: u16,
     /// Sectors of the device.
     pub capacity: u64,
     /// Bytes of a logical block: a power of two from 512 to 65536.
@@ -63,6 +65,9 @@ pub enum BadConfig {
         /// Their size.
         bytes: u32,
     },
+    /// There are too many fill buffers.
+    #[error("{0} fill buffers; the most is 64")]
+    Fills(u16),
     /// The logical block size is none.
     #[error("logical block size is {0} bytes; it must be a power of two from 512 to 65536")]
     LogicalBlock(u32),
@@ -74,6 +79,9 @@ pub enum BadConfig {
 impl Config {
     /// The most sectors of a device: its bytes fit 63 bits, as file offsets do.
     pub const MAX_CAPACITY: u64 = 1 << 54;
+
+    /// The most fill buffers.
+    pub const MAX_FILL_BUFFERS: u16 = 64;
 
     const MAX_STAGING_BYTES: u32 = 32 << 20;
 
@@ -93,6 +101,9 @@ impl Config {
         if buffers == 0 || bytes == 0 || bytes > Self::MAX_STAGING_BYTES || !whole_blocks {
             return Err(BadConfig::Staging { buffers, bytes });
         }
+        if self.fill_buffers > Self::MAX_FILL_BUFFERS {
+            return Err(BadConfig::Fills(self.fill_buffers));
+        }
         if self.capacity > Self::MAX_CAPACITY {
             return Err(BadConfig::Capacity(self.capacity));
         }
@@ -108,6 +119,7 @@ mod tests {
         depth: 128,
         staging_buffers: 8,
         staging_bytes: 128 << 10,
+        fill_buffers: 4,
         capacity: 2048,
         logical_block: 512,
         read_only: false,

@@ -2,6 +2,7 @@
 
 use ublk_bpf_abi::TakenVerdict;
 
+use crate::cache::QueueSet;
 use crate::errno::Errno;
 
 /// FETCH commands of a queue: while one has ended and is not issued again yet, the other takes tags.
@@ -43,6 +44,15 @@ pub enum Event {
         /// The CQE's result.
         result: i32,
     },
+    /// The operation of [`Effect::Fill`] for this buffer completed: bytes moved, or a negative errno.
+    FillDone {
+        /// The buffer of the fill.
+        fill: FillBuffer,
+        /// The CQE's result.
+        result: i32,
+    },
+    /// Another thread rang for this queue ([`Effect::Ring`], or the mover): a claim that a read may wait for has ended.
+    Rung,
     /// COMMIT of batch `batch` completed: bytes handled, or a negative errno.
     Committed {
         /// Which of the machine's batches.
@@ -77,6 +87,13 @@ pub enum Effect {
         /// What to do.
         io: Io,
     },
+    /// Submit this operation, which is no tag's; its completion is [`Event::FillDone`] for the buffer.
+    Fill {
+        /// The buffer of the fill, which has at most one operation in flight.
+        fill: FillBuffer,
+        /// What to do.
+        io: FillIo,
+    },
     /// Submit COMMIT with the elements of batch `batch`, from `from` to its end.
     Commit {
         /// Which batch holds the elements.
@@ -86,6 +103,8 @@ pub enum Effect {
     },
     /// Wake the mover: there is a block to promote, or the cache device has failed.
     Wake,
+    /// Ring for these queues, except this one: each is told [`Event::Rung`] at least once after this.
+    Ring(QueueSet),
     /// The queue has failed. It waits for what is in flight, as after [`Event::Abandon`]; [`Effect::Finished`]
     /// follows.
     Failed(QueueFailure),
@@ -135,6 +154,34 @@ pub enum Tier {
 /// A staging buffer of the queue, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging(pub u16);
+
+/// A buffer of the queue that a fill is read into, by number. It has the size of a cache block, and each byte is at its
+/// position in that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillBuffer(pub u16);
+
+/// An operation of a fill. Offsets and lengths are in bytes; `skip` is an offset inside the buffer. No length is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillIo {
+    /// The backing device to the buffer.
+    Load {
+        /// Where on the backing device.
+        offset: u64,
+        /// Where in the buffer.
+        skip: u32,
+        /// How many.
+        len: u32,
+    },
+    /// The buffer to the cache device. User copies may read the buffer at the same time.
+    Store {
+        /// Where on the cache device.
+        offset: u64,
+        /// Where in the buffer.
+        skip: u32,
+        /// How many.
+        len: u32,
+    },
+}
 
 /// A read or write between all pages of a request and a device: the one operation of nearly every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +335,17 @@ pub enum UserCopy {
     Out {
         /// The buffer.
         staging: Staging,
+        /// Where in the buffer.
+        skip: u32,
+        /// Where in the request.
+        at: u32,
+        /// How many.
+        len: u32,
+    },
+    /// A fill's buffer to the request's pages.
+    Filled {
+        /// The buffer.
+        fill: FillBuffer,
         /// Where in the buffer.
         skip: u32,
         /// Where in the request.

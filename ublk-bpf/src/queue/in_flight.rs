@@ -1,15 +1,21 @@
 //! A request in service: which operation it is at, how much of it is done, what comes next.
 
-use ublk_bpf_abi::Priority;
+use ublk_bpf_abi::{Extent, Priority, REGIONS};
 
-use super::event::{Io, Staging, Tier, UserCopy};
+use super::event::{FillBuffer, Io, Staging, Tier, UserCopy};
+use super::legs::Legs;
 use super::plan::Route;
 use super::request::{Action, Request};
-use crate::cache::{SlotPin, WriteClaim};
+use crate::cache::SlotPin;
 use crate::errno::Errno;
+
+mod steps;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
 const MAX_RETRIES: u8 = 16;
+
+/// How often a read waits for fills that it cannot be served from, before it passes through.
+const MAX_WAITS: u8 = 4;
 
 /// No result of an operation: neither a number of bytes nor an errno.
 const NOT_PLAIN: u32 = i32::MIN.cast_unsigned();
@@ -54,23 +60,37 @@ pub(super) struct Noted {
     pub(super) copied: u32,
 }
 
-/// What a request holds in the cache until it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
-    Nothing,
-    /// The slot that it reads from.
-    Read(SlotPin),
-    /// The marks on the blocks that it changes, and its claim in the slot of a present one.
-    Change(Option<WriteClaim>),
+/// Sizes that decide where the operations of a request may begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grain {
+    /// Bytes of a logical block, minus one.
+    pub(super) block_mask: u32,
+    /// Log2 of the bytes of a cache block; 0 without a cache.
+    pub(super) cache_shift: u32,
 }
 
-/// The blocks that a request changes are marked.
+impl Grain {
+    /// The position in its cache block of a byte of the backing device.
+    #[expect(clippy::cast_possible_truncation, reason = "a cache block has at most 1 MiB")]
+    pub(super) const fn in_cache_block(self, offset: u64) -> u32 {
+        offset as u32 & ((1 << self.cache_shift) - 1)
+    }
+
+    /// Where in its cache block the first of `regions` (not 0) begins, and where the last one ends.
+    pub(super) const fn bytes_of(self, regions: u16) -> (u32, u32) {
+        let region_shift = self.cache_shift - REGIONS.ilog2();
+        let (first, end) = (regions.trailing_zeros(), u16::BITS - regions.leading_zeros());
+        (first << region_shift, end << region_shift)
+    }
+}
+
+/// Memory of the server that a request moves its data through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Marked {
-    /// Its claim in the slot of a present block.
-    pub(super) claim: Option<WriteClaim>,
-    /// If its data goes to the slot as well: how far that is ahead of the block.
-    pub(super) slot_delta: Option<u64>,
+pub(super) enum Buffer {
+    /// Its own, until it ends.
+    Staging(Staging),
+    /// That of a fill, which it reads from.
+    Fill(FillBuffer),
 }
 
 /// A request in service. It moves `length` bytes chunk by chunk; without staging there is one chunk.
@@ -90,16 +110,16 @@ pub(super) struct InFlight {
     whole: u32,
     /// What has to be added to a position on the backing device to get that on the cache device.
     slot_delta: u64,
-    /// The request's staging buffer, if it goes through one.
-    pub(super) staging: Option<Staging>,
+    /// The buffer that it goes through, if it does.
+    pub(super) buffer: Option<Buffer>,
     step: Leg,
     /// Which device the step is on.
     device: Tier,
-    /// What goes to the backing device goes to the cache device next.
-    then_cache: bool,
-    pub(super) hold: Hold,
+    pub(super) legs: Legs,
     /// Promote the block once the request has succeeded.
     pub(super) promote: Option<Priority>,
+    /// Fill so much of the block with it: for a read that waits for another fill.
+    pub(super) fill: Option<Extent>,
     /// Issues in a row without progress.
     retries: u8,
     durable: bool,
@@ -118,12 +138,12 @@ impl InFlight {
         moved: 0,
         whole: NOT_PLAIN,
         slot_delta: 0,
-        staging: None,
+        buffer: None,
         step: Leg::Flush,
         device: Tier::Backing,
-        then_cache: false,
-        hold: Hold::Nothing,
+        legs: Legs::Backing,
         promote: None,
+        fill: None,
         retries: 0,
         durable: false,
         keep_allocated: false,
@@ -178,7 +198,7 @@ impl InFlight {
         Self {
             slot_delta,
             device: Tier::Cache,
-            hold: Hold::Read(pin),
+            legs: Legs::Slot(pin),
             ..Self::direct(request)
         }
     }
@@ -189,24 +209,74 @@ impl InFlight {
         self.whole
     }
 
-    /// The request has marked the blocks that it changes. If it has a slot, its data goes there too.
-    pub(super) fn hold_change(&mut self, marked: Marked) {
-        self.hold = Hold::Change(marked.claim);
-        if let Some(slot_delta) = marked.slot_delta {
-            debug_assert!(
-                self.step == Leg::CopyIn,
-                "{:?} to two devices from the client's pages",
-                self.step
-            );
-            self.slot_delta = slot_delta;
-            self.then_cache = true;
-        }
+    /// At the first piece of a read with these legs, which are split. Those in the slot are `slot_delta` further on.
+    pub(super) fn split(request: &Request, legs: Legs, slot_delta: u64, grain: Grain) -> Self {
+        let mut read = Self {
+            slot_delta,
+            legs,
+            whole: NOT_PLAIN,
+            ..Self::direct(request)
+        };
+        read.begin_piece(grain);
+        read
+    }
+
+    /// The request has marked the blocks that it changes. If its data goes to a slot too, that is `slot_delta` further on.
+    pub(super) fn change(&mut self, legs: Legs, slot_delta: u64) {
+        debug_assert!(
+            self.step == Leg::CopyIn || !matches!(legs, Legs::Through(_)),
+            "{:?} to two devices from the client's pages",
+            self.step
+        );
+        self.legs = legs;
+        self.slot_delta = slot_delta;
     }
 
     /// Whether the cache has to be updated when the request ends.
     #[inline]
     pub(super) fn concerns_cache(&self) -> bool {
-        self.hold != Hold::Nothing || self.promote.is_some()
+        self.legs != Legs::Backing || self.promote.is_some()
+    }
+
+    /// The fill whose buffer the next operation copies from.
+    pub(super) fn awaited_fill(&self) -> Option<FillBuffer> {
+        match self.buffer {
+            Some(Buffer::Fill(fill)) if self.step == Leg::CopyOut => Some(fill),
+            _ => None,
+        }
+    }
+
+    /// A read that waits for the `waits`th time for the end of a claim.
+    pub(super) fn parked(
+        request: &Request,
+        fill: Option<Extent>,
+        promote: Option<Priority>,
+        waits: u8,
+    ) -> Self {
+        Self {
+            whole: NOT_PLAIN,
+            fill: fill.filter(|_| waits <= MAX_WAITS),
+            promote,
+            retries: waits,
+            ..Self::direct(request)
+        }
+    }
+
+    /// What [`parked`](Self::parked) was told: the extent, the priority, and the number of waits.
+    pub(super) const fn unparked(&self) -> (Option<Extent>, Option<Priority>, u8) {
+        (self.fill, self.promote, self.retries)
+    }
+
+    /// The read with registered pages, not durable, that it is.
+    pub(super) const fn as_read(&self) -> Request {
+        Request {
+            action: Action::Read,
+            durable: false,
+            keep_allocated: false,
+            registered: true,
+            offset: self.offset,
+            length: self.length,
+        }
     }
 
     /// First byte on the backing device, and bytes.
@@ -217,11 +287,6 @@ impl InFlight {
     /// Whether the operation that it is at is on the cache device.
     pub(super) fn is_on_cache(&self) -> bool {
         self.device == Tier::Cache
-    }
-
-    /// Whether all that went to the backing device went to the slot as well.
-    pub(super) const fn is_in_cache(&self) -> bool {
-        self.then_cache
     }
 
     /// A device's file was truncated to `end`. If the operation in flight may reach beyond it, its result is not trusted.
@@ -254,26 +319,24 @@ impl InFlight {
         has_written
     }
 
-    /// Restarts a read on the backing device.
-    pub(super) fn fall_back(&mut self) {
+    /// Goes on behind the present leg, whose slot has failed.
+    pub(super) fn go_on_with(&mut self, legs: Legs, grain: Grain) -> Next {
         *self = Self {
+            legs,
             is_cut: false,
             device: Tier::Backing,
-            hold: Hold::Nothing,
-            done: 0,
-            moved: 0,
             retries: 0,
             ..*self
         };
+        self.next_with_data(grain)
     }
 
-    /// Continues a write whose store to the slot failed. That chunk is on the backing device already.
-    pub(super) fn go_on_without_cache(&mut self) -> Next {
-        self.then_cache = false;
-        self.is_cut = false;
-        self.device = Tier::Backing;
-        self.retries = 0;
-        self.next_with_data()
+    /// Restarts a read on the backing device. It holds nothing in the cache any longer.
+    pub(super) fn restart(&mut self) {
+        *self = Self {
+            whole: NOT_PLAIN,
+            ..Self::direct(&self.as_read())
+        };
     }
 
     /// Bytes of data that the request has: what it succeeds with.
@@ -293,7 +356,9 @@ impl InFlight {
             Leg::WriteZeroes => !self.durable,
             Leg::CopyZero | Leg::Load | Leg::CopyOut | Leg::CopyIn | Leg::Store | Leg::Trim => false,
         };
-        last && result >= 0 && result.unsigned_abs() == self.chunk - self.moved
+        last && result >= 0
+            && result.unsigned_abs() == self.chunk - self.moved
+            && self.served() == self.data()
     }
 
     /// Bytes of the request that are served once its last operation is whole.
@@ -304,7 +369,7 @@ impl InFlight {
 
     /// The operation to issue.
     #[inline(always)]
-    pub(super) fn io(&self) -> Io {
+    pub(super) fn io(&self, grain: Grain) -> Io {
         let device = self.device;
         let at = self.done + self.moved;
         let len = self.chunk - self.moved;
@@ -316,7 +381,10 @@ impl InFlight {
         // The cache is not what survives a power failure.
         let durable = self.durable && device == Tier::Backing;
         // A leg that needs a buffer is not issued before the request has one.
-        let staging = self.staging.unwrap_or(Staging(u16::MAX));
+        let staging = match self.buffer {
+            Some(Buffer::Staging(staging)) => staging,
+            Some(Buffer::Fill(_)) | None => Staging(u16::MAX),
+        };
         match self.step {
             Leg::Read => Io::Read {
                 from: device,
@@ -339,11 +407,19 @@ impl InFlight {
                 skip,
                 len,
             },
-            Leg::CopyOut => Io::Copy(UserCopy::Out {
-                staging,
-                skip,
-                at,
-                len,
+            Leg::CopyOut => Io::Copy(match self.buffer {
+                Some(Buffer::Fill(fill)) => UserCopy::Filled {
+                    fill,
+                    skip: grain.in_cache_block(offset),
+                    at,
+                    len,
+                },
+                _ => UserCopy::Out {
+                    staging,
+                    skip,
+                    at,
+                    len,
+                },
             }),
             Leg::CopyIn => Io::Copy(UserCopy::In {
                 staging,
@@ -373,109 +449,5 @@ impl InFlight {
                 keep_allocated: self.keep_allocated,
             },
         }
-    }
-
-    /// Takes in the result of the operation that was issued.
-    #[cold]
-    pub(super) fn advance(&mut self, result: i32, block_mask: u32) -> (Next, Noted) {
-        self.whole = NOT_PLAIN;
-        let mut noted = Noted::default();
-        let next = match Errno::of_result(result) {
-            None if self.chunk == 0 => self.next_without_data(),
-            None => self.advance_data(result.unsigned_abs(), block_mask, &mut noted),
-            Some(errno @ (Errno::EAGAIN | Errno::EINTR)) => self.retry(errno),
-            // A device below may find out only now that it cannot unmap (a loop device on a file system without
-            // holes): zeroes that stay allocated can always be written.
-            Some(Errno::EOPNOTSUPP) if self.step == Leg::WriteZeroes && !self.keep_allocated => {
-                self.keep_allocated = true;
-                Next::Issue
-            }
-            Some(errno) => Next::Failed(errno),
-        };
-        noted.error = matches!(next, Next::Failed(_));
-        (next, noted)
-    }
-
-    /// A step with data has moved `bytes` more.
-    fn advance_data(&mut self, bytes: u32, block_mask: u32, noted: &mut Noted) -> Next {
-        let asked = self.chunk - self.moved;
-        // More than was asked for is impossible, and nothing means the end of the device (a truncated file): both fail the
-        // request.
-        if bytes > asked || bytes == 0 {
-            return Next::Failed(Errno::EIO);
-        }
-        let mut progress = bytes;
-        if matches!(self.step, Leg::CopyZero | Leg::CopyOut | Leg::CopyIn) {
-            noted.copied = bytes;
-        } else if bytes < asked {
-            noted.short = true;
-            if self.step != Leg::Zero {
-                // Direct I/O starts at block boundaries: a partial block is moved again.
-                progress -= bytes & block_mask;
-            }
-        }
-        if progress == 0 {
-            return self.retry(Errno::EIO);
-        }
-        self.retries = 0;
-        self.moved += progress;
-        if self.moved < self.chunk {
-            Next::Issue
-        } else {
-            self.next_with_data()
-        }
-    }
-
-    /// The present step has moved the whole chunk.
-    fn next_with_data(&mut self) -> Next {
-        self.moved = 0;
-        if self.then_cache && self.step == Leg::Store {
-            if self.device == Tier::Backing {
-                self.device = Tier::Cache;
-                return Next::Issue;
-            }
-            self.device = Tier::Backing;
-        }
-        let next_chunk = match self.step {
-            Leg::Load => {
-                self.step = Leg::CopyOut;
-                return Next::Issue;
-            }
-            Leg::CopyIn => {
-                self.step = Leg::Store;
-                return Next::Issue;
-            }
-            Leg::CopyOut => Leg::Load,
-            Leg::Store => Leg::CopyIn,
-            step => step,
-        };
-        // The chunk is served. `done` is moved only if another follows: `served` adds the last one.
-        let rest = self.data() - self.served();
-        if rest == 0 {
-            return Next::Done;
-        }
-        self.done += self.chunk;
-        self.chunk = self.chunk.min(rest);
-        self.step = next_chunk;
-        Next::Issue
-    }
-
-    /// An operation without data has succeeded.
-    fn next_without_data(&mut self) -> Next {
-        if self.step == Leg::WriteZeroes && self.durable {
-            self.step = Leg::Flush;
-            self.retries = 0;
-            return Next::Issue;
-        }
-        Next::Done
-    }
-
-    /// The same operation again, unless it was retried too often.
-    fn retry(&mut self, errno: Errno) -> Next {
-        if self.retries == MAX_RETRIES {
-            return Next::Failed(errno);
-        }
-        self.retries += 1;
-        Next::Issue
     }
 }

@@ -6,7 +6,9 @@ use super::commit::{Batches, Element, Outcome, result_of};
 use super::config::{Backing, BadConfig, Config};
 use super::ends::Ends;
 use super::event::{Arrival, Effect, Event, Io, QueueFailure, Staging};
-use super::in_flight::{InFlight, Next, Noted};
+use super::fill::Fills;
+use super::in_flight::{Buffer, Grain, InFlight, Next, Noted};
+use super::legs::Legs;
 use super::plan::{Class, Plan, Route, Terms, plan};
 use super::request::{Action, Request, RequestLimits};
 use super::staging::StagingPool;
@@ -14,14 +16,19 @@ use super::tag::{Owner, Tags};
 use super::todo::{Todo, Todos};
 use super::verdict::{self, Advice, Advised, NoAdvice};
 use super::written::Written;
-use crate::cache::Cache;
+use crate::cache::{Cache, QueueSet};
 use crate::errno::Errno;
 
 mod cached;
 mod commands;
 mod cut;
 mod ending;
+mod fills;
 mod plain;
+mod wake;
+
+use fills::Wish;
+use wake::Wake;
 
 /// The phases of a queue's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,8 +85,7 @@ pub struct Machine<'w> {
     terms: Terms<'w>,
     volatile_cache: bool,
     staging_bytes: u32,
-    /// Logical block size minus one, in bytes.
-    block_mask: u32,
+    grain: Grain,
     phase: Phase,
     /// Why the queue failed, if it did.
     failure: Option<QueueFailure>,
@@ -94,14 +100,18 @@ pub struct Machine<'w> {
     staging: StagingPool,
     batches: Batches,
     todos: Todos,
+    fills: Fills,
     cache: Option<&'w Cache<'w>>,
+    /// The number of this queue.
+    number: u16,
     ends: Ends<'w>,
     /// The last known ends of the backing and the cache device.
     seen: [u64; 2],
-    /// A hint or a failure is new since the mover was last woken.
-    wake: bool,
-    /// Its wake-up is queued and not yet polled.
+    wake: Wake,
+    /// The mover's wake-up is queued and not yet polled.
     is_waking: bool,
+    /// Queues to ring for; not empty as long as that is queued and not yet polled.
+    ring: QueueSet,
     /// Requests reported to the cache.
     reported: u64,
     counters: ServerCounters,
@@ -133,7 +143,10 @@ impl<'w> Machine<'w> {
             },
             volatile_cache,
             staging_bytes: config.staging_bytes,
-            block_mask: config.logical_block - 1,
+            grain: Grain {
+                block_mask: config.logical_block - 1,
+                cache_shift: 0,
+            },
             phase: Phase::Preparing,
             failure: None,
             commit_dead: false,
@@ -143,12 +156,15 @@ impl<'w> Machine<'w> {
             fetch_errors: 0,
             staging: StagingPool::new(config.staging_buffers, config.depth),
             batches: Batches::new(config.depth),
-            todos: Todos::new(config.depth),
+            todos: Todos::new(config.depth, config.fill_buffers),
+            fills: Fills::new(config.fill_buffers, config.depth),
             cache: None,
+            number: 0,
             ends: Ends::fixed(),
             seen: [u64::MAX; 2],
-            wake: false,
+            wake: Wake::NOBODY,
             is_waking: false,
+            ring: QueueSet::default(),
             reported: 0,
             counters: ServerCounters::default(),
         };
@@ -157,10 +173,11 @@ impl<'w> Machine<'w> {
         Ok(machine)
     }
 
-    /// The same machine, with a cache. Call it before anything else.
+    /// The same machine, for queue `number` of a device with a cache. Call it before anything else.
     #[must_use]
-    pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>) -> Self {
-        self.cache = cache;
+    pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>, number: u16) -> Self {
+        self.grain.cache_shift = cache.map_or(0, |cache| cache.shape().shift);
+        (self.cache, self.number) = (cache, number);
         self
     }
 
@@ -179,6 +196,8 @@ impl<'w> Machine<'w> {
             Event::Arrived(arrival) => self.arrived(arrival),
             Event::FetchEnded { fetch, result } => self.fetch_ended(fetch, result),
             Event::IoDone { tag, result } => self.io_done(tag, result),
+            Event::FillDone { fill, result } => self.fill_done(fill, result),
+            Event::Rung => self.look_again(),
             Event::Committed { batch, result } => self.committed(batch, result),
             Event::Idle => self.idle(),
             Event::Abandon => self.abandon(),
@@ -193,6 +212,7 @@ impl<'w> Machine<'w> {
                 tag,
                 io: self.issue(tag),
             },
+            Todo::Fill(fill) => self.issue_fill(fill)?,
             Todo::Commit(batch) => {
                 self.counters.commits += 1;
                 Effect::Commit {
@@ -209,6 +229,7 @@ impl<'w> Machine<'w> {
                 self.is_waking = false;
                 Effect::Wake
             }
+            Todo::Ring => Effect::Ring(std::mem::take(&mut self.ring)),
             Todo::Failed => Effect::Failed(self.failure?),
             Todo::Finished => Effect::Finished,
         })
@@ -252,10 +273,11 @@ impl<'w> Machine<'w> {
     /// [`Event::Idle`].
     #[inline]
     pub fn idle(&mut self) {
-        self.commit();
+        // First: it may finish requests.
         if let Some(cache) = self.cache {
             self.flush_hints(cache);
         }
+        self.commit();
         if self.phase >= Phase::Stopping {
             self.finish_queue();
         }
@@ -273,13 +295,11 @@ impl<'w> Machine<'w> {
             Ok(advised) => advised,
             Err(why) => self.without_advice(why),
         };
-        let is_hit = advised.advice == Advice::Hit && request.action == Action::Read && request.registered;
-        if is_hit && self.hit(arrival.tag, &request).is_some() {
-            self.todos.push(Todo::Io(arrival.tag));
-        } else if !is_hit {
-            let plan = plan(&request, advised.advice, &self.terms);
-            self.start(arrival.tag, &request, &plan);
+        if self.asks_the_cache(&request, &advised) {
+            return self.read_cached(arrival.tag, &request, Wish::of(&advised));
         }
+        let plan = plan(&request, advised.advice, &self.terms);
+        self.start(arrival.tag, &request, &plan);
         // What has no data has no block.
         let promote = advised.promote.filter(|_| request.action.has_data());
         self.note_promotion(arrival.tag, promote);
@@ -307,14 +327,12 @@ impl<'w> Machine<'w> {
         if request.action == Action::Write {
             self.terms.written.mark(request.offset, request.length);
         }
-        let marked = self.cache.and_then(|cache| self.mark(cache, request));
+        let (legs, slot_delta) = self.mark(request);
         // Data for two devices is copied from the client's pages once: the client may change them at any time.
-        let is_twofold = marked.is_some_and(|marked| marked.slot_delta.is_some());
+        let is_twofold = matches!(legs, Legs::Through(_));
         let route = if is_twofold { Route::Copy } else { plan.route };
         let mut in_flight = InFlight::new(request, route, self.volatile_cache, self.staging_bytes);
-        if let Some(marked) = marked {
-            in_flight.hold_change(marked);
-        }
+        in_flight.change(legs, slot_delta);
         self.tags.slot(tag).in_flight = in_flight;
         if route == Route::Copy {
             self.stage(tag);
@@ -359,14 +377,14 @@ impl<'w> Machine<'w> {
     }
 
     fn staged(&mut self, tag: u16, staging: Staging) {
-        self.tags.expect_in_flight(tag).in_flight.staging = Some(staging);
+        self.tags.expect_in_flight(tag).in_flight.buffer = Some(Buffer::Staging(staging));
         self.todos.push(Todo::Io(tag));
     }
 
     /// The operation that a tag's request is at.
     #[inline(always)]
     fn issue(&mut self, tag: u16) -> Io {
-        let io = self.tags.in_flight(tag).io();
+        let io = self.tags.in_flight(tag).io(self.grain);
         match io {
             Io::Copy(_) => self.counters.user_copies += 1,
             _ => self.counters.io_submitted += 1,
@@ -391,21 +409,27 @@ impl<'w> Machine<'w> {
     /// An operation ended that is not the last one, or not whole.
     #[cold]
     fn advance(&mut self, tag: u16, result: i32) {
-        let block_mask = self.block_mask;
+        let grain = self.grain;
         let in_flight = &mut self.tags.expect_in_flight(tag).in_flight;
         let is_on_cache = in_flight.is_on_cache();
-        let (next, noted) = in_flight.advance(result, block_mask);
+        let (next, noted) = in_flight.advance(result, grain);
         self.note(noted);
         let next = match next {
             Next::Failed(errno) if is_on_cache => self.cache_failed(tag, errno),
             next => next,
         };
+        self.go_on(tag, next);
+    }
+
+    /// Does what follows an operation.
+    fn go_on(&mut self, tag: u16, next: Next) {
         let in_flight = &self.tags.expect_in_flight(tag).in_flight;
         let (data, served) = (in_flight.data(), in_flight.served());
         match next {
             Next::Done => self.finish(tag, data, Outcome::Moved(served)),
             Next::Failed(errno) => self.finish(tag, data, Outcome::Failed(errno)),
             Next::Issue if self.phase >= Phase::Abandoning => self.abandon_request(tag),
+            Next::Issue if in_flight.legs.is_split() => self.issue_piece(tag),
             Next::Issue => self.todos.push(Todo::Io(tag)),
         }
     }
@@ -427,25 +451,28 @@ impl<'w> Machine<'w> {
     fn finish(&mut self, tag: u16, data: u32, outcome: Outcome) {
         let result = result_of(data, outcome);
         let in_flight = &self.tags.expect_in_flight(tag).in_flight;
-        let is_staged = in_flight.staging.is_some();
+        let is_buffered = in_flight.buffer.is_some();
         if in_flight.concerns_cache() {
             self.release_cache(tag, result >= 0);
         }
-        if is_staged {
-            self.unstage(tag);
+        if is_buffered {
+            self.release_buffer(tag);
         }
         self.answer(tag, result);
     }
 
-    /// Passes a request's staging buffer to the next tag that waits for one.
+    /// Leaves a request's buffer: its staging buffer goes to the next tag that waits for one.
     #[cold]
-    fn unstage(&mut self, tag: u16) {
-        let Some(staging) = self.tags.slot(tag).in_flight.staging.take() else {
-            return;
-        };
-        if let Some(next) = self.staging.give_back(staging) {
-            self.tags.shift(next, Owner::Waiting, Owner::InFlight);
-            self.staged(next, staging);
+    fn release_buffer(&mut self, tag: u16) {
+        match self.tags.slot(tag).in_flight.buffer.take() {
+            Some(Buffer::Staging(staging)) => {
+                if let Some(next) = self.staging.give_back(staging) {
+                    self.tags.shift(next, Owner::Waiting, Owner::InFlight);
+                    self.staged(next, staging);
+                }
+            }
+            Some(Buffer::Fill(fill)) => self.fills.remove_reader(fill),
+            None => {}
         }
     }
 

@@ -11,7 +11,8 @@
 //! | the descriptor is parsed, or refused | `request.rs` |
 //! | the verdict is checked against it: advice, or none and why | `verdict.rs` |
 //! | advice and what the backing can do make a plan | `plan.rs`, `written.rs` |
-//! | operations are issued until every byte has moved | `in_flight.rs`, `staging.rs` |
+//! | operations are issued until every byte has moved | `in_flight.rs`, `legs.rs`, `staging.rs` |
+//! | a read that misses may fill the cache, and others wait for it | `fill.rs`, `machine/fills.rs` |
 //! | requests beyond the new end of a truncated file fail | `ends.rs`, `machine/cut.rs` |
 //! | the outcome becomes a result in a batch, the batch a COMMIT | `commit.rs` |
 //!
@@ -21,7 +22,9 @@ mod commit;
 mod config;
 mod ends;
 mod event;
+mod fill;
 mod in_flight;
+mod legs;
 mod machine;
 mod plan;
 mod request;
@@ -34,6 +37,9 @@ mod written;
 pub use commit::Element;
 pub use config::{Backing, BadConfig, Capabilities, Config};
 pub use ends::Ends;
-pub use event::{Arrival, Direct, Effect, Event, FETCHES, Io, QueueFailure, Staging, Tier, UserCopy, Way};
+pub use event::{
+    Arrival, Direct, Effect, Event, FETCHES, FillBuffer, FillIo, Io, QueueFailure, Staging, Tier, UserCopy,
+    Way,
+};
 pub use machine::Machine;
 pub use written::Written;

@@ -8,7 +8,7 @@ use super::in_flight::InFlight;
 pub(super) enum Owner {
     /// With the kernel: it may arrive.
     Kernel,
-    /// Its request waits for a staging buffer.
+    /// Its request waits: for a staging buffer, for a fill's data, or for the end of a claim in the cache.
     Waiting,
     /// An operation for its request is out, or on its way to the driver.
     InFlight,

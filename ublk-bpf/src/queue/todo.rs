@@ -1,6 +1,6 @@
 //! What the driver has yet to do, in order.
 
-use super::event::FETCHES;
+use super::event::{FETCHES, FillBuffer};
 
 /// An effect that was decided on, without what the machine can look up when the driver polls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,8 +8,10 @@ pub(super) enum Todo {
     Prepare(u8),
     Fetch(u8),
     Io(u16),
+    Fill(FillBuffer),
     Commit(u8),
     Wake,
+    Ring,
     Failed,
     Finished,
 }
@@ -28,12 +30,13 @@ pub(super) struct Todos {
 
 impl Todos {
     /// Room for all that can be decided on and not yet polled.
-    pub(super) fn new(depth: u16) -> Self {
+    pub(super) fn new(depth: u16, fills: u16) -> Self {
         let most = 1 // PREP
             + u32::from(FETCHES) // each FETCH command is issued again only after it ended
             + u32::from(depth) // a tag has at most one operation
+            + u32::from(fills) // and so has a fill
             + 1 // one COMMIT is out at a time
-            + 1 // the mover is woken once a round
+            + 2 // the mover is woken once a round, and so are other queues
             + 1 // a queue fails once
             + 1; // and finishes once
         let slots = most.next_power_of_two();
@@ -78,7 +81,7 @@ mod tests {
 
     #[test]
     fn first_in_first_out_across_the_end() {
-        let mut todos = Todos::new(2);
+        let mut todos = Todos::new(2, 0);
         for round in 0..100 {
             todos.push(Todo::Io(round));
             todos.push(Todo::Fetch(1));
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "more effects than the sum allows")]
     fn it_has_the_room_that_it_needs_and_a_limit() {
-        let mut todos = Todos::new(2);
+        let mut todos = Todos::new(2, 0);
         for _ in 0..17 {
             todos.push(Todo::Finished);
         }

@@ -367,6 +367,7 @@ impl<'a> RunningCache<'a> {
         });
         // Empties the index, which is the mover's to do; one that panicked may do so again.
         let _ = catch_unwind(AssertUnwindSafe(|| mover.poll(Duration::ZERO)));
+        engine.wake_queues();
     }
 
     /// Keeps what is in it for the next server. The queues have ended.

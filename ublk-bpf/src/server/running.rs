@@ -62,6 +62,7 @@ impl RunningDevice<'_> {
         let watch = Watch::over(self.regular_files());
         let written = self.classifier.written();
         let engine = Engine::new(DeviceSpec {
+            queues: self.info.queues,
             depth: self.info.depth,
             descriptor_bytes: self.info.descriptor_bytes,
             device: device.as_fd(),

@@ -17,6 +17,11 @@ impl QueueSet {
         self.0 == 0
     }
 
+    /// These queues and others.
+    pub const fn union(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
     /// Whether this queue is one of them. Of more than 64 queues, each shares its bit with others.
     #[must_use]
     pub const fn contains(self, queue: u16) -> bool {

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use io_uring::Submitter;
+
 use super::fetch::FetchBuffer;
 use crate::sys::mmap::Mmap;
 
@@ -15,15 +17,32 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 pub(super) struct Memory {
     pub(super) fetches: [FetchBuffer; FETCH_BUFFERS],
     pub(super) staging: StagingMemory,
+    /// The buffers of fills.
+    pub(super) fills: StagingMemory,
 }
 
 impl Memory {
-    /// Maps `count` staging buffers of `bytes`, and what the FETCH commands need.
-    pub(super) fn map(count: u16, bytes: u32) -> io::Result<Self> {
+    /// Maps the staging buffers and those of fills, each a number and the bytes of one, and what the FETCH commands need.
+    pub(super) fn map(staging: (u16, u32), fills: (u16, u32)) -> io::Result<Self> {
         Ok(Self {
             fetches: [FetchBuffer::new()?, FetchBuffer::new()?],
-            staging: StagingMemory::map(count, bytes)?,
+            staging: StagingMemory::map(staging.0, staging.1)?,
+            fills: StagingMemory::map(fills.0, fills.1)?,
         })
+    }
+
+    /// Registers the buffers as the two of the ring's table from `first` on. Without, each operation pins its pages.
+    ///
+    /// # Safety
+    /// `self` must outlive the ring.
+    pub(super) unsafe fn register(&mut self, submitter: &Submitter<'_>, first: u16) {
+        for (memory, index) in [&mut self.staging, &mut self.fills].into_iter().zip(first..) {
+            // SAFETY: as the caller says.
+            let registered = unsafe { memory.register(submitter, index) };
+            if let Err(error) = registered {
+                tracing::debug!("buffers are not registered, so each operation pins their pages: {error}");
+            }
+        }
     }
 
     /// Some zeroes.
@@ -37,14 +56,52 @@ impl Memory {
 pub(super) struct StagingMemory {
     map: Mmap,
     bytes: u32,
+    /// Its place in the ring's table of buffers.
+    index: Option<u16>,
+}
+
+/// A byte of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) address: *mut u8,
+    /// The buffer's place in the ring's table, if it has one.
+    pub(super) index: Option<u16>,
 }
 
 impl StagingMemory {
     pub(super) fn map(count: u16, bytes: u32) -> io::Result<Self> {
         Ok(Self {
-            map: Mmap::anonymous(usize::from(count) * bytes as usize)?,
+            map: Mmap::anonymous((usize::from(count) * bytes as usize).max(1))?,
             bytes,
+            index: None,
         })
+    }
+
+    /// Registers all buffers as one of the ring's table.
+    ///
+    /// # Safety
+    /// `self` must outlive the ring.
+    unsafe fn register(&mut self, submitter: &Submitter<'_>, index: u16) -> io::Result<()> {
+        let all = libc::iovec {
+            iov_base: self.map.as_ptr().as_ptr().cast(),
+            iov_len: self.map.len(),
+        };
+        // SAFETY: the memory is mapped, and lives long enough, as the caller says.
+        unsafe { submitter.register_buffers_update(index.into(), &[all], None) }?;
+        self.index = Some(index);
+        Ok(())
+    }
+
+    /// A byte of a buffer, for an operation of the ring.
+    ///
+    /// # Panics
+    /// If there is no such byte.
+    #[inline]
+    pub(super) fn place(&self, buffer: u16, skip: u32) -> Place {
+        Place {
+            address: self.address(buffer, skip),
+            index: self.index,
+        }
     }
 
     /// The address of a byte of a buffer.

@@ -11,9 +11,9 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use ublk_bpf_abi::CacheCounters;
 
-use super::doorbell::Doorbell;
+use super::doorbell::{Doorbell, QueueBells};
 use super::memory::StagingMemory;
-use crate::cache::{Mover, MoverIo, Rest};
+use crate::cache::{Cache, Mover, MoverIo, Rest};
 
 /// `user_data` of the doorbell's read; a job's is its number.
 const DOORBELL: u64 = u64::MAX;
@@ -36,6 +36,10 @@ pub(super) struct Spec<'a> {
     pub(super) block_bytes: u32,
     /// Wakes and stops it.
     pub(super) doorbell: &'a Doorbell,
+    /// Wakes queues.
+    pub(super) bells: &'a QueueBells,
+    /// What it shares with them.
+    pub(super) shared: &'a Cache<'a>,
 }
 
 /// Promotes until the doorbell says stop and nothing is in flight. Calls `publish` with the counters each time before
@@ -89,6 +93,7 @@ impl Thread<'_, '_, '_> {
             }
             self.arm()?;
             let rest = self.begin(start)?;
+            self.spec.bells.ring(self.spec.shared.take_woken(), None);
             publish(self.mover.counters());
             if self.spec.doorbell.is_stopped() && self.mover.is_idle() {
                 return Ok(());

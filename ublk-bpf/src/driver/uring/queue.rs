@@ -12,7 +12,7 @@ use ublk_bpf_abi::ServerCounters;
 
 use super::super::host::{DeviceSpec, Error, QueueHost};
 use super::copy;
-use super::doorbell::Doorbell;
+use super::doorbell::{Doorbell, QueueBells};
 use super::memory::{self, Memory};
 use super::ring::{self, Ring};
 use super::sqe::{self, Executor, Tagged};
@@ -20,7 +20,7 @@ use super::stop::Stop;
 use crate::backend::{Access, NullReads, RingOps};
 use crate::cache::Mode;
 use crate::queue::{
-    Arrival, Backing, Capabilities, Config, Effect, FETCHES, Io, Machine, QueueFailure, UserCopy,
+    Arrival, Backing, Capabilities, Config, Effect, FETCHES, FillBuffer, Io, Machine, QueueFailure, UserCopy,
 };
 use crate::sys::mmap::Descriptors;
 
@@ -30,6 +30,12 @@ const STAGING_BUFFERS: u16 = 8;
 const STAGING_BYTES: u32 = 128 << 10;
 /// Bytes of a queue's staging buffers where every write of a cached block uses one.
 const WRITE_THROUGH_BYTES: u32 = 8 << 20;
+
+/// Bytes of a queue's fill buffers, but at least one buffer and at most [`Config::MAX_FILL_BUFFERS`].
+const FILL_BYTES: u32 = 8 << 20;
+
+/// Buffers of the server in the ring's table, after those of the requests.
+const OWN_BUFFERS: u16 = 2;
 
 /// `IORING_CQE_F_MORE` of `include/uapi/linux/io_uring.h`: the command will complete again.
 const IORING_CQE_F_MORE: u32 = 1 << 1;
@@ -43,6 +49,8 @@ pub(super) struct QueueSpec<'e, 'w> {
     pub(super) stop: &'e Stop,
     /// Wakes the mover.
     pub(super) doorbell: &'e Doorbell,
+    /// Wakes queues.
+    pub(super) bells: &'e QueueBells,
 }
 
 impl QueueSpec<'_, '_> {
@@ -61,14 +69,15 @@ pub(super) fn run<H: QueueHost>(spec: &QueueSpec<'_, '_>, host: &mut H) -> Resul
     let device = spec.device;
     // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
     let config = config(device);
-    let memory =
-        Memory::map(config.staging_buffers, config.staging_bytes).map_err(spec.cannot("get memory"))?;
+    let staging = (config.staging_buffers, config.staging_bytes);
+    let fills = (config.fill_buffers, block_bytes(device).unwrap_or(0));
+    let memory = Memory::map(staging, fills).map_err(spec.cannot("get memory"))?;
     let machine = Machine::new(&config, device.written).map_err(|source| Error::Config {
         queue: spec.queue,
         source,
     })?;
     let machine = machine
-        .with_cache(device.cache.map(|handles| handles.cache))
+        .with_cache(device.cache.map(|handles| handles.cache), spec.queue)
         .with_ends(device.ends);
     // After an error or a panic, operations may still be in flight: the memory is freed only after a good end.
     let mut kept = ManuallyDrop::new(Kept { memory, machine });
@@ -104,12 +113,24 @@ fn config(spec: &DeviceSpec<'_>) -> Config {
         depth: spec.depth,
         staging_buffers,
         staging_bytes,
+        fill_buffers: block_bytes(spec).map_or(0, fill_buffers),
         capacity: facts.sectors,
         logical_block: facts.logical_block,
         read_only: facts.read_only,
         lossy: spec.lossy,
         backing,
     }
+}
+
+/// Bytes of a cache block, if the device has a cache.
+fn block_bytes(spec: &DeviceSpec<'_>) -> Option<u32> {
+    spec.cache.map(|handles| 1 << handles.cache.shape().shift)
+}
+
+/// Fill buffers of a queue.
+fn fill_buffers(block_bytes: u32) -> u16 {
+    let buffers = u16::try_from(FILL_BYTES / block_bytes).unwrap_or(u16::MAX);
+    buffers.clamp(1, Config::MAX_FILL_BUFFERS)
 }
 
 /// Staging buffers of a queue, and bytes of each. A write-through is copied once and written to both devices from the
@@ -142,6 +163,8 @@ struct Queue<'q, 'w, H> {
     copied: bool,
     /// COMMITs that were pushed since the kernel was last asked to wait.
     commits: u32,
+    /// The poll of the queue's bell is not out.
+    must_poll_bell: bool,
     finished: bool,
 }
 
@@ -157,8 +180,12 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
         let mut ring = Ring::over(io);
         register_files(&ring, spec).map_err(spec.cannot("register files with its io_uring"))?;
         ring.submitter()
-            .register_buffers_sparse(u32::from(device.depth))
+            .register_buffers_sparse(u32::from(device.depth + OWN_BUFFERS))
             .map_err(spec.cannot("register a buffer table with its io_uring"))?;
+        if device.cache.is_some() {
+            // SAFETY: `memory` outlives the ring, see `run`.
+            unsafe { memory.register(ring.submitter(), device.depth) };
+        }
         for (buffer, group) in memory.fetches.iter().zip(0..) {
             // SAFETY: `memory` outlives the ring, see `run`.
             unsafe { buffer.register(ring.submitter(), group) }
@@ -186,6 +213,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             failure: None,
             copied: false,
             commits: 0,
+            must_poll_bell: device.cache.is_some(),
             finished: false,
         })
     }
@@ -229,10 +257,21 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
     fn carry_out_effects(&mut self) -> bool {
         while self.ring.has_room() {
             match self.machine.poll_effect() {
+                None if std::mem::take(&mut self.must_poll_bell) => {
+                    // SAFETY: the entry names no memory.
+                    unsafe { self.ring.push(&sqe::bell()) };
+                }
                 // User copies complete at once: commit what they finished too.
                 None if std::mem::take(&mut self.copied) => self.machine.idle(),
                 None => return true,
                 Some(Effect::Io { tag, io }) => self.carry_out(tag, io),
+                Some(Effect::Fill { fill, io }) => {
+                    let fills = &self.memory.fills;
+                    let entry = sqe::fill(fill, io, |buffer, skip| fills.place(buffer, skip));
+                    // SAFETY: the entry names a fill's buffer, which outlives the ring. A load has it to itself; while it
+                    // is stored, it is only read.
+                    unsafe { self.ring.push(&entry) };
+                }
                 Some(Effect::Commit { batch, from }) => {
                     let elements = &self.machine.batch(batch)[usize::from(from)..];
                     // SAFETY: the machine keeps the elements as they are until the COMMIT has completed, and
@@ -248,6 +287,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
                 }
                 // SAFETY: the entry names eight bytes of static memory.
                 Some(Effect::Wake) => unsafe { self.ring.push(&sqe::wake()) },
+                Some(Effect::Ring(queues)) => self.spec.bells.ring(queues, Some(self.spec.queue)),
                 Some(Effect::Failed(failure)) => {
                     tracing::error!("queue {}: {failure}", self.spec.queue);
                     self.failure = Some(failure);
@@ -260,7 +300,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
 
     fn carry_out(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
-        match sqe::executor(tag, io, self.ops, |buffer, skip| staging.address(buffer, skip)) {
+        match sqe::executor(tag, io, self.ops, |buffer, skip| staging.place(buffer, skip)) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
             // buffer, which belongs to this tag until its operation has completed and outlives the ring.
             Executor::Ring(entry) => unsafe { self.ring.push(&entry) },
@@ -284,6 +324,13 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
                 let len = len.min(staging.room(skip));
                 // SAFETY: the buffer is this tag's, and has at least `len` bytes from `skip`.
                 unsafe { copy::to_request(device, position(at), staging.address(buffer.0, skip), len) }
+            }
+            UserCopy::Filled { fill, skip, at, len } => {
+                let fills = &self.memory.fills;
+                let len = len.min(fills.room(skip));
+                // SAFETY: the buffer has at least `len` bytes from `skip`, which were loaded, and which nothing writes to
+                // before this copy has completed.
+                unsafe { copy::to_request(device, position(at), fills.address(fill.0, skip), len) }
             }
             UserCopy::In {
                 staging: buffer,
@@ -340,12 +387,20 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             Some(Tagged::Prepare) => self.prepared(result),
             Some(Tagged::Stop) => self.machine.abandon(),
             Some(Tagged::Wake | Tagged::Tick) => {}
+            Some(Tagged::Fill(fill)) => self.machine.fill_done(FillBuffer(fill), result),
+            Some(Tagged::Rung) => self.rung(flags & IORING_CQE_F_MORE != 0),
             Some(Tagged::Io(tag)) => self.machine.io_done(tag, result),
             None => tracing::error!(
                 "queue {}: completion of an unknown entry {of:#x}, result {result}",
                 self.spec.queue
             ),
         }
+    }
+
+    /// Another thread rang. Without `more`, the poll has ended.
+    fn rung(&mut self, more: bool) {
+        self.machine.look_again();
+        self.must_poll_bell |= !more;
     }
 
     fn prepared(&mut self, result: i32) {
@@ -423,6 +478,7 @@ fn register_files(ring: &Ring<'_>, spec: &QueueSpec<'_, '_>) -> io::Result<()> {
         files[sqe::file::CACHE as usize] = handles.device.as_raw_fd();
     }
     files[sqe::file::DOORBELL as usize] = spec.doorbell.as_raw_fd();
+    files[sqe::file::BELL as usize] = spec.bells.of(spec.queue);
     ring.submitter().register_files(&files)
 }
 

@@ -5,8 +5,9 @@ use io_uring::squeue::Entry;
 use io_uring::types::{Fixed, FsyncFlags, TimeoutFlags, Timespec};
 use zerocopy::IntoBytes;
 
+use super::memory::Place;
 use crate::backend::RingOps;
-use crate::queue::{Direct, Io, Tier, UserCopy, Way};
+use crate::queue::{Direct, FillBuffer, FillIo, Io, Tier, UserCopy, Way};
 use crate::sys::uapi::{
     BatchIo, ElemHeader, UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK, UBLK_U_IO_COMMIT_IO_CMDS,
     UBLK_U_IO_FETCH_IO_CMDS, UBLK_U_IO_PREP_IO_CMDS,
@@ -26,8 +27,10 @@ pub(super) mod file {
     pub(in super::super) const CACHE: u32 = 4;
     /// The eventfd that wakes the mover.
     pub(in super::super) const DOORBELL: u32 = 5;
+    /// The eventfd that wakes the queue.
+    pub(in super::super) const BELL: u32 = 6;
     /// How many there are.
-    pub(in super::super) const COUNT: usize = 6;
+    pub(in super::super) const COUNT: usize = 7;
 }
 
 /// Where a device's bytes are.
@@ -67,6 +70,10 @@ pub(super) enum Tagged {
     Wake,
     /// Some seconds have passed.
     Tick,
+    /// The operation of the fill in this buffer.
+    Fill(u16),
+    /// The queue was rung for.
+    Rung,
 }
 
 impl Tagged {
@@ -79,6 +86,8 @@ impl Tagged {
             Self::Stop => (4, 0),
             Self::Wake => (5, 0),
             Self::Tick => (6, 0),
+            Self::Fill(fill) => (7, fill as u64),
+            Self::Rung => (8, 0),
         };
         kind << 32 | number
     }
@@ -111,6 +120,8 @@ impl Tagged {
             4 => Self::Stop,
             5 => Self::Wake,
             6 => Self::Tick,
+            7 => Self::Fill(user_data as u16),
+            8 => Self::Rung,
             _ => return None,
         })
     }
@@ -205,6 +216,14 @@ pub(super) fn stop() -> Entry {
         .user_data(Tagged::Stop.pack())
 }
 
+/// Completes each time the queue is rung for.
+pub(super) fn bell() -> Entry {
+    opcode::PollAdd::new(Fixed(file::BELL), libc::POLLIN as u32)
+        .multi(true)
+        .build()
+        .user_data(Tagged::Rung.pack())
+}
+
 /// Wakes the mover.
 pub(super) fn wake() -> Entry {
     static ONE: u64 = 1;
@@ -250,8 +269,44 @@ pub(super) enum Executor {
     Copy(UserCopy),
 }
 
-/// What executes `io`. `staging` gives the address of a byte of a staging buffer.
-pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32) -> *mut u8) -> Executor {
+/// The operation of the fill in buffer `fill`. `place` gives the place of a byte in that.
+pub(super) fn fill(fill: FillBuffer, io: FillIo, place: impl Fn(u16, u32) -> Place) -> Entry {
+    let entry = match io {
+        FillIo::Load { offset, skip, len } => load(Tier::Backing, offset, place(fill.0, skip), len),
+        FillIo::Store { offset, skip, len } => store(Tier::Cache, offset, place(fill.0, skip), len, false),
+    };
+    entry.user_data(Tagged::Fill(fill.0).pack())
+}
+
+/// `len` bytes of a device from `offset` to a buffer.
+fn load(from: Tier, offset: u64, to: Place, len: u32) -> Entry {
+    match to.index {
+        Some(index) => opcode::ReadFixed::new(of(from), to.address, len, index)
+            .offset(offset)
+            .build(),
+        None => opcode::Read::new(of(from), to.address, len)
+            .offset(offset)
+            .build(),
+    }
+}
+
+/// The other way.
+fn store(to: Tier, offset: u64, from: Place, len: u32, durable: bool) -> Entry {
+    let address = from.address.cast_const();
+    match from.index {
+        Some(index) => opcode::WriteFixed::new(of(to), address, len, index)
+            .offset(offset)
+            .rw_flags(durably(durable))
+            .build(),
+        None => opcode::Write::new(of(to), address, len)
+            .offset(offset)
+            .rw_flags(durably(durable))
+            .build(),
+    }
+}
+
+/// What executes `io`. `staging` gives the place of a byte of a staging buffer.
+pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32) -> Place) -> Executor {
     let backing = Fixed(file::BACKING);
     let entry = match io {
         Io::Read {
@@ -273,9 +328,7 @@ pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32
             staging: buffer,
             skip,
             len,
-        } => opcode::Read::new(of(from), staging(buffer.0, skip), len)
-            .offset(offset)
-            .build(),
+        } => load(from, offset, staging(buffer.0, skip), len),
         Io::Store {
             to,
             offset,
@@ -283,10 +336,7 @@ pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32
             skip,
             len,
             durable,
-        } => opcode::Write::new(of(to), staging(buffer.0, skip), len)
-            .offset(offset)
-            .rw_flags(durably(durable))
-            .build(),
+        } => store(to, offset, staging(buffer.0, skip), len, durable),
         Io::Flush { device: _ } => opcode::Fsync::new(backing).flags(FsyncFlags::DATASYNC).build(),
         Io::Trim { end } => opcode::Ftruncate::new(backing, end).build(),
         Io::Discard {

@@ -34,7 +34,7 @@ impl Bench {
         let pages = Box::new(Pages([0x55; 2 * BLOCK as usize]));
         Self {
             backend: Backend::open(spec, false).unwrap(),
-            memory: Memory::map(2, 2 * BLOCK).unwrap(),
+            memory: Memory::map((2, 2 * BLOCK), (1, BLOCK)).unwrap(),
             pages,
         }
     }
@@ -61,10 +61,12 @@ impl Bench {
                 .register_buffers_update(u32::from(TAG), &[pages], None)
                 .unwrap();
         };
+        // SAFETY: the memory outlives the ring.
+        unsafe { self.memory.register(ring.submitter(), TAG + 1) };
         // A registered buffer of a request starts at zero; an ordinary one at its address.
         let base = self.pages.0.as_ptr() as u64;
         let staging = &self.memory.staging;
-        let executor = sqe::executor(TAG, io, ops, |buffer, skip| staging.address(buffer, skip));
+        let executor = sqe::executor(TAG, io, ops, |buffer, skip| staging.place(buffer, skip));
         let Executor::Ring(mut entry) = executor else {
             panic!("{io:?} is not the ring's")
         };
@@ -257,6 +259,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
     device.set_len(1 << 20).unwrap();
     let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
     let engine = Engine::new(DeviceSpec {
+        queues: 1,
         depth: 16,
         descriptor_bytes: 24,
         device: std::os::fd::AsFd::as_fd(&device),

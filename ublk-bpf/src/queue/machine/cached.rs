@@ -2,10 +2,11 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::{Action, Advice, Errno, InFlight, Machine, Next, Request, Todo, plan};
-use crate::cache::{Cache, CacheFailure, WriteClaim};
+use super::fills::Wish;
+use super::{Action, Errno, InFlight, Legs, Machine, Next, Request, SECTOR_SIZE};
+use crate::cache::{Cache, CacheFailure};
 use crate::queue::event::Direct;
-use crate::queue::in_flight::{Hold, Marked};
+use crate::queue::legs::Fallback;
 
 impl<'w> Machine<'w> {
     /// Starts a read with a hit verdict. The server checks the index itself: the block may have been evicted.
@@ -27,27 +28,35 @@ impl<'w> Machine<'w> {
     #[cold]
     #[inline(never)]
     fn lost_hit(&mut self, tag: u16, request: Request) {
-        self.counters.hits_lost += 1;
-        let plan = plan(&request, Advice::Passthrough, &self.terms);
-        self.start(tag, &request, &plan);
+        self.read_cached(tag, &request, Wish::HIT);
     }
 
-    /// Marks the blocks that a request is about to change. `None`: it changes nothing.
+    /// Marks the blocks that a request is about to change. Returns its legs, and how far behind a position on the backing
+    /// device that in the slot is, if a leg goes there.
     #[inline]
-    pub(super) fn mark(&mut self, cache: &Cache<'_>, request: &Request) -> Option<Marked> {
+    pub(super) fn mark(&mut self, request: &Request) -> (Legs, u64) {
+        match self.cache {
+            Some(cache) if !matches!(request.action, Action::Read | Action::Flush) => {
+                self.mark_change(cache, request)
+            }
+            _ => (Legs::Backing, 0),
+        }
+    }
+
+    fn mark_change(&mut self, cache: &Cache<'_>, request: &Request) -> (Legs, u64) {
         let (offset, length) = (request.offset, request.length);
         let change = match request.action {
-            Action::Read | Action::Flush => return None,
             Action::Write => cache.begin_write(offset, length),
-            Action::Discard | Action::WriteZeroes => cache.begin_discard(offset, length),
+            _ => cache.begin_discard(offset, length),
         };
+        // Its claim may have been tried in vain, while others waited for its end.
+        self.wake.queues();
         self.counters.invalidated += u64::from(change.invalidated);
-        let stored = change.claim.filter(|claim| claim.stores());
-        self.counters.cache_writes += u64::from(stored.is_some());
-        Some(Marked {
-            claim: change.claim,
-            slot_delta: stored.map(|claim| cache.slot_delta(claim.pin(), offset)),
-        })
+        let Some(claim) = change.claim else {
+            return (Legs::Marked, 0);
+        };
+        self.counters.cache_writes += u64::from(claim.stores());
+        (Legs::of_write(claim), cache.slot_delta(claim.pin(), offset))
     }
 
     /// A dropped discard changes neither device, but its blocks are not worth caching.
@@ -76,11 +85,16 @@ impl<'w> Machine<'w> {
             return;
         };
         let in_flight = &mut self.tags.slot(tag).in_flight;
-        match std::mem::replace(&mut in_flight.hold, Hold::Nothing) {
-            Hold::Nothing => {}
-            Hold::Read(pin) => cache.end_read(pin),
-            Hold::Change(claim) => end_change(cache, in_flight, claim, is_good),
+        match std::mem::replace(&mut in_flight.legs, Legs::Backing) {
+            Legs::Backing | Legs::Filled { .. } => {}
+            Legs::Slot(pin) | Legs::Split { pin, .. } => cache.end_read(pin),
+            legs => {
+                let range = in_flight.range();
+                end_change(cache, range, legs, is_good);
+                self.wake.queues();
+            }
         }
+        let in_flight = &mut self.tags.slot(tag).in_flight;
         if let Some(priority) = in_flight.promote.take()
             && is_good
         {
@@ -93,7 +107,7 @@ impl<'w> Machine<'w> {
     fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority) {
         if cache.hint(offset, priority) {
             self.counters.hinted += 1;
-            self.wake = true;
+            self.wake.mover();
         } else {
             self.counters.hints_dropped += 1;
         }
@@ -106,43 +120,51 @@ impl<'w> Machine<'w> {
             return Next::Failed(errno);
         };
         let in_flight = self.tags.expect_in_flight(tag).in_flight;
-        let is_read = matches!(in_flight.hold, Hold::Read(_));
+        let is_read = in_flight.legs.fallback() == Fallback::Restart;
         let during = if is_read { "reading" } else { "writing" };
-        cache.detach(CacheFailure { during, errno });
-        self.wake = true;
-        if is_read {
-            self.counters.hits_failed += 1;
-            self.release_cache(tag, false);
-            self.tags.slot(tag).in_flight.fall_back();
-            return Next::Issue;
-        }
-        self.tags.slot(tag).in_flight.go_on_without_cache()
+        self.detach(cache, CacheFailure { during, errno });
+        self.counters.hits_failed += u64::from(is_read);
+        self.fall_back(tag, errno)
     }
 
-    /// Reports the number of requests to the cache, and wakes the mover if it has work.
-    #[inline]
-    pub(super) fn flush_hints(&mut self, cache: &Cache<'_>) {
-        let arrived = self.counters.arrived;
-        if arrived != self.reported {
-            cache.count_requests(arrived - self.reported);
-            self.reported = arrived;
+    /// The cache device has failed.
+    #[cold]
+    pub(super) fn detach(&mut self, cache: &Cache<'_>, failure: CacheFailure) {
+        cache.detach(failure);
+        self.wake.mover();
+        self.wake.queues();
+    }
+
+    /// A request goes on without the slot or the fill of its present leg.
+    #[cold]
+    pub(super) fn fall_back(&mut self, tag: u16, errno: Errno) -> Next {
+        let in_flight = &mut self.tags.slot(tag).in_flight;
+        match in_flight.legs.fallback() {
+            Fallback::None => return Next::Failed(errno),
+            Fallback::GoOn(legs) => return in_flight.go_on_with(legs, self.grain),
+            Fallback::Restart => {}
         }
-        if self.wake && !self.is_waking {
-            self.wake = false;
-            if cache.must_wake() {
-                self.is_waking = true;
-                self.todos.push(Todo::Wake);
-            }
+        self.release_cache(tag, false);
+        self.release_buffer(tag);
+        let in_flight = &mut self.tags.slot(tag).in_flight;
+        in_flight.restart();
+        let (offset, length) = in_flight.range();
+        // What another program has truncated meanwhile must not be read again.
+        if offset + length > self.limits.reach * SECTOR_SIZE {
+            return Next::Failed(Errno::EIO);
         }
+        Next::Issue
     }
 }
 
 /// A request that changed blocks ends. What it stored is valid only if the slot received all of the data.
 #[inline(never)]
-fn end_change(cache: &Cache<'_>, in_flight: &InFlight, claim: Option<WriteClaim>, is_good: bool) {
-    let (offset, length) = in_flight.range();
-    let is_stored = claim.is_some_and(WriteClaim::stores);
-    let is_good = is_good && (!is_stored || in_flight.is_in_cache());
+fn end_change(cache: &Cache<'_>, (offset, length): (u64, u64), legs: Legs, is_good: bool) {
+    let (claim, is_good) = match legs {
+        Legs::Through(claim) | Legs::Around(claim) => (Some(claim), is_good),
+        Legs::Detached(claim) => (Some(claim), false),
+        _ => (None, is_good),
+    };
     cache.end_change(offset, length, claim, is_good);
 }
 

@@ -28,17 +28,19 @@ impl Machine<'_> {
         if backing < seen[0] {
             self.limits.reach = self.limits.capacity.min(backing / SECTOR_SIZE);
             self.tags.cut(Tier::Backing, backing);
+            self.fills.cut(Tier::Backing, backing);
         }
         if let Some(of) = self.cache
             && cache < seen[1]
             && cache < of.shape().end()
         {
-            of.detach(CacheFailure {
+            let failure = CacheFailure {
                 during: "being truncated by another program:",
                 errno: Errno::EIO,
-            });
-            self.wake = true;
+            };
+            self.detach(of, failure);
             self.tags.cut(Tier::Cache, cache);
+            self.fills.cut(Tier::Cache, cache);
         }
     }
 

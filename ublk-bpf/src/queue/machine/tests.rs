@@ -11,6 +11,7 @@ pub(super) const CONFIG: Config = Config {
     depth: 4,
     staging_buffers: 1,
     staging_bytes: 1024,
+    fill_buffers: 2,
     capacity: 1 << 20,
     logical_block: 512,
     read_only: false,
@@ -75,7 +76,11 @@ pub(super) fn done(machine: &mut Machine<'_>, tag: u16, result: i32) -> Vec<Effe
 /// What is committed next, as (tag, result).
 pub(super) fn committed(machine: &mut Machine<'_>) -> Vec<(u16, i32)> {
     machine.handle(Event::Idle);
-    let Some(Effect::Commit { batch, from }) = machine.poll_effect() else {
+    let commit = effects(machine).into_iter().find_map(|effect| match effect {
+        Effect::Commit { batch, from } => Some((batch, from)),
+        _ => None,
+    });
+    let Some((batch, from)) = commit else {
         return Vec::new();
     };
     let elements = &machine.batch(batch)[usize::from(from)..];

@@ -45,10 +45,15 @@ fn fields(entry: &Entry) -> Fields {
     }
 }
 
+fn place(buffer: u16, skip: u32, index: Option<u16>) -> Place {
+    Place {
+        address: (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8,
+        index,
+    }
+}
+
 fn executor_of(io: Io, ops: RingOps) -> Executor {
-    executor(7, io, ops, |buffer, skip| {
-        (usize::from(buffer) * 0x1000 + skip as usize) as *mut u8
-    })
+    executor(7, io, ops, |buffer, skip| place(buffer, skip, None))
 }
 
 fn operation_fields(io: Io, ops: RingOps) -> Fields {
@@ -124,6 +129,27 @@ fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
             ..plain(4, 2)
         }
     );
+}
+
+#[test]
+fn registered_buffers_are_named_by_their_place_in_the_table() {
+    let of = |io| {
+        fields(&fill(FillBuffer(2), io, |buffer, skip| {
+            place(buffer, skip, Some(9))
+        }))
+    };
+    let user_data = Tagged::Fill(2).pack();
+    let (offset, skip, len) = (1 << 20, 4096, 512);
+    let fixed = |opcode, fd| Fields {
+        off: offset,
+        addr: 0x3000,
+        len,
+        user_data,
+        buf: 9,
+        ..plain(opcode, fd)
+    };
+    assert_eq!(of(FillIo::Load { offset, skip, len }), fixed(4, 1));
+    assert_eq!(of(FillIo::Store { offset, skip, len }), fixed(5, 4));
 }
 
 #[test]
@@ -278,9 +304,11 @@ fn completions_are_known_by_what_was_submitted() {
         Tagged::Stop,
         Tagged::Wake,
         Tagged::Tick,
+        Tagged::Fill(63),
+        Tagged::Rung,
     ] {
         assert_eq!(Tagged::parse(tagged.pack()), Some(tagged));
     }
-    assert_eq!(Tagged::parse(7 << 32), None);
+    assert_eq!(Tagged::parse(9 << 32), None);
     assert_eq!(Tagged::parse(u64::MAX), None);
 }

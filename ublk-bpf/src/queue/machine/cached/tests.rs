@@ -57,7 +57,7 @@ fn machine<'c>(cache: &'c Cache<'c>) -> Machine<'c> {
 
 fn machine_of<'c>(config: &Config, cache: &'c Cache<'c>) -> Machine<'c> {
     let machine = Machine::new(config, Written::untracked()).expect("a good config");
-    let mut machine = machine.with_cache(Some(cache));
+    let mut machine = machine.with_cache(Some(cache), 0);
     effects(&mut machine);
     machine.handle(Event::Prepared(0));
     effects(&mut machine);
