@@ -29,8 +29,8 @@ fn torture_write_through_clock() {
 }
 
 #[test]
-fn torture_write_through_s3fifo() {
-    torture("write-through", "s3fifo", "64K", 22);
+fn torture_write_through_adaptive() {
+    torture("write-through", "adaptive", "64K", 22);
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn torture_write_around_clock() {
 }
 
 #[test]
-fn torture_write_around_s3fifo() {
-    torture("write-around", "s3fifo", "4K", 24);
+fn torture_write_around_adaptive() {
+    torture("write-around", "adaptive", "4K", 24);
 }
 
 /// Every byte is right while blocks come and go, policies are swapped, and operations meet in a block; and the

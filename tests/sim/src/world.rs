@@ -117,7 +117,7 @@ impl World {
         world.queues = rng.pick(&[1, 1, 2]);
         if world.storage().is_some() && rng.chance(250) {
             let mode = rng.pick(&[Mode::WriteThrough, Mode::WriteAround]);
-            let algorithm = rng.pick(&[Algorithm::Clock, Algorithm::S3Fifo]);
+            let algorithm = rng.pick(&[Algorithm::Clock, Algorithm::Adaptive]);
             world.cache = Some(world.random_cache(rng, mode, algorithm));
         }
         world

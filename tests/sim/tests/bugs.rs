@@ -18,7 +18,7 @@ fn world(bug: Bug, seed: u64) -> Option<World> {
     let algorithm = if seed % 4 < 2 {
         Algorithm::Clock
     } else {
-        Algorithm::S3Fifo
+        Algorithm::Adaptive
     };
     bug.is_of_cache().then(|| World::cached(seed, mode, algorithm))
 }

@@ -79,8 +79,8 @@ fn write_through_and_clock() {
 }
 
 #[test]
-fn write_through_and_s3fifo() {
-    all(Mode::WriteThrough, Algorithm::S3Fifo);
+fn write_through_and_adaptive() {
+    all(Mode::WriteThrough, Algorithm::Adaptive);
 }
 
 #[test]
@@ -89,6 +89,6 @@ fn write_around_and_clock() {
 }
 
 #[test]
-fn write_around_and_s3fifo() {
-    all(Mode::WriteAround, Algorithm::S3Fifo);
+fn write_around_and_adaptive() {
+    all(Mode::WriteAround, Algorithm::Adaptive);
 }

@@ -34,7 +34,7 @@ fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
                 algorithm: if clock {
                     Algorithm::Clock
                 } else {
-                    Algorithm::S3Fifo
+                    Algorithm::Adaptive
                 },
                 rate: limited.then_some(1 << 20),
                 promote,

@@ -49,7 +49,7 @@ struct Row {
 pub fn table() -> Result<usize> {
     heading();
     ours("lru", "clock")?;
-    let resistant = ours("scan-resistant", "s3fifo")?;
+    let resistant = ours("scan-resistant", "adaptive")?;
     let smq = dm_cache()?;
     println!();
     let claims = claims(&resistant, &smq);

@@ -64,10 +64,11 @@ pub(super) fn cache_eviction() -> impl TypedValueParser<Value = Algorithm> {
             "CLOCK: a hand visits the blocks in turn and keeps one that was read since its last visit",
         ),
         value(
-            "s3fifo",
-            "S3-FIFO: a block that is not read again in the small queue is evicted soon, so that a scan does not \
-             displace the rest",
-        ),
+            "adaptive",
+            "S3-FIFO with a memory: a block that is not read again in the small queue is evicted soon, so that a scan \
+             does not displace the rest; what comes back sets that queue's length",
+        )
+        .alias("s3fifo"),
     ])
 }
 
@@ -134,7 +135,7 @@ mod tests {
         check(recovery(), &Recovery::ALL);
         check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
         check(trace_format(), &Format::ALL);
-        check(cache_eviction(), &[Algorithm::Clock, Algorithm::S3Fifo]);
+        check(cache_eviction(), &[Algorithm::Clock, Algorithm::Adaptive]);
     }
 
     #[test]

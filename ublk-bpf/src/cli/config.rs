@@ -138,7 +138,7 @@ settings! {
     /// How writes treat cached blocks [default: write-through]
     #[arg(long, value_name = "MODE", value_parser = choice::cache_mode())]
     Cache cache_mode: Mode,
-    /// Eviction algorithm [default: s3fifo]
+    /// Eviction algorithm [default: adaptive]
     #[arg(long, value_name = "ALGORITHM", value_parser = choice::cache_eviction())]
     Cache cache_eviction: Algorithm,
     /// Limit promotion into the cache to this many bytes a second

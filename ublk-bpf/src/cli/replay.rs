@@ -72,7 +72,7 @@ pub(super) struct Args {
     /// Cache block sizes, 4K to 1M
     #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = parse_cache_block, default_value = "64K")]
     cache_block: Vec<u32>,
-    /// Eviction algorithms [default: s3fifo]
+    /// Eviction algorithms [default: adaptive]
     #[arg(long, value_name = "ALGORITHM", value_delimiter = ',', value_parser = choice::cache_eviction())]
     cache_eviction: Vec<Algorithm>,
     /// How writes treat cached blocks [default: write-through]

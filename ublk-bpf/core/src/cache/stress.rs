@@ -160,7 +160,7 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
 #[test]
 fn no_thread_reads_what_was_overwritten_or_is_anothers() {
     for mode in [Mode::WriteThrough, Mode::WriteAround] {
-        for algorithm in [Algorithm::Clock, Algorithm::S3Fifo] {
+        for algorithm in [Algorithm::Clock, Algorithm::Adaptive] {
             let counters = stress(mode, algorithm);
             assert!(counters.promoted > 0 && counters.evicted > 0, "{counters:?}");
         }

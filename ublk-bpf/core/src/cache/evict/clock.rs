@@ -5,7 +5,36 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, Fate, MAX_LOOKS, SlotView};
+use super::{Evict, Fallback, MAX_LOOKS, SlotState, SlotView};
+
+/// What the hand does with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Evict its block.
+    Evict,
+    /// Keep it: it is in use.
+    Stays,
+    /// Keep it for now, with less heat.
+    Cools { heat: u8, priority: Priority },
+}
+
+impl Fate {
+    fn of(state: SlotState) -> Self {
+        match state {
+            SlotState::Busy => Self::Stays,
+            SlotState::Empty
+            | SlotState::Resident {
+                priority: Priority::Low,
+                ..
+            }
+            | SlotState::Resident {
+                heat: 0,
+                priority: Priority::Normal,
+            } => Self::Evict,
+            SlotState::Resident { heat, priority } => Self::Cools { heat, priority },
+        }
+    }
+}
 
 /// The slots in the order in which the hand comes to them.
 #[derive(Debug)]
@@ -31,7 +60,8 @@ impl Clock {
 }
 
 impl Evict for Clock {
-    fn inserted(&mut self, slot: u32, _: Priority, _: u8) {
+    fn inserted(&mut self, slot: u32, _: Priority, slots: &mut dyn SlotView) {
+        slots.set_heat(slot, 0);
         self.ring.push_back(slot);
     }
 
@@ -41,7 +71,7 @@ impl Evict for Clock {
         let looks = MAX_LOOKS.min(u32::try_from(2 * self.ring.len()).unwrap_or(u32::MAX));
         for _ in 0..looks {
             let slot = self.ring.pop_front()?;
-            match slots.slot_state(slot).fate() {
+            match Fate::of(slots.slot_state(slot)) {
                 Fate::Evict => return Some(slot),
                 Fate::Stays => {}
                 Fate::Cools { heat, priority } => {

@@ -4,13 +4,14 @@
 //! Heat serves as the usual reference bit or counter. The classifier counts reads there, so a hit costs an algorithm
 //! nothing.
 
+mod adaptive;
 mod clock;
-mod s3fifo;
+mod ghosts;
 
 use ublk_bpf_abi::Priority;
 
+pub use adaptive::Adaptive;
 pub use clock::Clock;
-pub use s3fifo::S3Fifo;
 
 /// The state of a slot when an algorithm visits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,49 +29,23 @@ pub enum SlotState {
     },
 }
 
-/// What an algorithm does with a slot that it visits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// Evict its block.
-    Evict,
-    /// Keep it: it is in use.
-    Stays,
-    /// Keep it for now, with less heat.
-    Cools { heat: u8, priority: Priority },
-}
-
-impl SlotState {
-    fn fate(self) -> Fate {
-        match self {
-            Self::Busy => Fate::Stays,
-            Self::Empty
-            | Self::Resident {
-                priority: Priority::Low,
-                ..
-            }
-            | Self::Resident {
-                heat: 0,
-                priority: Priority::Normal,
-            } => Fate::Evict,
-            Self::Resident { heat, priority } => Fate::Cools { heat, priority },
-        }
-    }
-}
-
 /// The slots, as an algorithm sees them.
 pub trait SlotView {
     /// The state of a slot.
     fn slot_state(&self, slot: u32) -> SlotState;
+    /// The block in a slot; `None` if it left.
+    fn block(&self, slot: u32) -> Option<u32>;
+    /// The heat of the block in a slot.
+    fn heat(&self, slot: u32) -> u8;
     /// Sets the heat of the block in a slot.
     fn set_heat(&mut self, slot: u32, heat: u8);
 }
 
 /// An eviction algorithm. Each slot that gets a block is inserted, and a victim is removed.
 pub trait Evict: std::fmt::Debug + Send {
-    /// Inserts a slot that has got a block. No reads of it are counted yet. `heat` is what the block had before it came in, the
-    /// read that missed it included: a block that was evicted left with a heat of at least 1, so 2 and more tells of a
-    /// recent resident, unless its heat has decayed since.
-    fn inserted(&mut self, slot: u32, priority: Priority, heat: u8);
+    /// Inserts a slot that has got a block. The block's heat counts reads from before it came in, the one that missed it
+    /// included; an algorithm that wants to know later reads only clears it.
+    fn inserted(&mut self, slot: u32, priority: Priority, slots: &mut dyn SlotView);
 
     /// Removes and returns the slot to evict; `None` if all slots that it visited are in use. Visits at most
     /// [`MAX_LOOKS`] slots.
@@ -78,6 +53,9 @@ pub trait Evict: std::fmt::Debug + Send {
 
     /// Inserts a victim again that could not be evicted.
     fn put_back(&mut self, slot: u32);
+
+    /// The heat of all blocks was halved.
+    fn halved(&mut self) {}
 }
 
 /// Slots that one search visits at most: the coldest of so many is cold enough.
@@ -90,9 +68,10 @@ pub enum Algorithm {
     /// A hand goes round; a block that was read since its last visit stays.
     Clock,
     /// Two queues: a block that is not read again while in the small one is evicted soon, so a scan does not displace the
-    /// rest.
+    /// rest. What comes back after it left sets the length of the small one.
     #[default]
-    S3Fifo,
+    #[serde(alias = "s3fifo")]
+    Adaptive,
 }
 
 impl Algorithm {
@@ -101,7 +80,7 @@ impl Algorithm {
     pub fn build(self, slots: u32) -> Box<dyn Evict> {
         match self {
             Self::Clock => Box::new(Clock::new(slots)),
-            Self::S3Fifo => Box::new(S3Fifo::new(slots)),
+            Self::Adaptive => Box::new(Adaptive::new(slots)),
         }
     }
 }
@@ -138,6 +117,17 @@ mod tests {
             self.0[slot as usize]
         }
 
+        fn block(&self, slot: u32) -> Option<u32> {
+            (self.0[slot as usize] != SlotState::Empty).then_some(slot)
+        }
+
+        fn heat(&self, slot: u32) -> u8 {
+            match self.0[slot as usize] {
+                SlotState::Resident { heat, .. } => heat,
+                SlotState::Empty | SlotState::Busy => 0,
+            }
+        }
+
         fn set_heat(&mut self, slot: u32, to: u8) {
             if let SlotState::Resident { heat, .. } = &mut self.0[slot as usize] {
                 *heat = to;
@@ -156,27 +146,30 @@ mod tests {
         SlotState::Resident { heat, priority }
     }
 
-    fn full(algorithm: Algorithm, slots: &Fake) -> Box<dyn Evict> {
+    fn full(algorithm: Algorithm, slots: &mut Fake) -> Box<dyn Evict> {
         let count = u32::try_from(slots.0.len()).unwrap();
         let mut evict = algorithm.build(count);
         for slot in 0..count {
-            let priority = match slots.slot_state(slot) {
+            let state = slots.slot_state(slot);
+            let priority = match state {
                 SlotState::Resident { priority, .. } => priority,
-                _ => Priority::Normal,
+                SlotState::Empty | SlotState::Busy => Priority::Normal,
             };
-            evict.inserted(slot, priority, 1);
+            slots.set_heat(slot, 0);
+            evict.inserted(slot, priority, slots);
+            slots.0[slot as usize] = state;
         }
         evict
     }
 
-    const BOTH: [Algorithm; 2] = [Algorithm::Clock, Algorithm::S3Fifo];
+    const EACH: [Algorithm; 2] = [Algorithm::Clock, Algorithm::Adaptive];
 
     #[test]
     fn each_slot_is_named_once_and_none_in_use() {
-        for algorithm in BOTH {
+        for algorithm in EACH {
             let mut slots = Fake(vec![resident(0); 20]);
             slots.0[3] = SlotState::Busy;
-            let mut evict = full(algorithm, &slots);
+            let mut evict = full(algorithm, &mut slots);
             let mut named: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).collect();
             named.sort_unstable();
             assert_eq!(
@@ -189,11 +182,11 @@ mod tests {
 
     #[test]
     fn a_block_that_left_is_found_wherever_it_is() {
-        for algorithm in BOTH {
+        for algorithm in EACH {
             let mut slots = Fake(vec![resident(200); 50]);
             slots.0[33] = SlotState::Empty;
             assert_eq!(
-                full(algorithm, &slots).victim(&mut slots),
+                full(algorithm, &mut slots).victim(&mut slots),
                 Some(33),
                 "{algorithm:?}"
             );
@@ -202,14 +195,14 @@ mod tests {
 
     #[test]
     fn low_goes_first_and_high_and_pinned_last() {
-        for algorithm in BOTH {
+        for algorithm in EACH {
             let mut slots = Fake(vec![
                 with(Priority::High, 0),
                 with(Priority::Pinned, 0),
                 with(Priority::Normal, 1),
                 with(Priority::Low, 9),
             ]);
-            let mut evict = full(algorithm, &slots);
+            let mut evict = full(algorithm, &mut slots);
             let order: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).collect();
             assert_eq!(order, [3, 2, 0, 1], "{algorithm:?}");
         }
@@ -217,14 +210,18 @@ mod tests {
 
     #[test]
     fn a_search_ends_however_hot_all_are() {
-        for algorithm in BOTH {
+        for algorithm in EACH {
             let mut slots = Fake(vec![resident(255); 5000]);
             assert!(
-                full(algorithm, &slots).victim(&mut slots).is_some(),
+                full(algorithm, &mut slots).victim(&mut slots).is_some(),
                 "{algorithm:?}"
             );
             let mut slots = Fake(vec![SlotState::Busy; 5000]);
-            assert_eq!(full(algorithm, &slots).victim(&mut slots), None, "{algorithm:?}");
+            assert_eq!(
+                full(algorithm, &mut slots).victim(&mut slots),
+                None,
+                "{algorithm:?}"
+            );
         }
     }
 
@@ -232,15 +229,16 @@ mod tests {
     fn what_is_read_again_outlives_a_scan() {
         // 100 slots, 60 of them read all the time; 1000 blocks come by once.
         let mut slots = Fake(vec![resident(1); 100]);
-        let mut evict = full(Algorithm::S3Fifo, &slots);
+        let mut evict = full(Algorithm::Adaptive, &mut slots);
         for _ in 0..1000 {
             for slot in 0..60 {
-                slots.set_heat(slot, 3);
+                let heat = slots.heat(slot);
+                slots.set_heat(slot, heat.saturating_add(3));
             }
             let slot = evict.victim(&mut slots).unwrap();
             assert!(slot >= 60, "slot {slot} is read all the time");
             slots.0[slot as usize] = resident(0);
-            evict.inserted(slot, Priority::Normal, 1);
+            evict.inserted(slot, Priority::Normal, &mut slots);
         }
     }
 }

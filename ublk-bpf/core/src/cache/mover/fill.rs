@@ -46,11 +46,8 @@ impl Mover<'_, '_> {
     /// The slot holds the block.
     pub(super) fn end_fill(&mut self, job: &Job) {
         self.counters.staged_bytes += u64::from(job.len);
-        // Before the block can be hit: the reads counted so far led to this promotion and do not predict later ones.
-        let heat = self.cache.heat(job.block);
-        self.cache.set_heat(job.block, 0);
         if self.cache.end_filling(job.block, job.slot) {
-            self.settle(job.slot, job.priority, heat);
+            self.settle(job.slot, job.priority);
             self.counters.promoted += 1;
         } else {
             self.release(job.slot);

@@ -60,8 +60,16 @@ impl SlotView for Residents<'_, '_> {
         }
     }
 
+    fn block(&self, slot: u32) -> Option<u32> {
+        self.cache.blocks.slots.owner(slot)
+    }
+
+    fn heat(&self, slot: u32) -> u8 {
+        self.block(slot).map_or(0, |block| self.cache.heat(block))
+    }
+
     fn set_heat(&mut self, slot: u32, heat: u8) {
-        if let Some(block) = self.cache.blocks.slots.owner(slot) {
+        if let Some(block) = self.block(slot) {
             self.cache.set_heat(block, heat);
         }
     }

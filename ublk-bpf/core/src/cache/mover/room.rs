@@ -20,10 +20,10 @@ pub(super) struct FreeSlots {
 
 impl Mover<'_, '_> {
     /// The slot holds its block, which may be hit from now on.
-    /// `heat` is what the block had before it came in.
-    pub(super) fn settle(&mut self, slot: u32, priority: Priority, heat: u8) {
+    pub(super) fn settle(&mut self, slot: u32, priority: Priority) {
         self.residents.set_priority(slot, priority);
-        self.evict.inserted(slot, self.residents.priority(slot), heat);
+        let priority = self.residents.priority(slot);
+        self.evict.inserted(slot, priority, &mut self.residents);
         self.counters.used += 1;
     }
 

@@ -174,7 +174,7 @@ impl Mover<'_, '_> {
             self.counters.differing += 1;
         } else if self.cache.end_filling(of.block, of.slot) {
             self.counters.verified += 1;
-            return self.settle(of.slot, of.priority, 0);
+            return self.settle(of.slot, of.priority);
         } else {
             self.counters.overtaken += 1;
         }
