@@ -2,9 +2,14 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::args::{DeviceArg, Format};
 use super::output::print_line;
@@ -13,7 +18,6 @@ use crate::observe::{Recorded, Recording, Summary};
 use crate::path_text::ShowPath as _;
 use crate::policy::Disk;
 use crate::registry::Record;
-use crate::server::StopSignals;
 
 /// How often the requests are written. The ring holds what is issued meanwhile.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -82,26 +86,16 @@ fn create(path: &Path) -> anyhow::Result<File> {
 }
 
 fn record_until_end(mut recording: Recording, seconds: Option<u64>) -> anyhow::Result<Summary> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder.enable_all().build().context("cannot wait for signals")?;
-    runtime.block_on(async {
-        let mut signals = StopSignals::catch().context("cannot wait for signals")?;
-        let end = async {
-            match seconds {
-                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(end);
-        while recording.poll()? {
-            tokio::select! {
-                () = signals.next() => break,
-                () = &mut end => break,
-                () = tokio::time::sleep(INTERVAL) => {}
-            }
-        }
-        anyhow::Ok(())
-    })?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(&stop)).context("cannot catch signals")?;
+    }
+    // More seconds than the clock has are no limit.
+    let end = seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    let is_over = || stop.load(Relaxed) || end.is_some_and(|end| Instant::now() >= end);
+    while recording.poll()? && !is_over() {
+        thread::sleep(INTERVAL);
+    }
     Ok(recording.finish()?)
 }
 

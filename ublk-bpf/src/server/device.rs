@@ -82,7 +82,7 @@ impl Device for NewDevice {
             was_waiting: false,
             scheduler: &self.options.scheduler,
         };
-        let end = serving.run(Control::start, host);
+        let end = serving.run(Control::start, &host);
         drop(service);
         if let Ok(End::Left) | Err(ServeError::Left { .. }) = end {
             classifier.leave_pinned();

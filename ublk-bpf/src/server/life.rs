@@ -1,7 +1,7 @@
 //! The life of a device in its process: what it is given, and how it ends.
 
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedReceiver;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
 
 use super::error::ServeError;
 use crate::backend::Kind;
@@ -18,12 +18,38 @@ pub(super) trait Device: Send + 'static {
 /// What the process gives a device.
 pub(super) struct Host<'p> {
     pub(super) control: &'p Control,
-    /// The runtime of the main thread, which drives it.
-    pub(super) runtime: Handle,
-    /// One message per signal. Closed: remove the device, even if it is in use.
-    pub(super) asked: UnboundedReceiver<()>,
+    /// What the device's thread waits for.
+    pub(super) events: Receiver<Event>,
+    /// For the queue threads.
+    pub(super) sender: Sender<Event>,
     /// To be called once, when the device serves requests.
     pub(super) ready: &'p dyn Fn(Ready),
+}
+
+impl Host<'_> {
+    /// The next event; `None` if there is none until `deadline`.
+    pub(super) fn next(&self, deadline: Option<Instant>) -> Option<Event> {
+        match deadline {
+            Some(deadline) => {
+                let timeout = deadline.saturating_duration_since(Instant::now());
+                self.events.recv_timeout(timeout).ok()
+            }
+            // It has a sender itself, so this does not end otherwise.
+            None => self.events.recv().ok(),
+        }
+    }
+}
+
+/// An event for a device's thread, from the main thread or one of its queues.
+pub(super) enum Event {
+    /// A signal asks the device to stop.
+    Signal,
+    /// The start was cancelled: remove the device, even if it is in use.
+    Cancel,
+    /// The kernel has every tag of a queue.
+    QueueReady,
+    /// A queue's thread is at its end, and why.
+    QueueEnded(Result<(), String>),
 }
 
 /// A device that has become ready.

@@ -8,8 +8,8 @@ use std::thread::{self, available_parallelism};
 use super::error::ServeError;
 use crate::sys::process::{self, Capability};
 
-/// Open files of a process while it starts a device, beside what belongs to its devices: standard files, the signals'
-/// and the runtime's, the control plane's ring, and the BPF objects that are open until they are pinned.
+/// Open files of a process while it starts a device, beside what belongs to its devices: standard files, the main
+/// thread's sockets, the control plane's ring, and the BPF objects that are open until they are pinned.
 const FILES_OF_A_PROCESS: u64 = 48;
 /// A device's: its nodes, backing, cache, eventfds, lock and maps.
 const FILES_OF_A_DEVICE: u64 = 12;

@@ -9,6 +9,7 @@ mod claim;
 mod device;
 mod disk_queue;
 mod error;
+mod inbox;
 mod isolation;
 mod life;
 mod limits;
@@ -17,10 +18,8 @@ mod queues;
 mod recover;
 mod running;
 mod serve;
-mod signals;
 
 pub use background::{BackgroundError, run_in_background};
 pub use error::{CacheError, ServeError};
 pub use life::Ready;
 pub use serve::{Recipe, Start, serve};
-pub(crate) use signals::StopSignals;

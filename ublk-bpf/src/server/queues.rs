@@ -1,14 +1,14 @@
-//! The queue threads, as the main thread sees them.
+//! The queue threads of a device.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::Sender;
 use std::thread::Scope;
-use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use super::isolation::protect_thread;
+use super::life::Event;
 use super::{limits, panics};
 use crate::control::DeviceInfo;
 use crate::driver::{Engine, QueueHost};
@@ -25,91 +25,35 @@ pub(super) struct Shared<'a> {
     pub(super) classifier: &'a Classifier,
 }
 
-/// What a queue thread reports to its device's thread.
-enum News {
-    /// The kernel has every tag.
-    Ready,
-    /// The thread is at its end, and why.
-    Ended(Result<(), String>),
-}
-
-/// The queue threads of a device.
-pub(super) struct Queues {
-    news: UnboundedReceiver<News>,
-    /// Threads that have not ended.
-    running: u16,
-    count: u16,
-}
-
-impl Queues {
-    /// Starts a thread for each queue.
-    pub(super) fn spawn<'scope>(
-        scope: &'scope Scope<'scope, '_>,
-        shared: &'scope Shared<'scope>,
-    ) -> io::Result<Self> {
-        let (sender, news) = unbounded_channel();
-        let count = shared.info.queues;
-        for queue in 0..count {
-            let sender = sender.clone();
-            limits::thread(format!("{}-q{queue}", shared.info.id.disk_name()))
-                .spawn_scoped(scope, move || run(shared, queue, &sender))?;
-        }
-        Ok(Self {
-            news,
-            running: count,
-            count,
-        })
+/// Starts a thread for each queue.
+pub(super) fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    shared: &'scope Shared<'scope>,
+    events: &Sender<Event>,
+) -> io::Result<()> {
+    for queue in 0..shared.info.queues {
+        let events = events.clone();
+        limits::thread(format!("{}-q{queue}", shared.info.id.disk_name()))
+            .spawn_scoped(scope, move || run(shared, queue, &events))?;
     }
-
-    /// Waits until the kernel has every tag of every queue.
-    pub(super) async fn ready(&mut self, within: Duration) -> Result<(), String> {
-        let all = async {
-            for _ in 0..self.count {
-                match self.news.recv().await {
-                    Some(News::Ready) => {}
-                    Some(News::Ended(Err(why))) => return Err(why),
-                    Some(News::Ended(Ok(()))) | None => {
-                        return Err("a queue ended before it was ready".to_owned());
-                    }
-                }
-            }
-            Ok(())
-        };
-        match tokio::time::timeout(within, all).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("the queues were not ready within {} s", within.as_secs())),
-        }
-    }
-
-    /// Waits until every thread has ended, or one has failed.
-    pub(super) async fn ended(&mut self) -> Result<(), String> {
-        while self.running > 0 {
-            match self.news.recv().await {
-                Some(News::Ready) => {}
-                Some(News::Ended(Ok(()))) => self.running -= 1,
-                Some(News::Ended(Err(why))) => return Err(why),
-                None => break,
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// A queue thread's life.
-fn run(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) {
+fn run(shared: &Shared<'_>, queue: u16, events: &Sender<Event>) {
     protect_thread();
     // A panic fails this queue; the others must still end cleanly.
-    let result = catch_unwind(AssertUnwindSafe(|| serve(shared, queue, news)));
+    let result = catch_unwind(AssertUnwindSafe(|| serve(shared, queue, events)));
     let result = result.unwrap_or_else(|_| Err(format!("queue {queue}: its thread panicked")));
-    // Fails only if the main thread has ended.
-    let _ = news.send(News::Ended(result));
+    // Fails only if the device's thread has ended.
+    let _ = events.send(Event::QueueEnded(result));
 }
 
-fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Result<(), String> {
+fn serve(shared: &Shared<'_>, queue: u16, events: &Sender<Event>) -> Result<(), String> {
     let mut host = Host {
         verdicts: shared.classifier.verdicts().queue(queue),
         counters: shared.classifier.counters().queue(queue),
-        news,
+        events,
     };
     // Not zero if this server recovers the device from another.
     let before = host.counters.published();
@@ -125,7 +69,7 @@ fn serve(shared: &Shared<'_>, queue: u16, news: &UnboundedSender<News>) -> Resul
 struct Host<'a> {
     verdicts: QueueVerdicts<'a>,
     counters: QueueCounters,
-    news: &'a UnboundedSender<News>,
+    events: &'a Sender<Event>,
 }
 
 impl QueueHost for Host<'_> {
@@ -140,8 +84,8 @@ impl QueueHost for Host<'_> {
     }
 
     fn ready(&mut self) {
-        // Fails only if the device's thread has gone.
-        let _ = self.news.send(News::Ready);
+        // Fails only if the device's thread has ended.
+        let _ = self.events.send(Event::QueueReady);
     }
 }
 

@@ -141,7 +141,7 @@ impl Device for OrphanedDevice {
             was_waiting: true,
             scheduler: &self.options.scheduler,
         };
-        let end = serving.run(Control::end_recovery, host);
+        let end = serving.run(Control::end_recovery, &host);
         drop(service);
         if let Ok(End::Stopped) = end {
             claim.delete_when_dropped();

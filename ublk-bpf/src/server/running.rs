@@ -4,15 +4,15 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{self, RunningCache};
 use super::disk_queue::DiskQueue;
 use super::error::ServeError;
-use super::life::{End, Host, Ready};
-use super::queues::{Queues, Shared};
+use super::life::{End, Event, Host, Ready};
+use super::queues::{self, Shared};
 use super::{limits, panics};
 use crate::backend::Backend;
 use crate::cache::Mode;
@@ -30,7 +30,7 @@ use crate::registry::{Record, Scheduler, logs, users};
 /// How long devtmpfs or udev may take to make a node.
 const NODE_PATIENCE: Duration = Duration::from_secs(10);
 /// Interval of the checks for a failed cache device and a truncated file.
-const CACHE_WATCH: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the queue threads may take to give the kernel their tags.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -56,7 +56,7 @@ type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
 
 impl RunningDevice<'_> {
     /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
-    pub(super) fn run(self, begin: Begin, host: Host<'_>) -> Result<End, ServeError> {
+    pub(super) fn run(self, begin: Begin, host: &Host<'_>) -> Result<End, ServeError> {
         let system = |what| move |source| ServeError::System { what, source };
         let device = open_char_device(self.info.id, NODE_PATIENCE)?;
         let watch = Watch::over(self.regular_files());
@@ -78,7 +78,6 @@ impl RunningDevice<'_> {
             engine: &engine,
             classifier: self.classifier,
         };
-        let runtime = host.runtime.clone();
         let mut mover = None;
         let serve = || {
             thread::scope(|scope| {
@@ -89,9 +88,9 @@ impl RunningDevice<'_> {
                     cache.spawn(scope, name, cache.mover(), &engine)
                 });
                 let moving = moving.transpose().map_err(limits::no_thread("start the mover"))?;
-                let queues =
-                    Queues::spawn(scope, &shared).map_err(limits::no_thread("start a queue thread"))?;
-                let end = runtime.block_on(self.live(queues, begin, host, &watch));
+                queues::spawn(scope, &shared, &host.sender)
+                    .map_err(limits::no_thread("start a queue thread"))?;
+                let end = self.live(begin, host, &watch);
                 if let Some(thread) = moving {
                     stop_mover(&engine);
                     mover = thread.join().ok();
@@ -115,15 +114,9 @@ impl RunningDevice<'_> {
     }
 
     /// The device's thread, from the first queue to the last.
-    async fn live(
-        &self,
-        mut queues: Queues,
-        begin: Begin,
-        mut host: Host<'_>,
-        files: &Watch,
-    ) -> Result<End, ServeError> {
+    fn live(&self, begin: Begin, host: &Host<'_>, files: &Watch) -> Result<End, ServeError> {
         let id = self.info.id;
-        queues.ready(QUEUE_PATIENCE).await.map_err(ServeError::NotReady)?;
+        self.wait_for_queues(host).map_err(ServeError::NotReady)?;
         begin(self.control, id, std::process::id())?;
         wait_for_block_device(id, NODE_PATIENCE)?;
         self.tune()?;
@@ -131,29 +124,49 @@ impl RunningDevice<'_> {
             record: self.record.clone(),
             kind: self.backend.kind(),
         });
+        let mut queues = self.info.queues;
         let mut stop_requested = false;
-        let mut watch = tokio::time::interval(CACHE_WATCH);
-        let mut may_shrink = self.regular_files().iter().any(Option::is_some);
-        let mut cache = self.cache.filter(|_| !self.record.is_detached());
+        let mut checks = Checks::of(self);
         loop {
-            tokio::select! {
-                _ = watch.tick(), if cache.is_some() || may_shrink => {
-                    panics::point();
-                    if may_shrink && self.has_shrunk(files) {
-                        may_shrink = false;
-                    }
-                    if let Some(failure) = cache.and_then(RunningCache::failure) {
-                        cache::note_detached(&self.record, failure);
-                        cache = None;
-                    }
+            let by_signal = match host.next(checks.next) {
+                None => {
+                    checks.run(self, files);
+                    continue;
                 }
-                end = queues.ended() => return self.ended(end),
-                asked = host.asked.recv() => match self.asked(asked.is_some(), stop_requested)? {
-                    Some(end) => return Ok(end),
-                    None => stop_requested = true,
-                },
+                Some(Event::QueueReady) => continue,
+                Some(Event::QueueEnded(end)) => {
+                    queues -= 1;
+                    if end.is_err() || queues == 0 {
+                        return self.ended(end);
+                    }
+                    continue;
+                }
+                Some(Event::Signal) => true,
+                Some(Event::Cancel) => false,
+            };
+            if let Some(end) = self.asked(by_signal, stop_requested)? {
+                return Ok(end);
+            }
+            stop_requested = true;
+        }
+    }
+
+    /// Waits until the kernel has every tag of every queue.
+    fn wait_for_queues(&self, host: &Host<'_>) -> Result<(), String> {
+        let deadline = Instant::now() + QUEUE_PATIENCE;
+        for _ in 0..self.info.queues {
+            match host.next(Some(deadline)) {
+                Some(Event::QueueReady) => {}
+                Some(Event::QueueEnded(Err(why))) => return Err(why),
+                Some(Event::QueueEnded(Ok(()))) => return Err("a queue ended before it was ready".to_owned()),
+                Some(Event::Signal | Event::Cancel) => return Err("the start was cancelled".to_owned()),
+                None => {
+                    let limit = QUEUE_PATIENCE.as_secs();
+                    return Err(format!("the queues were not ready within {limit} s"));
+                }
             }
         }
+        Ok(())
     }
 
     /// The files of the backing and the cache, which other programs may truncate; `None` if not a regular file.
@@ -248,6 +261,41 @@ impl RunningDevice<'_> {
             Err(ServeError::Failed(why))
         } else {
             Err(ServeError::Left { why, id })
+        }
+    }
+}
+
+/// What is checked at intervals: a cache device that failed, and files that other programs may truncate.
+struct Checks<'a> {
+    /// When to check next; `None` if nothing is left to check.
+    next: Option<Instant>,
+    cache: Option<&'a RunningCache<'a>>,
+    may_shrink: bool,
+}
+
+impl<'a> Checks<'a> {
+    fn of(device: &RunningDevice<'a>) -> Self {
+        let mut checks = Self {
+            next: None,
+            cache: device.cache.filter(|_| !device.record.is_detached()),
+            may_shrink: device.regular_files().iter().any(Option::is_some),
+        };
+        checks.schedule();
+        checks
+    }
+
+    fn schedule(&mut self) {
+        let is_needed = self.cache.is_some() || self.may_shrink;
+        self.next = is_needed.then(|| Instant::now() + CHECK_INTERVAL);
+    }
+
+    fn run(&mut self, device: &RunningDevice<'_>, files: &Watch) {
+        self.schedule();
+        panics::point();
+        self.may_shrink = self.may_shrink && !device.has_shrunk(files);
+        if let Some(failure) = self.cache.and_then(RunningCache::failure) {
+            cache::note_detached(&device.record, failure);
+            self.cache = None;
         }
     }
 }

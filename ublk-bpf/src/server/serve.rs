@@ -4,19 +4,17 @@
 //! and collects their results.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, Scope};
-
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::device::NewDevice;
 use super::error::ServeError;
+use super::inbox::{Arrival, Inbox, Outbox};
 use super::isolation::{isolate, protect_thread, settle_memory};
-use super::life::{Device, Host, Ready};
+use super::life::{Device, Event, Host, Ready};
 use super::limits;
 use super::panics;
 use super::recover::OrphanedDevice;
-use super::signals::StopSignals;
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
@@ -213,39 +211,30 @@ fn serve_together<D: Device>(
     devices: Vec<D>,
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
-    let system = |what| move |source| ServeError::System { what, source };
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    let runtime = builder
-        .enable_all()
-        .build()
-        .map_err(system("start the main thread's runtime"))?;
+    let (outbox, inbox) = Inbox::new().map_err(|source| ServeError::System {
+        what: "catch SIGINT and SIGTERM",
+        source,
+    })?;
     // Whatever happens here, the devices' threads end: the scope waits for them.
     thread::scope(|scope| {
-        runtime
-            .block_on(async {
-                let signals = StopSignals::catch().map_err(system("catch SIGINT and SIGTERM"))?;
-                let mut server = Server::new(signals, devices.len());
-                for device in devices {
-                    server.start(scope, control, device);
-                    while server.is_starting() {
-                        server.step().await;
-                    }
-                    if server.stop_requested || server.has_failed() {
-                        break;
-                    }
-                }
-                if !server.has_started() || !server.announce(ready) {
-                    return Err(server.give_up().await);
-                }
-                Ok(server)
-            })
-            .and_then(|mut server| {
-                while server.is_alive() {
-                    // A panic here loses one event. The devices depend on no state that it could have broken.
-                    let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(server.step())));
-                }
-                server.end()
-            })
+        let mut server = Server::new(outbox, inbox, devices.len());
+        for device in devices {
+            server.start(scope, control, device);
+            while server.is_starting() {
+                server.step();
+            }
+            if server.stop_requested || server.has_failed() {
+                break;
+            }
+        }
+        if !server.has_started() || !server.announce(ready) {
+            return Err(server.give_up());
+        }
+        while server.is_alive() {
+            // A panic here loses one event. The devices depend on no state that it could have broken.
+            let _ = catch_unwind(AssertUnwindSafe(|| server.step()));
+        }
+        server.end()
     })
 }
 
@@ -254,9 +243,9 @@ struct Server {
     devices: Vec<DeviceThread>,
     /// How many devices were asked for.
     of: usize,
-    reporter: UnboundedSender<(usize, Report)>,
-    reports: UnboundedReceiver<(usize, Report)>,
-    signals: StopSignals,
+    /// For the devices' threads.
+    outbox: Outbox<Report>,
+    inbox: Inbox<Report>,
     /// A signal came.
     stop_requested: bool,
     /// All are ready, and it was said.
@@ -265,29 +254,43 @@ struct Server {
 
 /// A device with its thread.
 struct DeviceThread {
-    /// Forwards signals. `None`: the device must end.
-    ask: Option<UnboundedSender<()>>,
+    /// `None`: the device must end.
+    events: Option<DeviceEvents>,
     /// Since it is ready.
     ready: Option<Ready>,
     /// Since it has ended.
     end: Option<Result<(), ServeError>>,
 }
 
+/// The main thread's end of a device's events. When it is dropped, the device is removed.
+struct DeviceEvents(Sender<Event>);
+
+impl Drop for DeviceEvents {
+    fn drop(&mut self) {
+        // One that has ended does not listen.
+        let _ = self.0.send(Event::Cancel);
+    }
+}
+
 /// What a device's thread reports to the main thread.
-enum Report {
+struct Report {
+    /// Of the device.
+    index: usize,
+    what: Progress,
+}
+
+enum Progress {
     Ready(Box<Ready>),
     Ended(Result<(), ServeError>),
 }
 
 impl Server {
-    fn new(signals: StopSignals, of: usize) -> Self {
-        let (reporter, reports) = unbounded_channel();
+    fn new(outbox: Outbox<Report>, inbox: Inbox<Report>, of: usize) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
-            reporter,
-            reports,
-            signals,
+            outbox,
+            inbox,
             stop_requested: false,
             was_announced: false,
         }
@@ -300,44 +303,44 @@ impl Server {
         control: &'env Control,
         device: impl Device,
     ) {
-        let (ask, asked) = unbounded_channel();
+        let (sender, events) = channel();
         let index = self.devices.len();
-        let reporter = self.reporter.clone();
-        let runtime = Handle::current();
+        let outbox = self.outbox.clone();
+        let of_device = DeviceEvents(sender.clone());
         let life = move || {
             protect_thread();
-            // Fails only if the main thread has ended.
-            let report = |report| drop(reporter.send((index, report)));
+            let report = |what| outbox.send(Report { index, what });
             let host = Host {
                 control,
-                runtime,
-                asked,
-                ready: &|ready| report(Report::Ready(Box::new(ready))),
+                events,
+                sender,
+                ready: &|ready| report(Progress::Ready(Box::new(ready))),
             };
             // A panic fails this device; the others continue.
             let end = catch_unwind(AssertUnwindSafe(|| device.live(host)));
             let panicked = |_| Err(ServeError::Failed("the device's thread panicked".to_owned()));
-            report(Report::Ended(end.unwrap_or_else(panicked)));
+            report(Progress::Ended(end.unwrap_or_else(panicked)));
         };
         let thread = limits::thread(format!("device-{}", index + 1));
         let thread = thread.spawn_scoped(scope, life);
         let no_thread = limits::no_thread("start a device's thread");
         let end = thread.err().map(|error| Err(no_thread(error)));
         self.devices.push(DeviceThread {
-            ask: Some(ask),
+            events: Some(of_device),
             ready: None,
             end,
         });
     }
 
     /// Waits for the next thing that happens.
-    async fn step(&mut self) {
-        tokio::select! {
-            Some((index, report)) = self.reports.recv() => self.note(index, report),
-            () = self.signals.next() => {
+    fn step(&mut self) {
+        match self.inbox.next() {
+            Ok(Arrival::News(report)) => self.note(report),
+            Ok(Arrival::Signal) => {
                 panics::point();
                 self.pass_on();
             }
+            Err(error) => unreachable!("the write end of the socket is here: {error}"),
         }
     }
 
@@ -347,24 +350,24 @@ impl Server {
         if !self.was_announced {
             return self.dismiss();
         }
-        for ask in self.devices.iter().filter_map(|device| device.ask.as_ref()) {
+        for events in self.devices.iter().filter_map(|device| device.events.as_ref()) {
             // One that has ended does not listen.
-            let _ = ask.send(());
+            let _ = events.0.send(Event::Signal);
         }
     }
 
     /// Cancels the start: all devices must end.
     fn dismiss(&mut self) {
         for device in &mut self.devices {
-            device.ask = None;
+            device.events = None;
         }
     }
 
-    fn note(&mut self, index: usize, report: Report) {
-        let device = &mut self.devices[index];
-        match report {
-            Report::Ready(ready) => device.ready = Some(*ready),
-            Report::Ended(end) => {
+    fn note(&mut self, report: Report) {
+        let device = &mut self.devices[report.index];
+        match report.what {
+            Progress::Ready(ready) => device.ready = Some(*ready),
+            Progress::Ended(end) => {
                 // The process may go on for long.
                 if let (Err(error), true) = (&end, self.of > 1 && self.was_announced) {
                     let ready = device.ready.as_ref();
@@ -396,12 +399,12 @@ impl Server {
     }
 
     /// Removes all devices, and returns the reason.
-    async fn give_up(mut self) -> ServeError {
+    fn give_up(mut self) -> ServeError {
         let first = self.devices.iter().position(DeviceThread::has_failed);
         let failed = first.filter(|_| !self.stop_requested);
         self.dismiss();
         while self.is_alive() {
-            self.step().await;
+            self.step();
         }
         let why = failed.and_then(|index| Some((index, self.devices.swap_remove(index).end?.err()?)));
         why.map_or(ServeError::Interrupted(self.of), |(index, error)| {

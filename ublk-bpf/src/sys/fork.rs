@@ -7,6 +7,7 @@ use rustix::process::{
     Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, setsid, waitpid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use signal_hook::{SigId, low_level};
 
 /// Which of the two processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ fn is_parent(process: u32) -> bool {
 
 /// While this lives, SIGINT and SIGTERM do not end the calling process: they are forwarded to a child as SIGTERM.
 #[derive(Debug)]
-pub struct ForwardSignals(Vec<signal_hook_registry::SigId>);
+pub struct ForwardSignals(Vec<SigId>);
 
 impl ForwardSignals {
     /// Installs the handlers.
@@ -85,7 +86,7 @@ impl ForwardSignals {
                 let _ = kill_process(child, Signal::TERM);
             };
             // SAFETY: the handler only makes the system call kill(2), which is async-signal-safe (signal-safety(7)).
-            let id = unsafe { signal_hook_registry::register(signal, forward) }?;
+            let id = unsafe { low_level::register(signal, forward) }?;
             handlers.0.push(id);
         }
         Ok(handlers)
@@ -95,7 +96,7 @@ impl ForwardSignals {
 impl Drop for ForwardSignals {
     fn drop(&mut self) {
         for handler in self.0.drain(..) {
-            signal_hook_registry::unregister(handler);
+            low_level::unregister(handler);
         }
     }
 }
