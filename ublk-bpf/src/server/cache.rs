@@ -244,15 +244,6 @@ pub(super) fn check_tags(info: &DeviceInfo) -> Result<(), CacheError> {
     })
 }
 
-/// Where the maps of a cache come from.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum MapOrigin {
-    /// New: the kernel zeroed them. To zero them again would dominate the start of a large device.
-    New,
-    /// From a dead server. `was_detached`: its cache had failed and stays detached.
-    Served { was_detached: bool },
-}
-
 /// A cache in service.
 #[derive(Debug)]
 pub(super) struct RunningCache<'a> {
@@ -265,25 +256,28 @@ pub(super) struct RunningCache<'a> {
 }
 
 impl<'a> RunningCache<'a> {
-    /// A cache with these contents, for a device of `sectors` sectors.
+    /// A cache with these contents, for the device of the record. If the device is recovered, the maps are those of the
+    /// dead server. The kernel zeroed new ones: to do so again would dominate the start of a large device.
     pub(super) fn new(
         device: &'a CacheDevice,
-        (backing, sectors): (&'a Backend, u64),
+        backing: &'a Backend,
         maps: &'a CacheMaps,
         contents: Contents,
-        map_origin: MapOrigin,
+        record: &Record,
+        is_recovered: bool,
     ) -> Self {
         let shape = Shape {
             shift: device.options.shift(),
-            capacity: sectors,
+            capacity: record.sectors,
             slots: device.layout.slots,
             data_offset: device.layout.data_offset,
             mode: device.options.mode,
         };
         let cache = Cache::new(shape, maps.index(), maps.heat());
-        if let MapOrigin::Served { was_detached } = map_origin {
+        if is_recovered {
             cache.clear();
-            if was_detached {
+            // A cache that had failed stays detached.
+            if record.is_detached() {
                 cache.detach(CacheFailure {
                     during: "serving an earlier server,",
                     errno: Errno::EIO,

@@ -14,6 +14,7 @@ mod isolation;
 mod life;
 mod limits;
 mod panics;
+mod prepared;
 mod queues;
 mod recover;
 mod running;

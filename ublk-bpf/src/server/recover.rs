@@ -5,12 +5,11 @@ use std::time::Instant;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::cache::{CacheDevice, MapOrigin, RunningCache};
+use super::cache::CacheDevice;
 use super::claim::Claim;
-use super::device::{classifier_spec, mark_data, open_devices};
 use super::error::ServeError;
-use super::life::{Device, End, Host};
-use super::running::RunningDevice;
+use super::life::{Device, Host};
+use super::prepared::{Prepared, classifier_spec, mark_data, open_devices};
 use crate::backend::{Backend, Size, Spec, Storage};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::errno::Errno;
@@ -106,7 +105,7 @@ impl Device for OrphanedDevice {
         let sectors = self.before.sectors;
         start_recovery(control, id)?;
         let spec = classifier_spec(&self.info, &self.backend, sectors, self.cache.as_ref())?;
-        let mut classifier = self.classifier(&spec)?;
+        let classifier = self.classifier(&spec)?;
         if self.options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
             // Data matters more than advice about it.
             if let Err(error) = self.policy.and_then(|policy| policy::swap(&spec.disk, &policy)) {
@@ -114,42 +113,28 @@ impl Device for OrphanedDevice {
                 DEFAULT_POLICY.clone_into(&mut self.options.policy);
             }
         }
-        let mut claim = Claim::take_over(control, self.info, self.lock);
+        let claim = Claim::take_over(control, self.info, self.lock);
         let (backend, cache) = (&self.backend, self.cache.as_ref());
         let detached = self.before.cache.and_then(|cache| cache.detached);
-        let service = cache.zip(classifier.cache()).map(|(cache, maps)| {
-            let entries = cache.survivors(maps);
-            let map_origin = MapOrigin::Served {
-                was_detached: detached.is_some(),
-            };
-            RunningCache::new(cache, (backend, sectors), maps, entries, map_origin)
-        });
-        let cache = cache.map(|cache| CacheRecord {
+        let of_record = cache.map(|cache| CacheRecord {
             detached,
             ..cache.record()
         });
-        let record = Record::new(&claim.info, &self.options, sectors, backend, cache);
+        let record = Record::new(&claim.info, &self.options, sectors, backend, of_record);
         record.write()?;
         drop(self.policy_lock);
-        let serving = RunningDevice {
-            control,
-            info: &claim.info,
+        let contents = cache.zip(classifier.cache());
+        let contents = contents.map(|(cache, maps)| (cache, cache.survivors(maps)));
+        let prepared = Prepared {
             backend,
-            classifier: &classifier,
-            cache: service.as_ref(),
+            cache: contents,
             record,
             was_waiting: true,
             scheduler: &self.options.scheduler,
+            classifier,
+            claim,
         };
-        let end = serving.run(Control::end_recovery, &host);
-        drop(service);
-        if let Ok(End::Stopped) = end {
-            claim.delete_when_dropped();
-            classifier.remove_when_dropped();
-        } else {
-            claim.leave();
-        }
-        end.map(|end| end.say(id, self.options.recovery))
+        prepared.serve(&host)
     }
 }
 

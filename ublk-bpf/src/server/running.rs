@@ -16,10 +16,7 @@ use super::queues::{self, Shared};
 use super::{limits, panics};
 use crate::backend::Backend;
 use crate::cache::Mode;
-use crate::control::{
-    Control, DeviceId, DeviceInfo, Error as ControlError, Recovery, State, open_char_device,
-    wait_for_block_device,
-};
+use crate::control::{Control, DeviceInfo, Recovery, State, open_char_device, wait_for_block_device};
 use crate::driver::{DeviceSpec, Engine};
 use crate::errno::Errno;
 use crate::log;
@@ -44,19 +41,16 @@ pub(super) struct RunningDevice<'a> {
     pub(super) backend: &'a Backend,
     pub(super) classifier: &'a Classifier,
     pub(super) cache: Option<&'a RunningCache<'a>>,
-    pub(super) record: Record,
+    pub(super) record: &'a Record,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
     /// The I/O scheduler of a new disk. One that waited keeps what it has.
     pub(super) scheduler: &'a Scheduler,
 }
 
-/// How the kernel gets to know that the queues are ready.
-type Begin = fn(&Control, DeviceId, u32) -> Result<(), ControlError>;
-
 impl RunningDevice<'_> {
     /// Serves until the end. The queue threads have ended when this returns, and `/dev/ublkcN` is closed.
-    pub(super) fn run(self, begin: Begin, host: &Host<'_>) -> Result<End, ServeError> {
+    pub(super) fn run(self, host: &Host<'_>) -> Result<End, ServeError> {
         let system = |what| move |source| ServeError::System { what, source };
         let device = open_char_device(self.info.id, NODE_PATIENCE)?;
         let watch = Watch::over(self.regular_files());
@@ -90,7 +84,7 @@ impl RunningDevice<'_> {
                 let moving = moving.transpose().map_err(limits::no_thread("start the mover"))?;
                 queues::spawn(scope, &shared, &host.sender)
                     .map_err(limits::no_thread("start a queue thread"))?;
-                let end = self.live(begin, host, &watch);
+                let end = self.live(host, &watch);
                 if let Some(thread) = moving {
                     stop_mover(&engine);
                     mover = thread.join().ok();
@@ -114,9 +108,14 @@ impl RunningDevice<'_> {
     }
 
     /// The device's thread, from the first queue to the last.
-    fn live(&self, begin: Begin, host: &Host<'_>, files: &Watch) -> Result<End, ServeError> {
+    fn live(&self, host: &Host<'_>, files: &Watch) -> Result<End, ServeError> {
         let id = self.info.id;
         self.wait_for_queues(host).map_err(ServeError::NotReady)?;
+        let begin = if self.was_waiting {
+            Control::end_recovery
+        } else {
+            Control::start
+        };
         begin(self.control, id, std::process::id())?;
         wait_for_block_device(id, NODE_PATIENCE)?;
         self.tune()?;
@@ -294,7 +293,7 @@ impl<'a> Checks<'a> {
         panics::point();
         self.may_shrink = self.may_shrink && !device.has_shrunk(files);
         if let Some(failure) = self.cache.and_then(RunningCache::failure) {
-            cache::note_detached(&device.record, failure);
+            cache::note_detached(device.record, failure);
             self.cache = None;
         }
     }
