@@ -322,10 +322,8 @@ fn read_all(device: &Device, mib: u64) {
     }
 }
 
-#[test]
-fn a_device_is_recovered_while_its_dead_server_still_holds_a_slow_cache() {
-    let (backing, disk) = (Backing::file("backing", 32), Backing::loop_device("cache", 16));
-    let cache = Mapper::linear("slow", disk.spec());
+/// A device on a cache whose writes take so many milliseconds, with blocks that are being promoted.
+fn on_slow_cache(backing: &Backing, cache: &Mapper, recovery: &str, milliseconds: u32) -> Device {
     let path = cache.path().display().to_string();
     let device = Device::run(&[
         "--backing",
@@ -335,20 +333,46 @@ fn a_device_is_recovered_while_its_dead_server_still_holds_a_slow_cache() {
         "--policy",
         "lru",
         "--recovery",
-        "reissue",
+        recovery,
     ]);
-    // What is promoted now is being written for long after the server's death.
-    cache.delay_writes(4_000);
+    cache.delay_writes(milliseconds);
     read_all(&device, 4);
     wait_until("blocks are being promoted", SOON, || {
         std::thread::sleep(Duration::from_millis(200));
         device.stats()["cache"]["staged_bytes"] != 0
     });
+    device
+}
+
+#[test]
+fn a_device_is_recovered_while_its_dead_server_still_holds_a_slow_cache() {
+    let (backing, disk) = (Backing::file("backing", 32), Backing::loop_device("cache", 16));
+    let cache = Mapper::linear("slow", disk.spec());
+    // What is promoted now is being written for long after the server's death.
+    let device = on_slow_cache(&backing, &cache, "reissue", 4_000);
     run("kill", &["-KILL", &device.server()]);
     let said = run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
     assert!(said.contains("is ready"), "{said}");
     cache.heal();
     read_all(&device, 4);
+    device.stop();
+    drop(cache);
+    nothing_is_left();
+}
+
+#[test]
+fn a_device_that_its_dead_server_still_holds_is_not_forgotten() {
+    let (backing, disk) = (Backing::file("backing", 32), Backing::loop_device("cache", 16));
+    let cache = Mapper::linear("slow", disk.spec());
+    let device = on_slow_cache(&backing, &cache, "none", 200_000);
+    run("kill", &["-KILL", &device.server()]);
+    let said = refused(&["stop", &device.id()]);
+    assert!(said.contains("still held by its dead server"), "{said}");
+    assert!(device.pins().exists(), "its pins were removed");
+    let said = refused_start(&["--backing", backing.spec()]);
+    assert!(said.contains("in use by ublkb"), "{said}");
+    // Lets the delayed writes go.
+    cache.heal();
     device.stop();
     drop(cache);
     nothing_is_left();

@@ -299,6 +299,8 @@ fn standing(control: &Control, id: DeviceId) -> Result<Standing, StorageError> {
     }
     Ok(match stale::settled(control, id)? {
         Some(info) if info.state.is_recoverable() => Standing::Waiting,
+        // By a dead server, whose last operation has not ended.
+        Some(info) if stale::is_held(&info) => Standing::Served,
         _ => Standing::Gone,
     })
 }

@@ -32,6 +32,12 @@ pub enum RemoveError {
     /// Its pins could not be removed.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// An operation of its dead server has not ended.
+    #[error(
+        "{} is still held by its dead server, whose last operation on the backing or the cache has not ended: run `ublk-bpf stop {}` again when it has",
+        .0.disk_name(), .0
+    )]
+    Held(DeviceId),
 }
 
 /// Every device that has a record, a lock or pins, in ascending order; whether its server lives or not.
@@ -62,7 +68,7 @@ pub fn sweep(control: &Control) {
             .map_err(RemoveError::from)
             .and_then(|device| match device {
                 // It waits for a server, or will once its dead one's last operation has ended.
-                Some(info) if info.state.is_recoverable() || is_left(&info) => Ok(()),
+                Some(info) if info.state.is_recoverable() || is_held(&info) => Ok(()),
                 device => {
                     tracing::info!("cleaning up {} after its server died", id.disk_name());
                     remove(control, id, device, &lock)
@@ -78,16 +84,18 @@ pub fn sweep(control: &Control) {
 }
 
 /// Removes everything of a device whose server is dead: `device` is what [`settled`] said, and the caller holds its lock.
+/// Nothing while the kernel still has it for that server.
 pub(crate) fn remove(
     control: &Control,
     id: DeviceId,
     device: Option<DeviceInfo>,
     lock: &Lock,
 ) -> Result<(), RemoveError> {
-    // A live device here is another program's, which got the id after ours had gone.
-    let is_ours = |info: &DeviceInfo| info.state != State::Live && info.flags.contains(Features::SERVED);
-    if device.is_some_and(|info| is_ours(&info)) {
-        delete(control, id)?;
+    match device.filter(|info| info.flags.contains(Features::SERVED)) {
+        Some(info) if is_held(&info) => return Err(RemoveError::Held(id)),
+        Some(info) if info.state != State::Live => delete(control, id)?,
+        // There is none, or it is another program's, which got the id after ours had gone.
+        _ => {}
     }
     PinDir::of(&Disk::ublk(id.number())).remove()?;
     forget(id)?;
@@ -157,7 +165,7 @@ pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceIn
     let deadline = Instant::now() + SETTLING;
     loop {
         match control.info(id) {
-            Ok(info) if is_left(&info) && Instant::now() < deadline => std::thread::sleep(POLL),
+            Ok(info) if is_held(&info) && Instant::now() < deadline => std::thread::sleep(POLL),
             Ok(info) => return Ok(Some(info)),
             Err(error) if error.is_no_device() => return Ok(None),
             Err(error) => return Err(error),
@@ -165,7 +173,7 @@ pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceIn
     }
 }
 
-/// Whether a device that the kernel calls live has no server.
-fn is_left(info: &DeviceInfo) -> bool {
+/// Whether the kernel calls a device live whose server is dead.
+pub(crate) fn is_held(info: &DeviceInfo) -> bool {
     info.state == State::Live && info.server.is_none_or(is_dying)
 }
