@@ -399,3 +399,17 @@ fn a_device_is_not_recovered_on_a_loop_device_that_was_attached_to_another_file(
     device.stop();
     nothing_is_left();
 }
+
+#[test]
+fn a_device_is_not_recovered_on_a_disk_that_was_made_anew() {
+    let first = Backing::brd(32);
+    let device = Device::run(&["--backing", first.spec(), "--recovery", "reissue"]);
+    device.kill_server("waiting");
+    drop(first);
+    let second = Backing::brd(32);
+    let said = refused(&["run", "--daemon", "--recover", &device.id()]);
+    assert!(said.contains("another disk than before"), "{said}");
+    device.stop();
+    drop(second);
+    nothing_is_left();
+}

@@ -45,6 +45,9 @@ struct Extent {
     to: u64,
     /// All of the range is the backend's. If not, the backend is somewhere in it.
     whole: bool,
+    /// Tells a disk from the one that had its number before; `None` for what is on something else that tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
 }
 
 /// What the kernel calls a file, until the next boot.
@@ -90,6 +93,7 @@ impl Storage {
                 from: 0,
                 to: u64::MAX,
                 whole: true,
+                sequence: None,
             }],
         }
     }
@@ -101,15 +105,35 @@ impl Storage {
         !(self.read_only && other.read_only) && self.extents.iter().any(overlaps)
     }
 
-    /// Whether both are the same file or device, attached to or cut out of the same.
+    /// What makes `now`, which has the same name, other storage than this, in words that follow the name; `None` if it is
+    /// the same file or device, attached to or cut out of the same.
+    #[must_use]
+    pub fn difference(&self, now: &Self) -> Option<&'static str> {
+        // What is somewhere on a disk may be moved or grown without its users noticing.
+        let whole = |of: &'_ Self| -> Vec<Extent> {
+            let whole = of.extents.iter().filter(|extent| extent.whole);
+            whole.cloned().collect()
+        };
+        let (before, now) = (whole(self), whole(now));
+        let mut pairs = before.iter().zip(&now);
+        if before.len() != now.len()
+            || pairs
+                .clone()
+                .any(|(was, is)| (&was.on, was.from) != (&is.on, is.from))
+        {
+            return Some("is attached to different storage than before");
+        }
+        let is_new =
+            |was: &Extent, is: &Extent| was.sequence.zip(is.sequence).is_some_and(|(was, is)| was != is);
+        pairs
+            .any(|(was, is)| is_new(was, is))
+            .then_some("is another disk than before: it was made or inserted anew")
+    }
+
+    /// Whether both are the same file or device, see [`difference`](Self::difference).
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        // What is somewhere on a disk may be moved or grown without its users noticing.
-        fn whole(of: &Storage) -> impl Iterator<Item = (&str, u64)> {
-            let whole = of.extents.iter().filter(|extent| extent.whole);
-            whole.map(|extent| (extent.on.as_str(), extent.from))
-        }
-        whole(self).eq(whole(other))
+        self.difference(other).is_none()
     }
 
     /// A loop device that writes to the same bytes from above, or beside this storage.
@@ -129,6 +153,16 @@ impl Storage {
 }
 
 impl Extent {
+    fn new(on: String, range: &Range<u64>, whole: bool) -> Self {
+        Self {
+            on,
+            from: range.start,
+            to: range.end,
+            whole,
+            sequence: None,
+        }
+    }
+
     /// Whether some bytes are certainly or probably in both.
     fn overlaps(&self, other: &Self) -> bool {
         self.on == other.on
@@ -144,13 +178,7 @@ struct Extents(Vec<Extent>);
 
 impl Extents {
     /// Adds an extent; `false` if it is there already, which ends the walk.
-    fn add(&mut self, on: String, range: &Range<u64>, whole: bool) -> bool {
-        let extent = Extent {
-            on,
-            from: range.start,
-            to: range.end,
-            whole,
-        };
+    fn add(&mut self, extent: Extent) -> bool {
         let is_new = self.0.len() < MAX_EXTENTS && !self.0.contains(&extent);
         if is_new {
             self.0.push(extent);
@@ -159,7 +187,8 @@ impl Extents {
     }
 
     fn add_file(&mut self, device: u64, inode: u64, range: Range<u64>, whole: bool) {
-        if self.add(file_name(device, inode), &range, whole)
+        let extent = Extent::new(file_name(device, inode), &range, whole);
+        if self.add(extent)
             && let Some(bytes) = size_of_device(device)
         {
             self.add_block(device, 0..bytes, false);
@@ -171,15 +200,22 @@ impl Extents {
     }
 
     fn add_block(&mut self, device: u64, range: Range<u64>, whole: bool) {
-        if !self.add(block_name(device), &range, whole) {
-            return;
-        }
+        let mut extent = Extent::new(block_name(device), &range, whole);
         let Some(sysfs) = BlockSysfs::find(device) else {
+            self.add(extent);
             return;
         };
-        if let Some((disk, start)) = sysfs.whole_disk() {
+        let (disk, attached) = (sysfs.whole_disk(), sysfs.attached());
+        // A loop device may be attached anew to the same file.
+        if whole && disk.is_none() && attached.is_none() {
+            extent.sequence = sysfs.disk_sequence();
+        }
+        if !self.add(extent) {
+            return;
+        }
+        if let Some((disk, start)) = disk {
             self.add_block(disk, shifted(&range, start.saturating_mul(SECTOR_SIZE)), whole);
-        } else if let Some(attached) = sysfs.attached() {
+        } else if let Some(attached) = attached {
             let range = shifted(&range, attached.offset);
             match attached.block_device {
                 0 => self.add_file(attached.device, attached.inode, range, whole),
@@ -209,12 +245,8 @@ mod tests {
     use super::*;
 
     fn storage(extents: &[(&str, Range<u64>, bool)]) -> Storage {
-        let extent = |(on, range, whole): &(&str, Range<u64>, bool)| Extent {
-            on: (*on).to_owned(),
-            from: range.start,
-            to: range.end,
-            whole: *whole,
-        };
+        let extent =
+            |(on, range, whole): &(&str, Range<u64>, bool)| Extent::new((*on).to_owned(), range, *whole);
         Storage {
             read_only: false,
             extents: extents.iter().map(extent).collect(),
@@ -275,6 +307,22 @@ mod tests {
         assert!(!on("file", 0).is_same_as(&on("file", 10)));
         let moved = storage(&[("dm-0", 0..10, true), ("sda", 0..99, false)]);
         assert!(moved.is_same_as(&storage(&[("dm-0", 0..20, true), ("sdb", 0..99, false)])));
+    }
+
+    #[test]
+    fn a_disk_that_was_made_anew_is_another() {
+        let disk = |sequence| {
+            let mut storage = storage(&[("ram0p1", 0..10, true), ("ram0", 5..15, true)]);
+            storage.extents[1].sequence = sequence;
+            storage
+        };
+        assert!(disk(Some(7)).is_same_as(&disk(Some(7))));
+        assert!(!disk(Some(7)).is_same_as(&disk(Some(9))));
+        // Records of older programs do not have it.
+        assert!(disk(None).is_same_as(&disk(Some(9))));
+        let text = serde_json::to_string(&disk(None)).unwrap();
+        assert!(!text.contains("sequence"), "{text}");
+        assert_eq!(serde_json::from_str::<Storage>(&text).unwrap(), disk(None));
     }
 
     #[test]

@@ -144,10 +144,9 @@ impl CacheDevice {
     /// Checks that it is the cache that `before` describes.
     pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
         let mut found = self.backend.identity();
-        let storage = self.backend.storage();
-        let was = before.storage.as_ref().zip(storage.as_ref());
-        if was.is_some_and(|(was, is)| !was.is_same_as(is)) {
-            found.push_str(", which is attached to different storage than before");
+        let storages = before.storage.as_ref().zip(self.backend.storage());
+        if let Some(what) = storages.and_then(|(was, is)| was.difference(&is)) {
+            found = format!("{found}, which {what}");
         } else if found == before.identity && self.layout.slots == before.slots {
             return Ok(());
         }

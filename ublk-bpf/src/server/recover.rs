@@ -10,7 +10,7 @@ use super::claim::Claim;
 use super::error::ServeError;
 use super::life::{Device, Host};
 use super::prepared::{Prepared, classifier_spec, mark_data, open_devices};
-use crate::backend::{Backend, Size, Spec, Storage};
+use crate::backend::{Backend, Size, Spec};
 use crate::control::{Control, DeviceId, DeviceInfo};
 use crate::errno::Errno;
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
@@ -163,25 +163,16 @@ fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
     }
 }
 
-/// Whether what has the same number as before is a loop device on another file, or another part of the disk.
-fn is_elsewhere(before: Option<&Storage>, backend: &Backend) -> bool {
-    before
-        .zip(backend.storage().as_ref())
-        .is_some_and(|(before, now)| !before.is_same_as(now))
-}
-
 /// Whether a device that was promised to its clients can be served on `backend`: the same one, with no less of anything.
 fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Result<(), ServeError> {
     let (id, facts) = (before.id(), backend.facts());
     let promised = control.params(id)?;
     let bytes = |sectors: u64| Size(sectors * SECTOR_SIZE);
+    let storages = before.storage.as_ref().zip(backend.storage());
     let difference = if backend.identity() != before.identity {
         format!("it is {} and was {}", backend.identity(), before.identity)
-    } else if is_elsewhere(before.storage.as_ref(), backend) {
-        format!(
-            "{} is attached to different storage than before",
-            backend.identity()
-        )
+    } else if let Some(what) = storages.and_then(|(was, is)| was.difference(&is)) {
+        format!("{} {what}", backend.identity())
     } else if facts.sectors < before.sectors {
         format!(
             "it has {} and had {}",
