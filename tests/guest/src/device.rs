@@ -149,13 +149,18 @@ impl Drop for Device {
 
 /// Starts a server in the foreground and waits until `devices` devices are ready; returns it with its output.
 pub fn foreground(args: &[&str], devices: usize) -> (Child, String) {
-    let mut child = Command::new("ublk-bpf")
-        .arg("run")
-        .args(args)
+    let mut server = Command::new("ublk-bpf");
+    server.arg("run").args(args);
+    started(server, devices)
+}
+
+/// The same for a command that becomes a server.
+pub fn started(mut server: Command, devices: usize) -> (Child, String) {
+    let mut child = server
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot run ublk-bpf: {error}"));
+        .unwrap_or_else(|error| panic!("cannot run {server:?}: {error}"));
     let mut lines = String::new();
     let stdout = child
         .stdout

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use ublk_bpf_guest::device::started;
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, traces};
 use ublk_bpf_guest::{Backing, Device, Fio, foreground, run, run_json, try_run, wait_until};
 
@@ -57,7 +59,7 @@ fn a_device_is_found_by_every_command_until_it_is_stopped() {
 
 #[test]
 fn signals_stop_a_server_in_the_foreground() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let (child, line) = foreground(&["--backing", "mem:64M"], 1);
         assert!(
             line.ends_with(" is ready: 64 MiB of memory, 1 queue of depth 128, policy passthrough\n"),
@@ -69,6 +71,21 @@ fn signals_stop_a_server_in_the_foreground() {
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         nothing_is_left();
     }
+}
+
+#[test]
+fn a_server_outlives_its_terminal_where_it_is_to_ignore_that() {
+    // What nohup does.
+    let mut server = Command::new("sh");
+    server.args(["-c", "trap '' HUP; exec ublk-bpf run --backing mem:64M"]);
+    let (child, line) = started(server, 1);
+    let device = Device::announced(&line);
+    run("kill", &["-HUP", &child.id().to_string()]);
+    Fio::verify(device.path()).arg("size", "8m").run();
+    device.stop();
+    let output = child.wait_with_output().unwrap_or_else(|error| panic!("{error}"));
+    assert!(output.status.success(), "{output:?}");
+    nothing_is_left();
 }
 
 #[test]

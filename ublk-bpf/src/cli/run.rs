@@ -19,9 +19,10 @@ fill the reader's pages, which then show old memory: use it only to compare with
 a device with a mem: backing or cache: pages swapped out would take memory again. Sizes are 64K, 1G or 1GiB, in powers of 1024.
 
 The device is ready when one line is printed. A signal before that cancels the start and removes the device. After \
-that, SIGINT and SIGTERM remove the device. If it is in use, the first signal only says so and the second one removes it anyway.
+that, SIGINT, SIGTERM and SIGHUP (the terminal was closed; ignored under nohup) remove the device. If it is in use, the first \
+signal only says so and the second one removes it anyway.
 
-With --recovery the device outlives its server. If the server crashes or is ended by SIGINT or SIGTERM, the device \
+With --recovery the device outlives its server. If the server crashes or is ended by a signal, the device \
 waits, even if it is in use, until `run --recover N` serves it again. Only `ublk-bpf stop` removes it. Until then:
   reissue         requests in flight are reissued to the next server, and new ones wait
   fail-in-flight  requests in flight fail, and new ones wait

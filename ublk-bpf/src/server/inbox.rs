@@ -7,8 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
+
+use crate::sys::process;
 
 /// The main thread's end.
 pub(super) struct Inbox<T> {
@@ -24,18 +26,20 @@ pub(super) struct Outbox<T> {
 
 /// What has arrived.
 pub(super) enum Arrival<T> {
-    /// SIGINT or SIGTERM.
+    /// One of those that end a server.
     Signal,
     /// From another thread.
     News(T),
 }
 
 impl<T> Inbox<T> {
-    /// Catches SIGINT and SIGTERM, until the process ends.
+    /// Catches SIGINT, SIGTERM and SIGHUP until the process ends, but for a SIGHUP that `nohup` has it ignore.
     pub(super) fn new() -> io::Result<(Outbox<T>, Self)> {
         let (write, read) = UnixStream::pair()?;
-        for signal in [SIGINT, SIGTERM] {
-            pipe::register(signal, write.try_clone()?)?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            if signal != SIGHUP || !process::ignores(SIGHUP)? {
+                pipe::register(signal, write.try_clone()?)?;
+            }
         }
         let (sender, receiver) = channel();
         let outbox = Outbox {

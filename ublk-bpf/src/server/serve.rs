@@ -63,8 +63,8 @@ impl Start {
     }
 }
 
-/// Serves devices until all have ended. A device ends when another process stops it or when it fails. SIGINT and SIGTERM
-/// end all of them; those with a recovery mode then wait for another server. `ready` is called once, when all devices
+/// Serves devices until all have ended. A device ends when another process stops it or when it fails. SIGINT, SIGTERM and
+/// SIGHUP end all of them; those with a recovery mode then wait for another server. `ready` is called once, when all devices
 /// serve requests.
 ///
 /// The process must have one thread. It leaves its mount namespace.
@@ -212,7 +212,7 @@ fn serve_together<D: Device>(
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
     let (outbox, inbox) = Inbox::new().map_err(|source| ServeError::System {
-        what: "catch SIGINT and SIGTERM",
+        what: "catch signals",
         source,
     })?;
     // Whatever happens here, the devices' threads end: the scope waits for them.

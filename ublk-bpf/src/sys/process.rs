@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::ptr;
 
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{
@@ -145,6 +147,22 @@ pub fn refuse_oom_killer() -> io::Result<()> {
 
 /// Ignores the signals by which a mere write can end or stop a server: beyond `RLIMIT_FSIZE` (`SIGXFSZ`; the write
 /// then fails), and to a terminal that belongs to another job (`SIGTTOU`, with `stty tostop`; the write then
+/// Whether the process ignores a signal, as `nohup` has it ignore SIGHUP.
+///
+/// # Errors
+/// If there is no such signal.
+pub fn ignores(signal: i32) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action, it only writes the present one to `action`.
+    let result = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it is initialised.
+    let action = unsafe { action.assume_init() };
+    Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
 /// succeeds). Rust ignores `SIGPIPE` already.
 pub fn ignore_signals_of_writes() {
     for signal in [libc::SIGXFSZ, libc::SIGTTOU] {
