@@ -3,6 +3,8 @@
 //! Each step is a section of docs/benchmarks.md, and is measured in guests of its own, which print the rows of its
 //! table. All is on the instruction clock, which counts the instructions of all CPUs together.
 
+mod attributes;
+mod clients;
 mod depth;
 mod devices;
 mod queues;
@@ -33,6 +35,10 @@ pub enum Step {
     Size,
     /// Devices
     Devices,
+    /// Clients, depths and the I/O scheduler, beside other caches
+    Clients,
+    /// Attributes of the request queue
+    Attributes,
 }
 
 /// A guest whose clock counts instructions.
@@ -62,7 +68,14 @@ pub struct Plan {
 
 impl Step {
     /// In the page's order.
-    pub const ALL: [Self; 4] = [Self::Queues, Self::Depth, Self::Size, Self::Devices];
+    pub const ALL: [Self; 6] = [
+        Self::Queues,
+        Self::Depth,
+        Self::Size,
+        Self::Devices,
+        Self::Clients,
+        Self::Attributes,
+    ];
 
     /// As `--step` takes it, and the page's section is called.
     pub fn name(self) -> &'static str {
@@ -71,6 +84,8 @@ impl Step {
             Self::Depth => "depth",
             Self::Size => "size",
             Self::Devices => "devices",
+            Self::Clients => "clients",
+            Self::Attributes => "attributes",
         }
     }
 
@@ -81,6 +96,8 @@ impl Step {
             Self::Depth => &depth::PLAN,
             Self::Size => &size::PLAN,
             Self::Devices => &devices::PLAN,
+            Self::Clients => &clients::PLAN,
+            Self::Attributes => &attributes::PLAN,
         }
     }
 

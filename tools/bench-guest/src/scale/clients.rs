@@ -1,0 +1,115 @@
+//! What other clients than a deep io_uring pay, and what the scheduler of a distribution adds.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::{Guest, Plan, instructions};
+use crate::compared;
+use crate::peers::{self, empty};
+use crate::sizes::{RAM_DISK_MIB, RANGE_MIB, SETTLE};
+use crate::subject::{Kind, Shape};
+
+pub(crate) const PLAN: Plan = Plan {
+    title: "Clients and the I/O scheduler",
+    how: "\
+One queue of depth 128 on one CPU, 4 KiB random reads of 128 MiB on empty RAM disks. io_uring at depth 128 submits and
+reaps 32 at a time with fixed buffers and files, libaio likewise; at depth 1 each read is submitted alone. The last two
+columns have mq-deadline, which kernels give to a disk with one hardware queue where they have it; ublk-bpf's disks have
+it only with `--scheduler`. A device-mapper disk has no scheduler of its own. Instructions per I/O, client included.",
+    head: "\
+| subject | io_uring, 128 | libaio, 128 | io_uring, 1 | pread, 1 | mq-deadline: 128 | mq-deadline: 1 |
+|---|--:|--:|--:|--:|--:|--:|",
+    guests: &[Guest {
+        cpus: 1,
+        memory: "6G",
+    }],
+    rows,
+    why: "\
+At depth 1 a device in user space costs two switches between the client and the server and two entries of the kernel by
+the server for each I/O, whatever it then does; a kernel cache pays none of these. For a load of single synchronous
+reads, or of one request in flight at a time, dm-cache and bcache are the better choice. From some 16 requests in flight
+the switches are shared and the difference is small. dm-cache hands the requests of io_uring to a worker thread but
+serves those of libaio and pread in the caller, so that it is at its best with the latter two.",
+};
+
+/// Ours and what it is compared with, by the names of `compared`.
+const SUBJECTS: [&str; 6] = [
+    "brd",
+    "ublk-bpf-null",
+    "ublk-bpf-brd",
+    "ublk-bpf-hit",
+    "dm-cache",
+    "bcache",
+];
+
+/// How a client reads.
+const DEEP: [&str; 4] = [
+    "--runtime=150ms",
+    "--iodepth=128",
+    "--iodepth_batch=32",
+    "--iodepth_batch_complete_min=32",
+];
+const SINGLE: [&str; 4] = [
+    "--runtime=150ms",
+    "--iodepth=1",
+    "--iodepth_batch=1",
+    "--iodepth_batch_complete_min=1",
+];
+
+fn rows() -> Result<()> {
+    std::thread::sleep(SETTLE);
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    let kinds = compared::kinds();
+    let find = |name| kinds.iter().find(move |kind| kind.name == name);
+    for name in SUBJECTS {
+        row(find(name).with_context(|| format!("there is no subject {name}"))?)?;
+    }
+    Ok(())
+}
+
+fn row(kind: &Kind) -> Result<()> {
+    for disk in [peers::FAST, peers::SLOW] {
+        empty(disk)?;
+    }
+    let subject = (kind.start)(Shape {
+        queues: 1,
+        depth: 128,
+    })?;
+    let path = subject.path();
+    peers::unschedule(path)?;
+    let mut cells = vec![
+        cost(path, "io_uring", &DEEP)?,
+        cost(path, "libaio", &DEEP)?,
+        cost(path, "io_uring", &SINGLE)?,
+        cost(path, "psync", &SINGLE)?,
+    ];
+    if schedule(path)? {
+        cells.extend([cost(path, "io_uring", &DEEP)?, cost(path, "io_uring", &SINGLE)?]);
+    } else {
+        cells.extend(["–", "–"].map(str::to_owned));
+    }
+    println!("| {} | {} |", kind.name, cells.join(" | "));
+    subject.check()
+}
+
+/// Instructions per I/O.
+fn cost(device: &Path, engine: &str, load: &[&str]) -> Result<String> {
+    let engine = format!("--ioengine={engine}");
+    let range = format!("--size={RANGE_MIB}M");
+    let options = [&[engine.as_str(), range.as_str()], load].concat();
+    let instructions = instructions(&[device], &options).with_context(|| engine.clone())?;
+    Ok(format!("{instructions:.0}"))
+}
+
+/// Gives the disk mq-deadline. `false`: it cannot have a scheduler.
+fn schedule(device: &Path) -> Result<bool> {
+    let name = device.file_name().context("a device has a name")?;
+    let path = Path::new("/sys/class/block").join(name).join("queue/scheduler");
+    let can = fs::read_to_string(&path).is_ok_and(|known| known.contains("mq-deadline"));
+    if can {
+        fs::write(&path, "mq-deadline").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(can)
+}
