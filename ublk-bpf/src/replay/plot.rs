@@ -113,7 +113,7 @@ fn draw_panel<'a>(
         let mut points = points.clone();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         let style = colour.stroke_width(2);
-        let dash = if name == "lru" { (6, 4) } else { (2, 3) };
+        let dash = if name == "LRU" { (6, 4) } else { (2, 3) };
         let label = if is_reference {
             chart.draw_series(DashedLineSeries::new(points, dash.0, dash.1, style))?
         } else {

@@ -58,8 +58,10 @@ pub struct Device<'c, 'm> {
     latency: Duration,
     /// Reads of the backing for fills, and when each completes. All take as long, so they end in order.
     in_flight: VecDeque<(Duration, Load)>,
-    /// When the mover is polled, whatever happens.
-    due: Duration,
+    /// When something is due for the mover.
+    due: Option<Duration>,
+    /// When it is polled at the latest.
+    tick: Duration,
     counts: Counts,
 }
 
@@ -73,7 +75,8 @@ impl<'c, 'm> Device<'c, 'm> {
             mover: Mover::new(cache, pace.eviction, pace.limits, CacheCounters::default()),
             latency: pace.latency,
             in_flight: VecDeque::new(),
-            due: Duration::ZERO,
+            due: None,
+            tick: Duration::ZERO,
             counts: Counts::default(),
         };
         device.run_mover(Duration::ZERO);
@@ -112,8 +115,11 @@ impl<'c, 'm> Device<'c, 'm> {
         mut arrival: Arrival,
         decide: &mut dyn FnMut(&Request) -> Decision,
     ) -> (Decision, bool) {
-        while self.due <= now {
-            self.run_mover(self.due);
+        while let Some(due) = self.due.filter(|&due| due <= now) {
+            self.run_mover(due);
+        }
+        if self.tick <= now {
+            self.run_mover(now);
         }
         let decision = self.classify(&mut arrival, decide);
         self.cache.count_requests(1);
@@ -130,7 +136,7 @@ impl<'c, 'm> Device<'c, 'm> {
         if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 && arrival.blocks > 0 {
             self.hint(arrival.block, priority(decision));
         }
-        if self.cache.must_wake() || self.due <= now {
+        if self.cache.must_wake() || self.is_due(now) {
             self.run_mover(now);
         }
         (decision, is_hit)
@@ -232,7 +238,7 @@ impl<'c, 'm> Device<'c, 'm> {
         let end = self.cache.end_fill(fill, true);
         self.counts.overtaken += u64::from(!end.is_published);
         if end.wants_mover && self.cache.must_wake() {
-            self.due = now;
+            self.due_at(now);
         }
     }
 
@@ -301,7 +307,6 @@ impl<'c, 'm> Device<'c, 'm> {
 
     /// What the mover's driver does at `now`: passes on what completed, and executes what it asks for.
     fn run_mover(&mut self, now: Duration) {
-        self.due = now + TICK;
         while let Some(&(_, load)) = self.in_flight.front().filter(|(end, _)| *end <= now) {
             self.in_flight.pop_front();
             match load {
@@ -315,20 +320,27 @@ impl<'c, 'm> Device<'c, 'm> {
                 Err(rest) => break rest,
             }
         };
-        self.due = now + TICK;
+        self.tick = now + TICK;
+        self.due = self.in_flight.front().map(|(end, _)| *end);
         if let Rest::Until(then) = rest {
-            self.due = self.due.min(then);
+            self.due_at(then);
         }
-        if let Some(&(end, _)) = self.in_flight.front() {
-            self.due = self.due.min(end);
-        }
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// The mover is to be run at this time, if not before.
+    fn due_at(&mut self, time: Duration) {
+        self.due = Some(self.due.map_or(time, |due| due.min(time)));
     }
 
     /// A load takes the latency.
     fn await_load(&mut self, now: Duration, load: Load) {
         let end = now + self.latency;
         self.in_flight.push_back((end, load));
-        self.due = self.due.min(end);
+        self.due_at(end);
     }
 
     /// A read of the backing takes the latency, everything else no time.

@@ -26,8 +26,8 @@ impl Reference {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Lru => "lru",
-            Self::Belady => "belady",
+            Self::Lru => "LRU",
+            Self::Belady => "Belady",
         }
     }
 

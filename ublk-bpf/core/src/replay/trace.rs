@@ -84,6 +84,9 @@ impl TraceRequest {
 /// The sector after the last one that a device can have: a file's size is less than 2^63 bytes.
 pub(super) const MAX_SECTORS: u64 = 1 << 54;
 
+/// The latest time: 146 years, so that sums of two times are times too.
+const MAX_TIME_NS: u64 = 1 << 62;
+
 /// Requests in order.
 #[derive(Clone, Debug)]
 pub struct Trace {
@@ -128,8 +131,8 @@ impl Trace {
     /// Adds a request.
     ///
     /// # Errors
-    /// A read or write without sectors, or a request beyond the end of any device. The error says what was found, to
-    /// follow `wanted ..., found`.
+    /// A read or write without sectors, or a request beyond the end of any device or 146 years. The error says what was
+    /// found, to follow `wanted ..., found`.
     pub fn push(&mut self, request: TraceRequest) -> Result<(), String> {
         if request.has_data() && request.nr_sectors == 0 {
             return Err(format!("a {} of 0 sectors", request.op.name()));
@@ -137,6 +140,9 @@ impl Trace {
         let end = request.sector.checked_add(request.nr_sectors.into());
         if end.is_none_or(|end| end > MAX_SECTORS) {
             return Err(format!("sector {}", request.sector));
+        }
+        if request.time_ns > MAX_TIME_NS {
+            return Err(format!("a time of {} ns", request.time_ns));
         }
         self.requests.push(request);
         Ok(())
