@@ -165,6 +165,11 @@ mod tests {
         }
     }
 
+    /// The line of one case.
+    fn drop_line() -> String {
+        format!("drop-4k = {}\n", baseline().instructions["drop-4k"])
+    }
+
     fn refused(text: &str) -> String {
         format!("{:#}", parse(text).expect_err("refused"))
     }
@@ -182,18 +187,19 @@ mod tests {
     #[test]
     fn every_case_has_to_be_there_and_no_other() {
         let text = format(&baseline());
-        let without = text.replace("drop-4k = 9003\n", "");
+        let drop = drop_line();
+        let without = text.replace(&drop, "");
         assert_eq!(refused(&without), "the case drop-4k is missing");
         let more = format!("{text}hit-8k = 1\n");
         assert!(refused(&more).starts_with("there is no case hit-8k: passthrough-brd-4k, "));
-        let nothing = text.replace("drop-4k = 9003\n", "drop-4k = 0\n");
+        let nothing = text.replace(&drop, "drop-4k = 0\n");
         assert_eq!(refused(&nothing), "the case drop-4k costs nothing");
     }
 
     #[test]
     fn a_file_that_is_none_is_refused_with_the_line() {
         let text = format(&baseline());
-        let word = refused(&text.replace("drop-4k = 9003", "drop-4k = \"few\""));
+        let word = refused(&text.replace(&drop_line(), "drop-4k = \"few\"\n"));
         assert!(word.starts_with("line ") && word.contains("u32"), "{word}");
         assert!(refused(&text.replace("fio = ", "fox = ")).contains("fox"));
         assert!(refused(&text.replace("qemu = ", "#")).contains("qemu"));
