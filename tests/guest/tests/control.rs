@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 use ublk_bpf::control::{
-    AddDevice, Control, DeviceId, DeviceInfo, Discard, Error, Features, Params, Recovery, State,
+    AddDevice, Control, ControlError, DeviceId, DeviceInfo, Discard, Features, Params, Recovery, State,
     open_char_device, wait_for_block_device,
 };
 use ublk_bpf::sys::mmap::Descriptors;
@@ -129,7 +129,7 @@ fn wait_for(control: &Control, id: DeviceId, state: State) -> DeviceInfo {
     }
 }
 
-fn said<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+fn said<T: std::fmt::Debug>(result: Result<T, ControlError>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -425,7 +425,10 @@ fn a_delete_with_a_live_server_times_out() {
     );
     let hasty = Control::open().unwrap().with_patience(Duration::from_millis(300));
     let late = hasty.delete(device.id).unwrap_err();
-    assert!(matches!(late, Error::TimedOut { cancelled: true, .. }), "{late}");
+    assert!(
+        matches!(late, ControlError::TimedOut { cancelled: true, .. }),
+        "{late}"
+    );
     drop(server);
     let deadline = Instant::now() + SOON;
     while !ublk

@@ -7,17 +7,17 @@ use std::path::Path;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::error::Error;
-use super::facts::{Discard, DiscardBy, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use super::error::BackendError;
+use super::facts::{DiscardBy, DiscardFacts, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use super::sysfs::BlockSysfs;
 use crate::path_text::ShowPath as _;
 use crate::sys;
 
 /// Opens the device exclusively, so that it cannot be mounted while it serves.
-pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error> {
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), BackendError> {
     let (file, opened_read_only) = open_exclusively(path, read_only)?;
     let failed = |what| {
-        move |source| Error::System {
+        move |source| BackendError::System {
             name: path.shown().to_string(),
             what,
             source,
@@ -33,7 +33,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
     Ok((facts, file))
 }
 
-fn open_exclusively(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
+fn open_exclusively(path: &Path, read_only: bool) -> Result<(File, bool), BackendError> {
     let open = |write: bool| {
         OpenOptions::new()
             .read(true)
@@ -46,13 +46,13 @@ fn open_exclusively(path: &Path, read_only: bool) -> Result<(File, bool), Error>
         other => other.map(|file| (file, read_only)),
     };
     opened.map_err(|source| match source.raw_os_error() {
-        Some(libc::EBUSY) => Error::InUse {
+        Some(libc::EBUSY) => BackendError::InUse {
             path: path.to_owned(),
             by: holder_of(path),
         },
-        Some(libc::EACCES | libc::EPERM) => Error::Denied(path.to_owned()),
-        Some(libc::ENXIO | libc::ENOMEDIUM) => Error::Empty(path.to_owned()),
-        _ => Error::System {
+        Some(libc::EACCES | libc::EPERM) => BackendError::Denied(path.to_owned()),
+        Some(libc::ENXIO | libc::ENOMEDIUM) => BackendError::Empty(path.to_owned()),
+        _ => BackendError::System {
             name: path.shown().to_string(),
             what: "open it",
             source,
@@ -86,27 +86,27 @@ fn facts(
     sysfs: &BlockSysfs,
     memory_align: Option<u32>,
     read_only: bool,
-) -> Result<Facts, Error> {
+) -> Result<Facts, BackendError> {
     if let Some(model) = sysfs.queue_text("zoned").filter(|model| model != "none") {
-        return Err(Error::Zoned {
+        return Err(BackendError::Zoned {
             path: path.to_owned(),
             model,
         });
     }
     let sectors = sysfs.device("size").unwrap_or(0);
     if sectors == 0 {
-        return Err(Error::Empty(path.to_owned()));
+        return Err(BackendError::Empty(path.to_owned()));
     }
     let logical_block = sysfs.queue_u32("logical_block_size").unwrap_or(512);
     if logical_block > 4096 {
-        return Err(Error::BlockTooLarge {
+        return Err(BackendError::BlockTooLarge {
             path: path.to_owned(),
             block: logical_block,
         });
     }
     let bytes = sectors.saturating_mul(SECTOR_SIZE);
     if !bytes.is_multiple_of(u64::from(logical_block)) {
-        return Err(Error::Unaligned {
+        return Err(BackendError::Unaligned {
             path: path.to_owned(),
             bytes,
             block: logical_block,
@@ -147,12 +147,12 @@ fn facts(
     })
 }
 
-fn discard(sysfs: &BlockSysfs, logical_block: u32) -> Option<Discard> {
+fn discard(sysfs: &BlockSysfs, logical_block: u32) -> Option<DiscardFacts> {
     let most = sysfs
         .queue("discard_max_bytes")
         .filter(|&most| most >= u64::from(logical_block))?;
     let granularity = sysfs.queue_u32("discard_granularity").filter(|&unit| unit != 0);
-    Some(Discard {
+    Some(DiscardFacts {
         granularity: granularity.unwrap_or(logical_block),
         alignment: sysfs
             .device("discard_alignment")

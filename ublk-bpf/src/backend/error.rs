@@ -8,7 +8,7 @@ use crate::path_text::ShowPath as _;
 /// Why a backend cannot serve. One line each, which begins with its name: what was found, what to do. Whether it was to be
 /// the backing or a cache is for the caller to say.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum BackendError {
     /// Nothing there.
     #[error("{}: does not exist: create it first, for example with `truncate -s 1G {}`", .0.shown(), .0.shown())]
     Missing(PathBuf),

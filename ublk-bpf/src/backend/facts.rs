@@ -31,7 +31,7 @@ pub struct Facts {
     /// offered too (`RWF_DSYNC`).
     pub volatile_cache: bool,
     /// How discards reach it, if they do.
-    pub discard: Option<Discard>,
+    pub discard: Option<DiscardFacts>,
     /// How write-zeroes reach it, if they do without writing zeroes.
     pub write_zeroes: Option<WriteZeroes>,
 }
@@ -42,7 +42,7 @@ impl Facts {
         let whole = |bytes: u64| bytes - bytes % u64::from(block);
         self.logical_block = block;
         self.physical_block = self.physical_block.max(block);
-        self.discard = self.discard.map(|discard| Discard {
+        self.discard = self.discard.map(|discard| DiscardFacts {
             granularity: discard.granularity.next_multiple_of(block),
             max_bytes: whole(discard.max_bytes),
             ..discard
@@ -78,7 +78,7 @@ pub struct RingOps {
 
 /// Discards that really reach the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Discard {
+pub struct DiscardFacts {
     /// The unit that space is given back in, in bytes. Not always a power of two.
     pub granularity: u32,
     /// Where the first whole unit starts, in bytes from the backend's start.

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::error::Error;
-use super::facts::{Discard, DiscardBy, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use super::error::BackendError;
+use super::facts::{DiscardBy, DiscardFacts, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use super::sysfs::BlockSysfs;
 use crate::path_text::ShowPath as _;
 use crate::sys;
@@ -23,11 +23,11 @@ const MAX_BLOCK: u32 = 4096;
 ///
 /// # Errors
 /// If there is nothing, or something that is neither that nor a regular file.
-pub(super) fn is_block_device(path: &Path) -> Result<bool, Error> {
+pub(super) fn is_block_device(path: &Path) -> Result<bool, BackendError> {
     let found = fs::metadata(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing(path.to_owned()),
-        io::ErrorKind::PermissionDenied => Error::Denied(path.to_owned()),
-        _ => Error::System {
+        io::ErrorKind::NotFound => BackendError::Missing(path.to_owned()),
+        io::ErrorKind::PermissionDenied => BackendError::Denied(path.to_owned()),
+        _ => BackendError::System {
             name: path.shown().to_string(),
             what: "look at it",
             source,
@@ -47,16 +47,16 @@ pub(super) fn is_block_device(path: &Path) -> Result<bool, Error> {
     } else {
         "socket"
     };
-    Err(Error::WrongKind {
+    Err(BackendError::WrongKind {
         path: path.to_owned(),
         what,
     })
 }
 
 /// Opens and locks the file: alone for writing, shared for reading.
-pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error> {
+pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), BackendError> {
     let failed = |what| {
-        move |source| Error::System {
+        move |source| BackendError::System {
             name: path.shown().to_string(),
             what,
             source,
@@ -66,11 +66,11 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
     lock(path, &file, read_only)?;
     let found = file.metadata().map_err(failed("look at it"))?;
     if found.len() == 0 {
-        return Err(Error::Empty(path.to_owned()));
+        return Err(BackendError::Empty(path.to_owned()));
     }
     let (logical_block, memory_align) = alignment(path, &file)?;
     if !found.len().is_multiple_of(u64::from(logical_block)) {
-        return Err(Error::Unaligned {
+        return Err(BackendError::Unaligned {
             path: path.to_owned(),
             bytes: found.len(),
             block: logical_block,
@@ -95,7 +95,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Error>
         stable_writes: false,
         // Even where the disk has no cache, the file's extents become durable only by fsync.
         volatile_cache: true,
-        discard: holes.then_some(Discard {
+        discard: holes.then_some(DiscardFacts {
             granularity: file_system_block.max(logical_block),
             alignment: 0,
             max_bytes,
@@ -128,7 +128,7 @@ pub(super) fn for_each_data_range(
 
 /// The file for direct I/O, and whether it can only be read: a file system mounted so, or a mode without a
 /// write bit: root could override that, but it was set for a reason.
-fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
+fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), BackendError> {
     let open = |write: bool| {
         OpenOptions::new()
             .read(true)
@@ -145,14 +145,14 @@ fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
         other => other.map(|file| (file, read_only)),
     };
     opened.map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL) => Error::NoDirectIo(path.to_owned()),
-        Some(libc::EPERM) => protection(path).unwrap_or_else(|| Error::Denied(path.to_owned())),
-        Some(libc::EACCES) => Error::Denied(path.to_owned()),
-        Some(libc::ETXTBSY) => Error::InUse {
+        Some(libc::EINVAL) => BackendError::NoDirectIo(path.to_owned()),
+        Some(libc::EPERM) => protection(path).unwrap_or_else(|| BackendError::Denied(path.to_owned())),
+        Some(libc::EACCES) => BackendError::Denied(path.to_owned()),
+        Some(libc::ETXTBSY) => BackendError::InUse {
             path: path.to_owned(),
             by: "(running, or swap space)".into(),
         },
-        _ => Error::System {
+        _ => BackendError::System {
             name: path.shown().to_string(),
             what: "open it",
             source,
@@ -161,7 +161,7 @@ fn open_direct(path: &Path, read_only: bool) -> Result<(File, bool), Error> {
 }
 
 /// The attribute that forbids even root to write the file, if it has one.
-fn protection(path: &Path) -> Option<Error> {
+fn protection(path: &Path) -> Option<BackendError> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -175,25 +175,25 @@ fn protection(path: &Path) -> Option<Error> {
     } else {
         return None;
     };
-    Some(Error::Protected {
+    Some(BackendError::Protected {
         path: path.to_owned(),
         attribute,
         letter,
     })
 }
 
-fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
+fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), BackendError> {
     let locked = if read_only {
         file.try_lock_shared()
     } else {
         file.try_lock()
     };
     locked.map_err(|error| match error {
-        TryLockError::WouldBlock => Error::InUse {
+        TryLockError::WouldBlock => BackendError::InUse {
             path: path.to_owned(),
             by: "(another ublk-bpf device or program has locked it)".to_owned(),
         },
-        TryLockError::Error(source) => Error::System {
+        TryLockError::Error(source) => BackendError::System {
             name: path.shown().to_string(),
             what: "lock it",
             source,
@@ -202,9 +202,9 @@ fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Error> {
 }
 
 /// The logical block and the memory alignment that direct I/O on the file demands.
-fn alignment(path: &Path, file: &File) -> Result<(u32, u32), Error> {
+fn alignment(path: &Path, file: &File) -> Result<(u32, u32), BackendError> {
     let failed = |what| {
-        move |source| Error::System {
+        move |source| BackendError::System {
             name: path.shown().to_string(),
             what,
             source,
@@ -212,7 +212,7 @@ fn alignment(path: &Path, file: &File) -> Result<(u32, u32), Error> {
     };
     let known = sys::file::direct_io(file).map_err(failed("ask for its alignment"))?;
     let (offset, memory) = match known {
-        Some(align) if align.offset_align == 0 => return Err(Error::NoDirectIo(path.to_owned())),
+        Some(align) if align.offset_align == 0 => return Err(BackendError::NoDirectIo(path.to_owned())),
         Some(align) => (align.offset_align, align.memory_align),
         None if sys::file::file_system_magic(file).map_err(failed("look at its file system"))?
             == libc::TMPFS_MAGIC =>
@@ -220,13 +220,13 @@ fn alignment(path: &Path, file: &File) -> Result<(u32, u32), Error> {
             (512, 4)
         }
         None => {
-            let block = probe_block(file).ok_or_else(|| Error::NoDirectIo(path.to_owned()))?;
+            let block = probe_block(file).ok_or_else(|| BackendError::NoDirectIo(path.to_owned()))?;
             (block, block)
         }
     };
     let block = offset.max(512);
     if block > MAX_BLOCK {
-        return Err(Error::BlockTooLarge {
+        return Err(BackendError::BlockTooLarge {
             path: path.to_owned(),
             block,
         });
@@ -257,12 +257,12 @@ fn probe_block(file: &File) -> Option<u32> {
 
 /// Tries the operation in a scratch file, or where there can be none behind the end of the file itself, where it
 /// changes no data; but it changes the file's time stamps, by which a cache knows that its backing is as it was.
-fn punches_holes(path: &Path, file: &File, found: &fs::Metadata) -> Result<bool, Error> {
+fn punches_holes(path: &Path, file: &File, found: &fs::Metadata) -> Result<bool, BackendError> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // Beyond what any file can have: refused before the file system is asked, and first of all if it is swap space.
     match sys::file::fallocate(file.as_fd(), mode, i64::MAX, 4096) {
         Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => {
-            return Err(Error::InUse {
+            return Err(BackendError::InUse {
                 path: path.to_owned(),
                 by: "(as swap space)".to_owned(),
             });

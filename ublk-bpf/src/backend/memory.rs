@@ -5,8 +5,8 @@ use std::io;
 
 use ublk_bpf_abi::SECTOR_SIZE;
 
-use super::error::Error;
-use super::facts::{Discard, DiscardBy, Facts, MAX_RANGE_BYTES, WriteZeroes};
+use super::error::BackendError;
+use super::facts::{DiscardBy, DiscardFacts, Facts, MAX_RANGE_BYTES, WriteZeroes};
 use super::spec::Size;
 use crate::sys;
 
@@ -14,9 +14,9 @@ use crate::sys;
 const PAGE: u32 = 4096;
 
 /// Makes memory of `bytes` (a multiple of 512), all zeroes. A page is taken when it is first written.
-pub(super) fn open(bytes: u64, read_only: bool) -> Result<(Facts, File), Error> {
+pub(super) fn open(bytes: u64, read_only: bool) -> Result<(Facts, File), BackendError> {
     let failed = |what| {
-        move |source| Error::System {
+        move |source| BackendError::System {
             name: format!("mem:{}", Size(bytes)),
             what,
             source,
@@ -50,7 +50,7 @@ fn facts(bytes: u64, read_only: bool) -> Facts {
         stable_writes: false,
         // Memory loses everything with power whatever one flushes; within its life a completed write stays.
         volatile_cache: false,
-        discard: (!read_only).then_some(Discard {
+        discard: (!read_only).then_some(DiscardFacts {
             granularity: PAGE,
             alignment: 0,
             max_bytes: MAX_RANGE_BYTES,

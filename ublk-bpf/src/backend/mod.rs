@@ -27,8 +27,8 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use crate::sys;
 
-pub use error::Error;
-pub use facts::{Discard, DiscardBy, Facts, RingOps, WriteZeroes};
+pub use error::BackendError;
+pub use facts::{DiscardBy, DiscardFacts, Facts, RingOps, WriteZeroes};
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
 pub use storage::Storage;
 
@@ -99,7 +99,7 @@ impl Backend {
     /// # Errors
     /// One line for everything that cannot serve: missing, a directory, in use, empty, of a size that is not
     /// whole blocks, on a file system without direct I/O.
-    pub fn open(spec: &Spec, read_only: bool) -> Result<Self, Error> {
+    pub fn open(spec: &Spec, read_only: bool) -> Result<Self, BackendError> {
         let (facts, store) = match spec {
             Spec::Path(path) => {
                 if file::is_block_device(path)? {
@@ -130,10 +130,10 @@ impl Backend {
     }
 
     /// A loop device does not lock the file that it is attached to.
-    fn refuse_loop_device(&self) -> Result<(), Error> {
+    fn refuse_loop_device(&self) -> Result<(), BackendError> {
         let writes = self.storage().filter(|_| !self.facts.read_only);
         match writes.and_then(|storage| storage.loop_device_above()) {
-            Some(device) => Err(Error::InUse {
+            Some(device) => Err(BackendError::InUse {
                 path: self.spec.to_string().into(),
                 by: format!("(it backs /dev/{device})"),
             }),
@@ -196,18 +196,18 @@ impl Backend {
     ///
     /// # Errors
     /// If direct I/O demands a larger one, or its size is not whole blocks.
-    pub fn with_logical_block(mut self, block: u32) -> Result<Self, Error> {
+    pub fn with_logical_block(mut self, block: u32) -> Result<Self, BackendError> {
         let path = || self.spec.to_string().into();
         let (bytes, demanded) = (self.facts.sectors * SECTOR_SIZE, self.facts.logical_block);
         if block < demanded {
-            return Err(Error::BlockTooSmall {
+            return Err(BackendError::BlockTooSmall {
                 path: path(),
                 wanted: block,
                 demanded,
             });
         }
         if !bytes.is_multiple_of(block.into()) {
-            return Err(Error::Unaligned {
+            return Err(BackendError::Unaligned {
                 path: path(),
                 bytes,
                 block,

@@ -31,13 +31,13 @@ pub struct Storage {
     /// Whether it is only read.
     read_only: bool,
     /// The first one is the backend itself.
-    extents: Vec<Extent>,
+    extents: Vec<StorageExtent>,
 }
 
 /// A range of a file or of a block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Extent {
+struct StorageExtent {
     /// Of what: [`file_name`] or [`block_name`].
     on: String,
     /// Bytes.
@@ -69,7 +69,7 @@ impl Storage {
     #[must_use]
     pub fn of(found: &Metadata, read_only: bool) -> Option<Self> {
         let kind = found.file_type();
-        let mut extents = Extents(Vec::new());
+        let mut extents = Descent(Vec::new());
         if kind.is_file() {
             extents.add_file(found.dev(), found.ino(), 0..u64::MAX, true);
         } else if kind.is_block_device() {
@@ -88,7 +88,7 @@ impl Storage {
     pub fn named(identity: &str, read_only: bool) -> Self {
         Self {
             read_only,
-            extents: vec![Extent {
+            extents: vec![StorageExtent {
                 on: identity.to_owned(),
                 from: 0,
                 to: u64::MAX,
@@ -101,7 +101,7 @@ impl Storage {
     /// Whether to use both would be to use some bytes twice, one of the two for writing.
     #[must_use]
     pub fn conflicts_with(&self, other: &Self) -> bool {
-        let overlaps = |one: &Extent| other.extents.iter().any(|two| one.overlaps(two));
+        let overlaps = |one: &StorageExtent| other.extents.iter().any(|two| one.overlaps(two));
         !(self.read_only && other.read_only) && self.extents.iter().any(overlaps)
     }
 
@@ -110,7 +110,7 @@ impl Storage {
     #[must_use]
     pub fn difference(&self, now: &Self) -> Option<&'static str> {
         // What is somewhere on a disk may be moved or grown without its users noticing.
-        let whole = |of: &'_ Self| -> Vec<Extent> {
+        let whole = |of: &'_ Self| -> Vec<StorageExtent> {
             let whole = of.extents.iter().filter(|extent| extent.whole);
             whole.cloned().collect()
         };
@@ -123,8 +123,9 @@ impl Storage {
         {
             return Some("is attached to different storage than before");
         }
-        let is_new =
-            |was: &Extent, is: &Extent| was.sequence.zip(is.sequence).is_some_and(|(was, is)| was != is);
+        let is_new = |was: &StorageExtent, is: &StorageExtent| {
+            was.sequence.zip(is.sequence).is_some_and(|(was, is)| was != is)
+        };
         pairs
             .any(|(was, is)| is_new(was, is))
             .then_some("is another disk than before: it was made or inserted anew")
@@ -140,7 +141,7 @@ impl Storage {
     pub(super) fn loop_device_above(&self) -> Option<String> {
         let below: Vec<&str> = self.extents.iter().map(|extent| extent.on.as_str()).collect();
         sysfs::attached_loop_devices().find_map(|(name, device)| {
-            let mut extents = Extents(Vec::new());
+            let mut extents = Descent(Vec::new());
             extents.add_device(device);
             let other = Self {
                 read_only: false,
@@ -152,7 +153,7 @@ impl Storage {
     }
 }
 
-impl Extent {
+impl StorageExtent {
     fn new(on: String, range: &Range<u64>, whole: bool) -> Self {
         Self {
             on,
@@ -174,11 +175,11 @@ impl Extent {
 }
 
 /// A walk from a backend down.
-struct Extents(Vec<Extent>);
+struct Descent(Vec<StorageExtent>);
 
-impl Extents {
+impl Descent {
     /// Adds an extent; `false` if it is there already, which ends the walk.
-    fn add(&mut self, extent: Extent) -> bool {
+    fn add(&mut self, extent: StorageExtent) -> bool {
         let is_new = self.0.len() < MAX_EXTENTS && !self.0.contains(&extent);
         if is_new {
             self.0.push(extent);
@@ -187,7 +188,7 @@ impl Extents {
     }
 
     fn add_file(&mut self, device: u64, inode: u64, range: Range<u64>, whole: bool) {
-        let extent = Extent::new(file_name(device, inode), &range, whole);
+        let extent = StorageExtent::new(file_name(device, inode), &range, whole);
         if self.add(extent)
             && let Some(bytes) = size_of_device(device)
         {
@@ -200,7 +201,7 @@ impl Extents {
     }
 
     fn add_block(&mut self, device: u64, range: Range<u64>, whole: bool) {
-        let mut extent = Extent::new(block_name(device), &range, whole);
+        let mut extent = StorageExtent::new(block_name(device), &range, whole);
         let Some(sysfs) = BlockSysfs::find(device) else {
             self.add(extent);
             return;
@@ -245,8 +246,9 @@ mod tests {
     use super::*;
 
     fn storage(extents: &[(&str, Range<u64>, bool)]) -> Storage {
-        let extent =
-            |(on, range, whole): &(&str, Range<u64>, bool)| Extent::new((*on).to_owned(), range, *whole);
+        let extent = |(on, range, whole): &(&str, Range<u64>, bool)| {
+            StorageExtent::new((*on).to_owned(), range, *whole)
+        };
         Storage {
             read_only: false,
             extents: extents.iter().map(extent).collect(),

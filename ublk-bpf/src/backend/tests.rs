@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-fn open(path: &Path, read_only: bool) -> Result<Backend, Error> {
+fn open(path: &Path, read_only: bool) -> Result<Backend, BackendError> {
     Backend::open(&Spec::Path(path.to_owned()), read_only)
 }
 

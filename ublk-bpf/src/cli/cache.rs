@@ -18,11 +18,11 @@ use crate::path_text::ShowPath as _;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: CacheAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum CacheAction {
     /// Show the content of a cache device and check it for damage, without changing it
     ///
     /// The exit status is 1 if it is damaged or is not a cache.
@@ -37,7 +37,7 @@ enum Action {
 
 /// Prints what is on a cache device.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let Action::Inspect { path, format } = &args.action;
+    let CacheAction::Inspect { path, format } = &args.action;
     let name = || format!("cache {}", path.shown());
     let file = open(path).with_context(name)?;
     let Some(found) = inspect(&file).with_context(name)? else {

@@ -23,11 +23,11 @@ use crate::registry::{Record, RecordError};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
-    action: Action,
+    action: PolicyAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum PolicyAction {
     /// List the built-in policies and those in use, with the number of instructions that the verifier processed
     List(Format),
     /// Replace a device's policy without losing requests; the default policy answers for about a millisecond
@@ -51,8 +51,8 @@ enum Action {
 /// Lists policies or changes one.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.action {
-        Action::List(format) => list(*format),
-        Action::Swap {
+        PolicyAction::List(format) => list(*format),
+        PolicyAction::Swap {
             device,
             policy,
             policy_memory,
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Action::Reset { device } => change(*device, |record| {
+        PolicyAction::Reset { device } => change(*device, |record| {
             policy::reset(&Disk::ublk(device.id.number()))?;
             DEFAULT_POLICY.clone_into(&mut record.policy);
             Ok(())

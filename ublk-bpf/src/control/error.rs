@@ -14,7 +14,7 @@ use crate::errno::Errno;
 /// Why the control plane could not do something. Each is one line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {
+pub enum ControlError {
     /// The driver is not loaded, or not built.
     #[error(
         "ublk is not available: {CONTROL_PATH} does not exist; load the driver with `modprobe ublk_drv` \
@@ -140,7 +140,7 @@ pub enum Error {
 /// Where the driver takes commands.
 pub const CONTROL_PATH: &str = "/dev/ublk-control";
 
-impl Error {
+impl ControlError {
     /// The kernel's errno, where it refused a command.
     pub fn errno(&self) -> Option<Errno> {
         match self {

@@ -29,7 +29,7 @@ pub use self::device::{
     AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MIN_BATCH_DEPTH, MalformedInfo,
     Recovery, State,
 };
-pub use self::error::{CONTROL_PATH, DeviceOrAny, Error};
+pub use self::error::{CONTROL_PATH, ControlError, DeviceOrAny};
 pub use self::features::{FEATURES, Feature, Features, Missing};
 pub use self::node::{open_char_device, wait_for_block_device};
 pub use self::params::{Discard, InvalidParams, MalformedParams, Params};
@@ -49,7 +49,7 @@ pub struct Control {
 
 impl Control {
     /// Opens `/dev/ublk-control`. Errors: there is no ublk here, or this user may not use it.
-    pub fn open() -> Result<Self, Error> {
+    pub fn open() -> Result<Self, ControlError> {
         Ok(Self {
             transport: Box::new(Kernel::open()?),
             patience: None,
@@ -64,7 +64,7 @@ impl Control {
     }
 
     /// What this kernel's ublk can do. Linux >= 6.5 answers.
-    pub fn features(&self) -> Result<Features, Error> {
+    pub fn features(&self) -> Result<Features, ControlError> {
         let word = [0; UBLK_FEATURES_LEN as usize];
         let (_, answer) = self.send(Command::GetFeatures, None, 0, word)?;
         Ok(Features::from_bits_retain(u64::from_ne_bytes(answer)))
@@ -74,12 +74,12 @@ impl Control {
     ///
     /// The answer contains the id and the number of queues that the kernel chose. A kernel that lacks a feature drops
     /// its flag without a word: then the device is deleted and the feature named.
-    pub fn add(&self, device: &AddDevice) -> Result<DeviceInfo, Error> {
+    pub fn add(&self, device: &AddDevice) -> Result<DeviceInfo, ControlError> {
         let raw = device.to_raw()?;
         let (_, answer) = self.send(Command::Add, device.id, 0, raw)?;
         let info = DeviceInfo::parse(&answer, device.id).map_err(|source| {
             let device = DeviceOrAny(device.id);
-            Error::MalformedInfo {
+            ControlError::MalformedInfo {
                 command: Command::Add,
                 device,
                 source,
@@ -89,7 +89,7 @@ impl Control {
             info.flags
                 .require(device.flags())
                 .map(|()| info)
-                .map_err(Error::from)
+                .map_err(ControlError::from)
         });
         if checked.is_err()
             && let Some(id) = DeviceId::new(answer.dev_id)
@@ -101,52 +101,52 @@ impl Control {
     }
 
     /// Says what the device can do; before it starts. `device` is what [`Control::add`] returned.
-    pub fn set_params(&self, device: &DeviceInfo, params: &Params) -> Result<(), Error> {
+    pub fn set_params(&self, device: &DeviceInfo, params: &Params) -> Result<(), ControlError> {
         let raw = params.to_raw(device.max_io_bytes)?;
         self.send(Command::SetParams, Some(device.id), 0, raw).map(drop)
     }
 
     /// What the device can do.
-    pub fn params(&self, id: DeviceId) -> Result<Params, Error> {
+    pub fn params(&self, id: DeviceId) -> Result<Params, ControlError> {
         let ask = RawParams {
             len: PARAMS_BYTES,
             ..RawParams::default()
         };
         let (_, answer) = self.send(Command::GetParams, Some(id), 0, ask)?;
-        Params::parse(&answer).map_err(|source| Error::MalformedParams { device: id, source })
+        Params::parse(&answer).map_err(|source| ControlError::MalformedParams { device: id, source })
     }
 
     /// Makes the block device. Waits until every queue is ready, so it must not be called on a queue's thread; `server`
     /// is the process that has the character device open.
-    pub fn start(&self, id: DeviceId, server: u32) -> Result<(), Error> {
+    pub fn start(&self, id: DeviceId, server: u32) -> Result<(), ControlError> {
         self.command(Command::Start, id, server.into())
     }
 
     /// Removes the block device even if it is open; waits for requests in flight, which the server must still
     /// complete. A device that is not started is not changed.
-    pub fn stop(&self, id: DeviceId) -> Result<(), Error> {
+    pub fn stop(&self, id: DeviceId) -> Result<(), ControlError> {
         self.command(Command::Stop, id, 0)
     }
 
     /// Removes the block device unless it is open (then the error's errno is EBUSY). Linux >= 7.0.
-    pub fn try_stop(&self, id: DeviceId) -> Result<(), Error> {
+    pub fn try_stop(&self, id: DeviceId) -> Result<(), ControlError> {
         self.command(Command::TryStop, id, 0)
     }
 
     /// Stops the device and deletes it, and waits until its id is free: not before its server has closed the character
     /// device and unmapped the descriptors.
-    pub fn delete(&self, id: DeviceId) -> Result<(), Error> {
+    pub fn delete(&self, id: DeviceId) -> Result<(), ControlError> {
         self.command(Command::Delete, id, 0)
     }
 
     /// The same without waiting: the id is free when the last user of the device has closed it, who gets errors until
     /// then.
-    pub fn delete_async(&self, id: DeviceId) -> Result<(), Error> {
+    pub fn delete_async(&self, id: DeviceId) -> Result<(), ControlError> {
         self.command(Command::DeleteAsync, id, 0)
     }
 
     /// What the device is and in which state.
-    pub fn info(&self, id: DeviceId) -> Result<DeviceInfo, Error> {
+    pub fn info(&self, id: DeviceId) -> Result<DeviceInfo, ControlError> {
         let mut command = Command::GetInfo;
         let mut result = self
             .send(command, Some(id), 0, RawDevInfo::default())
@@ -161,7 +161,7 @@ impl Control {
         }
         DeviceInfo::parse(&result?, Some(id)).map_err(|source| {
             let device = DeviceOrAny(Some(id));
-            Error::MalformedInfo {
+            ControlError::MalformedInfo {
                 command,
                 device,
                 source,
@@ -170,7 +170,7 @@ impl Control {
     }
 
     /// Every ublk device of the system, by id.
-    pub fn list(&self) -> Result<Vec<DeviceInfo>, Error> {
+    pub fn list(&self) -> Result<Vec<DeviceInfo>, ControlError> {
         let mut devices = Vec::new();
         for id in ids_in(Path::new(CLASS_PATH))? {
             match self.info(id) {
@@ -185,12 +185,12 @@ impl Control {
 
     /// Begins to give a device whose server has died a new one: checks that the old one is gone. Then open the character
     /// device, ready the queues, and [end the recovery](Control::end_recovery).
-    pub fn start_recovery(&self, id: DeviceId) -> Result<(), Error> {
+    pub fn start_recovery(&self, id: DeviceId) -> Result<(), ControlError> {
         self.command(Command::StartRecovery, id, 0)
     }
 
     /// Lets the new server take over. Waits, like [`Control::start`], until every queue is ready.
-    pub fn end_recovery(&self, id: DeviceId, server: u32) -> Result<(), Error> {
+    pub fn end_recovery(&self, id: DeviceId, server: u32) -> Result<(), ControlError> {
         self.command(Command::EndRecovery, id, server.into())
     }
 
@@ -199,23 +199,23 @@ impl Control {
     ///
     /// Not under load: in batch mode requests that are issued between this and the new server's commands fail with EIO,
     /// recovery flags or not (`ublk_batch_cancel_queue` of Linux 7.3 sets `force_abort`).
-    pub fn quiesce(&self, id: DeviceId, timeout: Duration) -> Result<(), Error> {
+    pub fn quiesce(&self, id: DeviceId, timeout: Duration) -> Result<(), ControlError> {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
         self.command(Command::Quiesce, id, millis)
     }
 
     /// Changes the size of a started device, in sectors of 512 bytes.
-    pub fn update_size(&self, id: DeviceId, sectors: u64) -> Result<(), Error> {
+    pub fn update_size(&self, id: DeviceId, sectors: u64) -> Result<(), ControlError> {
         self.command(Command::UpdateSize, id, sectors)
     }
 
     /// A command with a number and no buffer.
-    fn command(&self, command: Command, id: DeviceId, data: u64) -> Result<(), Error> {
+    fn command(&self, command: Command, id: DeviceId, data: u64) -> Result<(), ControlError> {
         self.send(command, Some(id), data, [0u8; 0]).map(drop)
     }
 
     /// The path goes before the info in the buffer, with its NUL.
-    fn info_by_path(&self, id: DeviceId) -> Result<RawDevInfo, Error> {
+    fn info_by_path(&self, id: DeviceId) -> Result<RawDevInfo, ControlError> {
         let mut buffer = id.char_path().into_os_string().into_encoded_bytes();
         buffer.push(0);
         let path_len = buffer.len();
@@ -237,7 +237,7 @@ impl Control {
         device: Option<DeviceId>,
         data: u64,
         mut value: T,
-    ) -> Result<(i32, T), Error> {
+    ) -> Result<(i32, T), ControlError> {
         let buffer = value.as_bytes().into();
         let (result, buffer) = self.send_raw(command, device, header(device, data), buffer)?;
         value.as_mut_bytes().copy_from_slice(&buffer);
@@ -250,19 +250,19 @@ impl Control {
         device: Option<DeviceId>,
         header: CtrlCmd,
         buffer: Box<[u8]>,
-    ) -> Result<(i32, Box<[u8]>), Error> {
+    ) -> Result<(i32, Box<[u8]>), ControlError> {
         let within = self.patience.unwrap_or_else(|| command.patience());
         match self.transport.send(command.code(), header, buffer, within) {
             Ok(answer) => match Errno::of_result(answer.result) {
                 None => Ok((answer.result, answer.buffer)),
-                Some(errno) => Err(Error::Refused {
+                Some(errno) => Err(ControlError::Refused {
                     command,
                     device,
                     errno,
                 }),
             },
-            Err(NoReply::Ring(source)) => Err(Error::Ring { command, source }),
-            Err(NoReply::TimedOut { cancelled }) => Err(Error::TimedOut {
+            Err(NoReply::Ring(source)) => Err(ControlError::Ring { command, source }),
+            Err(NoReply::TimedOut { cancelled }) => Err(ControlError::TimedOut {
                 command,
                 device,
                 after: within,
@@ -291,8 +291,8 @@ fn header(device: Option<DeviceId>, data: u64) -> CtrlCmd {
 }
 
 /// The ids of the `ublkcN` in a folder, in order. A folder that is not there has none: the class comes with the driver.
-fn ids_in(folder: &Path) -> Result<Vec<DeviceId>, Error> {
-    let error = |source| Error::List {
+fn ids_in(folder: &Path) -> Result<Vec<DeviceId>, ControlError> {
+    let error = |source| ControlError::List {
         path: folder.into(),
         source,
     };

@@ -6,25 +6,25 @@ use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use super::device::DeviceId;
-use super::error::Error;
+use super::error::ControlError;
 
 /// devtmpfs makes a node at once, udev may still change it: short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Opens `/dev/ublkcN` for reading and writing, waiting for it to appear, at most `within`. One process at a time
 /// has it open; the kernel takes that process for the server.
-pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, Error> {
+pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, ControlError> {
     let path = id.char_path();
     let deadline = Instant::now() + within;
     loop {
         match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) if is_char_device(&file) => return Ok(file),
-            Ok(_) => return Err(Error::NotANode { path }),
+            Ok(_) => return Err(ControlError::NotANode { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Node { path, source }),
+            Err(source) => return Err(ControlError::Node { path, source }),
         }
         if Instant::now() >= deadline {
-            return Err(Error::NoNode { path, after: within });
+            return Err(ControlError::NoNode { path, after: within });
         }
         std::thread::sleep(PAUSE);
     }
@@ -36,18 +36,18 @@ fn is_char_device(file: &File) -> bool {
 }
 
 /// Waits until `/dev/ublkbN` is there and is a block device, at most `within`.
-pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), Error> {
+pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), ControlError> {
     let path = id.block_path();
     let deadline = Instant::now() + within;
     loop {
         match path.metadata() {
             Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
-            Ok(_) => return Err(Error::NotANode { path }),
+            Ok(_) => return Err(ControlError::NotANode { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Node { path, source }),
+            Err(source) => return Err(ControlError::Node { path, source }),
         }
         if Instant::now() >= deadline {
-            return Err(Error::NoNode { path, after: within });
+            return Err(ControlError::NoNode { path, after: within });
         }
         std::thread::sleep(PAUSE);
     }

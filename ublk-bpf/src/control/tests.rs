@@ -169,7 +169,7 @@ fn commands_carry_device_and_number() {
 #[test]
 fn refusals_are_told_in_words() {
     use libc::{EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, EOPNOTSUPP, EPERM, ERANGE};
-    type Act = fn(&Control) -> Result<(), Error>;
+    type Act = fn(&Control) -> Result<(), ControlError>;
     let add: Act = |c| {
         c.add(&AddDevice {
             id: DeviceId::new(3),
@@ -370,7 +370,7 @@ fn parameters_go_and_come() {
     };
     assert!(matches!(
         control.set_params(&info, &too_large),
-        Err(Error::InvalidParams(_))
+        Err(ControlError::InvalidParams(_))
     ));
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::error::{CONTROL_PATH, Error};
+use super::error::{CONTROL_PATH, ControlError};
 use crate::sys::command::{self, NoReply, Reply};
 use crate::sys::uapi::CtrlCmd;
 
@@ -25,14 +25,14 @@ pub(super) trait Transport: Send + Sync {
 pub(super) struct Kernel(File);
 
 impl Kernel {
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(super) fn open() -> Result<Self, ControlError> {
         let file = OpenOptions::new().read(true).write(true).open(CONTROL_PATH);
         file.map(Self).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoDriver,
-            io::ErrorKind::PermissionDenied => Error::NoPermission,
+            io::ErrorKind::NotFound => ControlError::NoDriver,
+            io::ErrorKind::PermissionDenied => ControlError::NoPermission,
             // The node exists, but there is no driver behind it.
-            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::NoDriver,
-            _ => Error::Open(error),
+            _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => ControlError::NoDriver,
+            _ => ControlError::Open(error),
         })
     }
 }

@@ -13,8 +13,8 @@ use super::lock::Lock;
 use super::options::{DeviceOptions, Role};
 use super::record::{self, Record};
 use super::stale::{self, POLL, SETTLING};
-use crate::backend::{Backend, Error as BackendError, Spec, Storage};
-use crate::control::{Control, DeviceId, Error as ControlError};
+use crate::backend::{Backend, BackendError, Spec, Storage};
+use crate::control::{Control, ControlError, DeviceId};
 use crate::sys::process;
 
 /// Why storage cannot be used for a device. One line: what was wanted, what was found, what to do.
@@ -108,7 +108,7 @@ pub(crate) struct Opening<'c> {
 }
 
 /// Whether a conflict resolves itself.
-enum Hold {
+enum StorageHold {
     /// No other device has the storage.
     Free,
     /// A device that is gone had it: the kernel may not have closed all files of the dead server yet.
@@ -152,9 +152,9 @@ impl<'c> Opening<'c> {
                     // Who has it says more than that it is in use.
                     let hold = match storage_at(spec, read_only) {
                         Some(storage) => self.check(role, spec, &storage, own)?,
-                        None => Hold::Free,
+                        None => StorageHold::Free,
                     };
-                    let is_ending = own.is_some() || matches!(hold, Hold::Dying);
+                    let is_ending = own.is_some() || matches!(hold, StorageHold::Dying);
                     if !is_ending || Instant::now() >= deadline {
                         return Err(StorageError::backend(role)(error));
                     }
@@ -172,7 +172,7 @@ impl<'c> Opening<'c> {
         spec: &Spec,
         storage: &Storage,
         own: Option<DeviceId>,
-    ) -> Result<Hold, StorageError> {
+    ) -> Result<StorageHold, StorageError> {
         if let Some((other, _)) = self.taken.iter().find(|(_, taken)| taken.conflicts_with(storage)) {
             return Err(StorageError::Twice {
                 role,
@@ -182,7 +182,7 @@ impl<'c> Opening<'c> {
         }
         match self.control {
             Some(control) => check(control, role, spec, storage, own),
-            None => Ok(Hold::Free),
+            None => Ok(StorageHold::Free),
         }
     }
 
@@ -237,8 +237,8 @@ fn check(
     spec: &Spec,
     storage: &Storage,
     own: Option<DeviceId>,
-) -> Result<Hold, StorageError> {
-    let mut hold = Hold::Free;
+) -> Result<StorageHold, StorageError> {
+    let mut hold = StorageHold::Free;
     for id in record::ids()?.into_iter().filter(|&id| Some(id) != own) {
         let theirs = match Record::read(id) {
             // Without a record it has not been made, or has ended.
@@ -271,7 +271,7 @@ fn check(
                     theirs,
                 });
             }
-            Standing::Gone => hold = Hold::Dying,
+            Standing::Gone => hold = StorageHold::Dying,
         }
     }
     Ok(hold)

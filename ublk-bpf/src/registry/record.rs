@@ -32,7 +32,7 @@ pub struct Record {
     pub pid: u32,
     /// When the server started, in seconds since 1970.
     pub started: u64,
-    /// Which boot of the machine it was.
+    /// Which boot of the machine it was, for readers of the file: `/run` is empty after the next one.
     pub boot_id: String,
     /// Where its bytes are, as `--backing` takes it; a path is absolute.
     #[serde(with = "crate::backend::spec_text")]
@@ -172,12 +172,6 @@ impl Record {
     #[must_use]
     pub fn is_detached(&self) -> bool {
         self.cache.as_ref().is_some_and(|cache| cache.detached.is_some())
-    }
-
-    /// Whether it is from this boot. If not, nothing but the record can remain of the device.
-    #[must_use]
-    pub fn is_of_this_boot(&self) -> bool {
-        self.boot_id == boot_id()
     }
 
     /// Reads the record of device `id`.
@@ -348,7 +342,6 @@ mod tests {
         let text = serde_json::to_vec(&record).unwrap();
         assert_eq!(Record::parse(&text, ID), Ok(record.clone()));
         assert_eq!(record.options().queues, 2);
-        assert!(record.is_of_this_boot());
     }
 
     #[test]

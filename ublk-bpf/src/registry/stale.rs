@@ -10,7 +10,7 @@ use super::error::RecordError;
 use super::lock::Lock;
 use super::run_dir::{RunDir, file_name};
 use super::{logs, record};
-use crate::control::{Control, DeviceId, DeviceInfo, Error, Features, State};
+use crate::control::{Control, ControlError, DeviceId, DeviceInfo, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 use crate::sys::process::is_dying;
 
@@ -25,7 +25,7 @@ pub(crate) const POLL: Duration = Duration::from_millis(10);
 pub enum RemoveError {
     /// The kernel refused to delete it.
     #[error(transparent)]
-    Control(#[from] Error),
+    Control(#[from] ControlError),
     /// Its record could not be removed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -121,7 +121,7 @@ pub(crate) fn forget(id: DeviceId) -> Result<(), RecordError> {
 
 /// Deletes a device and waits until its id is free, unless it is still open after a forced stop:
 /// then the kernel frees the id at the last close.
-pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), Error> {
+pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), ControlError> {
     match control.delete_async(id) {
         Err(error) if error.is_no_device() => return Ok(()),
         other => other?,
@@ -161,7 +161,7 @@ pub(crate) fn wait_for_departure(control: &Control, id: DeviceId) {
 ///
 /// Until the last operation of a killed server's rings has ended, which may be on a slow cache device, the kernel calls
 /// the device live and names the dead process.
-pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, Error> {
+pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceInfo>, ControlError> {
     let deadline = Instant::now() + SETTLING;
     loop {
         match control.info(id) {

@@ -10,7 +10,7 @@ use super::error::RecordError;
 use super::lock::{self, Lock};
 use super::stale::{self, POLL, RemoveError};
 use super::{logs, users};
-use crate::control::{Control, DeviceId, Error};
+use crate::control::{Control, ControlError, DeviceId};
 use crate::errno::Errno;
 
 /// How long a server may take from the end of its device to its own.
@@ -46,7 +46,7 @@ pub enum StopError {
     Stuck(DeviceId),
     /// The kernel refused.
     #[error(transparent)]
-    Control(#[from] Error),
+    Control(#[from] ControlError),
     /// There is no such device, or its record cannot be used.
     #[error(transparent)]
     Record(#[from] RecordError),

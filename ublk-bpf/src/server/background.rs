@@ -29,7 +29,7 @@ pub enum BackgroundError {
     Interrupted,
     /// This user, or this kernel, can have no devices.
     #[error(transparent)]
-    Control(#[from] crate::control::Error),
+    Control(#[from] crate::control::ControlError),
     /// The log could not be made.
     #[error(transparent)]
     Record(#[from] RecordError),

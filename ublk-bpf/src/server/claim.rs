@@ -3,7 +3,7 @@
 use super::cache::CacheDevice;
 use super::error::ServeError;
 use crate::backend::Backend;
-use crate::control::{AddDevice, Command, Control, DeviceId, DeviceInfo, Error, MIN_BATCH_DEPTH};
+use crate::control::{AddDevice, Command, Control, ControlError, DeviceId, DeviceInfo, MIN_BATCH_DEPTH};
 use crate::errno::Errno;
 use crate::registry::lock::Lock;
 use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, stale};
@@ -168,8 +168,8 @@ fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInf
 }
 
 /// What the kernel would say.
-const fn refused(device: Option<DeviceId>, errno: Errno) -> Error {
-    Error::Refused {
+const fn refused(device: Option<DeviceId>, errno: Errno) -> ControlError {
+    ControlError::Refused {
         command: Command::Add,
         device,
         errno,

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::backend::Size;
 use crate::cache::disk::DiskError;
-use crate::control::{DeviceId, Error as ControlError, Missing};
+use crate::control::{ControlError, DeviceId, Missing};
 use crate::policy::PolicyError;
 use crate::registry::RecordError;
 use crate::registry::owners::StorageError;

@@ -25,7 +25,7 @@ pub(super) struct Outbox<T> {
 }
 
 /// What has arrived.
-pub(super) enum Arrival<T> {
+pub(super) enum Received<T> {
     /// One of those that end a server.
     Signal,
     /// From another thread.
@@ -54,10 +54,10 @@ impl<T> Inbox<T> {
     }
 
     /// Waits for the next arrival.
-    pub(super) fn next(&mut self) -> io::Result<Arrival<T>> {
+    pub(super) fn next(&mut self) -> io::Result<Received<T>> {
         self.bytes.read_exact(&mut [0])?;
         // News is sent before its byte, so a byte without news is a signal's.
-        Ok(self.news.try_recv().map_or(Arrival::Signal, Arrival::News))
+        Ok(self.news.try_recv().map_or(Received::Signal, Received::News))
     }
 }
 

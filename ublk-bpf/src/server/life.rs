@@ -19,16 +19,16 @@ pub(super) trait Device: Send + 'static {
 pub(super) struct Host<'p> {
     pub(super) control: &'p Control,
     /// What the device's thread waits for.
-    pub(super) events: Receiver<Event>,
+    pub(super) events: Receiver<DeviceEvent>,
     /// For the queue threads.
-    pub(super) sender: Sender<Event>,
+    pub(super) sender: Sender<DeviceEvent>,
     /// To be called once, when the device serves requests.
     pub(super) ready: &'p dyn Fn(Ready),
 }
 
 impl Host<'_> {
     /// The next event; `None` if there is none until `deadline`.
-    pub(super) fn next(&self, deadline: Option<Instant>) -> Option<Event> {
+    pub(super) fn next(&self, deadline: Option<Instant>) -> Option<DeviceEvent> {
         match deadline {
             Some(deadline) => {
                 let timeout = deadline.saturating_duration_since(Instant::now());
@@ -41,7 +41,7 @@ impl Host<'_> {
 }
 
 /// An event for a device's thread, from the main thread or one of its queues.
-pub(super) enum Event {
+pub(super) enum DeviceEvent {
     /// A signal asks the device to stop.
     Signal,
     /// The start was cancelled: remove the device, even if it is in use.

@@ -8,7 +8,7 @@ use std::thread::Scope;
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
 use super::isolation::protect_thread;
-use super::life::Event;
+use super::life::DeviceEvent;
 use super::{limits, panics};
 use crate::control::DeviceInfo;
 use crate::driver::{Engine, QueueHost};
@@ -29,7 +29,7 @@ pub(super) struct Shared<'a> {
 pub(super) fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     shared: &'scope Shared<'scope>,
-    events: &Sender<Event>,
+    events: &Sender<DeviceEvent>,
 ) -> io::Result<()> {
     for queue in 0..shared.info.queues {
         let events = events.clone();
@@ -40,17 +40,17 @@ pub(super) fn spawn<'scope>(
 }
 
 /// A queue thread's life.
-fn run(shared: &Shared<'_>, queue: u16, events: &Sender<Event>) {
+fn run(shared: &Shared<'_>, queue: u16, events: &Sender<DeviceEvent>) {
     protect_thread();
     // A panic fails this queue; the others must still end cleanly.
     let result = catch_unwind(AssertUnwindSafe(|| serve(shared, queue, events)));
     let result = result.unwrap_or_else(|_| Err(format!("queue {queue}: its thread panicked")));
     // Fails only if the device's thread has ended.
-    let _ = events.send(Event::QueueEnded(result));
+    let _ = events.send(DeviceEvent::QueueEnded(result));
 }
 
-fn serve(shared: &Shared<'_>, queue: u16, events: &Sender<Event>) -> Result<(), String> {
-    let mut host = Host {
+fn serve(shared: &Shared<'_>, queue: u16, events: &Sender<DeviceEvent>) -> Result<(), String> {
+    let mut host = NewHost {
         verdicts: shared.classifier.verdicts().queue(queue),
         counters: shared.classifier.counters().queue(queue),
         events,
@@ -66,13 +66,13 @@ fn serve(shared: &Shared<'_>, queue: u16, events: &Sender<Event>) -> Result<(), 
 }
 
 /// A queue's part of its classifier's maps, and of its device's thread.
-struct Host<'a> {
+struct NewHost<'a> {
     verdicts: QueueVerdicts<'a>,
     counters: QueueCounters,
-    events: &'a Sender<Event>,
+    events: &'a Sender<DeviceEvent>,
 }
 
-impl QueueHost for Host<'_> {
+impl QueueHost for NewHost<'_> {
     #[inline]
     fn take_verdict(&mut self, tag: u16) -> TakenVerdict {
         self.verdicts.take(tag)
@@ -85,14 +85,14 @@ impl QueueHost for Host<'_> {
 
     fn ready(&mut self) {
         // Fails only if the device's thread has ended.
-        let _ = self.events.send(Event::QueueReady);
+        let _ = self.events.send(DeviceEvent::QueueReady);
     }
 }
 
 /// The same for a queue whose counters start where an earlier server's ended. A type of its own, so that the loop of a
 /// new device's queue does not add them; the same loop checks whether a test wants a panic.
 struct ResumedHost<'a> {
-    host: Host<'a>,
+    host: NewHost<'a>,
     before: ServerCounters,
 }
 

@@ -11,7 +11,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::cache::{self, RunningCache};
 use super::disk_queue::DiskQueue;
 use super::error::ServeError;
-use super::life::{End, Event, Host, Ready};
+use super::life::{DeviceEvent, End, Host, Ready};
 use super::queues::{self, Shared};
 use super::{limits, panics};
 use crate::backend::Backend;
@@ -132,16 +132,16 @@ impl RunningDevice<'_> {
                     checks.run(self, files);
                     continue;
                 }
-                Some(Event::QueueReady) => continue,
-                Some(Event::QueueEnded(end)) => {
+                Some(DeviceEvent::QueueReady) => continue,
+                Some(DeviceEvent::QueueEnded(end)) => {
                     queues -= 1;
                     if end.is_err() || queues == 0 {
                         return self.ended(end);
                     }
                     continue;
                 }
-                Some(Event::Signal) => true,
-                Some(Event::Cancel) => false,
+                Some(DeviceEvent::Signal) => true,
+                Some(DeviceEvent::Cancel) => false,
             };
             if let Some(end) = self.asked(by_signal, stop_requested)? {
                 return Ok(end);
@@ -155,10 +155,14 @@ impl RunningDevice<'_> {
         let deadline = Instant::now() + QUEUE_PATIENCE;
         for _ in 0..self.info.queues {
             match host.next(Some(deadline)) {
-                Some(Event::QueueReady) => {}
-                Some(Event::QueueEnded(Err(why))) => return Err(why),
-                Some(Event::QueueEnded(Ok(()))) => return Err("a queue ended before it was ready".to_owned()),
-                Some(Event::Signal | Event::Cancel) => return Err("the start was cancelled".to_owned()),
+                Some(DeviceEvent::QueueReady) => {}
+                Some(DeviceEvent::QueueEnded(Err(why))) => return Err(why),
+                Some(DeviceEvent::QueueEnded(Ok(()))) => {
+                    return Err("a queue ended before it was ready".to_owned());
+                }
+                Some(DeviceEvent::Signal | DeviceEvent::Cancel) => {
+                    return Err("the start was cancelled".to_owned());
+                }
                 None => {
                     let limit = QUEUE_PATIENCE.as_secs();
                     return Err(format!("the queues were not ready within {limit} s"));

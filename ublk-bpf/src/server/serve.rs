@@ -9,9 +9,9 @@ use std::thread::{self, Scope};
 
 use super::device::NewDevice;
 use super::error::ServeError;
-use super::inbox::{Arrival, Inbox, Outbox};
+use super::inbox::{Inbox, Outbox, Received};
 use super::isolation::{isolate, protect_thread, settle_memory};
-use super::life::{Device, Event, Host, Ready};
+use super::life::{Device, DeviceEvent, Host, Ready};
 use super::limits;
 use super::panics;
 use super::recover::OrphanedDevice;
@@ -102,7 +102,7 @@ pub(super) fn serve_started(
     limits::raise_open_files(start.devices.iter().map(Recipe::queues))?;
     for recipe in &start.devices {
         if let Recipe::Recover(id) = recipe {
-            // Report a missing record before taking the lock creates its file.
+            // DeviceReport a missing record before taking the lock creates its file.
             Record::read(*id)?;
         }
     }
@@ -244,8 +244,8 @@ struct Server {
     /// How many devices were asked for.
     of: usize,
     /// For the devices' threads.
-    outbox: Outbox<Report>,
-    inbox: Inbox<Report>,
+    outbox: Outbox<DeviceReport>,
+    inbox: Inbox<DeviceReport>,
     /// A signal came.
     stop_requested: bool,
     /// All are ready, and it was said.
@@ -255,7 +255,7 @@ struct Server {
 /// A device with its thread.
 struct DeviceThread {
     /// `None`: the device must end.
-    events: Option<DeviceEvents>,
+    events: Option<EventSender>,
     /// Since it is ready.
     ready: Option<Ready>,
     /// Since it has ended.
@@ -263,29 +263,29 @@ struct DeviceThread {
 }
 
 /// The main thread's end of a device's events. When it is dropped, the device is removed.
-struct DeviceEvents(Sender<Event>);
+struct EventSender(Sender<DeviceEvent>);
 
-impl Drop for DeviceEvents {
+impl Drop for EventSender {
     fn drop(&mut self) {
         // One that has ended does not listen.
-        let _ = self.0.send(Event::Cancel);
+        let _ = self.0.send(DeviceEvent::Cancel);
     }
 }
 
 /// What a device's thread reports to the main thread.
-struct Report {
+struct DeviceReport {
     /// Of the device.
     index: usize,
-    what: Progress,
+    what: Milestone,
 }
 
-enum Progress {
+enum Milestone {
     Ready(Box<Ready>),
     Ended(Result<(), ServeError>),
 }
 
 impl Server {
-    fn new(outbox: Outbox<Report>, inbox: Inbox<Report>, of: usize) -> Self {
+    fn new(outbox: Outbox<DeviceReport>, inbox: Inbox<DeviceReport>, of: usize) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
@@ -306,20 +306,20 @@ impl Server {
         let (sender, events) = channel();
         let index = self.devices.len();
         let outbox = self.outbox.clone();
-        let of_device = DeviceEvents(sender.clone());
+        let of_device = EventSender(sender.clone());
         let life = move || {
             protect_thread();
-            let report = |what| outbox.send(Report { index, what });
+            let report = |what| outbox.send(DeviceReport { index, what });
             let host = Host {
                 control,
                 events,
                 sender,
-                ready: &|ready| report(Progress::Ready(Box::new(ready))),
+                ready: &|ready| report(Milestone::Ready(Box::new(ready))),
             };
             // A panic fails this device; the others continue.
             let end = catch_unwind(AssertUnwindSafe(|| device.live(host)));
             let panicked = |_| Err(ServeError::Failed("the device's thread panicked".to_owned()));
-            report(Progress::Ended(end.unwrap_or_else(panicked)));
+            report(Milestone::Ended(end.unwrap_or_else(panicked)));
         };
         let thread = limits::thread(format!("device-{}", index + 1));
         let thread = thread.spawn_scoped(scope, life);
@@ -335,8 +335,8 @@ impl Server {
     /// Waits for the next thing that happens.
     fn step(&mut self) {
         match self.inbox.next() {
-            Ok(Arrival::News(report)) => self.note(report),
-            Ok(Arrival::Signal) => {
+            Ok(Received::News(report)) => self.note(report),
+            Ok(Received::Signal) => {
                 panics::point();
                 self.pass_on();
             }
@@ -352,7 +352,7 @@ impl Server {
         }
         for events in self.devices.iter().filter_map(|device| device.events.as_ref()) {
             // One that has ended does not listen.
-            let _ = events.0.send(Event::Signal);
+            let _ = events.0.send(DeviceEvent::Signal);
         }
     }
 
@@ -363,11 +363,11 @@ impl Server {
         }
     }
 
-    fn note(&mut self, report: Report) {
+    fn note(&mut self, report: DeviceReport) {
         let device = &mut self.devices[report.index];
         match report.what {
-            Progress::Ready(ready) => device.ready = Some(*ready),
-            Progress::Ended(end) => {
+            Milestone::Ready(ready) => device.ready = Some(*ready),
+            Milestone::Ended(end) => {
                 // The process may go on for long.
                 if let (Err(error), true) = (&end, self.of > 1 && self.was_announced) {
                     let ready = device.ready.as_ref();

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info, bpf_stats_type};
 
-use super::mmap::{Access, Mmap};
+use super::mmap::{MapAccess, Mmap};
 
 /// The kernel's information about a loaded program (`struct bpf_prog_info`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl MapWords {
     /// # Errors
     /// If the map is shorter, rounded up to pages: the kernel refuses a longer mapping.
     pub fn map(map: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
-        let memory = Mmap::of(map, 0, words * size_of::<u64>(), Access::ReadWrite)?;
+        let memory = Mmap::of(map, 0, words * size_of::<u64>(), MapAccess::ReadWrite)?;
         Ok(Self { memory, words })
     }
 

@@ -13,7 +13,7 @@ use super::uapi::{IoDesc, UBLK_MAX_QUEUE_DEPTH, UBLKSRV_CMD_BUF_OFFSET};
 
 /// The accesses that a mapping permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum MapAccess {
     /// Loads only.
     Read,
     /// Loads and stores.
@@ -37,10 +37,10 @@ unsafe impl Sync for Mmap {}
 
 impl Mmap {
     /// Maps `len` bytes of `file` from `offset`, shared. `offset` is a multiple of the page size.
-    pub fn of(file: BorrowedFd<'_>, offset: u64, len: usize, access: Access) -> io::Result<Self> {
+    pub fn of(file: BorrowedFd<'_>, offset: u64, len: usize, access: MapAccess) -> io::Result<Self> {
         let protection = match access {
-            Access::Read => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            MapAccess::Read => ProtFlags::READ,
+            MapAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         // SAFETY: the kernel chooses the address (no MAP_FIXED), so no existing memory is touched.
         let start = unsafe { mmap(null_mut(), len, protection, MapFlags::SHARED, file, offset) }?;
@@ -111,7 +111,7 @@ impl Descriptors {
         let bytes = |depth: u16| (usize::from(depth) * stride).next_multiple_of(page_size());
         // Queues are spaced for the largest depth, not for this device's.
         let offset = UBLKSRV_CMD_BUF_OFFSET + u64::from(queue) * bytes(UBLK_MAX_QUEUE_DEPTH) as u64;
-        let map = Mmap::of(char_device, offset, bytes(depth), Access::Read)?;
+        let map = Mmap::of(char_device, offset, bytes(depth), MapAccess::Read)?;
         Ok(Self { map, depth, stride })
     }
 
