@@ -1,4 +1,5 @@
-//! The paths that ARCHITECTURE.md names exist, and so do the files that the project's pages link to.
+//! The paths that ARCHITECTURE.md names exist, and so do the files that the project's pages link to; source files and
+//! lines of pages are no longer than CONTRIBUTING.md allows.
 //!
 //! A path in ARCHITECTURE.md is a word in back quotes that contains `/` or ends with `.rs`, and in a figure one that ends
 //! with `/` or `.rs`. It is relative to the checkout, `ublk-bpf/src` or `ublk-bpf/core/src`. A word that starts with `/`
@@ -56,6 +57,14 @@ fn every_linked_file_exists() {
 }
 
 #[test]
+fn no_source_file_is_too_long() {
+    const MAX_LINES: usize = 500;
+    let lengths = sources(&checkout()).map(|path| (read(&path).lines().count(), path));
+    let long: Vec<_> = lengths.filter(|(lines, _)| *lines > MAX_LINES).collect();
+    assert!(long.is_empty(), "more than {MAX_LINES} lines: {long:?}");
+}
+
+#[test]
 fn paths_and_links_are_found() {
     let page = "See `a/b.rs`, `c.rs`, `d/` and `/dev/e`, or `f` and `g h/i`.\n```\n a or b ── j/k.rs, (l/)\n```\n[m](n.md#o) [p](https://q)";
     let words = |found: Vec<(usize, String)>| found.into_iter().map(|(line, word)| format!("{line}:{word}"));
@@ -72,6 +81,18 @@ fn checkout() -> PathBuf {
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+/// The Rust files below a folder, without what cargo builds.
+fn sources(folder: &Path) -> Box<dyn Iterator<Item = PathBuf>> {
+    let entries =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot read {}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("read").path());
+    Box::new(paths.flat_map(|path| match path.extension() {
+        _ if path.is_dir() && !path.ends_with("target") => sources(&path),
+        Some(extension) if extension == "rs" => Box::new(std::iter::once(path)),
+        _ => Box::new(std::iter::empty()),
+    }))
 }
 
 /// The paths that a page names, each with its line.
