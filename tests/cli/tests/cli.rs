@@ -286,7 +286,7 @@ fn the_backing_is_no_cache() {
 
 #[test]
 fn a_policy_about_a_cache_is_refused_where_there_is_none() {
-    for policy in ["lru", "scan-resistant"] {
+    for policy in ["lru", "scan-resistant", "auto", "frugal"] {
         let line =
             format!("policy {policy} needs a cache, and the device has none: it would act as passthrough");
         wrong_usage(&["run", "--policy", policy], &line);

@@ -16,7 +16,7 @@ fn a_policy_that_cannot_be_one_is_named() {
         at,
         &["run", "--policy", "lfu"],
         1,
-        "no policy `lfu`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault, lru, scan-resistant)",
+        "no policy `lfu`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault, lru, scan-resistant, auto, frugal)",
     );
     for (name, why) in [
         ("missing.o", "No such file or directory (os error 2)"),

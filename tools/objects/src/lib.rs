@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 9] = [
+pub const NAMES: [&str; 11] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -21,6 +21,8 @@ pub const NAMES: [&str; 9] = [
     "fault",
     "lru",
     "scan-resistant",
+    "auto",
+    "frugal",
     "watch",
     "recorder",
 ];

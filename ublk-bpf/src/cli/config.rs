@@ -83,7 +83,7 @@ settings! {
     #[serde(default, deserialize_with = "spec")]
     Device backing: Spec,
     /// Policy that classifies requests: a built-in name (see `policy list`) or a BPF object file
-    /// [default: passthrough, or scan-resistant with a cache]
+    /// [default: passthrough, or auto with a cache]
     #[arg(long, value_name = "NAME|FILE.o")]
     #[serde(default, deserialize_with = "os_text")]
     Shared policy: OsString,

@@ -18,7 +18,7 @@ const DEFAULT_BACKING: Spec = Spec::Memory(1 << 30);
 const DEFAULT_QUEUES: u16 = 1;
 const DEFAULT_DEPTH: u16 = 128;
 /// The policy of a device with a cache: without one that promotes, nothing would ever be in it.
-pub(super) const DEFAULT_CACHE_POLICY: &str = "scan-resistant";
+pub(super) const DEFAULT_CACHE_POLICY: &str = "auto";
 
 /// The options of every device, in the file's order. A file without `[[device]]` describes one.
 pub(super) fn devices(line: Settings, mut file: Settings) -> anyhow::Result<Vec<DeviceOptions>> {

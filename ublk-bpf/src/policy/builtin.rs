@@ -36,7 +36,7 @@ impl Builtin {
     }
 }
 
-static ALL: [Builtin; 6] = [
+static ALL: [Builtin; 8] = [
     Builtin {
         name: "passthrough",
         description: "sends every request to the backing device",
@@ -72,6 +72,18 @@ static ALL: [Builtin; 6] = [
         description: "promotes blocks that are read twice; long sequential runs bypass the cache",
         needs_cache: true,
         object: object!("scan-resistant"),
+    },
+    Builtin {
+        name: "auto",
+        description: "fills the cache with each read that misses, by whole blocks, as long as that pays",
+        needs_cache: true,
+        object: object!("auto"),
+    },
+    Builtin {
+        name: "frugal",
+        description: "like auto, but reads no more from the backing device than requests want",
+        needs_cache: true,
+        object: object!("frugal"),
     },
 ];
 
