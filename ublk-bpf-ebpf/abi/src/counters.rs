@@ -105,10 +105,14 @@ counters! {
         passthrough,
         /// Reads served by the cache device, without a user-space copy.
         hits,
+        /// Bytes of reads that came from the cache device.
+        hit_bytes,
         /// Reads served by the cache device in part, and by the backing device for the rest.
         hits_split,
         /// Reads served from the buffer of a fill: at most one of them per fill was read from the backing device.
         filled,
+        /// Bytes of reads that came from the buffer of a fill.
+        filled_bytes,
         /// Reads with a hit verdict that were not cached; served by the backing device.
         hits_lost,
         /// Reads that failed on the cache device; served by the backing device.
@@ -125,6 +129,8 @@ counters! {
         fill_waits,
         /// Writes that also updated the cache device.
         cache_writes,
+        /// Bytes of these writes.
+        cache_write_bytes,
         /// Cached blocks invalidated by a write, discard or write-zeroes.
         invalidated,
         /// Promotion hints passed to the mover.

@@ -8,7 +8,7 @@ use super::table;
 use crate::backend::Size;
 use crate::cache::Mode;
 use crate::control::Control;
-use crate::registry::status::{self, Status};
+use crate::registry::status::{self, CacheStatus, Status};
 use crate::registry::users;
 
 /// Show everything about a device
@@ -86,8 +86,28 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// Warnings about how the device is used.
+/// Warnings about how the device is used, and what its cache is worth.
 fn warnings(status: &Status, users: &[String]) -> Vec<String> {
+    swap_warning(status, users)
+        .into_iter()
+        .chain(status.cache.as_ref().and_then(loss_warning))
+        .collect()
+}
+
+/// A cache that is warm and still a loss.
+fn loss_warning(cache: &CacheStatus) -> Option<String> {
+    let savings = cache.savings?;
+    let size = u64::from(cache.slots) * u64::from(cache.block);
+    let is_warm = savings.cache_bytes_written >= size;
+    (is_warm && savings.is_loss()).then(|| {
+        format!(
+            "the cache costs more than it saves: {} reads of the backing added since the start; see `ublk-bpf stats`",
+            savings.backing_reads_saved.unsigned_abs()
+        )
+    })
+}
+
+fn swap_warning(status: &Status, users: &[String]) -> Option<String> {
     let is_memory = |device: &str| device.starts_with("mem:");
     let takes_memory = is_memory(&status.backing)
         || status
@@ -95,12 +115,12 @@ fn warnings(status: &Status, users: &[String]) -> Vec<String> {
             .as_ref()
             .is_some_and(|cache| is_memory(&cache.device));
     if !(takes_memory && users.iter().any(|user| is_swap(user))) {
-        return Vec::new();
+        return None;
     }
-    vec![format!(
+    Some(format!(
         "pages swapped to it stay in memory, so the machine hangs when memory runs out: run swapoff {}",
         status.device
-    )]
+    ))
 }
 
 /// Whether this user, in the words of [`users::of`], swaps to the device, or to a partition or device on it.
@@ -124,6 +144,9 @@ fn cache(status: &Status) -> String {
         cache.slots,
         Size(cache.block.into())
     );
+    if let Some(ratio) = cache.savings.and_then(|savings| savings.hit_ratio) {
+        line.push_str(&format!(", {:.1} % of reads hit", ratio * 100.0));
+    }
     if let Some(limit) = cache.promote_limit {
         line.push_str(&format!(", promotion limited to {} a second", Size(limit)));
     }

@@ -1,12 +1,12 @@
 //! `ublk-bpf stats`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::args::{DeviceArg, Format};
 use super::output::{print, print_line};
-use crate::observe::{self, RunTime, Stats, Table};
+use crate::observe::{self, Interval, RunTime, Stats, Table};
 use crate::policy::Disk;
 use crate::registry::Record;
 use crate::sys::bpf::count_run_time;
@@ -17,7 +17,8 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Show statistics: what the classifier decided and what the server did
 ///
-/// Counters start when the device is made. Counters that are zero are omitted, except in JSON.
+/// Counters start when the device is made. Counters that are zero are omitted, except in JSON. Of a cache, it shows what it
+/// saves of the backing device's reads, and what it costs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -25,7 +26,7 @@ pub(super) struct Args {
     /// Measure the run time of classifier and policy for a second; the kernel times all BPF programs meanwhile
     #[arg(long)]
     run_time: bool,
-    /// Repeat every second until Ctrl-C or the end of the device; with --json one line each time
+    /// Repeat every second, with what happened in that second, until Ctrl-C or the end of the device; with --json one line each time
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -40,34 +41,38 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Until it is closed, at this function's end.
     let _counting = args.run_time.then(count_run_time).transpose();
     let _counting = _counting.context("the kernel cannot measure the run time of BPF programs")?;
-    let mut stats = observe::stats(&disk)?;
+    let mut reading = (Instant::now(), observe::stats(&disk)?);
     if args.run_time {
-        stats = next(&disk, &stats)?;
+        reading = next(&disk, &reading)?;
+        reading.1.interval = None;
     }
     if !args.watch {
-        return print_stats(&stats, args.format.json, "");
+        return print_stats(&reading.1, args.format.json, "");
     }
     loop {
         if args.format.json {
-            print_line(serde_json::to_string(&stats)?)?;
+            print_line(serde_json::to_string(&reading.1)?)?;
         } else {
-            print_stats(&stats, false, CLEAR)?;
+            print_stats(&reading.1, false, CLEAR)?;
         }
-        let next = next(&disk, &stats);
+        let next = next(&disk, &reading);
         if Record::read(args.device.id).is_err() {
             return Ok(());
         }
-        stats = next?;
-        stats.run_time = stats.run_time.filter(|_| args.run_time);
+        reading = next?;
+        reading.1.run_time = reading.1.run_time.filter(|_| args.run_time);
     }
 }
 
-/// The counters an interval later, with the run time in between.
-fn next(disk: &Disk, before: &Stats) -> anyhow::Result<Stats> {
+/// The counters an interval later, with what happened in between.
+fn next(disk: &Disk, (then, before): &(Instant, Stats)) -> anyhow::Result<(Instant, Stats)> {
     std::thread::sleep(INTERVAL);
+    let now = Instant::now();
     let mut stats = observe::stats(disk)?;
     stats.run_time = Some(RunTime::between(before.classifier, stats.classifier));
-    Ok(stats)
+    let seconds = now.duration_since(*then).as_secs_f64();
+    stats.interval = Some(Interval::between(before, &stats, seconds));
+    Ok((now, stats))
 }
 
 fn print_stats(stats: &Stats, json: bool, before: &str) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 
 mod read;
 mod recording;
+mod savings;
 mod table;
 
 use std::collections::BTreeMap;
@@ -11,12 +12,13 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
-pub use read::{cache_stats, program, stats};
+pub use read::{program, stats};
 pub use recording::{Recorded, Recording, RecordingError, Summary};
+pub use savings::Savings;
 pub use table::Table;
 
 /// Everything counted for one device. The names of its fields, as JSON has them, are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stats {
     /// The device's disk, such as `ublkb0`.
     pub disk: String,
@@ -35,8 +37,57 @@ pub struct Stats {
     /// How often the policy decided for each reason of its own, by the reason's number, without those that never
     /// occurred.
     pub codes: BTreeMap<u8, u64>,
+    /// What the cache saved and cost since the device was created; none without a cache.
+    pub savings: Option<Savings>,
+    /// The last interval, if there is an earlier reading.
+    pub interval: Option<Interval>,
     /// The run time of the classifier with the policy in it, if it was measured.
     pub run_time: Option<RunTime>,
+}
+
+/// What happened between two readings.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// Its length.
+    pub seconds: f64,
+    /// The requests of each operation that were classified in it.
+    pub requests: Vec<OpRequests>,
+    /// What the cache saved and cost in it.
+    pub savings: Option<Savings>,
+}
+
+/// Requests of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OpRequests {
+    /// The operation.
+    #[serde(serialize_with = "op_name")]
+    pub op: Op,
+    /// Requests.
+    pub requests: u64,
+    /// Sectors of these requests.
+    pub sectors: u64,
+}
+
+impl Interval {
+    /// The difference of two readings of the same device, `seconds` apart.
+    #[must_use]
+    pub fn between(before: &Stats, after: &Stats, seconds: f64) -> Self {
+        let pairs = after.decisions.iter().zip(&before.decisions);
+        Self {
+            seconds,
+            requests: pairs
+                .map(|(after, before)| OpRequests {
+                    op: after.op,
+                    requests: after.requests.wrapping_sub(before.requests),
+                    sectors: after.sectors.wrapping_sub(before.sectors),
+                })
+                .collect(),
+            savings: after
+                .savings
+                .zip(before.savings)
+                .map(|(after, before)| after.since(&before)),
+        }
+    }
 }
 
 /// The classifier's run time within a period. It includes the policy's: the kernel does not separate the two.
@@ -174,8 +225,26 @@ pub(crate) mod tests {
             queues: vec![server],
             cache: None,
             codes: BTreeMap::new(),
+            savings: None,
+            interval: None,
             run_time: None,
         }
+    }
+
+    #[test]
+    fn an_interval_is_the_difference_of_two_readings() {
+        let (before, mut after) = (sample(), sample());
+        after.decisions[0].requests += 5;
+        after.decisions[0].sectors += 40;
+        let interval = Interval::between(&before, &after, 1.0);
+        let read = OpRequests {
+            op: Op::Read,
+            requests: 5,
+            sectors: 40,
+        };
+        assert_eq!(interval.requests[0], read);
+        assert!(interval.requests[1..].iter().all(|of| of.requests == 0));
+        assert_eq!(interval.savings, None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use ublk_bpf_abi::{CacheCounters, Decisions, Op, Reason, ServerCounters, map};
 
-use super::{CacheStats, OpDecisions, ProgramStats, ServerStats, Stats, VERDICTS};
+use super::{CacheStats, OpDecisions, ProgramStats, Savings, ServerStats, Stats, VERDICTS};
 use crate::policy::{self, Disk, PinDir, PolicyError, chain, pin_error};
 use crate::sys::bpf::{open_pinned, program_facts};
 
@@ -27,7 +27,7 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
     for queue in &queues {
         total.add(&queue.0);
     }
-    Ok(Stats {
+    let mut stats = Stats {
         disk: disk.name().to_owned(),
         classifier,
         policy: program(&pins.policy())?,
@@ -36,8 +36,12 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
         queues,
         cache: cache(&pins)?,
         codes: codes(&pins)?,
+        savings: None,
+        interval: None,
         run_time: None,
-    })
+    };
+    stats.savings = Savings::of(&stats);
+    Ok(stats)
 }
 
 /// Reads the statistics of the program that is pinned at `path`; none if there is no pin.
@@ -103,11 +107,6 @@ fn server(pins: &PinDir) -> Result<Vec<ServerStats>, PolicyError> {
         queues.push(ServerStats(ServerCounters::from_values(values)));
     }
     Ok(queues)
-}
-
-/// Reads the counters of a disk's cache; none if it has no cache.
-pub fn cache_stats(disk: &Disk) -> Result<Option<CacheStats>, PolicyError> {
-    cache(&PinDir::of(disk))
 }
 
 /// The counters of the cache, if the classifier is configured with one.

@@ -10,11 +10,11 @@ use super::{logs, stale};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{Control, DeviceId, Recovery, State};
-use crate::observe;
+use crate::observe::{self, Savings};
 use crate::policy::{Disk, PinDir};
 
 /// A device of this program. The names of its fields, as JSON has them, are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Status {
     /// Its number.
     pub id: u32,
@@ -51,7 +51,7 @@ pub struct Status {
 }
 
 /// A device's cache. The names of its fields, as JSON has them, are stable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CacheStatus {
     /// Where the copies are.
     pub device: String,
@@ -68,6 +68,8 @@ pub struct CacheStatus {
     /// Blocks of an earlier server that are yet to be compared with the backing, before which none of them is hit; none:
     /// the caller may not read the device's maps.
     pub unverified: Option<u64>,
+    /// What it saved and cost; none: the caller may not read the device's maps.
+    pub savings: Option<Savings>,
     /// When and why it was detached; none: it is in use.
     pub detached: Option<Detached>,
 }
@@ -75,7 +77,7 @@ pub struct CacheStatus {
 impl CacheStatus {
     fn of(disk: &Disk, record: CacheRecord) -> Self {
         let options = record.options;
-        let counted = observe::cache_stats(disk).ok().flatten();
+        let counted = observe::stats(disk).ok();
         Self {
             device: options.device.to_string(),
             block: options.block,
@@ -83,7 +85,10 @@ impl CacheStatus {
             mode: options.mode,
             eviction: options.eviction,
             promote_limit: options.promote_limit,
-            unverified: counted.map(|counted| counted.0.unverified),
+            unverified: counted
+                .as_ref()
+                .and_then(|counted| Some(counted.cache?.0.unverified)),
+            savings: counted.and_then(|counted| counted.savings),
             detached: record.detached,
         }
     }

@@ -21,6 +21,7 @@ impl<'w> Machine<'w> {
             return None;
         };
         self.counters.hits += 1;
+        self.counters.hit_bytes += request.length;
         self.tags.slot(tag).in_flight = InFlight::hit(request, pin, slot_delta);
         Some(request.direct_hit(slot_delta))
     }
@@ -55,7 +56,10 @@ impl<'w> Machine<'w> {
         let Some(claim) = change.claim else {
             return (Legs::Marked, 0);
         };
-        self.counters.cache_writes += u64::from(claim.stores());
+        if claim.stores() {
+            self.counters.cache_writes += 1;
+            self.counters.cache_write_bytes += length;
+        }
         (Legs::of_write(claim), cache.slot_delta(claim.pin(), offset))
     }
 

@@ -14,7 +14,7 @@
 //! as new as the read may expect, however late it is copied. A read that finds the block elsewhere, or absent, looks further:
 //! it begins a new fill or passes through.
 
-use ublk_bpf_abi::{Extent, Priority, regions};
+use ublk_bpf_abi::{Extent, Priority, REGIONS, regions};
 
 use super::{
     Action, Advice, Advised, Buffer, Effect, Errno, InFlight, Machine, Next, Owner, Phase, Request,
@@ -94,6 +94,7 @@ impl Machine<'_> {
         for _ in 0..MAX_LOOKS {
             if let Some(pin) = cache.begin_read(request.offset, request.length) {
                 self.counters.hits += 1;
+                self.counters.hit_bytes += request.length;
                 let slot_delta = cache.slot_delta(pin, request.offset);
                 self.tags.slot(tag).in_flight = InFlight::hit(request, pin, slot_delta);
                 self.note_promotion(tag, wish.promote.filter(|_| wish.extent.is_none()));
@@ -115,6 +116,7 @@ impl Machine<'_> {
         match cache.begin_split_read(request.offset, request.length) {
             Some(readable) => {
                 self.counters.hits_split += 1;
+                self.counters.hit_bytes += self.bytes_in(request, readable.1);
                 self.start_split(tag, request, Legs::of_read(0, Some(readable), 0));
                 self.note_promotion(tag, wish.promote);
                 self.issue_piece(tag);
@@ -184,6 +186,18 @@ impl Machine<'_> {
         (first, last.saturating_sub(first))
     }
 
+    /// Bytes of a read in these regions of its cache block.
+    fn bytes_in(&self, request: &Request, regions: u16) -> u64 {
+        let block = request.offset - u64::from(self.grain.in_cache_block(request.offset));
+        let regions = (0..REGIONS).map(|region| 1 << region & regions);
+        let bytes = regions.filter(|&region| region != 0).map(|region| {
+            let (first, last) = self.grain.bytes_of(region);
+            let end = (block + u64::from(last)).min(request.offset + request.length);
+            end.saturating_sub(request.offset.max(block + u64::from(first)))
+        });
+        bytes.sum()
+    }
+
     /// The regions of its cache block that a range touches.
     fn regions(&self, offset: u64, length: u64) -> u16 {
         let sectors = u32::try_from(length / SECTOR_SIZE).unwrap_or(u32::MAX);
@@ -209,7 +223,10 @@ impl Machine<'_> {
         let filled = self.regions(fill.offset, fill.length.into());
         let wanted = self.regions(request.offset, request.length);
         let legs = Legs::of_read(wanted, readable, filled);
+        let from_slot = readable.map_or(0, |(_, readable)| self.bytes_in(request, readable));
+        self.counters.hit_bytes += from_slot;
         self.counters.filled += 1;
+        self.counters.filled_bytes += request.length - from_slot;
         self.start_split(tag, request, legs);
         if legs.needs_fill() {
             self.fills.add_reader(buffer);
