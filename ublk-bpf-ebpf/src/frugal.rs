@@ -15,6 +15,8 @@ use ublk_bpf_policy::{Decision, Extent, Request, policy};
 
 /// Base-two logarithm of the sectors of the largest block there is.
 const LARGEST: u32 = 11;
+/// Base-two logarithm of the sectors that a fill has at least: 4 KiB.
+const GRANULE: u32 = 3;
 
 #[inline(always)]
 fn decide(request: &Request) -> Decision {
@@ -24,7 +26,11 @@ fn decide(request: &Request) -> Decision {
 /// Sectors of the regions that the request touches, less its own.
 #[inline(always)]
 const fn extra(request: &Request) -> u64 {
-    let region = 1 << (block_shift(request) - 4);
+    let region = 1
+        << match block_shift(request) - 4 {
+            small if small < GRANULE => GRANULE,
+            shift => shift,
+        };
     let first = request.sector / region * region;
     let end = request.end().next_multiple_of(region);
     end - first - request.nr_sectors as u64
@@ -60,8 +66,12 @@ mod tests {
             assert_eq!(extra(&miss(7, block, 127, 1)), 7);
             assert_eq!(extra(&miss(7, block, 7, 16)), 8);
             assert_eq!(extra(&miss(11, block, 2040, 8)), 120, "1M blocks, 64K regions");
-            assert_eq!(extra(&miss(4, block, 3, 5)), 0, "8K blocks, 512 byte regions");
-            assert_eq!(extra(&miss(3, block, 3, 5)), 0, "4K blocks");
+            assert_eq!(
+                extra(&miss(4, block, 3, 5)),
+                3,
+                "8K blocks, whose regions are filled by eight"
+            );
+            assert_eq!(extra(&miss(3, block, 0, 8)), 0, "4K blocks");
         }
         assert_eq!(extra(&miss(7, 0, 0, 8)), 120, "as if in the largest block");
     }

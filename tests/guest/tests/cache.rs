@@ -21,7 +21,14 @@ const SMALL: u64 = 4;
 const ORDERED: u64 = 40_000;
 const OVERLAPPING: u64 = 10_000;
 /// Policies that are swapped during a torture; one returns random bytes.
-const POLICIES: [&str; 4] = ["scan-resistant", "/root/policies/hostile.o", "lru", "passthrough"];
+const POLICIES: [&str; 6] = [
+    "auto",
+    "/root/policies/hostile.o",
+    "frugal",
+    "scan-resistant",
+    "lru",
+    "passthrough",
+];
 
 #[test]
 fn torture_write_through_clock() {
