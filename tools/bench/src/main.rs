@@ -14,7 +14,9 @@ mod obtain;
 mod profile;
 mod report;
 mod scale;
+mod traces;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -49,6 +51,9 @@ struct Options {
     /// Of the part `scale`, measure only this
     #[arg(long, value_name = "WHAT")]
     step: Option<bench_guest::scale::Step>,
+    /// The folder of the part `traces`: block traces, in a format that `ublk-bpf replay` reads
+    #[arg(long, value_name = "DIR")]
+    traces: Option<PathBuf>,
     /// Obtain what is compared and profiled with, and nothing else
     #[arg(long, hide = true)]
     obtain: bool,
@@ -68,6 +73,8 @@ enum Part {
     Profile,
     /// How cost and memory grow with queues, depth, size and devices
     Scale,
+    /// What the cache saves on traces of requests, beside libCacheSim's algorithms (needs --traces)
+    Traces,
     /// Whether everything that ublk-bpf is compared with works
     #[value(hide = true)]
     Peers,
@@ -118,6 +125,8 @@ impl Selection {
             selection.add(Part::Compared);
         } else if options.only.is_empty() {
             let parts = Part::value_variants().iter().copied();
+            let has_traces = options.traces.is_some();
+            let parts = parts.filter(|&part| part != Part::Traces || has_traces);
             selection.parts = parts.filter(|part| !part.is_hidden()).collect();
         }
         Ok(selection)
@@ -160,6 +169,7 @@ fn run(options: &Options) -> Result<ExitCode> {
     if options.obtain {
         obtain::profiler()?;
         obtain::peers()?;
+        obtain::algorithms()?;
         return Ok(ExitCode::SUCCESS);
     }
     if options.guard {
@@ -171,7 +181,9 @@ fn run(options: &Options) -> Result<ExitCode> {
 /// Measures the parts that are asked for.
 fn measure(options: &Options) -> Result<ExitCode> {
     let selection = Selection::of(options)?;
-    setup::guest_tools()?;
+    if selection.parts != [Part::Traces] {
+        setup::guest_tools()?;
+    }
     let mut code = ExitCode::SUCCESS;
     for part in &selection.parts {
         let result = match part {
@@ -179,6 +191,7 @@ fn measure(options: &Options) -> Result<ExitCode> {
             Part::Ratio => ratio()?,
             Part::Profile => profile::run()?,
             Part::Scale => scale::run(options.step)?,
+            Part::Traces => traces::run(options.traces.as_deref())?,
             Part::Peers => peers()?,
         };
         if result != ExitCode::SUCCESS {

@@ -1,4 +1,4 @@
-//! `docs/benchmarks.md`: each part of the benchmark writes its own section, and leaves the others as they are.
+//! The pages of `docs`: each part of the benchmark writes its own sections, and leaves the rest as it is.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,25 +7,27 @@ use anyhow::{Context as _, Result, ensure};
 
 use host::workspace;
 
-/// The page.
-fn page() -> Result<PathBuf> {
-    Ok(workspace::root()?.join("docs/benchmarks.md"))
+/// The page of what an I/O costs.
+pub(crate) const BENCHMARKS: &str = "docs/benchmarks.md";
+
+fn path(page: &str) -> Result<PathBuf> {
+    Ok(workspace::root()?.join(page))
 }
 
-/// Puts `body` where the page has `<!-- section: NAME -->` to `<!-- end: NAME -->`.
+/// Puts `body` where a page has `<!-- section: NAME -->` to `<!-- end: NAME -->`.
 ///
 /// # Errors
 /// If the page cannot be read or written, or has no such section.
-pub(crate) fn replace(name: &str, body: &str) -> Result<()> {
-    let page = page()?;
-    let text = fs::read_to_string(&page).with_context(|| format!("cannot read {}", page.display()))?;
-    let text = replaced(&text, name, body)?;
-    fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))
+pub(crate) fn replace(page: &str, name: &str, body: &str) -> Result<()> {
+    let path = path(page)?;
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = replaced(&text, name, body).with_context(|| page.to_owned())?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a picture beside the page: `NAME.svg`.
+/// Writes a picture beside the pages: `NAME.svg`.
 pub(crate) fn picture(name: &str, svg: &str) -> Result<()> {
-    let path = page()?.with_file_name(format!("{name}.svg"));
+    let path = path(BENCHMARKS)?.with_file_name(format!("{name}.svg"));
     fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -34,15 +36,12 @@ fn replaced(text: &str, name: &str, body: &str) -> Result<String> {
         format!("<!-- section: {name} -->\n"),
         format!("<!-- end: {name} -->"),
     );
-    let (head, rest) = text.split_once(&begin).with_context(|| {
-        format!(
-            "docs/benchmarks.md has no section {name}: {} is missing",
-            begin.trim()
-        )
-    })?;
+    let (head, rest) = text
+        .split_once(&begin)
+        .with_context(|| format!("there is no section {name}: {} is missing", begin.trim()))?;
     let (_, tail) = rest
         .split_once(&end)
-        .with_context(|| format!("section {name} of docs/benchmarks.md has no end: {end} is missing"))?;
+        .with_context(|| format!("section {name} has no end: {end} is missing"))?;
     ensure!(!body.contains("<!-- section:"), "a section holds no other");
     Ok(format!("{head}{begin}\n{}\n\n{end}{tail}", body.trim()))
 }

@@ -21,5 +21,9 @@ fn run_step(step: Step) -> Result<()> {
         let what = format!("with {} CPUs, for how cost grows: {}", guest.cpus, step.name());
         rows.push_str(&boot::output(guest, &what, &["scale", step.name()])?);
     }
-    report::replace(&format!("scale-{}", step.name()), &plan.section(&rows))
+    report::replace(
+        report::BENCHMARKS,
+        &format!("scale-{}", step.name()),
+        &plan.section(&rows),
+    )
 }

@@ -89,7 +89,7 @@ fn write(plan: &Plan, results: &Results, took: Duration) -> Result<()> {
         for (name, svg) in &pictures {
             report::picture(name, svg)?;
         }
-        report::replace("compared", &section)?;
+        report::replace(report::BENCHMARKS, "compared", &section)?;
         progress::note("written: docs/benchmarks.md");
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! built, nbdkit, nbd-client, make-bcache and losetup are Debian's.
 
 mod kublk;
+pub(crate) mod libcachesim;
 mod rublk;
 
 use std::path::PathBuf;
@@ -97,7 +98,19 @@ pub(crate) fn missing() -> Result<Vec<String>> {
     if rublk::present()?.is_none() {
         missing.push("rublk".to_owned());
     }
+    if libcachesim::present()?.is_none() {
+        missing.push(format!("libcachesim {}", libcachesim::VERSION));
+    }
     Ok(missing)
+}
+
+/// The cache algorithms that the cache is compared with.
+pub(crate) fn algorithms() -> Result<()> {
+    if libcachesim::present()?.is_none() {
+        let _lock = cache::lock()?;
+        libcachesim::obtain()?;
+    }
+    Ok(())
 }
 
 /// Everything, obtained as far as it is missing.

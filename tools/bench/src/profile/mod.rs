@@ -51,7 +51,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     );
     let section = page::section(&profiles);
     println!("{section}");
-    report::replace("profile", &section)?;
+    report::replace(report::BENCHMARKS, "profile", &section)?;
     for profile in &profiles {
         report::picture(&page::picture_name(profile.case), &page::flame_graph(profile)?)?;
     }

@@ -11,6 +11,18 @@ use super::shared::Cache;
 const FREE_PART: u32 = 128;
 const MAX_FREE: u32 = 64;
 
+/// Bytes of a queue's fill buffers, but at least one buffer and at most [`MAX_FILL_BUFFERS`].
+const FILL_BYTES: u32 = 8 << 20;
+/// Fill buffers of a queue at most.
+pub const MAX_FILL_BUFFERS: u16 = 64;
+
+/// Fill buffers of a queue, each of a cache block of `1 << shift` bytes.
+#[must_use]
+pub fn fill_buffers(shift: u32) -> u16 {
+    let buffers = u16::try_from(FILL_BYTES >> shift).unwrap_or(u16::MAX);
+    buffers.clamp(1, MAX_FILL_BUFFERS)
+}
+
 /// How often a fill is begun again because its absent block changed.
 const MAX_ATTEMPTS: u32 = 4;
 

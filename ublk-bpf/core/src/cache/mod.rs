@@ -50,7 +50,7 @@ mod upkeep;
 mod waiters;
 mod word;
 
-pub use fills::{Fill, FillEnd, FillStart};
+pub use fills::{Fill, FillEnd, FillStart, MAX_FILL_BUFFERS, fill_buffers};
 pub use maps::Maps;
 pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
 pub use recover::{Trust, surviving};

@@ -12,7 +12,7 @@ use super::counts::Counts;
 use super::stream::split;
 use crate::cache::evict::Algorithm;
 use crate::cache::{
-    Cache, Fill, FillStart, HEAT_LIMIT, Maps, Mover, MoverIo, PromoteLimits, Rest, WriteClaim,
+    Cache, Fill, FillStart, HEAT_LIMIT, Maps, Mover, MoverIo, PromoteLimits, Rest, WriteClaim, fill_buffers,
 };
 
 /// How long the mover sleeps at most, as the server's driver has it.
@@ -177,7 +177,7 @@ impl<'c, 'm> Device<'c, 'm> {
         }
         if let Some(extent) = extent {
             let priority = priority(decision);
-            match self.cache.begin_fill(offset, length, extent, priority) {
+            match self.begin_fill(offset, length, extent, priority) {
                 FillStart::Begun(fill) => {
                     self.fill(now, fill, offset, length);
                     return false;
@@ -202,6 +202,22 @@ impl<'c, 'm> Device<'c, 'm> {
             None => self.load(length),
         }
         false
+    }
+
+    /// Begins a fill if a buffer is free for it.
+    fn begin_fill(&self, offset: u64, length: u64, extent: Extent, priority: Priority) -> FillStart {
+        let filling = self
+            .in_flight
+            .iter()
+            .filter(|(_, load)| matches!(load, Load::Fill(_)));
+        if filling.count() < usize::from(fill_buffers(self.cache.shape().shift)) {
+            return self.cache.begin_fill(offset, length, extent, priority);
+        }
+        if self.cache.wait_for_fill(offset, length, 0) {
+            FillStart::Busy
+        } else {
+            FillStart::Later
+        }
     }
 
     fn hit(&mut self, length: u64) -> bool {

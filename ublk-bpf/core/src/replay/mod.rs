@@ -19,6 +19,8 @@ pub mod read;
 mod reference;
 mod run;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use counts::Counts;
