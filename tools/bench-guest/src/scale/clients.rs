@@ -29,20 +29,13 @@ it only with `--scheduler`. A device-mapper disk has no scheduler of its own. In
     why: "\
 At depth 1 a device in user space costs two switches between the client and the server and two entries of the kernel by
 the server for each I/O, whatever it then does; a kernel cache pays none of these. For a load of single synchronous
-reads, or of one request in flight at a time, dm-cache and bcache are the better choice. From some 16 requests in flight
+reads, or of one request in flight at a time, dm-cache is the better choice. From some 16 requests in flight
 the switches are shared and the difference is small. dm-cache hands the requests of io_uring to a worker thread but
 serves those of libaio and pread in the caller, so that it is at its best with the latter two.",
 };
 
 /// Ours and what it is compared with, by the names of `compared`.
-const SUBJECTS: [&str; 6] = [
-    "brd",
-    "ublk-bpf-null",
-    "ublk-bpf-brd",
-    "ublk-bpf-hit",
-    "dm-cache",
-    "bcache",
-];
+const SUBJECTS: [&str; 5] = ["brd", "ublk-bpf-null", "ublk-bpf-brd", "ublk-bpf-hit", "dm-cache"];
 
 /// How a client reads.
 const DEEP: [&str; 4] = [
