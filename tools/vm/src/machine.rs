@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::Config;
+use crate::config::Config;
 use host::setup::kernel::Kernel;
 
 /// Where bytes come from.

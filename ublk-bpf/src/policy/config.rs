@@ -5,9 +5,10 @@ use std::mem::offset_of;
 use aya::maps::{Array, Map};
 use ublk_bpf_abi::{ABI_VERSION, Config};
 
-use super::error::{PolicyError, chain};
-use super::load::{ClassifierSpec, open_map};
-use super::pin::PinDir;
+use super::causes::chain;
+use super::error::PolicyError;
+use super::pin::{PinDir, open_map};
+use super::spec::ClassifierSpec;
 
 /// The name of its pin.
 pub(super) const CONFIG_PIN: &str = "config";

@@ -3,7 +3,8 @@
 use aya::maps::{Array, Map, MapData, MapError};
 use ublk_bpf_abi::{FaultRange, map};
 
-use super::error::{PolicyError, chain};
+use super::causes::chain;
+use super::error::PolicyError;
 use super::pin::{Disk, PinDir};
 
 /// Sets which requests of a disk the policy `fault` fails from now on. The policy must be attached.

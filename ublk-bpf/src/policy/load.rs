@@ -4,24 +4,24 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use aya::maps::{MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{PerCpuArray, PerCpuValues};
 use aya::programs::BtfTracePoint;
 use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use ublk_bpf_abi::{
-    ABI_VERSION, CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters,
-    VerdictSlot, map,
+    CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters, VerdictSlot, map,
 };
 
 use super::builtin::CLASSIFIER;
+use super::causes::chain;
 use super::config::{CONFIG_PIN, check_config};
-use super::error::{PolicyError, chain};
+use super::error::PolicyError;
 use super::maps::{CacheMaps, DeviceCounters, Verdicts, WrittenMap};
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{Disk, PinDir, pin_error};
+use super::pin::{PinDir, open_map, pin_error};
+use super::spec::{CacheSpec, ClassifierSpec};
 use super::verifier::Refusal;
-use crate::cache::HEAT_LIMIT;
 
 /// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
@@ -32,103 +32,6 @@ const RODATA: &str = ".rodata";
 const BSS: &str = ".bss";
 /// The name of its pin: bpffs allows no dot in a name. The other one's is [`CONFIG_PIN`].
 const MEMORY_PIN: &str = "memory";
-
-/// The device of a classifier.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClassifierSpec {
-    /// Its disk.
-    pub disk: Disk,
-    /// Hardware queues that the device really has.
-    pub queues: u16,
-    /// Tags in each queue.
-    pub depth: u16,
-    /// The map of blocks that hold data, if the server knows them for its backing device.
-    pub written: Option<WrittenSpec>,
-    /// The maps of its cache, if it has one.
-    pub cache: Option<CacheSpec>,
-}
-
-/// The shape of the maps of a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheSpec {
-    /// A block's size in bytes as a power of two, 12 to 20.
-    pub shift: u32,
-    /// Blocks of the device.
-    pub blocks: u32,
-}
-
-impl CacheSpec {
-    /// The maps of a device of `sectors` sectors in blocks of `1 << shift` bytes; none if it has 2^32 blocks or more.
-    #[must_use]
-    pub fn for_device(sectors: u64, shift: u32) -> Option<Self> {
-        debug_assert!((12..=20).contains(&shift));
-        let blocks = u32::try_from(sectors.div_ceil(1 << (shift - 9))).ok()?;
-        Some(Self { shift, blocks })
-    }
-
-    fn heat_words(self) -> u32 {
-        self.blocks.div_ceil(HEAT_BLOCKS)
-    }
-}
-
-/// Blocks whose heat is in one word.
-const HEAT_BLOCKS: u32 = 8;
-
-/// The shape of the map of blocks that may hold data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WrittenSpec {
-    /// A block's size in bytes as a power of two, 12 to 30.
-    pub shift: u32,
-    /// 64-bit words, one bit for each block of the device.
-    pub words: u32,
-}
-
-impl WrittenSpec {
-    /// The map of a device of `sectors` sectors in blocks of `1 << shift` bytes; none if the map would have more
-    /// than 2^32 words.
-    #[must_use]
-    pub fn for_device(sectors: u64, shift: u32) -> Option<Self> {
-        debug_assert!((12..=30).contains(&shift));
-        let blocks = sectors.div_ceil(1 << (shift - 9));
-        Some(Self {
-            shift,
-            words: u32::try_from(blocks.div_ceil(64).max(1)).ok()?,
-        })
-    }
-}
-
-impl ClassifierSpec {
-    fn config(&self, layout: &KernelLayout) -> Config {
-        Config {
-            disk_name: self.disk.name_words(),
-            abi_version: ABI_VERSION,
-            depth: self.depth.into(),
-            written_shift: self.written.map_or(0, |written| written.shift),
-            flag_masks: layout.flag_masks,
-            any_flag: layout.flag_masks.iter().fold(0, |all, mask| all | mask),
-            queues: self.queues.into(),
-            cache_shift: self.cache.map_or(0, |cache| cache.shift),
-            heat_limit: HEAT_LIMIT,
-            reserved: 0,
-        }
-    }
-
-    fn slots(&self) -> u32 {
-        u32::from(self.queues) * u32::from(self.depth)
-    }
-
-    fn written_words(&self) -> u32 {
-        self.written.map_or(1, |written| written.words)
-    }
-
-    fn index_entries(&self) -> u32 {
-        self.cache.map_or(1, |cache| cache.blocks)
-    }
-
-    fn heat_words(&self) -> u32 {
-        self.cache.map_or(1, CacheSpec::heat_words)
-    }
-}
 
 /// [`Config`] as the bytes that aya writes to the object's global.
 #[derive(Clone, Copy)]
@@ -333,32 +236,6 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
         .pin(pins.link())
         .map_err(|e| pin(&pins.link(), &e))?;
     Ok(())
-}
-
-/// Opens a pinned map and checks its shape.
-pub(super) fn open_map(path: &Path, value_size: usize, entries: u32) -> Result<MapData, PolicyError> {
-    let failed = |e: aya::maps::MapError| pin_error("opening", path.to_owned(), io::Error::other(chain(&e)));
-    let map = MapData::from_pin(path).map_err(failed)?;
-    let info = map.info().map_err(failed)?;
-    let properties = [
-        (
-            "the size of its values",
-            u64::from(info.value_size()),
-            value_size as u64,
-        ),
-        ("its number of entries", info.max_entries().into(), entries.into()),
-    ];
-    for (what, found, wanted) in properties {
-        if found != wanted {
-            return Err(PolicyError::Foreign {
-                path: path.to_owned(),
-                what,
-                found,
-                wanted,
-            });
-        }
-    }
-    Ok(map)
 }
 
 /// aya's error of loading an object.

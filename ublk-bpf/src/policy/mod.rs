@@ -5,6 +5,7 @@
 //! reads the counters.
 
 mod builtin;
+mod causes;
 mod config;
 mod error;
 mod fault;
@@ -15,16 +16,17 @@ mod offsets;
 mod patch;
 mod pin;
 mod recorder;
+mod spec;
 mod swap;
 mod verifier;
 mod watch;
 
 pub use builtin::{Builtin, builtin};
+pub(crate) use causes::chain;
 pub use config::has_cache;
 pub use error::PolicyError;
-pub(crate) use error::chain;
 pub use fault::set_fault_range;
-pub use load::{CacheSpec, Classifier, ClassifierSpec, WrittenSpec};
+pub use load::Classifier;
 pub use maps::{CacheMaps, DeviceCounters, QueueCounters, QueueVerdicts, Verdicts, WrittenMap};
 pub use object::{DEFAULT_POLICY_MEMORY, ObjectError, POLICY_SECTION, PolicyObject, check_policy_object};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
@@ -32,6 +34,7 @@ pub use patch::{Offsets, PatchError};
 pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
 pub use recorder::Recorder;
+pub use spec::{CacheSpec, ClassifierSpec, WrittenSpec};
 pub use swap::{DEFAULT_POLICY, Policy, Verified, reset, swap};
 pub use verifier::Refusal;
 pub use watch::Watch;

@@ -31,12 +31,11 @@ use self::btf::Types;
 use self::bytes::u16_at;
 use self::code::Forbidden;
 use self::elf::Elf;
+pub use self::elf::POLICY_SECTION;
 use self::lines::Lines;
 pub(super) use self::maps::pin_name;
+use super::causes::chain;
 use crate::path_text::ShowPath as _;
-
-/// The section of a policy's entry.
-pub const POLICY_SECTION: &str = "freplace/policy";
 
 /// Default limit of the memory of a policy's maps: 64 MiB.
 pub const DEFAULT_POLICY_MEMORY: u64 = 64 << 20;
@@ -298,7 +297,7 @@ fn place(forbidden: Forbidden<'_>, lines: &Lines<'_>, types: &Types<'_>) -> Reas
 fn check_maps(bytes: &[u8], memory: u64) -> Result<(), Reason> {
     // Objects that are known to break the library were refused before. Any other panic refuses this object only.
     let maps = catch_unwind(|| link(bytes)).map_err(|_| Reason::Damaged(BROKEN.to_owned()))?;
-    let maps = maps.map_err(|error| Reason::Damaged(super::chain(&*error)))?;
+    let maps = maps.map_err(|error| Reason::Damaged(chain(&*error)))?;
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| Reason::Io(error))?;
     let maps = maps.iter().map(|(name, map)| (name.as_str(), map));
     maps::check(maps, memory, cpus as u64).map_err(Reason::Maps)

@@ -20,8 +20,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use aya::maps::{MapData, MapError};
 use rustix::mount::MountFlags;
 
+use super::causes::chain;
 use super::error::PolicyError;
 use crate::sys::trust::{self, OpenError};
 
@@ -258,6 +260,32 @@ fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 pub(crate) fn pin_error(action: &'static str, path: PathBuf, source: io::Error) -> PolicyError {
     PolicyError::Pin { action, path, source }
+}
+
+/// Opens a pinned map and checks its shape.
+pub(super) fn open_map(path: &Path, value_size: usize, entries: u32) -> Result<MapData, PolicyError> {
+    let failed = |e: MapError| pin_error("opening", path.to_owned(), io::Error::other(chain(&e)));
+    let map = MapData::from_pin(path).map_err(failed)?;
+    let info = map.info().map_err(failed)?;
+    let properties = [
+        (
+            "the size of its values",
+            u64::from(info.value_size()),
+            value_size as u64,
+        ),
+        ("its number of entries", info.max_entries().into(), entries.into()),
+    ];
+    for (what, found, wanted) in properties {
+        if found != wanted {
+            return Err(PolicyError::Foreign {
+                path: path.to_owned(),
+                what,
+                found,
+                wanted,
+            });
+        }
+    }
+    Ok(map)
 }
 
 #[cfg(test)]

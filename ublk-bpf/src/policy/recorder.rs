@@ -8,12 +8,13 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use ublk_bpf_abi::{CONFIG_GLOBAL, Member, TraceRecord, VerdictSlot, map};
 
 use super::builtin::RECORDER;
+use super::causes::chain;
 use super::config::config_of_device;
-use super::error::{PolicyError, chain};
-use super::load::{TRACEPOINT, ebpf_error, open_map, program_error};
+use super::error::PolicyError;
+use super::load::{TRACEPOINT, ebpf_error, program_error};
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{Disk, PinDir};
+use super::pin::{Disk, PinDir, open_map};
 use crate::sys::bpf::program_facts;
 
 /// The program in the object.

@@ -16,7 +16,8 @@ use aya::{Ebpf, EbpfLoader};
 use ublk_bpf_abi::POLICY_FUNCTION;
 
 use super::builtin::{Builtin, builtin};
-use super::error::{PolicyError, chain};
+use super::causes::chain;
+use super::error::PolicyError;
 use super::load::{ebpf_error, program_error};
 use super::object::{PolicyObject, pin_name};
 use super::pin::{Disk, PinDir, pin_error, unlink};

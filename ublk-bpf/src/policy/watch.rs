@@ -11,7 +11,8 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use ublk_bpf_abi::{Member, WATCH_GLOBAL, WatchedFile, WatchedFiles};
 
 use super::builtin::WATCH;
-use super::error::{PolicyError, chain};
+use super::causes::chain;
+use super::error::PolicyError;
 use super::load::{ebpf_error, program_error};
 use super::offsets::KernelLayout;
 use super::patch::patch;

@@ -14,11 +14,9 @@ use bench_guest::guard as cases;
 use bench_guest::scale::Guest;
 
 use crate::boot;
-use baseline::{Baseline, Environment, Figures};
+use baseline::{Baseline, Environment, Figures, UPDATE};
 use host::{progress, setup};
 
-/// What writes the baseline, as one types it.
-const UPDATE: &str = "cargo xtask bench --guard --update";
 /// So much more than the baseline, in per cent, is too much. Runs of the same program differ by some 0.5.
 const LIMIT: u32 = 3;
 /// The same where the kernel or a tool is another one than the baseline's.

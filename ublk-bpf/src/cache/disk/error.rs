@@ -2,7 +2,6 @@
 
 use std::io;
 
-use super::superblock::VERSION;
 use crate::backend::Size;
 use crate::backend::fingerprint::Difference;
 
@@ -33,10 +32,15 @@ pub enum DiskError {
     Foreign,
     /// Written by another version of this program.
     #[error(
-        "holds a cache of format version {0}, and this ublk-bpf knows version {VERSION}: use the one that made it, \
+        "holds a cache of format version {found}, and this ublk-bpf knows version {known}: use the one that made it, \
          or empty it with --cache-reset"
     )]
-    Version(u32),
+    Version {
+        /// Its version.
+        found: u32,
+        /// This program's.
+        known: u32,
+    },
     /// Neither copy of the superblock can be read.
     #[error("both copies of its superblock are damaged (A {a}, B {b}): empty it with --cache-reset")]
     Superblock {

@@ -88,7 +88,10 @@ impl Copies {
             _ => None,
         });
         if let Some(version) = version {
-            return Err(DiskError::Version(version));
+            return Err(DiskError::Version {
+                found: version,
+                known: VERSION,
+            });
         }
         if let Some((_, newest)) = self.newest() {
             return Ok(Some(newest));

@@ -7,8 +7,8 @@ use object::{
 };
 use object::{SectionIndex, SymbolKind};
 
-use super::POLICY_SECTION;
-
+/// The section of a policy's entry.
+pub const POLICY_SECTION: &str = "freplace/policy";
 /// Rust makes about 25 sections.
 const MAX_SECTIONS: usize = 512;
 /// `KSYM_NAME_LEN` of `include/linux/kallsyms.h` is 512; longer names of Rust are in debug information only.
