@@ -32,6 +32,7 @@ fn saved(folder: &Path) -> (File, Layout, Identity) {
         block: u64::from(slot) + 7,
         priority: 0,
         heat: 1,
+        valid: if slot == 2 { 0x00ff } else { u16::MAX },
     };
     disk::save(&file, &layout, &identity, [2, 5].into_iter().map(entry)).expect("prepared");
     (file, layout, identity)
@@ -71,11 +72,11 @@ fn a_clean_cache_is_told_and_left_alone() {
     assert_eq!(
         outcome.stdout,
         format!(
-            "format       version 1\n\
+            "format       version 2\n\
              state        clean: the next start uses its content if the backing is unchanged\n\
              block size   64K\n\
              slots        15\n\
-             in use       2\n\
+             in use       2, 1 of them with a part of their block\n\
              data offset  64K (65536 bytes)\n\
              cache id     {id}\n\
              backing      {identity}\n\
@@ -87,11 +88,12 @@ fn a_clean_cache_is_told_and_left_alone() {
     assert_eq!(layout.slots, 15);
     let json = json(at);
     for (name, value) in [
-        ("version", 1.into()),
+        ("version", 2.into()),
         ("clean", true.into()),
         ("block_bytes", 65536.into()),
         ("slots", 15.into()),
         ("in_use", 2.into()),
+        ("in_part", 1.into()),
         ("data_offset", 65536.into()),
         ("backing_bytes", (4 << 20).into()),
         ("generation", 2.into()),

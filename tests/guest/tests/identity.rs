@@ -115,6 +115,7 @@ fn a_block_device_keeps_a_cache() {
         block: 700,
         priority: 1,
         heat: 2,
+        valid: 0x8001,
     };
     let (target, opened) = open();
     assert_eq!(opened.unwrap(), Opened::New);

@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority, regions};
+use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, regions};
 
 use super::bug::Bug;
 use super::pattern::Writer;
 use super::world::{CacheWorld, World};
 use super::{Check, index};
-use ublk_bpf::cache::{Cache, Mover, MoverIo, PromoteLimits, Rest, Shape, Trust, surviving};
+use ublk_bpf::cache::{Cache, Mover, MoverIo, PromoteLimits, Resident, Rest, Shape, Trust, surviving};
 
 /// Servers of a run with a cache: each has a cache of its own.
 const MAX_SERVERS: usize = 512;
@@ -52,7 +52,7 @@ pub(super) enum Start {
     /// With nothing in the cache.
     Cold,
     /// With what the last one saved as it stopped, and what is known of the backing device since.
-    Saved(Vec<(u32, u32, Priority)>, Trust),
+    Saved(Vec<Resident>, Trust),
     /// With the index that the last one left.
     Left,
 }
@@ -244,7 +244,7 @@ impl<'w> Side<'w> {
 
     /// Whether the block of an entry is being verified.
     pub(super) fn is_verifying(&self, entry: IndexEntry) -> bool {
-        entry.state() == BlockState::Filling && self.verifying.iter().any(|&(_, slot)| slot == entry.slot())
+        entry.is_present() && self.verifying.iter().any(|&(_, slot)| slot == entry.slot())
     }
 
     /// Whether the mover is writing to one of these bytes.
@@ -303,11 +303,17 @@ impl<'w> Side<'w> {
     }
 
     /// What is saved at a clean stop.
-    pub(super) fn saved(&self) -> Vec<(u32, u32, Priority)> {
-        let residents = self.mover.residents();
-        residents
-            .map(|(slot, block, priority, _)| (slot, block, priority))
-            .collect()
+    pub(super) fn saved(&self) -> Vec<Resident> {
+        self.mover.residents().collect()
+    }
+
+    /// Whether some of the device is valid in the block's slot.
+    pub(super) fn has_valid(&self, world: &World, of: &Resident) -> bool {
+        let first = u64::from(of.block) * self.block_sectors();
+        let sectors = first..(first + self.block_sectors()).min(world.sectors());
+        sectors
+            .into_iter()
+            .any(|sector| of.valid & regions(self.of.shift, sector, 1) != 0)
     }
 
     /// What can be read from a slot must be what the backing device has.
@@ -340,7 +346,7 @@ impl<'w> Side<'w> {
 }
 
 /// What is believed of the index that was left.
-pub(super) fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<(u32, u32, Priority)> {
+pub(super) fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<Resident> {
     if bug == Some(Bug::TrustUnfinished) {
         for word in &side.maps.index {
             let entry = IndexEntry(word.load(Ordering::SeqCst));
@@ -352,11 +358,7 @@ pub(super) fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<(u32, u32, Prior
             }
         }
     }
-    let found = surviving(&side.maps.index, side.of.slots);
-    found
-        .into_iter()
-        .map(|(slot, block)| (slot, block, Priority::Normal))
-        .collect()
+    surviving(&side.maps.index, side.of.slots)
 }
 
 /// Whether two ranges, each a start and a length, have a byte in common.

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::Priority;
-
 use super::Check;
 use super::bug::Bug;
 use super::cache::{Side, Start};
@@ -12,7 +10,7 @@ use super::fills::FillMemory;
 use super::kernel::Place;
 use super::pattern::POISON;
 use super::sim::{Queue, Sim};
-use ublk_bpf::cache::Trust;
+use ublk_bpf::cache::{Resident, Trust};
 use ublk_bpf::queue::Event;
 use ublk_bpf::sys::uapi::UBLK_IO_OP_READ;
 
@@ -157,7 +155,7 @@ impl Sim<'_> {
 
     /// A new server takes the queue over, with what the old one saved if it did. Requests that that had are issued again,
     /// or fail.
-    fn succeed(&mut self, saved: Option<Vec<(u32, u32, Priority)>>) -> Check {
+    fn succeed(&mut self, saved: Option<Vec<Resident>>) -> Check {
         self.check_cache()?;
         self.each(Self::inherit)?;
         let was_changed = self.maybe_change_backing();

@@ -7,7 +7,7 @@ use super::cache::{Fill, Side, Start, overlap, trusted};
 use super::fault::Fault;
 use super::fills::FillOp;
 use super::history::End;
-use super::op::cache_range;
+use super::op::{cache_range, is_write};
 use super::sim::{Queue, Sim};
 use super::{Check, index};
 use ublk_bpf::cache::{MoverIo, Rest, Trust};
@@ -60,10 +60,12 @@ impl Sim<'_> {
         };
         if let MoverIo::Compare { job, buffer, len } = effect {
             let is_same = self.bug == Some(Bug::PublishUncompared) || side.is_same(job, buffer, len);
-            side.mover.compared(job, is_same);
-            side.verifying.retain(|&(verified, _)| verified != job);
+            let next = side.mover.compared(job, is_same);
+            if next.is_none() {
+                side.verifying.retain(|&(verified, _)| verified != job);
+            }
             side.wake();
-            return Ok(());
+            return next.map_or(Ok(()), |effect| self.issue_fill(effect));
         }
         let (job, skip, len) = parts(&effect);
         if side.fills.iter().any(|fill| parts(&fill.effect).0 == job) {
@@ -94,11 +96,13 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// What machines read and write on the cache device now.
+    /// What machines write on the cache device now. A read may be there that began before a write hid what is filled again:
+    /// it is as old as that write, and finds what was there or what is there.
     fn machines_on_cache(&self) -> Vec<(u64, u64)> {
         let queues = std::iter::once(&self.queue).chain(&self.others);
         let of = |queue: &Queue<'_>| -> Vec<(u64, u64)> {
-            let ops = queue.ops.iter().filter_map(|op| cache_range(&op.io));
+            let writes = queue.ops.iter().filter(|op| is_write(&op.io));
+            let ops = writes.filter_map(|op| cache_range(&op.io));
             ops.chain(queue.fills.iter().filter_map(FillOp::stored)).collect()
         };
         queues.flat_map(of).collect()
@@ -265,7 +269,9 @@ impl Sim<'_> {
         side.is_broken = false;
         side.sleeps = None;
         side.is_stopping = false;
-        let count = u32::try_from(saved.len()).unwrap_or(u32::MAX);
+        // A block of which nothing but what is beyond the end of the device is valid was being filled.
+        let count = saved.iter().filter(|of| side.has_valid(self.world, of)).count();
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         let restored = side.mover.restore(saved, trust);
         if restored != count {
             return Err(format!("of {count} blocks {restored} were put back"));

@@ -94,9 +94,8 @@ impl<'w> Sim<'w> {
         let Some(side) = &self.cache else {
             return Before(Vec::new());
         };
-        let fills = self.queue.fills.iter();
-        let revived = fills.filter_map(|op| {
-            let memory = &self.queue.fill_memory[usize::from(op.fill.0)];
+        let revived = self.queue.unended_fills().filter_map(|fill| {
+            let memory = &self.queue.fill_memory[usize::from(fill.0)];
             let word = side.maps_word(memory.block)?;
             let now = IndexEntry(word.load(Ordering::SeqCst));
             if now.is_present() && now.slot() == memory.slot {

@@ -5,7 +5,7 @@ use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
 
 /// Worlds in which a bug may show.
-const WORLDS: u64 = 300;
+const WORLDS: u64 = 1000;
 
 /// A world where the bug may show: one of a cache has to have one.
 fn world(bug: Bug, seed: u64) -> Option<World> {

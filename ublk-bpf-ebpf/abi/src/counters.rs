@@ -191,10 +191,14 @@ counters! {
         promoted,
         /// Blocks evicted to make room.
         evicted,
+        /// Blocks that came in again not long after they were evicted.
+        ghosts,
         /// Promotions discarded because the block was written meanwhile.
         overtaken,
         /// Promotions abandoned because no block could be evicted.
         no_room,
+        /// Promotion hints that were too old when their turn came.
+        hints_expired,
         /// I/O operations of promotions that failed.
         errors,
         /// Bytes copied into the cache through a staging buffer.

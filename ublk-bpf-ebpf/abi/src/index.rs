@@ -5,12 +5,10 @@ numbered! {
     BlockState {
         /// Not cached.
         Absent = 0, "absent";
-        /// Its slot is being filled and must not be read.
-        Filling = 1, "filling";
         /// Cached.
         Present = 2, "present";
         /// Its slot held it when an earlier server ended, is not yet compared with the backing device, and must not be
-        /// read.
+        /// read. Hidden regions are not valid.
         Unverified = 3, "unverified";
     }
 }
@@ -48,10 +46,9 @@ impl IndexEntry {
     #[inline(always)]
     pub const fn state(self) -> BlockState {
         match self.0 & 3 {
-            0 => BlockState::Absent,
-            1 => BlockState::Filling,
             2 => BlockState::Present,
-            _ => BlockState::Unverified,
+            3 => BlockState::Unverified,
+            _ => BlockState::Absent,
         }
     }
 
@@ -77,7 +74,7 @@ impl IndexEntry {
         (self.0 >> 32) as u32 & Self::MAX_WRITERS
     }
 
-    /// Regions of a present block that its slot cannot serve, one bit each.
+    /// Regions of a block that its slot cannot serve, one bit each.
     #[must_use]
     #[inline(always)]
     pub const fn hidden(self) -> u16 {

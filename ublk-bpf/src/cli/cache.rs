@@ -77,9 +77,11 @@ fn facts(found: &Inspection) -> Vec<(&'static str, String)> {
         true => "clean: the next start uses its content if the backing is unchanged",
         false => "in use, or not shut down cleanly: a start now would begin cold",
     };
-    let in_use = found
-        .in_use
-        .map_or_else(|| "unknown".to_owned(), |slots| slots.to_string());
+    let in_use = match (found.in_use, found.in_part) {
+        (Some(slots), Some(0)) => slots.to_string(),
+        (Some(slots), Some(in_part)) => format!("{slots}, {in_part} of them with a part of their block"),
+        _ => "unknown".to_owned(),
+    };
     let [a, b] = &found.copies;
     vec![
         ("format", format!("version {}", found.version)),

@@ -13,7 +13,7 @@ use super::{limits, panics};
 use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, Kind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
-use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Shape, Trust};
+use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Resident, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::{CacheHandles, Engine};
 use crate::errno::Errno;
@@ -191,14 +191,9 @@ impl CacheDevice {
         if self.backend.kind() == Kind::Memory {
             return Contents::NONE;
         }
-        let survivors = cache::surviving(maps.index(), self.layout.slots).into_iter();
-        // Their heat is in its map, which outlived the server as well.
-        let entries = survivors.map(|(slot, block)| SavedEntry {
-            slot,
-            block: block.into(),
-            priority: Priority::Normal as u8,
-            heat: 0,
-        });
+        let entries = cache::surviving(maps.index(), self.layout.slots)
+            .into_iter()
+            .map(saved_entry);
         Contents {
             entries: entries.collect(),
             trust: Trust::ToVerify,
@@ -227,6 +222,16 @@ impl CacheDevice {
             device: self.options.device.to_string(),
             source,
         }
+    }
+}
+
+fn saved_entry(of: Resident) -> SavedEntry {
+    SavedEntry {
+        slot: of.slot,
+        block: of.block.into(),
+        priority: of.priority as u8,
+        heat: of.heat,
+        valid: of.valid,
     }
 }
 
@@ -314,13 +319,15 @@ impl<'a> RunningCache<'a> {
         let mut mover = Mover::new(&self.cache, algorithm, limits, self.maps.published());
         let entries = &self.contents.entries;
         let blocks = entries.iter().filter_map(|entry| {
-            let priority = Priority::parse(entry.priority).unwrap_or(Priority::Normal);
-            Some((entry.slot, u32::try_from(entry.block).ok()?, priority))
+            Some(Resident {
+                slot: entry.slot,
+                block: u32::try_from(entry.block).ok()?,
+                priority: Priority::parse(entry.priority).unwrap_or(Priority::Normal),
+                heat: entry.heat,
+                valid: entry.valid,
+            })
         });
         mover.restore(blocks, self.contents.trust);
-        for entry in entries {
-            self.cache.remember_heat(entry.block, entry.heat);
-        }
         mover
     }
 
@@ -368,12 +375,7 @@ impl<'a> RunningCache<'a> {
         if self.cache.failure().is_some() || self.device.backend.kind() == Kind::Memory {
             return;
         }
-        let entries = mover.residents().map(|(slot, block, priority, heat)| SavedEntry {
-            slot,
-            block: block.into(),
-            priority: priority as u8,
-            heat,
-        });
+        let entries = mover.residents().map(saved_entry);
         if let Err(error) = self.device.save(self.backing, entries) {
             tracing::warn!("the next server will start with an empty cache: {error}");
         }

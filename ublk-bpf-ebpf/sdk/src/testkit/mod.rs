@@ -27,6 +27,7 @@ mod trace;
 
 use std::time::Duration;
 
+use ublk_bpf_abi::regions;
 use ublk_bpf_core::cache::{Mode, PromoteLimits, Shape};
 use ublk_bpf_core::replay::{Arrival, DEFAULT_RATE, OwnedDevice, Pace, split};
 
@@ -170,19 +171,20 @@ impl Kit {
         report
     }
 
-    /// Whether the block of this sector is cached.
+    /// Whether this sector is cached.
     #[must_use]
     pub fn is_cached(&self, sector: u64) -> bool {
         self.priority_of(sector).is_some()
     }
 
-    /// The priority of the block of this sector, if it is cached.
+    /// The priority of the block of this sector, if the sector is cached.
     #[must_use]
     pub fn priority_of(&self, sector: u64) -> Option<Priority> {
         let wanted = self.places.find(sector)?;
         self.device.as_ref()?.with(|device| {
             let mut residents = device.residents();
-            residents.find_map(|(_, block, priority, _)| (block == wanted).then_some(priority))
+            let region = regions(self.shape.shift, sector, 1);
+            residents.find_map(|of| (of.block == wanted && of.valid & region != 0).then_some(of.priority))
         })
     }
 

@@ -3,7 +3,7 @@
 //! It knows words and regions only, so that a model checker can run it (`loom.rs`). `shared.rs` has the operations that
 //! requests see.
 
-use ublk_bpf_abi::{BlockState, IndexEntry};
+use ublk_bpf_abi::{BlockState, IndexEntry, REGIONS};
 
 use super::slots::SlotTable;
 use super::waiters::Waiters;
@@ -15,6 +15,8 @@ pub(super) struct Blocks<'m, W = AtomicU64> {
     pub(super) index: &'m [W],
     pub(super) slots: SlotTable<W>,
     pub(super) waiters: Waiters<W>,
+    /// Regions are hidden, and filled, in multiples of so many: a power of two.
+    granule: u32,
 }
 
 /// Which regions of a block to fill.
@@ -22,7 +24,7 @@ pub(super) struct Blocks<'m, W = AtomicU64> {
 pub(super) struct Wish {
     /// Those that are asked for; not 0.
     pub(super) needed: u16,
-    /// Those that may be filled with them, `needed` included.
+    /// Those that may be filled with them, `needed` included: whole granules.
     pub(super) wanted: u16,
     /// All that the block has.
     pub(super) all: u16,
@@ -39,6 +41,8 @@ pub(super) enum Start {
     Readable,
     /// Some of it, or the absent block, is being written.
     Written,
+    /// There are valid regions between those that are needed: no single fill can have them.
+    Scattered,
     /// It is yet to be verified.
     Unverified,
     /// The block is absent, and there is no slot for it.
@@ -48,8 +52,9 @@ pub(super) enum Start {
 }
 
 impl<'m, W: Word> Blocks<'m, W> {
-    pub(super) fn new(index: &'m [W], slots: u32) -> Self {
+    pub(super) fn new(index: &'m [W], slots: u32, granule: u32) -> Self {
         Self {
+            granule,
             index,
             slots: SlotTable::new(slots),
             waiters: Waiters::new(),
@@ -164,7 +169,6 @@ impl<'m, W: Word> Blocks<'m, W> {
             match entry.state() {
                 BlockState::Absent if entry.writers() > 0 => return Start::Written,
                 BlockState::Absent => return self.begin_fill_of_absent(word, block, wish, free),
-                BlockState::Filling => return Start::Written,
                 BlockState::Unverified => return Start::Unverified,
                 BlockState::Present => {
                     if let Some(start) = self.begin_fill_of_present(word, entry, block, wish) {
@@ -211,7 +215,8 @@ impl<'m, W: Word> Blocks<'m, W> {
             // It has left the slot, or the index is damaged.
             return (word.load() == entry.0).then_some(Start::NoRoom);
         };
-        let regions = run(needed, entry.hidden() & wish.wanted & !busy);
+        let open = entry.hidden() & wish.wanted & !busy | !wish.all;
+        let regions = run(needed, open, self.granule) & wish.all;
         if busy & regions != 0 {
             // A claim is a fill's for sure only without a writer.
             return Some(if entry.writers() == 0 {
@@ -220,12 +225,16 @@ impl<'m, W: Word> Blocks<'m, W> {
                 Start::Written
             });
         }
+        if regions & !entry.hidden() != 0 {
+            // Nothing is stored where the slot may be read.
+            return Some(Start::Scattered);
+        }
         if !self.slots.claim(slot, block, regions) {
             return None;
         }
         // What is hidden of the claimed regions changes no more, unless the block leaves the slot.
         let now = IndexEntry(word.load());
-        if is_in(now, slot) && now.hidden() & wish.needed != 0 {
+        if is_in(now, slot) && now.hidden() & regions == regions {
             let is_new = false;
             return Some(Start::Begun {
                 slot,
@@ -248,17 +257,80 @@ impl<'m, W: Word> Blocks<'m, W> {
         was_in && valid != 0
     }
 
-    /// The entry when the claim of these regions ends. A block without a valid region leaves the cache, unless another claim
-    /// is about to make one valid.
+    /// The entry when the claim of these regions ends. A block without a valid granule leaves the cache, unless another
+    /// claim is about to make one valid.
     fn ended(&self, entry: IndexEntry, slot: u32, (regions, valid): (u16, u16), all: u16) -> IndexEntry {
         if !is_in(entry, slot) {
             return entry;
         }
-        let hidden = entry.hidden() & !valid;
-        if hidden & all == all && self.slots.is_claimed_alone(slot, regions) {
+        // The regions beside a hidden one are hidden with it, though the slot has them: it is not written where it may be
+        // read, and a fill writes whole granules.
+        let hidden = granules(self.granule, |granule| granule & entry.hidden() & !valid != 0) & all;
+        if hidden == all && self.slots.is_claimed_alone(slot, regions) {
             return entry.invalidated();
         }
         entry.with_writers(entry.writers(), hidden)
+    }
+
+    /// Restores a block of an earlier server in `slot`, which it owns, present or unverified.
+    pub(super) fn restore(&self, block: u32, slot: u32, state: BlockState, hidden: u16) -> bool {
+        let restored = IndexEntry::new(state, slot).with_writers(0, hidden);
+        self.swap(block, IndexEntry::ABSENT, restored)
+    }
+
+    /// Begins to verify an unverified block: claims each run of its valid regions, and returns them. From here on it is a
+    /// block that is being filled, each run by itself. `None`: it is not there any more.
+    pub(super) fn begin_verify(&self, block: u32, slot: u32, all: u16) -> Option<u16> {
+        let entry = self.entry(block);
+        let valid = all & !entry.hidden();
+        if entry.state() != BlockState::Unverified || entry.slot() != slot || valid == 0 {
+            return None;
+        }
+        let mut claimed = 0;
+        while claimed != valid && self.slots.claim(slot, block, first_run(valid & !claimed)) {
+            claimed |= first_run(valid & !claimed);
+        }
+        let hidden = IndexEntry::new(BlockState::Present, slot).with_writers(0, all);
+        if claimed == valid && self.swap(block, entry, hidden) {
+            return Some(valid);
+        }
+        while claimed != 0 {
+            self.release(slot, first_run(claimed));
+            claimed &= !first_run(claimed);
+        }
+        None
+    }
+
+    /// Removes an unverified block, unless it is not there any more.
+    pub(super) fn give_up_unverified(&self, block: u32, slot: u32) {
+        let entry = self.entry(block);
+        if entry.state() == BlockState::Unverified && entry.slot() == slot {
+            self.swap(block, entry, IndexEntry::ABSENT);
+        }
+    }
+
+    /// Evicts a block from `slot`, unless it is not there or has a write in flight. Its claims remain until they end.
+    pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
+        let entry = self.entry(block);
+        is_in(entry, slot) && entry.writers() == 0 && self.swap(block, entry, IndexEntry::ABSENT)
+    }
+
+    /// Removes a block from `slot`, if it is there, whatever is in flight.
+    pub(super) fn invalidate(&self, block: u32, slot: u32) {
+        if let Some(word) = self.index.get(block as usize) {
+            update(word, |entry| {
+                if is_in(entry, slot) {
+                    entry.invalidated()
+                } else {
+                    entry
+                }
+            });
+        }
+    }
+
+    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
+        let word = self.index.get(block as usize);
+        word.is_some_and(|word| word.compare_exchange(from.0, to.0).is_ok())
     }
 
     /// Whether one of these regions is being filled, so that their reader may wait for it.
@@ -284,16 +356,41 @@ const fn is_in(entry: IndexEntry, slot: u32) -> bool {
     entry.is_present() && entry.slot() == slot
 }
 
-/// From the first to the last of the `needed` regions (not 0), and on over `open` ones on either side.
-const fn run(needed: u16, open: u16) -> u16 {
-    let (mut first, mut last) = (needed.trailing_zeros(), 15 - needed.leading_zeros());
-    while first > 0 && open >> (first - 1) & 1 == 1 {
+/// From the first to the last of the `needed` regions (not 0), and on over `open` ones on either side, in whole granules.
+const fn run(needed: u16, open: u16, granule: u32) -> u16 {
+    let mut first = needed.trailing_zeros() / granule;
+    let mut last = (15 - needed.leading_zeros()) / granule;
+    while first > 0 && is_within(granule_of(first - 1, granule), open) {
         first -= 1;
     }
-    while last < 15 && open >> (last + 1) & 1 == 1 {
+    while (last + 1) * granule < 16 && is_within(granule_of(last + 1, granule), open) {
         last += 1;
     }
-    u16::MAX << first & (u16::MAX >> (15 - last))
+    u16::MAX << (first * granule) & (u16::MAX >> (16 - (last + 1) * granule))
+}
+
+/// The regions of a granule.
+const fn granule_of(number: u32, granule: u32) -> u16 {
+    (u16::MAX >> (16 - granule)) << (number * granule)
+}
+
+/// The regions of those granules, of so many regions each, that are meant.
+pub(super) fn granules(granule: u32, is_meant: impl Fn(u16) -> bool) -> u16 {
+    (0..REGIONS / granule)
+        .map(|number| granule_of(number, granule))
+        .filter(|&regions| is_meant(regions))
+        .fold(0, |found, regions| found | regions)
+}
+
+const fn is_within(regions: u16, others: u16) -> bool {
+    regions & !others == 0
+}
+
+/// The lowest regions of `of` (not 0) that adjoin.
+pub(super) const fn first_run(of: u16) -> u16 {
+    let first = of.trailing_zeros();
+    let length = (of >> first).trailing_ones();
+    (u16::MAX >> (16 - length)) << first
 }
 
 /// Changes a word atomically, and returns its previous entry.

@@ -1,11 +1,13 @@
 //! Fills by the miss: a read that missed brings its block, or regions of it, into the cache with the data that it reads
 //! anyway.
 
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
 use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{Extent, Priority};
 
-use super::blocks::{Start, Wish};
-use super::shared::Cache;
+use super::blocks::{Start, Wish, granules};
+use super::shared::{Cache, Shape};
 
 /// Slots that are kept free for fills by misses: one in so many, but no more than the number below.
 const FREE_PART: u32 = 128;
@@ -26,14 +28,22 @@ pub fn fill_buffers(shift: u32) -> u16 {
 /// How often a fill is begun again because its absent block changed.
 const MAX_ATTEMPTS: u32 = 4;
 
+/// Bytes of a granule, if regions are smaller: the largest logical block of a device, so that direct I/O can fill it.
+const GRANULE: u32 = 4096;
+
 /// The slots between the mover, which frees them, and the queues, which give them to the blocks that they fill.
 ///
 /// The mover has at most [`most`](Self::most) of them out: it adds one only after another was reported. So a report always
 /// finds room.
 #[derive(Debug)]
 pub(super) struct FreeSlots {
+    pub(super) most: u32,
     pub(super) slots: ArrayQueue<u32>,
     pub(super) reports: ArrayQueue<Report>,
+    /// A queue has asked for one: until then, none is kept free.
+    pub(super) is_wanted: AtomicBool,
+    /// Bytes that fills may have now, if promotion is limited. Negative: overdrawn.
+    pub(super) budget: AtomicI64,
 }
 
 /// What became of a slot that was free.
@@ -41,8 +51,6 @@ pub(super) struct FreeSlots {
 pub(super) struct Report {
     pub(super) slot: u32,
     pub(super) priority: Priority,
-    /// The heat of its block before it came in.
-    pub(super) heat: u8,
 }
 
 impl FreeSlots {
@@ -54,9 +62,19 @@ impl FreeSlots {
         };
         let room = most.max(1) as usize;
         Self {
+            most,
             slots: ArrayQueue::new(room),
             reports: ArrayQueue::new(room),
+            is_wanted: AtomicBool::new(false),
+            budget: AtomicI64::new(i64::MAX),
         }
+    }
+
+    fn pop(&self) -> Option<u32> {
+        if !self.is_wanted.load(Ordering::Relaxed) {
+            self.is_wanted.store(true, Ordering::Relaxed);
+        }
+        self.slots.pop()
     }
 
     fn report(&self, report: Report) {
@@ -64,9 +82,20 @@ impl FreeSlots {
         debug_assert!(kept.is_ok(), "more slots are out than there are");
     }
 
-    /// Whether the mover should add some.
-    fn are_few(&self) -> bool {
-        self.slots.len() <= self.slots.capacity() / 2
+    /// Whether the mover should look: free slots have become few, and it can add some.
+    pub(super) fn want_mover(&self) -> bool {
+        self.slots.len() <= self.slots.capacity() / 2 && !self.reports.is_empty()
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.budget.load(Ordering::Relaxed) <= 0
+    }
+
+    /// A fill of so many bytes begins.
+    pub(super) fn spend(&self, bytes: u32) {
+        if self.budget.load(Ordering::Relaxed) != i64::MAX {
+            self.budget.fetch_sub(bytes.into(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -100,8 +129,8 @@ pub enum FillStart {
     Busy,
     /// All of the range can be read from the cache.
     Readable,
-    /// There is no free slot, the promotion limit is reached, or the block is yet to be verified. Read from the backing
-    /// device, and [hint](Cache::hint) the block to the mover.
+    /// There is no free slot, the promotion limit is reached, the block is yet to be verified, or some of what is missing is
+    /// apart from the rest. Read from the backing device, and [hint](Cache::hint) the block to the mover.
     Later,
     /// It is being written, or the cache is detached. Read from the backing device.
     Refused,
@@ -123,10 +152,12 @@ impl Cache<'_> {
         let Some(block) = self.one_block(offset, length).filter(|_| self.is_attached()) else {
             return FillStart::Refused;
         };
+        if self.free.is_exhausted() {
+            return FillStart::Later;
+        }
         let wish = self.wish(block, self.regions(offset, length), extent);
         for _ in 0..MAX_ATTEMPTS {
-            let (slot, regions, is_new) = match self.blocks.begin_fill(block, &wish, || self.free.slots.pop())
-            {
+            let (slot, regions, is_new) = match self.blocks.begin_fill(block, &wish, || self.free.pop()) {
                 Start::Begun {
                     slot,
                     regions,
@@ -134,11 +165,10 @@ impl Cache<'_> {
                 } => (slot, regions, is_new),
                 Start::Busy => return FillStart::Busy,
                 Start::Readable => return FillStart::Readable,
-                Start::NoRoom | Start::Unverified => return FillStart::Later,
+                Start::NoRoom | Start::Unverified | Start::Scattered => return FillStart::Later,
                 Start::Written => return FillStart::Refused,
                 Start::Lost(slot) => {
-                    let heat = 0;
-                    self.free.report(Report { slot, priority, heat });
+                    self.free.report(Report { slot, priority });
                     continue;
                 }
             };
@@ -147,17 +177,19 @@ impl Cache<'_> {
         FillStart::Refused
     }
 
-    /// A fill that has begun.
+    /// A fill that has begun. `new`: it brings its block in.
     pub(super) fn fill(&self, block: u32, slot: u32, regions: u16, new: Option<Priority>) -> Fill {
+        let mut fill = self.span(block, slot, regions);
+        self.free.spend(fill.length);
+        fill.report = new.map(|priority| Report { slot, priority });
+        fill
+    }
+
+    /// Where claimed regions are, which adjoin.
+    pub(super) fn span(&self, block: u32, slot: u32, regions: u16) -> Fill {
         let first = u64::from(regions.trailing_zeros()) * self.region_bytes();
         let end = u64::from(u16::BITS - regions.leading_zeros()) * self.region_bytes();
         let end = end.min(self.length_of(block).into());
-        let report = new.map(|priority| {
-            let heat = self.heat(block);
-            // The reads counted so far led to this fill and do not predict later ones.
-            self.set_heat(block, 0);
-            Report { slot, priority, heat }
-        });
         Fill {
             offset: self.block_offset(block) + first,
             length: u32::try_from(end - first).unwrap_or(u32::MAX),
@@ -165,7 +197,7 @@ impl Cache<'_> {
             block,
             slot,
             regions,
-            report,
+            report: None,
         }
     }
 
@@ -178,18 +210,22 @@ impl Cache<'_> {
 
     /// Ends a fill. `is_stored`: all of its data was read and is in the slot. Call it as well if it was abandoned.
     pub fn end_fill(&self, fill: &Fill, is_stored: bool) -> FillEnd {
-        let valid = if is_stored { fill.regions } else { 0 };
-        let all = self.regions_of(fill.block);
-        let is_published = self
-            .blocks
-            .end_fill(fill.block, fill.slot, (fill.regions, valid), all);
+        let is_published = self.publish(fill, is_stored);
         if let Some(report) = fill.report {
             self.free.report(report);
         }
         FillEnd {
             is_published,
-            wants_mover: fill.report.is_some() && self.free.are_few(),
+            wants_mover: fill.report.is_some() && self.free.want_mover(),
         }
+    }
+
+    /// Ends the claim of a fill. Returns whether it is published.
+    pub(super) fn publish(&self, fill: &Fill, is_stored: bool) -> bool {
+        let valid = if is_stored { fill.regions } else { 0 };
+        let all = self.regions_of(fill.block);
+        self.blocks
+            .end_fill(fill.block, fill.slot, (fill.regions, valid), all)
     }
 
     /// Registers `queue` to be woken when a fill of this range ends: once, by the thread that finds it in
@@ -209,12 +245,28 @@ impl Cache<'_> {
             && self.is_attached()
     }
 
-    fn wish(&self, block: u32, needed: u16, extent: Extent) -> Wish {
+    /// A wish for these regions of a block, and what `extent` covers around them.
+    pub(super) fn wish(&self, block: u32, needed: u16, extent: Extent) -> Wish {
         let all = self.regions_of(block);
+        let wanted = granules(granule(self.shape()), |granule| granule & needed != 0);
         Wish {
             needed,
-            wanted: extent.cover(needed) & all,
+            wanted: extent.cover(wanted) & all,
             all,
         }
+    }
+
+    /// The granules of a block all of which is `valid`.
+    pub(super) fn granules_within(&self, block: u32, valid: u16) -> u16 {
+        let all = self.regions_of(block);
+        all & granules(granule(self.shape()), |granule| granule & all & !valid == 0)
+    }
+}
+
+/// Regions of a granule.
+pub(super) const fn granule(shape: &Shape) -> u32 {
+    match GRANULE >> (shape.shift - 4) {
+        0 => 1,
+        regions => regions,
     }
 }

@@ -39,6 +39,7 @@
 mod blocks;
 pub mod evict;
 mod fills;
+mod hints;
 mod maps;
 mod mover;
 mod recover;
@@ -51,9 +52,10 @@ mod waiters;
 mod word;
 
 pub use fills::{Fill, FillEnd, FillStart, MAX_FILL_BUFFERS, fill_buffers};
+pub use hints::Hinted;
 pub use maps::Maps;
 pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
-pub use recover::{Trust, surviving};
+pub use recover::{Resident, Trust, surviving};
 pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin, WriteClaim};
 pub use slots::MAX_TAGS;
 pub use waiters::QueueSet;

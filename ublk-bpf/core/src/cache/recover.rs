@@ -3,7 +3,22 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::{BlockState, IndexEntry};
+use ublk_bpf_abi::{BlockState, IndexEntry, Priority};
+
+/// A block in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// Its slot.
+    pub slot: u32,
+    /// Its number.
+    pub block: u32,
+    /// How strongly the policy wants to keep it.
+    pub priority: Priority,
+    /// Its heat.
+    pub heat: u8,
+    /// The regions that its slot can serve, one bit each; bits beyond the end of the device mean nothing.
+    pub valid: u16,
+}
 
 /// How far the blocks of an earlier server are trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,30 +29,48 @@ pub enum Trust {
     ToVerify,
 }
 
-/// Takes all entries out of `index` and returns the usable ones, as slot (below `slots`) and block, for
-/// [`Mover::restore`](super::Mover::restore).
+impl Trust {
+    pub(super) const fn state(self) -> BlockState {
+        match self {
+            Self::Proven => BlockState::Present,
+            Self::ToVerify => BlockState::Unverified,
+        }
+    }
+}
+
+/// Takes all entries out of `index` and returns the usable ones, in slots below `slots`, for
+/// [`Mover::restore`](super::Mover::restore). Their heat is in its map, which outlived the server as well, and their
+/// priority is lost.
 ///
-/// The server that wrote them may have been killed at any moment, and the map may be damaged. Entries are dropped if the
-/// block was being filled (its slot is incomplete), had writes in flight (the devices may differ) or shares its slot with
-/// another block (its owner is unknown). The others were correct when that server died, and must be verified. Only the
-/// classifier may use the index at the same time; it finds no block.
+/// The server that wrote them may have been killed at any moment, and the map may be damaged. Hidden regions of an entry
+/// are not valid: they were never filled, or were being stored. Entries are dropped if nothing of them is valid, if they had
+/// writes in flight (the devices may differ) or if they share their slot with another block (its owner is unknown). The
+/// others were correct when that server died, and must be verified. Only the classifier may use the index at the same
+/// time; it finds no block.
 #[must_use]
-pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<(u32, u32)> {
-    let mut found: Vec<(u32, u32)> = Vec::new();
+pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<Resident> {
+    let mut found: Vec<Resident> = Vec::new();
     for (word, block) in index.iter().zip(0..) {
         let entry = IndexEntry(word.swap(0, Ordering::SeqCst));
         // Unverified: the server died before it came to these.
-        let is_whole = matches!(entry.state(), BlockState::Present | BlockState::Unverified)
-            && entry == IndexEntry::new(entry.state(), entry.slot());
-        if is_whole && entry.slot() < slots {
-            found.push((entry.slot(), block));
+        let is_usable = matches!(entry.state(), BlockState::Present | BlockState::Unverified)
+            && entry.writers() == 0
+            && entry.hidden() != u16::MAX;
+        if is_usable && entry.slot() < slots {
+            found.push(Resident {
+                slot: entry.slot(),
+                block,
+                priority: Priority::Normal,
+                heat: 0,
+                valid: !entry.hidden(),
+            });
         }
     }
     let mut users: HashMap<u32, u32> = HashMap::with_capacity(found.len());
-    for &(slot, _) in &found {
-        *users.entry(slot).or_default() += 1;
+    for of in &found {
+        *users.entry(of.slot).or_default() += 1;
     }
-    found.retain(|(slot, _)| users.get(slot) == Some(&1));
+    found.retain(|of| users.get(&of.slot) == Some(&1));
     found
 }
 
@@ -45,11 +78,17 @@ pub fn surviving(index: &[AtomicU64], slots: u32) -> Vec<(u32, u32)> {
 mod tests {
     use super::*;
 
-    fn taken(entries: &[IndexEntry]) -> Vec<(u32, u32)> {
+    /// Slot, block and valid regions of the survivors.
+    fn regions_taken(entries: &[IndexEntry]) -> Vec<(u32, u32, u16)> {
         let index: Vec<_> = entries.iter().map(|entry| AtomicU64::new(entry.0)).collect();
         let found = surviving(&index, 8);
         assert!(index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
-        found
+        found.iter().map(|of| (of.slot, of.block, of.valid)).collect()
+    }
+
+    fn taken(entries: &[IndexEntry]) -> Vec<(u32, u32)> {
+        let found = regions_taken(entries).into_iter();
+        found.map(|(slot, block, _)| (slot, block)).collect()
     }
 
     const fn present(slot: u32) -> IndexEntry {
@@ -71,17 +110,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_being_filled_or_written_does_not() {
-        let filling = IndexEntry::new(BlockState::Filling, 1);
+    fn what_was_being_written_does_not() {
         let entries = [
-            filling,
             present(2).with_writers(1, 0),
             present(3).with_writers(1, 0x8000),
-            present(4).with_writers(0, 1),
             IndexEntry::ABSENT.with_writers(2, 0),
             present(5),
         ];
-        assert_eq!(taken(&entries), [(5, 5)]);
+        assert_eq!(taken(&entries), [(5, 3)]);
+    }
+
+    #[test]
+    fn of_a_block_in_part_the_valid_regions_do() {
+        let unverified = IndexEntry::new(BlockState::Unverified, 3);
+        let entries = [
+            present(1).with_writers(0, 0xfff0),
+            present(2).with_writers(0, u16::MAX),
+            unverified.with_writers(0, 1),
+        ];
+        assert_eq!(regions_taken(&entries), [(1, 0, 0x000f), (3, 2, 0xfffe)]);
     }
 
     #[test]

@@ -3,16 +3,13 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
 
 use super::blocks::Blocks;
-use super::fills::FreeSlots;
+use super::fills::{FreeSlots, granule};
+use super::hints::{Arriving, Hinted};
 use super::waiters::QueueSet;
 use crate::errno::Errno;
-
-/// Capacity of the hint queue. Hints beyond it are dropped: hot blocks are hinted again.
-const MAX_HINTS: usize = 4096;
 
 /// What a write does to the cached block that it touches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -106,7 +103,7 @@ pub struct Cache<'m> {
     pub(super) blocks: Blocks<'m>,
     pub(super) heat: &'m [AtomicU64],
     pub(super) free: FreeSlots,
-    pub(super) hints: ArrayQueue<u64>,
+    pub(super) hints: Arriving,
     pub(super) mover_sleeps: AtomicBool,
     /// Requests that arrived, by which the mover decays heat.
     pub(super) requests: AtomicU64,
@@ -127,10 +124,10 @@ impl<'m> Cache<'m> {
         assert!((1..=IndexEntry::MAX_SLOTS).contains(&shape.slots));
         Self {
             shape,
-            blocks: Blocks::new(index, shape.slots),
+            blocks: Blocks::new(index, shape.slots, granule(&shape)),
             heat,
             free: FreeSlots::new(shape.slots),
-            hints: ArrayQueue::new(MAX_HINTS),
+            hints: Arriving::new(),
             mover_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             failure: OnceLock::new(),
@@ -153,10 +150,8 @@ impl<'m> Cache<'m> {
     }
 
     /// Restores the heat of a block that an earlier server saved, unless the map, which is newer, has more.
-    pub fn remember_heat(&self, block: u64, heat: u8) {
-        if let Ok(block) = u32::try_from(block)
-            && self.heat(block) < heat
-        {
+    pub(super) fn remember_heat(&self, block: u32, heat: u8) {
+        if self.heat(block) < heat {
             self.set_heat(block, heat);
         }
     }
@@ -245,10 +240,12 @@ impl<'m> Cache<'m> {
         self.slot_offset(pin.0).wrapping_sub(block_start)
     }
 
-    /// Requests promotion of the block at `offset`. Returns whether the hint was queued.
-    pub fn hint(&self, offset: u64, priority: Priority) -> bool {
-        let hint = (offset >> self.shape.shift) << 2 | priority as u64;
-        self.is_attached.load(Ordering::Relaxed) && self.hints.push(hint).is_ok()
+    /// Requests promotion of the block at `offset`.
+    pub fn hint(&self, offset: u64, priority: Priority) -> Hinted {
+        if !self.is_attached.load(Ordering::Relaxed) {
+            return Hinted::Refused;
+        }
+        self.hints.push(offset >> self.shape.shift, priority)
     }
 
     /// Whether the mover sleeps and must be woken for a hint. True once for each sleep.

@@ -8,7 +8,7 @@ use ublk_bpf_abi::{CacheCounters, Priority, SECTOR_SIZE};
 
 use super::evict::Algorithm;
 use super::maps::Maps;
-use super::{Cache, Mode, Mover, MoverIo, PromoteLimits, Shape};
+use super::{Cache, Mode, Mover, MoverIo, PromoteLimits, Resident, Shape};
 
 const SHIFT: u32 = 12;
 const BLOCK: u64 = 1 << SHIFT;
@@ -144,7 +144,7 @@ fn stress(mode: Mode, algorithm: Algorithm) -> CacheCounters {
             end.expect("a queue");
         }
     });
-    for (slot, block, ..) in mover.residents() {
+    for Resident { slot, block, .. } in mover.residents() {
         let cached = devices.slots[slot as usize].load(Ordering::SeqCst);
         assert_eq!(cached, devices.backing[block as usize].load(Ordering::SeqCst));
     }

@@ -2,33 +2,16 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{BlockState, IndexEntry, Priority, SECTOR_SIZE};
+use ublk_bpf_abi::{IndexEntry, SECTOR_SIZE};
 
 use super::blocks::update;
-use super::recover::Trust;
 use super::shared::Cache;
 
 impl Cache<'_> {
-    /// Takes the oldest hint: a block and its priority.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "`hint` packed a block and a priority"
-    )]
-    pub(super) fn next_hint(&self) -> Option<(u32, Priority)> {
-        let hint = self.hints.pop()?;
-        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
-        Some(((hint >> 2) as u32, priority))
-    }
-
-    /// Whether a hint is queued.
-    pub(super) fn is_hinted(&self) -> bool {
-        !self.hints.is_empty()
-    }
-
-    /// Marks the mover asleep. `false`: a hint was queued meanwhile.
+    /// Marks the mover asleep. `false`: there is something to do meanwhile.
     pub(super) fn sleep(&self) -> bool {
         self.mover_sleeps.store(true, Ordering::SeqCst);
-        self.hints.is_empty()
+        self.hints.is_empty() && !self.free.want_mover()
     }
 
     /// Requests that arrived since the last call.
@@ -40,82 +23,11 @@ impl Cache<'_> {
         self.blocks.entry(block)
     }
 
-    /// Begins to fill `slot`, which `block` owns, if the block is absent and has no write in flight.
-    pub(super) fn begin_filling(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::ABSENT,
-            IndexEntry::new(BlockState::Filling, slot),
-        )
-    }
-
-    /// Publishes the slot, unless the block was written since [`begin_fill`](Self::begin_filling).
-    pub(super) fn end_filling(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Filling, slot),
-            IndexEntry::new(BlockState::Present, slot),
-        )
-    }
-
-    /// Abandons a fill.
-    pub(super) fn give_up_filling(&self, block: u32, slot: u32) {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Filling, slot),
-            IndexEntry::ABSENT,
-        );
-    }
-
-    /// Evicts a block from `slot`, unless it has a write in flight or is not there.
-    pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Present, slot),
-            IndexEntry::ABSENT,
-        )
-    }
-
-    /// Restores a block of an earlier server in `slot`, present or unverified.
-    pub(super) fn restore(&self, block: u32, slot: u32, trust: Trust) -> bool {
-        let state = match trust {
-            Trust::Proven => BlockState::Present,
-            Trust::ToVerify => BlockState::Unverified,
-        };
-        self.swap(block, IndexEntry::ABSENT, IndexEntry::new(state, slot))
-    }
-
-    /// Begins to verify the block of an earlier server in `slot`, unless it was written since. Ends as a fill does.
-    pub(super) fn begin_verify(&self, block: u32, slot: u32) -> bool {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Unverified, slot),
-            IndexEntry::new(BlockState::Filling, slot),
-        )
-    }
-
-    /// Evicts an unverified block, unless a write has invalidated it.
-    pub(super) fn give_up_unverified(&self, block: u32, slot: u32) {
-        self.swap(
-            block,
-            IndexEntry::new(BlockState::Unverified, slot),
-            IndexEntry::ABSENT,
-        );
-    }
-
     /// Removes every block from the index.
     pub(super) fn empty(&self) {
         for word in self.blocks.index {
             update(word, IndexEntry::invalidated);
         }
-    }
-
-    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
-        let word = self.blocks.index.get(block as usize);
-        word.is_some_and(|word| {
-            word.compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
-        })
     }
 
     /// Reads of a block, decayed.

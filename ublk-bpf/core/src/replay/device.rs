@@ -12,7 +12,8 @@ use super::counts::Counts;
 use super::stream::split;
 use crate::cache::evict::Algorithm;
 use crate::cache::{
-    Cache, Fill, FillStart, HEAT_LIMIT, Maps, Mover, MoverIo, PromoteLimits, Rest, WriteClaim, fill_buffers,
+    Cache, Fill, FillStart, HEAT_LIMIT, Hinted, Maps, Mover, MoverIo, PromoteLimits, Resident, Rest,
+    WriteClaim, fill_buffers,
 };
 
 /// How long the mover sleeps at most, as the server's driver has it.
@@ -95,8 +96,8 @@ impl<'c, 'm> Device<'c, 'm> {
         }
     }
 
-    /// The blocks in the cache: slot, block, priority and heat of each.
-    pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
+    /// The blocks in the cache.
+    pub fn residents(&self) -> impl Iterator<Item = Resident> + '_ {
         self.mover.residents()
     }
 
@@ -306,11 +307,9 @@ impl<'c, 'm> Device<'c, 'm> {
 
     fn hint(&mut self, block: u32, priority: Priority) {
         let offset = u64::from(block) << self.cache.shape().shift;
-        if self.cache.hint(offset, priority) {
-            self.counts.hinted += 1;
-        } else {
-            self.counts.hints_dropped += 1;
-        }
+        let hinted = self.cache.hint(offset, priority);
+        self.counts.hinted += u64::from(hinted != Hinted::Refused);
+        self.counts.hints_dropped += u64::from(hinted != Hinted::Queued);
     }
 
     /// Where a read or write is on the device, in bytes.

@@ -2,13 +2,13 @@
 
 use std::iter::Peekable;
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::DiskError;
 use super::layout::{ENTRY, Layout, PAGE};
 use super::storage::{Storage, failed};
-use super::superblock::{Seal, Superblock};
+use super::superblock::{Seal, Superblock, WHOLE_BLOCKS};
 use crate::sys::aligned::{self, Aligned};
 
 /// A slot in use, as it is saved and found again.
@@ -22,16 +22,22 @@ pub struct SavedEntry {
     pub priority: u8,
     /// How much it was used.
     pub heat: u8,
+    /// Which regions of the block it holds, one bit for each sixteenth; at least one.
+    pub valid: u16,
 }
 
 /// What is read or written at once: slots, in whole pages.
 const AT_ONCE: u32 = 1 << 16;
 
-/// An entry on the disk, little endian.
+/// An entry on the disk, little endian. Version 1 had eight bytes for the block's number, of which the last two were always
+/// zero: its blocks are valid as a whole.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Raw {
-    block: U64,
+    block: U32,
+    block_high: U16,
+    /// Regions that the slot does not hold.
+    invalid: U16,
     priority: u8,
     heat: u8,
     state: u8,
@@ -56,7 +62,10 @@ pub(super) fn read(storage: &impl Storage, of: &Superblock) -> Result<Vec<SavedE
             .read(buffer, offset)
             .map_err(failed("read its list of blocks"))?;
         for (slot, raw) in (first..first + slots).zip(raws(buffer)) {
-            let entry = raw.parse(crc, slot, blocks);
+            let entry = raw.parse(crc, slot, blocks).and_then(|entry| match entry {
+                Some(entry) if of.version == WHOLE_BLOCKS && entry.valid != u16::MAX => Err("unknown values"),
+                entry => Ok(entry),
+            });
             entries.extend(entry.map_err(|what| DiskError::Entry { slot, what })?);
         }
         Ok(())
@@ -151,7 +160,10 @@ impl Raw {
         let mut raw = Self::new_zeroed();
         if let Some(entry) = entry {
             raw.state = IN_USE;
-            raw.block = entry.block.into();
+            let [block @ .., _, _] = entry.block.to_le_bytes();
+            let [low @ .., high, highest] = block;
+            (raw.block, raw.block_high) = (low.into(), [high, highest].into());
+            raw.invalid = (!entry.valid).into();
             raw.priority = entry.priority;
             raw.heat = entry.heat;
         }
@@ -174,7 +186,8 @@ impl Raw {
             FREE => None,
             IN_USE => Some(SavedEntry {
                 slot,
-                block: self.block.get(),
+                block: u64::from(self.block.get()) | u64::from(self.block_high.get()) << 32,
+                valid: !self.invalid.get(),
                 priority: self.priority,
                 heat: self.heat,
             }),
@@ -182,6 +195,9 @@ impl Raw {
         };
         if entry.is_some_and(|entry| entry.block >= blocks) {
             return Err("a block beyond the backing's end");
+        }
+        if entry.is_some_and(|entry| entry.valid == 0) {
+            return Err("a block of which nothing is cached");
         }
         // What says the same when written again has nothing in it that was not understood.
         if Self::new(seed, slot, entry).as_bytes() != self.as_bytes() {

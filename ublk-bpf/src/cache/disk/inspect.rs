@@ -5,8 +5,8 @@ use std::fs::File;
 use serde::Serialize;
 
 use super::storage::{Storage, failed};
-use super::superblock::{Copies, Found, Superblock, VERSION};
-use super::{DiskError, entries};
+use super::superblock::{Copies, Found, Superblock};
+use super::{DiskError, SavedEntry, entries};
 use crate::backend::fingerprint::Uuid;
 
 /// What is on a cache device.
@@ -22,6 +22,8 @@ pub struct Inspection {
     pub slots: u32,
     /// How many of them are in use; unknown while it is not clean, or if the entries are damaged.
     pub in_use: Option<u32>,
+    /// How many of these hold a part of their block only; unknown likewise.
+    pub in_part: Option<u32>,
     /// Where the slots' data starts, in bytes.
     pub data_offset: u64,
     /// The cache's random id, written as a UUID.
@@ -50,17 +52,22 @@ pub fn inspect(file: &File) -> Result<Option<Inspection>, DiskError> {
         return Ok(None);
     };
     let damage = shortage(file, superblock)?;
-    let (in_use, damage) = match damage {
+    let (entries, damage) = match damage {
         Some(_) => (None, damage),
         None => slots_in_use(file, superblock)?,
     };
+    let count = |is_meant: fn(&&SavedEntry) -> bool| {
+        let count = entries.as_ref()?.iter().filter(is_meant).count();
+        u32::try_from(count).ok()
+    };
     let damage = damage.or_else(|| damaged_copy(&copies));
     Ok(Some(Inspection {
-        version: VERSION,
+        version: superblock.version,
         clean: superblock.clean,
         block_bytes: superblock.layout.block_bytes,
         slots: superblock.layout.slots,
-        in_use,
+        in_use: count(|_| true),
+        in_part: count(|entry| entry.valid != u16::MAX),
         data_offset: superblock.layout.data_offset,
         cache_id: Uuid(superblock.seal.id).to_string(),
         backing: superblock.identity.to_string(),
@@ -78,12 +85,15 @@ fn shortage(file: &File, superblock: &Superblock) -> Result<Option<String>, Disk
     Ok((bytes < end).then(|| format!("its device has {bytes} bytes, and its slots end at {end}")))
 }
 
-fn slots_in_use(file: &File, superblock: &Superblock) -> Result<(Option<u32>, Option<String>), DiskError> {
+fn slots_in_use(
+    file: &File,
+    superblock: &Superblock,
+) -> Result<(Option<Vec<SavedEntry>>, Option<String>), DiskError> {
     if !superblock.clean {
         return Ok((None, None));
     }
     match entries::read(file, superblock) {
-        Ok(_) => Ok((Some(superblock.in_use), None)),
+        Ok(entries) => Ok((Some(entries), None)),
         Err(error @ DiskError::Entry { .. }) => Ok((None, Some(error.to_string()))),
         Err(error) => Err(error),
     }

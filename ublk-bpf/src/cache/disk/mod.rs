@@ -1,4 +1,4 @@
-//! What a cache device holds: its format, version 1.
+//! What a cache device holds: its format, version 2.
 //!
 //! | where | what |
 //! |---|---|
@@ -6,6 +6,9 @@
 //! | 4096 | the same, copy B |
 //! | 8192 | an entry of 16 bytes for every slot, each with a CRC-32C that is sealed with the save it belongs to |
 //! | [`Layout::data_offset`] | the slots' data, a cache block each |
+//!
+//! Version 1 differs in its entries, which have no mask of the regions that a slot holds: its blocks are cached as a whole.
+//! It is read, and what is written is of version 2.
 //!
 //! All numbers are little endian; all metadata is read and written in whole, aligned blocks of 4 KiB.
 //!
@@ -43,6 +46,7 @@ use std::fs::File;
 
 use storage::{Storage, failed};
 use superblock::{Copies, Superblock};
+use ublk_bpf_abi::REGIONS;
 
 use crate::backend::fingerprint::{Identity, scatter};
 use crate::sys::aligned::{self, Aligned};
@@ -193,7 +197,7 @@ fn require_blank(storage: &impl Storage) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Compares up to `n` of the slots in use with the backing of `capacity_bytes`, byte by byte: always the same ones of
+/// Compares up to `n` of the slots in use, as far as they are valid, with the backing of `capacity_bytes`: always the same ones of
 /// the same entries, spread over all. Nothing may write to either meanwhile.
 ///
 /// # Errors
@@ -219,7 +223,7 @@ pub fn sample_matches(
         cache
             .read(&mut cached, layout.data_of(entry.slot))
             .map_err(failed("read a slot"))?;
-        if cached[..backed.len()] != *backed {
+        if !is_same_where_valid(entry.valid, block_bytes, &cached, backed) {
             return Err(DiskError::Stale {
                 block: entry.block,
                 slot: entry.slot,
@@ -227,6 +231,19 @@ pub fn sample_matches(
         }
     }
     Ok(())
+}
+
+/// Whether the valid regions of a block are the same, up to the backing's end.
+fn is_same_where_valid(valid: u16, block_bytes: usize, cached: &[u8], backed: &[u8]) -> bool {
+    let regions = REGIONS as usize;
+    let size = block_bytes / regions;
+    (0..regions)
+        .filter(|region| valid >> region & 1 == 1)
+        .all(|region| {
+            let end = ((region + 1) * size).min(backed.len());
+            let start = (region * size).min(end);
+            cached[start..end] == backed[start..end]
+        })
 }
 
 /// One of each of `n` equal parts, at a place that looks random; all of them if there are no more.

@@ -14,8 +14,10 @@ use crate::sys::aligned::Aligned;
 
 /// What a copy starts with.
 const MAGIC: [u8; 8] = *b"ublkbpfC";
-/// The version of the format that this program reads and writes.
-pub(super) const VERSION: u32 = 1;
+/// The version of the format that this program writes.
+pub(super) const VERSION: u32 = 2;
+/// The version before, which it reads as well: all blocks are cached as a whole.
+pub(super) const WHOLE_BLOCKS: u32 = 1;
 
 /// Which saved list of blocks: no two saves of any caches have the same. Entries are sealed with it, so that those of
 /// an older save, or of another cache that was here, are not taken for this one's.
@@ -30,6 +32,8 @@ pub(super) struct Seal {
 /// What a copy of the superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Superblock {
+    /// The version of the copy that was read; what is written is always of [`VERSION`].
+    pub(super) version: u32,
     pub(super) layout: Layout,
     /// Whether the entries are those of a cache that was stopped in good order and not started since.
     pub(super) clean: bool,
@@ -119,6 +123,7 @@ impl Copies {
     pub(super) fn empty(&self, layout: &Layout, identity: &Identity) -> Result<Superblock, DiskError> {
         let before = self.newest().map_or(0, |(_, newest)| newest.seal.generation);
         Ok(Superblock {
+            version: VERSION,
             layout: *layout,
             clean: false,
             in_use: 0,
@@ -164,6 +169,7 @@ impl Superblock {
     /// This one in its next generation, clean or not; the other values stay.
     pub(super) fn next(&self, clean: bool) -> Self {
         let mut next = self.clone();
+        next.version = VERSION;
         next.clean = clean;
         next.in_use = 0;
         next.seal.generation += 1;
@@ -269,6 +275,7 @@ impl Raw {
             return Err("unknown values");
         }
         Ok(Superblock {
+            version: self.version.get(),
             layout,
             clean,
             in_use,
@@ -295,7 +302,7 @@ fn parse(bytes: &[u8]) -> Found {
     if raw.crc.get() != raw.checksum() {
         return Found::Damaged("wrong checksum");
     }
-    if raw.version.get() != VERSION {
+    if ![VERSION, WHOLE_BLOCKS].contains(&raw.version.get()) {
         return Found::Version(raw.version.get());
     }
     match raw.values() {

@@ -44,6 +44,11 @@ fn entries(from: u64) -> Vec<SavedEntry> {
             block,
             priority: 3,
             heat: slot.to_le_bytes()[0],
+            valid: if slot % 2 == 0 {
+                u16::MAX
+            } else {
+                0x00f1 << (slot % 8)
+            },
         })
         .collect()
 }
@@ -100,6 +105,7 @@ fn an_empty_and_a_full_cache_are_saved() {
             block: 255 - u64::from(slot),
             priority: 255,
             heat: 255,
+            valid: u16::MAX,
         })
         .collect();
     for entries in [vec![], full] {
@@ -201,6 +207,7 @@ fn entries_out_of_order_are_not_saved() {
         block: 0,
         priority: 0,
         heat: 0,
+        valid: 1,
     };
     for entries in [wrong, vec![beyond]] {
         save_on(&disk, &layout(), &identity, entries.into_iter()).unwrap_err();

@@ -156,8 +156,10 @@ impl Thread<'_, '_, '_> {
             MoverIo::Compare { job, buffer, len } => {
                 // SAFETY: both reads of this job have completed, and no other job has these buffers.
                 let is_same = unsafe { self.staging.is_same(job, buffer, len) };
-                self.mover.compared(job, is_same);
-                return Ok(());
+                return match self.mover.compared(job, is_same) {
+                    Some(next) => self.carry_out(next),
+                    None => Ok(()),
+                };
             }
         };
         self.push(&entry.user_data(job.into()))

@@ -4,7 +4,7 @@ use ublk_bpf_abi::Priority;
 
 use super::fills::Wish;
 use super::{Action, Errno, InFlight, Legs, Machine, Next, Request, SECTOR_SIZE};
-use crate::cache::{Cache, CacheFailure};
+use crate::cache::{Cache, CacheFailure, Hinted};
 use crate::queue::event::Direct;
 use crate::queue::legs::Fallback;
 
@@ -109,12 +109,12 @@ impl<'w> Machine<'w> {
 
     #[inline(never)]
     fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority) {
-        if cache.hint(offset, priority) {
+        let hinted = cache.hint(offset, priority);
+        if hinted != Hinted::Refused {
             self.counters.hinted += 1;
             self.wake.mover();
-        } else {
-            self.counters.hints_dropped += 1;
         }
+        self.counters.hints_dropped += u64::from(hinted != Hinted::Queued);
     }
 
     /// An operation on the cache device failed: detaches the cache, and the request continues without it.

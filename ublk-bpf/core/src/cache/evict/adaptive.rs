@@ -129,22 +129,22 @@ impl Adaptive {
         }
     }
 
-    /// The queue that a block of this priority comes into.
-    fn entrance(&mut self, priority: Priority, block: Option<u32>) -> Queue {
+    /// The queue that a block of this priority comes into, and whether it is remembered.
+    fn entrance(&mut self, priority: Priority, block: Option<u32>) -> (Queue, bool) {
         match priority {
-            Priority::High | Priority::Pinned => return Queue::Main,
-            Priority::Low => return Queue::Low,
+            Priority::High | Priority::Pinned => return (Queue::Main, false),
+            Priority::Low => return (Queue::Low, false),
             Priority::Normal if self.is_full => {}
-            Priority::Normal if self.small.len() < self.parts.small() => return Queue::Small,
-            Priority::Normal => return Queue::Main,
+            Priority::Normal if self.small.len() < self.parts.small() => return (Queue::Small, false),
+            Priority::Normal => return (Queue::Main, false),
         }
         let ghost = block.and_then(|block| self.ghosts.take(block));
         match ghost.filter(|ghost| ghost.age <= self.parts.ghosts) {
             Some(ghost) => {
                 self.parts.adapt(ghost.left, ghost.age);
-                Queue::Main
+                (Queue::Main, true)
             }
-            None => Queue::Small,
+            None => (Queue::Small, false),
         }
     }
 
@@ -299,13 +299,14 @@ enum Visit {
 }
 
 impl Evict for Adaptive {
-    fn inserted(&mut self, slot: u32, priority: Priority, slots: &mut dyn SlotView) {
+    fn inserted(&mut self, slot: u32, priority: Priority, slots: &mut dyn SlotView) -> bool {
         self.seen[slot as usize] = Seen {
             heat: slots.heat(slot),
             turns: 0,
         };
-        let of = self.entrance(priority, slots.block(slot));
+        let (of, is_ghost) = self.entrance(priority, slots.block(slot));
         self.queue(of).push_back(slot);
+        is_ghost
     }
 
     fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {

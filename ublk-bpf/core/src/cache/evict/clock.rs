@@ -60,9 +60,10 @@ impl Clock {
 }
 
 impl Evict for Clock {
-    fn inserted(&mut self, slot: u32, _: Priority, slots: &mut dyn SlotView) {
+    fn inserted(&mut self, slot: u32, _: Priority, slots: &mut dyn SlotView) -> bool {
         slots.set_heat(slot, 0);
         self.ring.push_back(slot);
+        false
     }
 
     fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {

@@ -44,8 +44,9 @@ pub trait SlotView {
 /// An eviction algorithm. Each slot that gets a block is inserted, and a victim is removed.
 pub trait Evict: std::fmt::Debug + Send {
     /// Inserts a slot that has got a block. The block's heat counts reads from before it came in, the one that missed it
-    /// included; an algorithm that wants to know later reads only clears it.
-    fn inserted(&mut self, slot: u32, priority: Priority, slots: &mut dyn SlotView);
+    /// included; an algorithm that wants to know later reads only clears it. Returns whether it remembers the block as one
+    /// that left not long ago.
+    fn inserted(&mut self, slot: u32, priority: Priority, slots: &mut dyn SlotView) -> bool;
 
     /// Removes and returns the slot to evict; `None` if all slots that it visited are in use. Visits at most
     /// [`MAX_LOOKS`] slots.

@@ -1,25 +1,32 @@
 //! The rate limit of promotion.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-/// A token bucket of bytes: filled at the rate, it holds those of a second, but at least one block.
+/// A token bucket of bytes: filled at the rate, it holds those of a second, but at least one block. The tokens are in the
+/// [`Cache`](crate::cache::Cache), where the fills of queues take theirs too. Each fill may overdraw the bucket, which
+/// delays the next one.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct Budget<'c> {
     rate: Option<u64>,
     most: i64,
-    /// Negative: overdrawn.
-    tokens: i64,
+    tokens: &'c AtomicI64,
     /// When `tokens` was computed.
     at: Duration,
 }
 
-impl Budget {
-    pub(super) fn new(rate: Option<u64>, block: u64) -> Self {
-        let most = i64::try_from(rate.unwrap_or(0).max(block)).unwrap_or(i64::MAX);
+impl<'c> Budget<'c> {
+    pub(super) fn new(rate: Option<u64>, block: u64, tokens: &'c AtomicI64) -> Self {
+        let most = match rate {
+            // Less than what stands for no limit.
+            Some(rate) => i64::try_from(rate.max(block)).unwrap_or(i64::MAX - 1),
+            None => i64::MAX,
+        };
+        tokens.store(most, Ordering::Relaxed);
         Self {
             rate,
             most,
-            tokens: most,
+            tokens,
             at: Duration::ZERO,
         }
     }
@@ -29,22 +36,18 @@ impl Budget {
         let rate = self.rate?.max(1);
         let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / NANOS;
         if earned > 0 {
-            let earned = i64::try_from(earned).unwrap_or(i64::MAX);
-            self.tokens = self.tokens.saturating_add(earned).min(self.most);
+            // Fills take tokens meanwhile, which leaves room for more.
+            let room = self.most.saturating_sub(self.tokens.load(Ordering::Relaxed));
+            let earned = i64::try_from(earned).unwrap_or(i64::MAX).min(room);
+            self.tokens.fetch_add(earned, Ordering::Relaxed);
             self.at = now;
         }
-        if self.tokens > 0 {
+        let tokens = self.tokens.load(Ordering::Relaxed);
+        if tokens > 0 {
             return None;
         }
-        let wait = u128::from(self.tokens.unsigned_abs() + 1) * NANOS / u128::from(rate);
+        let wait = u128::from(tokens.unsigned_abs() + 1) * NANOS / u128::from(rate);
         Some(now + Duration::from_nanos(u64::try_from(wait).unwrap_or(u64::MAX)))
-    }
-
-    /// A block may overdraw the bucket, which delays the next one.
-    pub(super) fn spend(&mut self, bytes: u32) {
-        if self.rate.is_some() {
-            self.tokens = self.tokens.saturating_sub(bytes.into());
-        }
     }
 }
 

@@ -1,57 +1,67 @@
-//! Fills: a block that was missed is copied from the backing device to a slot. This is what users know as a promotion.
-//!
-//! The block is `Filling` in the index from before the first read of the backing device until the slot holds all of it.
-//! A write in between makes it `Absent`, so the compare-and-swap that publishes the slot fails.
+//! Fills: a block that was missed is copied from the backing device to a slot, after the request. This is what users know
+//! as a promotion. It claims the regions that it fills, as a fill by a miss does.
 
-use ublk_bpf_abi::{BlockState, Priority};
+use ublk_bpf_abi::{Extent, Priority};
 
 use super::Mover;
 use super::job::{Job, Kind, Step};
+use crate::cache::blocks::{Start, first_run};
 
 pub(super) const STEPS: [Step; 2] = [Step::Load, Step::Store];
 
 impl Mover<'_, '_> {
-    /// A job that fills the block, unless it is cached, being written or has no slot to go to.
+    /// A job that fills what the block misses, unless that is nothing, is being filled or written, or has no slot to go to.
     pub(super) fn begin_fill(&mut self, block: u32, priority: Priority) -> Option<Job> {
-        let entry = self.cache.entry(block);
-        match entry.state() {
-            BlockState::Absent => {}
-            BlockState::Filling => return None,
-            BlockState::Present => {
-                self.residents.set_priority(entry.slot(), priority);
-                return None;
-            }
-            BlockState::Unverified => {
-                self.verify_soon(entry.slot(), priority);
-                return None;
-            }
-        }
-        let len = self.cache.length_of(block);
-        if entry.writers() > 0 || len == 0 {
-            return None;
-        }
-        let Some(slot) = self.free_slot() else {
-            self.counters.no_room += 1;
-            return None;
+        let cache = self.cache;
+        let all = cache.regions_of(block);
+        let entry = cache.entry(block);
+        // The first of the missing regions that adjoin, and then the next: nothing is stored where the slot may be read.
+        let missing = match entry.is_present() {
+            true => all & entry.hidden(),
+            false => all,
         };
-        self.cache.blocks.slots.give(slot, block);
-        if self.cache.begin_filling(block, slot) {
-            return Some(Job::new(Kind::Fill, block, slot, priority, len));
+        let needed = if missing == 0 { all } else { first_run(missing) };
+        if needed == 0 {
+            return None;
         }
-        self.release(slot);
-        self.counters.overtaken += 1;
+        let wish = cache.wish(block, needed, Extent::Block);
+        match cache.blocks.begin_fill(block, &wish, || self.free_slot()) {
+            Start::Begun {
+                slot,
+                regions,
+                is_new,
+            } => {
+                if !is_new {
+                    self.residents.set_priority(slot, priority);
+                }
+                let fill = cache.fill(block, slot, regions, is_new.then_some(priority));
+                return Some(Job::new(Kind::Fill, fill, priority));
+            }
+            Start::Readable => self.residents.set_priority(cache.entry(block).slot(), priority),
+            Start::Unverified => self.verify_soon(cache.entry(block).slot(), priority),
+            Start::NoRoom => self.counters.no_room += 1,
+            Start::Lost(slot) => {
+                self.release(slot);
+                self.counters.overtaken += 1;
+            }
+            Start::Busy | Start::Written | Start::Scattered => {}
+        }
         None
     }
 
-    /// The slot holds the block.
-    pub(super) fn end_fill(&mut self, job: &Job) {
-        self.counters.staged_bytes += u64::from(job.len);
-        if self.cache.end_filling(job.block, job.slot) {
-            self.settle(job.slot, job.priority);
-            self.counters.promoted += 1;
-        } else {
-            self.release(job.slot);
-            self.counters.overtaken += 1;
+    /// A fill has ended. `is_stored`: the slot holds all of it.
+    pub(super) fn end_fill(&mut self, job: &Job, is_stored: bool) {
+        let is_published = self.cache.publish(&job.fill, is_stored);
+        if is_stored {
+            self.counters.staged_bytes += u64::from(job.fill.length);
+            self.counters.promoted += u64::from(is_published);
+            self.counters.overtaken += u64::from(!is_published);
+        }
+        if let Some(report) = job.fill.report {
+            self.take_in(report);
+        }
+        if is_published && self.cache.entry(job.fill.block).hidden() != 0 {
+            self.hints.push(job.fill.block, job.priority);
         }
     }
 }

@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use super::{MoverIo, fill, verify};
-use crate::cache::Cache;
+use crate::cache::Fill;
 use crate::errno::Errno;
 
 /// Direct I/O must resume at a multiple of this: the largest logical block of a backing.
@@ -52,15 +52,15 @@ pub(super) enum Progress {
     Failed(Errno),
 }
 
-/// A job in progress: its block is `Filling` in the index, and its slot belongs to the block.
+/// A job in progress: it has claimed the regions that it moves.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Job {
     pub(super) kind: Kind,
-    pub(super) block: u32,
-    pub(super) slot: u32,
+    /// What it moves: of a verification, one run of regions after another.
+    pub(super) fill: Fill,
+    /// Regions that a verification has claimed, and comes to after these.
+    pub(super) rest: u16,
     pub(super) priority: Priority,
-    /// Bytes of the block.
-    pub(super) len: u32,
     /// The step, as an index of the kind's steps.
     at: usize,
     /// Bytes that the step has moved.
@@ -70,13 +70,12 @@ pub(super) struct Job {
 
 impl Job {
     /// A job at its first step.
-    pub(super) const fn new(kind: Kind, block: u32, slot: u32, priority: Priority, len: u32) -> Self {
+    pub(super) const fn new(kind: Kind, fill: Fill, priority: Priority) -> Self {
         Self {
             kind,
-            block,
-            slot,
+            fill,
+            rest: 0,
             priority,
-            len,
             at: 0,
             moved: 0,
             retries: 0,
@@ -89,7 +88,7 @@ impl Job {
 
     /// The step's operation completed with this result: bytes moved, or a negative errno.
     pub(super) fn advance(&mut self, result: i32) -> Progress {
-        let asked = self.len - self.moved;
+        let asked = self.fill.length - self.moved;
         let bytes = result.unsigned_abs();
         match Errno::of_result(result) {
             Some(Errno::EAGAIN | Errno::EINTR) if self.retries < MAX_RETRIES => self.retries += 1,
@@ -113,25 +112,26 @@ impl Job {
     }
 
     /// What is left of the step, as an operation of job number `job`. `buffer` is the second buffer, of a verification.
-    pub(super) const fn io(&self, cache: &Cache<'_>, job: u16, buffer: u16) -> MoverIo {
-        let (skip, len) = (self.moved, self.len - self.moved);
+    pub(super) const fn io(&self, job: u16, buffer: u16) -> MoverIo {
+        let (skip, len) = (self.moved, self.fill.length - self.moved);
+        let slot_offset = self.fill.slot_offset + skip as u64;
         match self.step() {
             Step::Load => MoverIo::Load {
                 job,
-                offset: cache.block_offset(self.block) + skip as u64,
+                offset: self.fill.offset + skip as u64,
                 skip,
                 len,
             },
             Step::LoadSlot => MoverIo::LoadSlot {
                 job,
                 buffer,
-                offset: cache.slot_offset(self.slot) + skip as u64,
+                offset: slot_offset,
                 skip,
                 len,
             },
             Step::Store => MoverIo::Store {
                 job,
-                offset: cache.slot_offset(self.slot) + skip as u64,
+                offset: slot_offset,
                 skip,
                 len,
             },

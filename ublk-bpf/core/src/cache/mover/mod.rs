@@ -15,7 +15,7 @@ mod verify;
 use std::ops::Range;
 use std::time::Duration;
 
-use ublk_bpf_abi::{CacheCounters, Priority};
+use ublk_bpf_abi::CacheCounters;
 
 use self::budget::Budget;
 use self::job::{Job, Kind, Progress, Step};
@@ -23,7 +23,8 @@ use self::residents::Residents;
 use self::room::FreeSlots;
 use self::verify::Unverified;
 use super::evict::{Algorithm, Evict, SlotState, SlotView as _};
-use super::recover::Trust;
+use super::hints::Hints;
+use super::recover::{Resident, Trust};
 use super::shared::{Cache, CacheFailure};
 use crate::errno::Errno;
 
@@ -93,8 +94,11 @@ pub struct Mover<'c, 'm> {
     jobs: Box<[Option<Job>]>,
     /// How many of `jobs` are fills.
     fills: usize,
-    budget: Budget,
+    budget: Budget<'c>,
+    hints: Hints,
     free: FreeSlots,
+    /// Free slots that the queues have or have used, and did not report yet.
+    slots_out: u32,
     halving: Option<usize>,
     requests: u64,
     is_stopping: bool,
@@ -120,8 +124,10 @@ impl<'c, 'm> Mover<'c, 'm> {
             unverified: Unverified::none(slots),
             jobs: vec![None; fills].into_boxed_slice(),
             fills,
-            budget: Budget::new(limits.rate, 1 << cache.shape().shift),
+            budget: Budget::new(limits.rate, 1 << cache.shape().shift, &cache.free.budget),
+            hints: Hints::new(),
             free: FreeSlots::default(),
+            slots_out: 0,
             halving: None,
             requests: 0,
             is_stopping: false,
@@ -134,17 +140,28 @@ impl<'c, 'm> Mover<'c, 'm> {
         }
     }
 
-    /// Restores the blocks of an earlier server: slot, block and priority of each. Every other slot is free. Skips a block
-    /// that is beyond the end of the device or was restored already. Returns the number of blocks restored.
-    pub fn restore(&mut self, saved: impl IntoIterator<Item = (u32, u32, Priority)>, trust: Trust) -> u32 {
-        let slots = self.cache.blocks.slots.count();
+    /// Restores the blocks of an earlier server. Every other slot is free. Skips a block that is beyond the end of the device,
+    /// was restored already, or has no whole granule valid. Returns the number of blocks restored.
+    pub fn restore(&mut self, saved: impl IntoIterator<Item = Resident>, trust: Trust) -> u32 {
+        let cache = self.cache;
+        let slots = cache.blocks.slots.count();
         let mut restored = 0;
-        for (slot, block, priority) in saved {
-            let is_free = slot < slots && self.cache.blocks.slots.owner(slot).is_none();
-            if !is_free || self.cache.length_of(block) == 0 || !self.cache.restore(block, slot, trust) {
+        for Resident {
+            slot,
+            block,
+            priority,
+            heat,
+            valid,
+        } in saved
+        {
+            let is_free = slot < slots && cache.blocks.slots.owner(slot).is_none();
+            let hidden = cache.regions_of(block) & !cache.granules_within(block, valid);
+            let is_valid = hidden != cache.regions_of(block);
+            if !is_free || !is_valid || !cache.blocks.restore(block, slot, trust.state(), hidden) {
                 continue;
             }
-            self.cache.blocks.slots.give(slot, block);
+            cache.blocks.slots.give(slot, block);
+            cache.remember_heat(block, heat);
             restored += 1;
             match trust {
                 Trust::Proven => self.settle(slot, priority),
@@ -191,14 +208,18 @@ impl<'c, 'm> Mover<'c, 'm> {
         &self.counters
     }
 
-    /// The blocks in the cache: slot, block, priority and heat of each.
-    pub fn residents(&self) -> impl Iterator<Item = (u32, u32, Priority, u8)> + '_ {
+    /// The blocks in the cache.
+    pub fn residents(&self) -> impl Iterator<Item = Resident> + '_ {
         (0..self.cache.blocks.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
             SlotState::Resident { heat, priority } => {
                 let block = self.cache.blocks.slots.owner(slot)?;
-                // The list on the device has whole blocks only.
-                let is_whole = self.cache.entry(block).hidden() == 0;
-                is_whole.then_some((slot, block, priority, heat))
+                Some(Resident {
+                    slot,
+                    block,
+                    priority,
+                    heat,
+                    valid: !self.cache.entry(block).hidden(),
+                })
             }
             SlotState::Empty | SlotState::Busy => None,
         })
@@ -214,13 +235,17 @@ impl<'c, 'm> Mover<'c, 'm> {
             return Err(Rest::UntilWoken);
         }
         self.decay_heat();
-        while !self.is_stopping {
+        loop {
+            self.serve_queues();
+            self.counters.hints_expired += self.hints.take(&self.cache.hints);
+            if self.is_stopping {
+                break;
+            }
             if let Some(then) = self.budget.exhausted_until(now) {
                 return Err(Rest::Until(then));
             }
             match self.next_job() {
                 Next::Job(number, job) => {
-                    self.budget.spend(job.len);
                     self.jobs[number] = Some(job);
                     return Ok(self.io(number, &job));
                 }
@@ -236,12 +261,12 @@ impl<'c, 'm> Mover<'c, 'm> {
         let fill = self.idle_job(0..self.fills);
         let verification = self.idle_job(self.fills..self.jobs.len());
         let verification = verification.filter(|_| !self.unverified.is_empty());
-        let is_hinted = fill.is_some() && self.cache.is_hinted();
+        let is_hinted = fill.is_some() && !self.hints.is_empty();
         let (number, job) = match (fill, verification) {
             (_, Some(number)) if !is_hinted || self.unverified.take_turn() => {
                 (number, self.begin_verification())
             }
-            (Some(number), _) => match self.cache.next_hint() {
+            (Some(number), _) => match self.hints.pop() {
                 Some((block, priority)) => (number, self.begin_fill(block, priority)),
                 None if self.cache.sleep() => return Next::Nothing,
                 None => return Next::Skipped,
@@ -284,25 +309,24 @@ impl<'c, 'm> Mover<'c, 'm> {
     fn io(&self, number: usize, job: &Job) -> MoverIo {
         // The second buffers of verifications are behind the buffers of all jobs.
         let second = number + self.jobs.len() - self.fills;
-        job.io(self.cache, number as u16, second as u16)
+        job.io(number as u16, second as u16)
     }
 
     /// The last transfer of a job succeeded.
     fn end(&mut self, number: usize, job: &Job) {
         self.jobs[number] = None;
         match job.kind {
-            Kind::Fill => self.end_fill(job),
+            Kind::Fill => self.end_fill(job, true),
             Kind::Verify => unreachable!("a verification ends with a comparison"),
         }
     }
 
     fn fail(&mut self, number: usize, job: &Job, errno: Errno) {
         self.jobs[number] = None;
-        self.cache.give_up_filling(job.block, job.slot);
-        self.release(job.slot);
         self.counters.errors += 1;
-        if job.kind == Kind::Verify {
-            self.count_out();
+        match job.kind {
+            Kind::Fill => self.end_fill(job, false),
+            Kind::Verify => self.end_verification(job),
         }
         let during = match job.step() {
             Step::Store => "filling",
@@ -333,7 +357,8 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     /// The cache device has failed: removes every block from the index.
     fn abandon_cache(&mut self) {
-        while self.cache.next_hint().is_some() {}
+        self.hints.take(&self.cache.hints);
+        self.hints.clear();
         if !self.was_emptied {
             self.cache.empty();
             self.unverified.clear();

@@ -51,7 +51,8 @@ impl SlotView for Residents<'_, '_> {
         if self.cache.blocks.slots.is_pinned(slot) || (is_here && entry.writers() > 0) {
             return SlotState::Busy;
         }
-        if !is_here {
+        let all = self.cache.regions_of(block);
+        if !is_here || entry.hidden() & all == all {
             return SlotState::Empty;
         }
         SlotState::Resident {

@@ -1,9 +1,12 @@
 //! Where a slot for the next fill comes from, and where slots go back to.
 
+use std::sync::atomic::Ordering;
+
 use ublk_bpf_abi::Priority;
 
 use super::Mover;
 use crate::cache::evict::{SlotState, SlotView as _};
+use crate::cache::fills::Report;
 
 /// Victims that are tried for one fill.
 const MAX_VICTIMS: u32 = 8;
@@ -23,8 +26,41 @@ impl Mover<'_, '_> {
     pub(super) fn settle(&mut self, slot: u32, priority: Priority) {
         self.residents.set_priority(slot, priority);
         let priority = self.residents.priority(slot);
-        self.evict.inserted(slot, priority, &mut self.residents);
+        let is_known = self.evict.inserted(slot, priority, &mut self.residents);
+        self.counters.ghosts += u64::from(is_known);
         self.counters.used += 1;
+    }
+
+    /// Takes in what became of the slots that queues had, and provides them with others.
+    pub(super) fn serve_queues(&mut self) {
+        let free = &self.cache.free;
+        // Reports come only from slots that are out.
+        while let Some(report) = free.reports.pop() {
+            self.slots_out = self.slots_out.saturating_sub(1);
+            self.take_in(report);
+        }
+        let most = if self.is_stopping || !free.is_wanted.load(Ordering::Relaxed) {
+            0
+        } else {
+            free.most
+        };
+        while self.slots_out < most {
+            let Some(slot) = self.free_slot() else { return };
+            self.slots_out += 1;
+            let kept = free.slots.push(slot);
+            debug_assert!(kept.is_ok(), "more free slots than {most}");
+        }
+    }
+
+    /// A slot that was given to a block: it holds it now, unless its fill failed or was overtaken.
+    pub(super) fn take_in(&mut self, report: Report) {
+        let slot = report.slot;
+        let owner = self.cache.blocks.slots.owner(slot);
+        if owner.is_some_and(|block| self.cache.blocks.is_in(block, slot)) {
+            self.settle(slot, report.priority);
+        } else {
+            self.release(slot);
+        }
     }
 
     /// A slot that is not in use, by eviction if there is none.
@@ -53,7 +89,7 @@ impl Mover<'_, '_> {
     fn evict_one(&mut self) -> Option<u32> {
         let slot = self.evict.victim(&mut self.residents)?;
         if let Some(block) = self.cache.blocks.slots.owner(slot) {
-            if self.cache.evict(block, slot) {
+            if self.cache.blocks.evict(block, slot) {
                 // So that it is known when it comes again.
                 self.cache.set_heat(block, self.cache.heat(block).max(1));
                 self.counters.evicted += 1;

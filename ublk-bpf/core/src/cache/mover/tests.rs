@@ -2,11 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{IndexEntry, SECTOR_SIZE};
+use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
 
 use super::*;
-use crate::cache::Maps;
-use crate::cache::{Mode, Shape, surviving};
+use crate::cache::{Hinted, Maps, Mode, Shape, surviving};
 
 const BLOCK: u64 = 1 << 12;
 const BLOCK_RESULT: i32 = 1 << 12;
@@ -32,9 +31,20 @@ fn mover<'c, 'm>(cache: &'c Cache<'m>) -> Mover<'c, 'm> {
     )
 }
 
+/// A whole block without heat.
+const fn resident(slot: u32, block: u32, priority: Priority) -> Resident {
+    Resident {
+        slot,
+        block,
+        priority,
+        heat: 0,
+        valid: u16::MAX,
+    }
+}
+
 /// A promotion of this block begins, if it may.
 fn begin(mover: &mut Mover<'_, '_>, block: u64) -> Option<MoverIo> {
-    assert!(mover.cache.hint(block * BLOCK, Priority::Normal));
+    assert_eq!(mover.cache.hint(block * BLOCK, Priority::Normal), Hinted::Queued);
     mover.poll(Duration::ZERO).ok()
 }
 
@@ -146,12 +156,9 @@ fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
     begin(&mut first, 6).expect("there is a slot");
     let cache = cache_of(&maps, 2);
     let survivors = surviving(&maps.index, 2);
-    assert_eq!(survivors, [(0, 5)]);
+    assert_eq!(survivors, [resident(0, 5, Priority::Normal)]);
     let mut second = mover(&cache);
-    let normal = survivors
-        .into_iter()
-        .map(|(slot, block)| (slot, block, Priority::Normal));
-    assert_eq!(second.restore(normal, Trust::Proven), 1);
+    assert_eq!(second.restore(survivors, Trust::Proven), 1);
     cache.end_read(cache.begin_read(5 * BLOCK, 512).expect("it was whole"));
     promote(&mut second, 7);
     assert!(cache.begin_read(5 * BLOCK, 512).is_some() && cache.begin_read(7 * BLOCK, 512).is_some());
@@ -184,13 +191,17 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
     let mut promoted_in = |second: u64| {
         let mut count = 0;
         for block in 0..4 {
-            assert!(cache.hint((4 * second + block) * BLOCK, Priority::Normal));
+            assert_eq!(
+                cache.hint((4 * second + block) * BLOCK, Priority::Normal),
+                Hinted::Queued
+            );
         }
         while mover.poll(Duration::from_secs(second)).is_ok() {
             end(&mut mover);
             count += 1;
         }
-        while cache.next_hint().is_some() {}
+        let _ = mover.hints.take(&cache.hints);
+        mover.hints.clear();
         count
     };
     assert_eq!([0, 1, 2].map(&mut promoted_in), [2, 2, 2]);
@@ -206,7 +217,7 @@ fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     // A hundredth of a second later a few bytes are left, which lets one more begin.
     let now = Duration::from_millis(10);
     for block in [2, 3] {
-        assert!(cache.hint(block * BLOCK, Priority::Normal));
+        assert_eq!(cache.hint(block * BLOCK, Priority::Normal), Hinted::Queued);
     }
     assert!(mover.poll(now).is_ok());
     end(&mut mover);
@@ -220,7 +231,7 @@ fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
 /// A mover after a server that had blocks 0, 1, ... in slots 0, 1, ..., none of them verified.
 fn successor<'c, 'm>(cache: &'c Cache<'m>, blocks: u32) -> Mover<'c, 'm> {
     let mut mover = mover(cache);
-    let had = (0..blocks).map(|slot| (slot, slot, Priority::Normal));
+    let had = (0..blocks).map(|slot| resident(slot, slot, Priority::Normal));
     assert_eq!(mover.restore(had, Trust::ToVerify), blocks);
     assert_eq!(mover.counters().unverified, u64::from(blocks));
     mover
@@ -244,7 +255,7 @@ fn end_verification(mover: &mut Mover<'_, '_>, job: u16, is_same: bool) {
         mover.done(job, BLOCK_RESULT),
         Some(MoverIo::Compare { .. })
     ));
-    mover.compared(job, is_same);
+    assert_eq!(mover.compared(job, is_same), None);
 }
 
 #[test]
@@ -322,7 +333,7 @@ fn what_is_missed_is_verified_first() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
     let mut mover = successor(&cache, 8);
-    assert!(cache.hint(6 * BLOCK, Priority::High));
+    assert_eq!(cache.hint(6 * BLOCK, Priority::High), Hinted::Queued);
     // They take turns; whichever begins, the block is not promoted into another slot.
     let begun: Vec<_> = (0..3).map_while(|_| begin_verification(&mut mover)).collect();
     assert_eq!(
@@ -331,7 +342,7 @@ fn what_is_missed_is_verified_first() {
     );
     end_verification(&mut mover, begun[1].0, true);
     cache.end_read(cache.begin_read(6 * BLOCK, 512).expect("it was verified"));
-    assert_eq!(mover.residents().next(), Some((6, 6, Priority::High, 0)));
+    assert_eq!(mover.residents().next(), Some(resident(6, 6, Priority::High)));
 }
 
 #[test]
@@ -340,7 +351,7 @@ fn verifications_are_few_and_take_turns_with_promotions() {
     let cache = cache_of(&maps, 16);
     let mut mover = successor(&cache, 8);
     for block in 8..12 {
-        assert!(cache.hint(block * BLOCK, Priority::Normal));
+        assert_eq!(cache.hint(block * BLOCK, Priority::Normal), Hinted::Queued);
     }
     let begun: Vec<_> = std::iter::from_fn(|| mover.poll(Duration::ZERO).ok())
         .map(|effect| matches!(effect, MoverIo::LoadSlot { .. }))
@@ -353,7 +364,7 @@ fn a_promotion_finds_room_among_what_is_not_verified() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
     let mut mover = successor(&cache, 8);
-    assert!(cache.hint(9 * BLOCK, Priority::Normal));
+    assert_eq!(cache.hint(9 * BLOCK, Priority::Normal), Hinted::Queued);
     assert!(begin_verification(&mut mover).is_some());
     let Ok(MoverIo::Load { job, .. }) = mover.poll(Duration::ZERO) else {
         panic!("nothing was promoted");

@@ -2,16 +2,17 @@
 //! its first hit.
 //!
 //! Until then it is [`Unverified`](ublk_bpf_abi::BlockState::Unverified) in the index: reads miss it, and a write
-//! invalidates it. A verification is `Filling` as a fill is. It reads both devices and publishes the block by the same
-//! compare-and-swap, which fails if the block was written meanwhile. Blocks that are missed come first, then all others in
-//! the order of their slots.
+//! invalidates it. A verification claims its valid regions and then is a fill of each run of them: it reads the run from
+//! both devices, and publishes it if they are the same and no write has overtaken it. Blocks that are missed come first,
+//! then all others in the order of their slots.
 
 use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
 use super::job::{Job, Kind, Step};
-use super::{MAX_VERIFICATIONS, Mover};
+use super::{MAX_VERIFICATIONS, Mover, MoverIo};
+use crate::cache::blocks::first_run;
 
 pub(super) const STEPS: [Step; 3] = [Step::LoadSlot, Step::Load, Step::Compare];
 
@@ -144,41 +145,84 @@ impl Mover<'_, '_> {
 
     /// A job that verifies the next block that is still in its slot.
     pub(super) fn begin_verification(&mut self) -> Option<Job> {
+        let cache = self.cache;
         while let Some(slot) = self.unverified.take_next() {
-            let block = self.cache.blocks.slots.owner(slot);
-            let Some(block) = block.filter(|&block| self.cache.begin_verify(block, slot)) else {
+            let block = cache.blocks.slots.owner(slot);
+            let begun = block.and_then(|block| {
+                let all = cache.regions_of(block);
+                Some((block, cache.blocks.begin_verify(block, slot, all)?))
+            });
+            let Some((block, valid)) = begun else {
                 // A write has invalidated it.
                 self.count_out();
                 self.release(slot);
                 continue;
             };
-            let priority = self.residents.priority(slot);
-            let len = self.cache.length_of(block);
-            return Some(Job::new(Kind::Verify, block, slot, priority, len));
+            return Some(self.verification(block, slot, valid));
         }
         None
     }
 
-    /// The comparison of a verification has completed: whether the two buffers are equal.
+    /// A job that verifies the first run of these claimed regions, and then the rest.
+    fn verification(&self, block: u32, slot: u32, valid: u16) -> Job {
+        let run = first_run(valid);
+        let fill = self.cache.span(block, slot, run);
+        self.cache.free.spend(fill.length);
+        let mut job = Job::new(Kind::Verify, fill, self.residents.priority(slot));
+        job.rest = valid & !run;
+        job
+    }
+
+    /// The comparison of a verification has completed: whether the two buffers are equal. Returns the job's next operation,
+    /// as [`done`](Mover::done) does.
     ///
     /// # Panics
     /// If the job has no comparison in flight.
-    pub fn compared(&mut self, job: u16, is_same: bool) {
-        let of = &mut self.jobs[usize::from(job)];
-        let Some(of) = of.take_if(|of| of.step() == Step::Compare) else {
+    pub fn compared(&mut self, job: u16, is_same: bool) -> Option<MoverIo> {
+        let number = usize::from(job);
+        let of = self.jobs[number].take_if(|of| of.step() == Step::Compare);
+        let Some(of) = of else {
             panic!("job {job} was compared, but has no comparison in flight");
         };
-        self.count_out();
         if !is_same {
-            self.cache.give_up_filling(of.block, of.slot);
             self.counters.differing += 1;
-        } else if self.cache.end_filling(of.block, of.slot) {
-            self.counters.verified += 1;
-            return self.settle(of.slot, of.priority);
-        } else {
-            self.counters.overtaken += 1;
+            self.end_verification(&of);
+            return None;
         }
-        self.release(of.slot);
+        if !self.cache.publish(&of.fill, true) {
+            self.counters.overtaken += 1;
+            self.abandon_runs(&of);
+            return None;
+        }
+        if of.rest != 0 {
+            let next = self.verification(of.fill.block, of.fill.slot, of.rest);
+            self.jobs[number] = Some(next);
+            return Some(self.io(number, &next));
+        }
+        self.count_out();
+        self.counters.verified += 1;
+        self.settle(of.fill.slot, of.priority);
+        None
+    }
+
+    /// A block that differs, or cannot be compared, leaves the cache.
+    pub(super) fn end_verification(&mut self, job: &Job) {
+        self.cache.blocks.invalidate(job.fill.block, job.fill.slot);
+        self.cache.publish(&job.fill, false);
+        self.abandon_runs(job);
+    }
+
+    /// Ends the claims of the runs that a verification has not come to. The block has left the slot.
+    fn abandon_runs(&mut self, job: &Job) {
+        let mut rest = job.rest;
+        while rest != 0 {
+            let run = first_run(rest);
+            let fill = self.cache.span(job.fill.block, job.fill.slot, run);
+            self.cache.publish(&fill, false);
+            rest &= !run;
+        }
+        self.count_out();
+        self.release(job.fill.slot);
     }
 
     /// Evicts an unverified block, to make room for a fill where no verified block can be evicted.
@@ -187,7 +231,7 @@ impl Mover<'_, '_> {
         self.count_out();
         self.counters.evicted += 1;
         if let Some(block) = self.cache.blocks.slots.owner(slot) {
-            self.cache.give_up_unverified(block, slot);
+            self.cache.blocks.give_up_unverified(block, slot);
         }
         self.vacate(slot)
     }

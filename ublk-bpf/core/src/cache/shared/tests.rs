@@ -1,9 +1,10 @@
 //! Reads, changes and hints.
 
-use ublk_bpf_abi::BlockState;
+use ublk_bpf_abi::{BlockState, Extent};
 
 use super::*;
 use crate::cache::Maps;
+use crate::cache::blocks::Start;
 
 const SHIFT: u32 = 16;
 const BLOCK: u64 = 1 << SHIFT;
@@ -19,10 +20,14 @@ fn cache_of(maps: &Maps, mode: Mode) -> Cache<'_> {
     };
     let cache = Cache::new(shape, &maps.index, &maps.heat);
     cache.blocks.slots.give(2, 3);
-    assert!(
-        cache.begin_filling(3, 2) && cache.begin_read(3 * BLOCK, 512).is_none() && cache.end_filling(3, 2)
-    );
+    assert!(cache.blocks.restore(3, 2, BlockState::Present, 0));
     cache
+}
+
+/// A fill of all of the block begins, if it may; there is no free slot.
+fn begin_fill(cache: &Cache<'_>, block: u32) -> Start {
+    let wish = cache.wish(block, u16::MAX, Extent::Block);
+    cache.blocks.begin_fill(block, &wish, || None)
 }
 
 #[test]
@@ -35,7 +40,7 @@ fn a_read_of_a_present_block_pins_its_slot() {
         2 * BLOCK
     );
     assert!(
-        cache.evict(3, 2) && !cache.blocks.slots.take(2),
+        cache.blocks.evict(3, 2) && !cache.blocks.slots.take(2),
         "gone, but still in use"
     );
     assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
@@ -73,7 +78,7 @@ fn a_write_through_hides_its_regions_until_its_end() {
     assert!(change.claim.is_some());
     assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
     cache.end_read(cache.begin_read(3 * BLOCK + 8192, 512).expect("elsewhere"));
-    assert!(!cache.evict(3, 2), "in use");
+    assert!(!cache.blocks.evict(3, 2), "in use");
     cache.end_change(3 * BLOCK, 4096, change.claim, true);
     assert!(cache.begin_read(3 * BLOCK + 512, 512).is_some());
 }
@@ -87,10 +92,8 @@ fn overlapping_writes_empty_the_block_and_others_do_not() {
     assert!(beside.claim.is_some());
     let over = cache.begin_write(3 * BLOCK + 2048, 4096);
     assert_eq!((over.claim, over.invalidated), (None, 1));
-    assert!(
-        !cache.begin_filling(3, 1) && !cache.blocks.slots.take(2),
-        "somebody writes"
-    );
+    assert_eq!(begin_fill(&cache, 3), Start::Written);
+    assert!(!cache.blocks.slots.take(2), "in use");
     cache.end_change(3 * BLOCK, 4096, first.claim, true);
     cache.end_change(3 * BLOCK + 2048, 4096, over.claim, true);
     cache.end_change(3 * BLOCK + 4096, 4096, beside.claim, true);
@@ -110,22 +113,6 @@ fn what_a_failed_write_touched_stays_hidden_and_a_block_without_more_leaves() {
     cache.end_change(3 * BLOCK, BLOCK, change.claim, false);
     assert_eq!(cache.entry(3), IndexEntry::ABSENT);
     assert!(cache.blocks.slots.take(2));
-}
-
-#[test]
-fn a_write_overtakes_a_fill() {
-    let maps = Maps::of(16);
-    for mode in [Mode::WriteThrough, Mode::WriteAround] {
-        let cache = cache_of(&maps, mode);
-        cache.blocks.slots.give(0, 9);
-        assert!(cache.begin_filling(9, 0));
-        let change = cache.begin_write(9 * BLOCK, 512);
-        assert_eq!((change.claim, change.invalidated), (None, 0));
-        assert!(!cache.end_filling(9, 0), "what was read may be old");
-        cache.end_change(9 * BLOCK, 512, None, true);
-        assert!(!cache.end_filling(9, 0));
-        assert!(cache.evict(3, 2));
-    }
 }
 
 #[test]
@@ -150,7 +137,7 @@ fn a_discard_empties_what_it_touches() {
     let change = cache.begin_discard(BLOCK, 4 * BLOCK);
     assert_eq!(change.invalidated, 1);
     for block in 1..5 {
-        assert!(!cache.begin_filling(block, 0), "block {block} is being discarded");
+        assert_eq!(begin_fill(&cache, block), Start::Written);
     }
     cache.end_change(BLOCK, 4 * BLOCK, None, true);
     assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));
@@ -168,7 +155,7 @@ fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
     assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
     let change = cache.begin_write(3 * BLOCK, 512);
     assert_eq!((change.claim, change.invalidated), (None, 1));
-    assert!(!cache.hint(0, Priority::Normal));
+    assert_eq!(cache.hint(0, Priority::Normal), Hinted::Refused);
     assert_eq!(cache.failure(), Some(&failure));
 }
 

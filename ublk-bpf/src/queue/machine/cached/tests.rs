@@ -38,7 +38,7 @@ fn cache_of(maps: &Maps) -> Cache<'_> {
         PromoteLimits { rate: None },
         CacheCounters::default(),
     );
-    assert!(cache.hint(4096, Priority::Normal));
+    assert_eq!(cache.hint(4096, Priority::Normal), cache::Hinted::Queued);
     let load = mover.poll(Duration::ZERO);
     assert!(matches!(load, Ok(cache::MoverIo::Load { offset: 4096, .. })));
     assert!(matches!(

@@ -1,0 +1,150 @@
+//! The blocks that policies asked to promote, on their way to the mover.
+
+use std::collections::VecDeque;
+
+use crossbeam_queue::ArrayQueue;
+use ublk_bpf_abi::Priority;
+
+/// Hints that wait for the mover to look.
+const MAX_ARRIVING: usize = 1024;
+
+/// Hints that the mover keeps. Those that are older than so many others are not worth promoting any more: what is hot is
+/// hinted again.
+const MAX_KEPT: usize = 256;
+
+/// What became of a hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hinted {
+    /// It is queued.
+    Queued,
+    /// It is queued, and the oldest one was dropped for it.
+    Displaced,
+    /// The cache is detached: it is dropped.
+    Refused,
+}
+
+const fn packed(block: u64, priority: Priority) -> u64 {
+    block << 2 | priority as u64
+}
+
+/// Hints from the queues, all of which the mover takes at once.
+#[derive(Debug)]
+pub(super) struct Arriving(ArrayQueue<u64>);
+
+impl Arriving {
+    pub(super) fn new() -> Self {
+        Self(ArrayQueue::new(MAX_ARRIVING))
+    }
+
+    pub(super) fn push(&self, block: u64, priority: Priority) -> Hinted {
+        match self.0.force_push(packed(block, priority)) {
+            None => Hinted::Queued,
+            Some(_) => Hinted::Displaced,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The newest hints, newest first: a mover that cannot promote all that is asked for promotes what is hot now.
+#[derive(Debug)]
+pub(super) struct Hints {
+    kept: VecDeque<u64>,
+}
+
+impl Hints {
+    pub(super) fn new() -> Self {
+        Self {
+            kept: VecDeque::with_capacity(MAX_KEPT),
+        }
+    }
+
+    /// Takes what has arrived. Returns the number of hints that were dropped for it.
+    pub(super) fn take(&mut self, arriving: &Arriving) -> u64 {
+        let mut dropped = 0;
+        // Not more than there is room for: hints may arrive faster than they are taken.
+        for _ in 0..MAX_ARRIVING {
+            let Some(hint) = arriving.0.pop() else { break };
+            dropped += u64::from(self.keep(hint));
+        }
+        dropped
+    }
+
+    /// Adds a hint of the mover's own.
+    pub(super) fn push(&mut self, block: u32, priority: Priority) {
+        self.keep(packed(block.into(), priority));
+    }
+
+    /// Returns whether another one was dropped.
+    fn keep(&mut self, hint: u64) -> bool {
+        let is_full = self.kept.len() == MAX_KEPT;
+        if is_full {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(hint);
+        is_full
+    }
+
+    /// The newest: a block and its priority.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it was packed of a block and a priority"
+    )]
+    pub(super) fn pop(&mut self) -> Option<(u32, Priority)> {
+        let hint = self.kept.pop_back()?;
+        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
+        Some(((hint >> 2) as u32, priority))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.kept.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(hints: &mut Hints) -> Vec<u32> {
+        std::iter::from_fn(|| hints.pop())
+            .map(|(block, _)| block)
+            .collect()
+    }
+
+    #[test]
+    fn the_newest_comes_first_with_its_priority() {
+        let (arriving, mut hints) = (Arriving::new(), Hints::new());
+        for (block, priority) in [(7, Priority::Normal), (9, Priority::Pinned), (8, Priority::Low)] {
+            assert_eq!(arriving.push(block, priority), Hinted::Queued);
+        }
+        assert_eq!(hints.take(&arriving), 0);
+        assert_eq!(hints.pop(), Some((8, Priority::Low)));
+        assert_eq!(hints.pop(), Some((9, Priority::Pinned)));
+        assert_eq!(arriving.push(3, Priority::High), Hinted::Queued);
+        assert_eq!(hints.take(&arriving), 0);
+        assert_eq!(all(&mut hints), [3, 7]);
+    }
+
+    #[test]
+    fn the_oldest_are_dropped() {
+        let (arriving, mut hints) = (Arriving::new(), Hints::new());
+        let pushed: Vec<_> = (0..=MAX_ARRIVING as u64)
+            .map(|block| arriving.push(block, Priority::Normal))
+            .collect();
+        assert!(
+            pushed[..MAX_ARRIVING]
+                .iter()
+                .all(|&hinted| hinted == Hinted::Queued)
+        );
+        assert_eq!(pushed[MAX_ARRIVING], Hinted::Displaced);
+        assert_eq!(hints.take(&arriving), (MAX_ARRIVING - MAX_KEPT) as u64);
+        let kept = all(&mut hints);
+        assert_eq!((kept.len(), kept[0] as usize), (MAX_KEPT, MAX_ARRIVING));
+    }
+}
