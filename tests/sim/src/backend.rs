@@ -125,7 +125,13 @@ impl Sim<'_> {
             return Ok(());
         }
         if self.rng.index(ops + fills) < fills {
-            return self.execute_fill();
+            let pace = self.world.cache.map_or(0, |cache| cache.fill_pace);
+            if self.rng.chance(pace) {
+                return self.execute_fill();
+            }
+        }
+        if ops == 0 {
+            return Ok(());
         }
         let chosen = self.rng.index(self.queue.ops.len());
         let op = self.queue.ops.swap_remove(chosen);

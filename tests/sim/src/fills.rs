@@ -104,9 +104,9 @@ impl Sim<'_> {
             return Err("a fill without a cache".into());
         };
         let (offset, skip, len) = op.parts();
-        if self.queue.fill_memory.get(usize::from(op.fill.0)).is_none() {
+        if usize::from(op.fill.0) >= self.queue.fill_memory.len() {
             return Err("no such fill buffer".into());
-        };
+        }
         if self.queue.fills.iter().any(|other| other.fill == op.fill) {
             return Err("two operations of one fill".into());
         }
@@ -177,7 +177,7 @@ impl Sim<'_> {
         } else {
             *again = 0;
         }
-        self.carry_out_fill_op(&op, moved)?;
+        self.carry_out_fill_op(&op, moved, false)?;
         self.queue.kernel.cq.push_back(Cqe::FillDone {
             fill: op.fill,
             result,
@@ -186,7 +186,7 @@ impl Sim<'_> {
     }
 
     /// The first `moved` bytes of an operation of a fill.
-    pub(super) fn carry_out_fill_op(&mut self, op: &FillOp, moved: u32) -> Check {
+    fn carry_out_fill_op(&mut self, op: &FillOp, moved: u32, is_dying: bool) -> Check {
         let (offset, skip, _) = op.parts();
         let (skip, moved) = (index(skip.into()), index(moved.into()));
         let memory = &mut self.queue.fill_memory[usize::from(op.fill.0)];
@@ -207,10 +207,10 @@ impl Sim<'_> {
             let Some(writer) = writer_of(&memory.bytes[at..at + SECTOR], sector) else {
                 return Err(format!("{op:?} stores for sector {sector} what nobody wrote"));
             };
-            // A sector that was stored in part holds both, which matters only if they differ.
+            // A device that lives stores sectors whole. After a death, one may hold both, which matters only if they differ.
             if bytes.len() == SECTOR {
                 side.write(on_device, Some((writer, sector)));
-            } else if !side.holds(on_device, Some(writer), sector) {
+            } else if is_dying && !side.holds(on_device, Some(writer), sector) {
                 side.write(on_device, None);
             }
         }
@@ -221,7 +221,7 @@ impl Sim<'_> {
     pub(super) fn fill_ops_of_the_dead(&mut self) -> Check {
         for op in std::mem::take(&mut self.queue.fills) {
             let moved = self.rng.below32(op.parts().2 + 1);
-            self.carry_out_fill_op(&op, moved)?;
+            self.carry_out_fill_op(&op, moved, true)?;
         }
         Ok(())
     }

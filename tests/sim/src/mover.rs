@@ -144,14 +144,14 @@ impl Sim<'_> {
             moved = 1 + self.rng.below32(len);
             result = moved.cast_signed();
         }
-        self.copy(&fill.effect, moved);
+        self.copy(&fill.effect, moved, false);
         if let Some(side) = &mut self.cache {
             side.done.push_back((job, result));
         }
     }
 
     /// The first `moved` bytes of an operation of the mover.
-    fn copy(&mut self, effect: &MoverIo, moved: u32) {
+    fn copy(&mut self, effect: &MoverIo, moved: u32, is_dying: bool) {
         let Some(side) = &mut self.cache else {
             return;
         };
@@ -161,7 +161,7 @@ impl Sim<'_> {
             let block = index(side.block_sectors());
             side.staging.resize(buffers, vec![None; block]);
         }
-        // Of a sector that was moved in part, nobody knows what it holds.
+        // Of a sector that was moved in part, nobody knows what it holds. A device that lives stores sectors whole.
         for i in 0..u64::from(moved.div_ceil(512)) {
             let is_whole = (i + 1) * 512 <= u64::from(moved);
             let staged = index(u64::from(skip / 512) + i);
@@ -171,7 +171,7 @@ impl Sim<'_> {
                     side.staging[usize::from(job)][staged] =
                         is_whole.then(|| (self.disk.read(index(sector)), sector));
                 }
-                MoverIo::Store { offset, .. } => {
+                MoverIo::Store { offset, .. } if is_whole || is_dying => {
                     let content = side.staging[usize::from(job)][staged].filter(|_| is_whole);
                     side.write(offset + i * 512, content);
                 }
@@ -179,7 +179,7 @@ impl Sim<'_> {
                     side.staging[usize::from(buffer)][staged] =
                         side.read(offset + i * 512).filter(|_| is_whole);
                 }
-                MoverIo::Compare { .. } => {}
+                MoverIo::Store { .. } | MoverIo::Compare { .. } => {}
             }
         }
     }
@@ -189,7 +189,7 @@ impl Sim<'_> {
         let fills = self.cache.as_mut().map(|side| std::mem::take(&mut side.fills));
         for fill in fills.unwrap_or_default() {
             let moved = self.rng.below32(parts(&fill.effect).2 + 1);
-            self.copy(&fill.effect, moved);
+            self.copy(&fill.effect, moved, true);
         }
     }
 

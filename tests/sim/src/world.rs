@@ -24,6 +24,8 @@ pub struct CacheWorld {
     pub fill: u16,
     /// Buffers for that.
     pub fill_buffers: u16,
+    /// Times in a thousand that an operation of such a fill is carried out when it might be.
+    pub fill_pace: u16,
 }
 
 /// The device, the queue, and how often which kind of fault is injected (times in a thousand chances).
@@ -157,6 +159,7 @@ impl World {
             promote: rng.pick(&[100, 500, 1000]),
             fill: rng.pick(&[0, 500, 1000]),
             fill_buffers: rng.pick(&[1, 2, 8, 64]),
+            fill_pace: rng.pick(&[1000, 1000, 30]),
         };
         let part = rng.pick(&[5, 20, 50, 50]);
         cache.slots = u32::try_from(self.cache_blocks(&cache) * part / 100)

@@ -39,13 +39,11 @@ fn all(mode: Mode, algorithm: Algorithm) {
         seed += 1;
     }
     println!(
-        "seeds 0 to {}: {} requests, {} operations, {} hits, {} invalidated, {} written through, {:?}",
+        "seeds 0 to {}: {} requests, {} operations\n{:#?}\n{:?}",
         seed - 1,
         total.requests,
         total.operations,
-        total.counters.hits,
-        total.counters.invalidated,
-        total.counters.cache_writes,
+        total.counters,
         total.cache
     );
     if variable("SIM_OPS").is_none() {
@@ -58,6 +56,8 @@ fn check_that_all_happened(mode: Mode, total: &Report) {
     assert!(counters.hits > 0 && counters.invalidated > 0 && counters.hits_lost > 0);
     assert!(cache.promoted > 0 && cache.evicted > 0 && cache.overtaken > 0);
     assert!(cache.verified > 0 && cache.differing > 0);
+    assert!(counters.fills > 0 && counters.filled > counters.fills && counters.hits_split > 0);
+    assert!(counters.fills_overtaken > 0 && counters.fills_failed > 0 && counters.fill_waits > 0);
     assert_eq!(counters.cache_writes > 0, mode == Mode::WriteThrough);
     let of_a_cache = [
         Fault::Crossing,
@@ -66,6 +66,9 @@ fn check_that_all_happened(mode: Mode, total: &Report) {
         Fault::FillError,
         Fault::ShortFill,
         Fault::FillAgain,
+        Fault::MissError,
+        Fault::ShortMiss,
+        Fault::Requeued,
         Fault::BackingChanged,
     ];
     for fault in of_a_cache {

@@ -21,8 +21,9 @@ fn backings() -> impl Strategy<Value = Backing> {
 
 fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
     let kinds = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    (kinds, 12_u32..17, 1_u32..8, 0_u16..1001, (0_u16..1001, 1_u16..5)).prop_map(
-        |((is_there, through, clock, limited), shift, slots, promote, (fill, fill_buffers))| {
+    let fills = (0_u16..1001, 1_u16..5, 20_u16..1001);
+    (kinds, 12_u32..17, 1_u32..8, 0_u16..1001, fills).prop_map(
+        |((is_there, through, clock, limited), shift, slots, promote, (fill, fill_buffers, fill_pace))| {
             is_there.then_some(CacheWorld {
                 shift,
                 slots,
@@ -40,6 +41,7 @@ fn caches() -> impl Strategy<Value = Option<CacheWorld>> {
                 promote,
                 fill,
                 fill_buffers,
+                fill_pace,
             })
         },
     )

@@ -1,5 +1,6 @@
 //! The configuration of a queue's machine.
 
+use crate::cache::MAX_FILL_BUFFERS;
 use crate::sys::uapi::UBLK_MAX_QUEUE_DEPTH;
 
 /// What the backing can do. The device's parameters say the same to the block layer.
@@ -80,9 +81,6 @@ impl Config {
     /// The most sectors of a device: its bytes fit 63 bits, as file offsets do.
     pub const MAX_CAPACITY: u64 = 1 << 54;
 
-    /// The most fill buffers.
-    pub const MAX_FILL_BUFFERS: u16 = 64;
-
     const MAX_STAGING_BYTES: u32 = 32 << 20;
 
     /// Whether a machine can be made of it.
@@ -101,7 +99,7 @@ impl Config {
         if buffers == 0 || bytes == 0 || bytes > Self::MAX_STAGING_BYTES || !whole_blocks {
             return Err(BadConfig::Staging { buffers, bytes });
         }
-        if self.fill_buffers > Self::MAX_FILL_BUFFERS {
+        if self.fill_buffers > MAX_FILL_BUFFERS {
             return Err(BadConfig::Fills(self.fill_buffers));
         }
         if self.capacity > Self::MAX_CAPACITY {

@@ -18,7 +18,7 @@ use super::ring::{self, Ring};
 use super::sqe::{self, Executor, Tagged};
 use super::stop::Stop;
 use crate::backend::{Access, NullReads, RingOps};
-use crate::cache::Mode;
+use crate::cache::{Mode, fill_buffers};
 use crate::queue::{
     Arrival, Backing, Capabilities, Config, Effect, FETCHES, FillBuffer, Io, Machine, QueueFailure, UserCopy,
 };
@@ -30,9 +30,6 @@ const STAGING_BUFFERS: u16 = 8;
 const STAGING_BYTES: u32 = 128 << 10;
 /// Bytes of a queue's staging buffers where every write of a cached block uses one.
 const WRITE_THROUGH_BYTES: u32 = 8 << 20;
-
-/// Bytes of a queue's fill buffers, but at least one buffer and at most [`Config::MAX_FILL_BUFFERS`].
-const FILL_BYTES: u32 = 8 << 20;
 
 /// Buffers of the server in the ring's table, after those of the requests.
 const OWN_BUFFERS: u16 = 2;
@@ -70,7 +67,8 @@ pub(super) fn run<H: QueueHost>(spec: &QueueSpec<'_, '_>, host: &mut H) -> Resul
     // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
     let config = config(device);
     let staging = (config.staging_buffers, config.staging_bytes);
-    let fills = (config.fill_buffers, block_bytes(device).unwrap_or(0));
+    let block_bytes = device.cache.map_or(0, |handles| 1 << handles.cache.shape().shift);
+    let fills = (config.fill_buffers, block_bytes);
     let memory = Memory::map(staging, fills).map_err(spec.cannot("get memory"))?;
     let machine = Machine::new(&config, device.written).map_err(|source| Error::Config {
         queue: spec.queue,
@@ -113,24 +111,15 @@ fn config(spec: &DeviceSpec<'_>) -> Config {
         depth: spec.depth,
         staging_buffers,
         staging_bytes,
-        fill_buffers: block_bytes(spec).map_or(0, fill_buffers),
+        fill_buffers: spec
+            .cache
+            .map_or(0, |handles| fill_buffers(handles.cache.shape().shift)),
         capacity: facts.sectors,
         logical_block: facts.logical_block,
         read_only: facts.read_only,
         lossy: spec.lossy,
         backing,
     }
-}
-
-/// Bytes of a cache block, if the device has a cache.
-fn block_bytes(spec: &DeviceSpec<'_>) -> Option<u32> {
-    spec.cache.map(|handles| 1 << handles.cache.shape().shift)
-}
-
-/// Fill buffers of a queue.
-fn fill_buffers(block_bytes: u32) -> u16 {
-    let buffers = u16::try_from(FILL_BYTES / block_bytes).unwrap_or(u16::MAX);
-    buffers.clamp(1, Config::MAX_FILL_BUFFERS)
 }
 
 /// Staging buffers of a queue, and bytes of each. A write-through is copied once and written to both devices from the

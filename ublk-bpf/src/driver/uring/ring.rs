@@ -5,7 +5,7 @@ use std::io;
 use io_uring::squeue::Entry;
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter, cqueue};
 
-use crate::queue::Config;
+use crate::cache::MAX_FILL_BUFFERS;
 
 /// Makes a ring for `depth` tags. Only the calling thread may use it.
 pub(super) fn build(depth: u16) -> io::Result<IoUring> {
@@ -14,7 +14,7 @@ pub(super) fn build(depth: u16) -> io::Result<IoUring> {
     // Each tag has at most one completion pending: the one that brings it, or that of its operation. Beside them
     // there are those of PREP, of the one COMMIT that may be out, of two FETCHes that end, of the stop, of a tick, of the bell
     // and of the fills.
-    let completions = (u32::from(depth + Config::MAX_FILL_BUFFERS) + 16).next_power_of_two();
+    let completions = (u32::from(depth + MAX_FILL_BUFFERS) + 16).next_power_of_two();
     let build = |without_array: bool| {
         let mut builder = IoUring::builder();
         builder

@@ -359,15 +359,12 @@ impl Machine<'_> {
     #[cold]
     fn load_failed(&mut self, fill: FillBuffer) {
         self.counters.fills_failed += 1;
-        // The last of them would free the buffer, which still has the claim to end.
-        self.fills.add_reader(fill);
-        self.fills.get(fill).stage = Stage::Failed;
+        // First: the last of its readers frees the buffer.
+        self.end_fill(fill, Stage::Failed, false);
         while let Some(tag) = self.fills.next_waiter(fill) {
             self.tags.shift(tag, Owner::Waiting, Owner::InFlight);
             self.restart(tag);
         }
-        self.end_fill(fill, Stage::Failed, false);
-        self.fills.remove_reader(fill);
     }
 
     /// The cache device has failed a fill, whose readers have their data.
