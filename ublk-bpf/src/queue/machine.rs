@@ -53,8 +53,9 @@ enum Phase {
 ///    each event, or after several, it polls again until there are none. It does effects in the order of the
 ///    polls; an operation that [`start_fast`](Self::start_fast) gives may go before them.
 /// 2. Each effect has one answer, however late: `Prepare` has [`Event::Prepared`], `Io` has [`Event::IoDone`] for
-///    its tag, `Commit` has [`Event::Committed`] for its batch. `Fetch` has any number of [`Event::Arrived`] and
-///    at most one [`Event::FetchEnded`]. No answer may come before its effect was polled.
+///    its tag, `Fill` has [`Event::FillDone`] for its buffer, `Commit` has [`Event::Committed`] for its batch. `Fetch`
+///    has any number of [`Event::Arrived`] and at most one [`Event::FetchEnded`]. No answer may come before its
+///    effect was polled.
 /// 3. Tags of one FETCH completion arrive in the order of its buffer. Between completions, any order is served:
 ///    that of the kernel's completion queue is natural. In particular a tag may arrive again before the COMMIT
 ///    that gave it back is seen to complete: the kernel hands tags out from within its submission.
@@ -64,7 +65,9 @@ enum Phase {
 ///    are until [`Event::Committed`] was given for them.
 /// 6. Between taking completions from the kernel and the first event for one of them, the driver calls
 ///    [`look_at_ends`](Self::look_at_ends).
-/// 7. [`Effect::Finished`] is the last effect, and no event may follow it.
+/// 7. A queue that [`Effect::Ring`] of another one names, or [`Cache::take_woken`] on the mover's thread, which asks
+///    before it sleeps, is told [`Event::Rung`] at least once after that.
+/// 8. [`Effect::Finished`] is the last effect, and no event may follow it.
 ///
 /// A breach by the driver, or a kernel that hands out a tag it does not own, is a panic: to continue would complete the
 /// wrong request.

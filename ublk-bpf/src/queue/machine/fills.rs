@@ -391,3 +391,6 @@ impl Machine<'_> {
         self.fills.end(fill, stage);
     }
 }
+
+#[cfg(test)]
+mod tests;
