@@ -1,7 +1,7 @@
 //! Fills by the miss: a read that missed brings its block, or regions of it, into the cache with the data that it reads
 //! anyway.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{Extent, Priority};
@@ -12,6 +12,12 @@ use super::shared::{Cache, Shape};
 /// Slots that are kept free for fills by misses: one in so many, but no more than the number below.
 const FREE_PART: u32 = 128;
 const MAX_FREE: u32 = 64;
+/// Slots that fills in progress may have beside those: one in so many, but no more than the number below.
+const BUSY_PART: u32 = 8;
+const MAX_BUSY: u32 = 192;
+
+/// Heat of a block that was read before the read that misses it.
+const KNOWN: u8 = 2;
 
 /// Bytes of a queue's fill buffers, but at least one buffer and at most [`MAX_FILL_BUFFERS`].
 const FILL_BYTES: u32 = 8 << 20;
@@ -33,17 +39,23 @@ const GRANULE: u32 = 4096;
 
 /// The slots between the mover, which frees them, and the queues, which give them to the blocks that they fill.
 ///
-/// The mover has at most [`most`](Self::most) of them out: it adds one only after another was reported. So a report always
-/// finds room.
+/// The mover has at most [`most`](Self::most) of them out, with those that are being filled and not reported yet. So a
+/// report always finds room.
 #[derive(Debug)]
 pub(super) struct FreeSlots {
+    /// How many are kept free.
+    pub(super) idle: u32,
     pub(super) most: u32,
+    /// How many are out. Only the mover changes it.
+    pub(super) out: AtomicU32,
     pub(super) slots: ArrayQueue<u32>,
     pub(super) reports: ArrayQueue<Report>,
     /// A queue has asked for one: until then, none is kept free.
     pub(super) is_wanted: AtomicBool,
     /// Bytes that fills may have now, if promotion is limited. Negative: overdrawn.
     pub(super) budget: AtomicI64,
+    /// With less than this, only blocks that were read before are filled.
+    pub(super) scarce: AtomicI64,
 }
 
 /// What became of a slot that was free.
@@ -56,17 +68,21 @@ pub(super) struct Report {
 impl FreeSlots {
     /// For a cache of so many slots.
     pub(super) fn new(slots: u32) -> Self {
-        let most = match slots {
+        let idle = match slots {
             1 => 0,
             _ => (slots / FREE_PART).clamp(1, MAX_FREE),
         };
+        let most = idle + (slots / BUSY_PART).min(MAX_BUSY);
         let room = most.max(1) as usize;
         Self {
+            idle,
             most,
+            out: AtomicU32::new(0),
             slots: ArrayQueue::new(room),
             reports: ArrayQueue::new(room),
             is_wanted: AtomicBool::new(false),
             budget: AtomicI64::new(i64::MAX),
+            scarce: AtomicI64::new(0),
         }
     }
 
@@ -82,13 +98,19 @@ impl FreeSlots {
         debug_assert!(kept.is_ok(), "more slots are out than there are");
     }
 
-    /// Whether the mover should look: free slots have become few, and it can add some.
-    pub(super) fn want_mover(&self) -> bool {
-        self.slots.len() <= self.slots.capacity() / 2 && !self.reports.is_empty()
+    fn are_few(&self) -> bool {
+        self.slots.len() <= self.idle as usize / 2
     }
 
-    fn is_exhausted(&self) -> bool {
-        self.budget.load(Ordering::Relaxed) <= 0
+    /// Whether free slots have become few, and others were reported.
+    pub(super) fn want_mover(&self) -> bool {
+        self.are_few() && !self.reports.is_empty()
+    }
+
+    /// Whether promotion is limited, and what is left is too little for a block of this heat.
+    fn are_too_dear(&self, heat: u8) -> bool {
+        let budget = self.budget.load(Ordering::Relaxed);
+        budget <= 0 || (heat < KNOWN && budget < self.scarce.load(Ordering::Relaxed))
     }
 
     /// A fill of so many bytes begins.
@@ -129,10 +151,10 @@ pub enum FillStart {
     Busy,
     /// All of the range can be read from the cache.
     Readable,
-    /// There is no free slot, the promotion limit is reached, the block is yet to be verified, or some of what is missing is
-    /// apart from the rest. Read from the backing device, and [hint](Cache::hint) the block to the mover.
+    /// There is no free slot, the block is yet to be verified, or some of what is missing is apart from the rest. Read from
+    /// the backing device, and [hint](Cache::hint) the block to the mover.
     Later,
-    /// It is being written, or the cache is detached. Read from the backing device.
+    /// It is being written, the promotion limit leaves nothing for it, or the cache is detached. Read from the backing device.
     Refused,
 }
 
@@ -152,10 +174,12 @@ impl Cache<'_> {
         let Some(block) = self.one_block(offset, length).filter(|_| self.is_attached()) else {
             return FillStart::Refused;
         };
-        if self.free.is_exhausted() {
-            return FillStart::Later;
+        let touched = self.regions(offset, length);
+        if self.free.are_too_dear(self.heat(block)) && !self.blocks.is_being_filled(block, touched) {
+            // Not a hint: the next miss fills with the one read that it is, a promotion reads a second time.
+            return FillStart::Refused;
         }
-        let wish = self.wish(block, self.regions(offset, length), extent);
+        let wish = self.wish(block, touched, extent);
         for _ in 0..MAX_ATTEMPTS {
             let (slot, regions, is_new) = match self.blocks.begin_fill(block, &wish, || self.free.pop()) {
                 Start::Begun {
@@ -199,6 +223,12 @@ impl Cache<'_> {
             regions,
             report: None,
         }
+    }
+
+    /// Whether free slots have become few, and the mover can add some. Ask after a fill has begun.
+    #[must_use]
+    pub fn is_short_of_slots(&self) -> bool {
+        self.free.are_few() && self.free.out.load(Ordering::Relaxed) < self.free.most
     }
 
     /// Whether the fill's buffer has what a read should find that arrives now: whether no write has overtaken the fill. A read

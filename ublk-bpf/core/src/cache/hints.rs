@@ -10,7 +10,7 @@ const MAX_ARRIVING: usize = 1024;
 
 /// Hints that the mover keeps. Those that are older than so many others are not worth promoting any more: what is hot is
 /// hinted again.
-const MAX_KEPT: usize = 256;
+const MAX_KEPT: usize = 64;
 
 /// What became of a hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -180,6 +180,9 @@ impl<'c, 'm> Device<'c, 'm> {
             let priority = priority(decision);
             match self.begin_fill(offset, length, extent, priority) {
                 FillStart::Begun(fill) => {
+                    if self.cache.is_short_of_slots() && self.cache.must_wake() {
+                        self.due_at(now);
+                    }
                     self.fill(now, fill, offset, length);
                     return false;
                 }

@@ -153,6 +153,9 @@ impl Machine<'_> {
         self.wake.queues();
         match cache.begin_fill(offset, length, extent, priority) {
             FillStart::Begun(fill) => {
+                if cache.is_short_of_slots() {
+                    self.wake.mover();
+                }
                 let buffer = self.begin_fill(fill);
                 Look::Fill(buffer, fill, cache.begin_split_read(offset, length))
             }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use crate::cache::fills::FreeSlots;
+
 /// A token bucket of bytes: filled at the rate, it holds those of a second, but at least one block. The tokens are in the
 /// [`Cache`](crate::cache::Cache), where the fills of queues take theirs too. Each fill may overdraw the bucket, which
 /// delays the next one.
@@ -16,13 +18,16 @@ pub(super) struct Budget<'c> {
 }
 
 impl<'c> Budget<'c> {
-    pub(super) fn new(rate: Option<u64>, block: u64, tokens: &'c AtomicI64) -> Self {
+    pub(super) fn new(rate: Option<u64>, block: u64, free: &'c FreeSlots) -> Self {
+        let tokens = &free.budget;
         let most = match rate {
             // Less than what stands for no limit.
             Some(rate) => i64::try_from(rate.max(block)).unwrap_or(i64::MAX - 1),
             None => i64::MAX,
         };
         tokens.store(most, Ordering::Relaxed);
+        // When half is spent, the limit is likely to be reached.
+        free.scarce.store(rate.map_or(0, |_| most / 2), Ordering::Relaxed);
         Self {
             rate,
             most,

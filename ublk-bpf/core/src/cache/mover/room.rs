@@ -36,19 +36,17 @@ impl Mover<'_, '_> {
         let free = &self.cache.free;
         // Reports come only from slots that are out.
         while let Some(report) = free.reports.pop() {
-            self.slots_out = self.slots_out.saturating_sub(1);
+            free.out.fetch_sub(1, Ordering::Relaxed);
             self.take_in(report);
         }
-        let most = if self.is_stopping || !free.is_wanted.load(Ordering::Relaxed) {
-            0
-        } else {
-            free.most
-        };
-        while self.slots_out < most {
+        if self.is_stopping || !free.is_wanted.load(Ordering::Relaxed) {
+            return;
+        }
+        while free.out.load(Ordering::Relaxed) < free.most && free.slots.len() < free.idle as usize {
             let Some(slot) = self.free_slot() else { return };
-            self.slots_out += 1;
+            free.out.fetch_add(1, Ordering::Relaxed);
             let kept = free.slots.push(slot);
-            debug_assert!(kept.is_ok(), "more free slots than {most}");
+            debug_assert!(kept.is_ok(), "more slots are out than there are");
         }
     }
 

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use ublk_bpf_abi::{IndexEntry, Priority, SECTOR_SIZE};
+use ublk_bpf_abi::{Extent, IndexEntry, Priority, SECTOR_SIZE};
 
 use super::*;
-use crate::cache::{Hinted, Maps, Mode, Shape, surviving};
+use crate::cache::{FillStart, Hinted, Maps, Mode, Shape, surviving};
 
 const BLOCK: u64 = 1 << 12;
 const BLOCK_RESULT: i32 = 1 << 12;
@@ -226,6 +226,65 @@ fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     };
     assert!(then > Duration::from_secs(7) && then < Duration::from_secs(9));
     assert!(mover.poll(then).is_ok());
+}
+
+/// Begins to fill a block by a miss.
+fn fill(cache: &Cache<'_>, block: u64) -> FillStart {
+    cache.begin_fill(block * BLOCK, 512, Extent::Block, Priority::Normal)
+}
+
+#[test]
+fn fills_in_progress_leave_free_slots_for_others() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 64);
+    let mut mover = mover(&cache);
+    let mut begun = Vec::new();
+    assert_eq!(fill(&cache, 0), FillStart::Later, "none was wanted before");
+    for block in 0..16 {
+        assert_eq!(mover.poll(Duration::ZERO), Err(Rest::UntilWoken));
+        match fill(&cache, block) {
+            FillStart::Begun(fill) => begun.push(fill),
+            other => {
+                assert_eq!(other, FillStart::Later);
+                break;
+            }
+        }
+        assert_eq!(cache.is_short_of_slots(), begun.len() < 9);
+    }
+    assert_eq!(
+        begun.len(),
+        9,
+        "an eighth of the slots, and the one that is kept free"
+    );
+    assert!(cache.end_fill(&begun[0], true).wants_mover);
+    assert_eq!(mover.poll(Duration::ZERO), Err(Rest::UntilWoken));
+    assert!(matches!(fill(&cache, 15), FillStart::Begun(_)));
+}
+
+#[test]
+fn what_is_left_of_a_limit_is_for_blocks_that_were_read_before() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
+    let limits = PromoteLimits {
+        rate: Some(4 * BLOCK),
+    };
+    let mut mover = Mover::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    assert_eq!(fill(&cache, 0), FillStart::Later);
+    let mut begins = |block: u64, heat| {
+        let _ = mover.poll(Duration::ZERO);
+        cache.set_heat(u32::try_from(block).unwrap(), heat);
+        match fill(&cache, block) {
+            FillStart::Begun(fill) => cache.end_fill(&fill, true).is_published,
+            other => {
+                assert_eq!(other, FillStart::Refused);
+                false
+            }
+        }
+    };
+    assert!(begins(1, 1) && begins(2, 1));
+    assert!(begins(3, 1), "half is left");
+    assert!(!begins(4, 1) && begins(4, 2));
+    assert!(!begins(5, 200), "nothing is left");
 }
 
 /// A mover after a server that had blocks 0, 1, ... in slots 0, 1, ..., none of them verified.
