@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -62,7 +63,7 @@ fn device(backing: &str) -> Device {
     device
 }
 
-fn read() -> (Header, Vec<TracedRequest>) {
+fn read_trace() -> (Header, Vec<TracedRequest>) {
     let reader = Reader::open(Path::new(TRACE)).expect("a trace");
     let header = *reader.header();
     (
@@ -134,7 +135,7 @@ fn a_trace_has_what_fio_did() {
     );
     let said = recorder.interrupt();
 
-    let (header, requests) = read();
+    let (header, requests) = read_trace();
     let end = header.end.expect("it ended");
     assert_eq!((end.recorded, end.dropped), (requests.len() as u64, 0));
     assert_eq!(said, format!("{} requests recorded, 0 dropped\n", requests.len()));
@@ -173,6 +174,30 @@ fn a_trace_has_what_fio_did() {
 }
 
 #[test]
+fn a_trace_has_who_asked() {
+    let device = device(MEMORY);
+    let cgroup = Path::new("/sys/fs/cgroup/traced");
+    std::fs::create_dir_all(cgroup).expect("a cgroup");
+    let recorder = Recorder::start(&device, &[]);
+    let enter = format!("echo $$ > {}/cgroup.procs", cgroup.display());
+    let read = format!(
+        "exec ionice -c 2 -n 3 dd if={} of=/dev/null bs=8k skip=5 count=1 iflag=direct",
+        device.path_str()
+    );
+    run("sh", &["-c", &format!("{enter} && {read}")]);
+    recorder.interrupt();
+    let id = std::fs::metadata(cgroup).expect("a folder").ino();
+    std::fs::remove_dir(cgroup).expect("the cgroup is empty");
+    let (_, requests) = read_trace();
+    let of_dd = requests.iter().filter(|of| of.comm.starts_with(b"dd\0"));
+    let found: Vec<_> = of_dd
+        .map(|of| (of.op, of.sector, of.nr_sectors, of.cgroup_id, of.ioprio))
+        .collect();
+    assert_eq!(found, [(Op::Read, 80, 16, id, 2 << 13 | 3)]);
+    device.stop();
+}
+
+#[test]
 fn what_the_ring_cannot_hold_is_counted() {
     let device = device(MEMORY);
     let before = device.counter("arrived");
@@ -182,7 +207,7 @@ fn what_the_ring_cannot_hold_is_counted() {
     recorder.signal("-CONT");
     let said = recorder.interrupt();
     assert!(said.contains("(a larger --buffer holds more)"), "{said}");
-    let (header, requests) = read();
+    let (header, requests) = read_trace();
     let end = header.end.expect("it ended");
     assert_eq!(end.recorded, requests.len() as u64);
     // A page holds 56 records of 64 bytes, each behind eight of the ring's own.
@@ -205,18 +230,18 @@ fn a_recording_ends_at_its_limits_and_with_its_device() {
         status.success() && said.starts_with("100 requests recorded, 0 dropped"),
         "{said}"
     );
-    assert_eq!(read().1.len(), 100);
+    assert_eq!(read_trace().1.len(), 100);
 
     let (status, said) = Recorder::start(&device, &["--seconds", "1"]).end();
     assert!(status.success(), "{said}");
-    assert!(read().0.end.is_some());
+    assert!(read_trace().0.end.is_some());
 
     let recorder = Recorder::start(&device, &[]);
     random(&device, 300).run();
     device.stop();
     let (status, said) = recorder.end();
     assert!(status.success(), "{said}");
-    let (header, requests) = read();
+    let (header, requests) = read_trace();
     assert!(header.end.is_some() && requests.len() >= 300, "{header:?}");
 }
 
@@ -225,14 +250,14 @@ fn a_recorder_that_is_killed_leaves_a_trace_and_no_program() {
     let device = device(MEMORY);
     let recorder = Recorder::start(&device, &[]);
     random(&device, 300).run();
-    wait_until("the requests are written", SOON, || read().1.len() >= 300);
+    wait_until("the requests are written", SOON, || read_trace().1.len() >= 300);
     recorder.signal("-KILL");
     recorder.end();
-    let (header, requests) = read();
+    let (header, requests) = read_trace();
     assert_eq!(header.end, None);
     let written = requests.len();
     random(&device, 300).run();
-    assert_eq!(read().1.len(), written);
+    assert_eq!(read_trace().1.len(), written);
     wait_until("the program is gone", SOON, || {
         !run("bpftool", &["prog", "show"]).contains("name record ")
     });

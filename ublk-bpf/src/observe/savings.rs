@@ -29,7 +29,8 @@ pub struct Savings {
     pub waited: u64,
     /// Blocks that the mover read from the backing device and brought into the cache.
     pub promoted: u64,
-    /// Reads of the backing device that the cache saved, less those that it added; negative: it added more.
+    /// Reads of the backing device that the cache saved, less those that it added; negative: it added more. Promotions
+    /// that came to nothing, because the block was written meanwhile, are counted in bytes only.
     pub backing_reads_saved: i64,
     /// The same in bytes.
     pub backing_bytes_saved: i64,
@@ -46,7 +47,6 @@ impl Savings {
         let reads = stats.decisions.iter().find(|of| of.op == Op::Read)?;
         // A fill serves the miss that began it; other misses waited.
         let waited = server.filled.saturating_sub(server.fills);
-        let promotions = cache.promoted.wrapping_add(cache.overtaken);
         let saved = server.hit_bytes.wrapping_add(server.filled_bytes);
         let added = server.fill_bytes.wrapping_add(cache.staged_bytes);
         let savings = Self {
@@ -57,7 +57,7 @@ impl Savings {
             fills: server.fills,
             waited,
             promoted: cache.promoted,
-            backing_reads_saved: difference(server.hits.wrapping_add(waited), promotions),
+            backing_reads_saved: difference(server.hits.wrapping_add(waited), cache.promoted),
             backing_bytes_saved: difference(saved, added),
             cache_bytes_written: added.wrapping_add(server.cache_write_bytes),
             ..Self::default()
@@ -134,8 +134,7 @@ mod tests {
             }),
             cache: Some(CacheStats(CacheCounters {
                 promoted: 2,
-                overtaken: 1,
-                staged_bytes: 3 * 65536,
+                staged_bytes: 2 * 65536,
                 ..Default::default()
             })),
             ..sample()
@@ -150,9 +149,9 @@ mod tests {
             (Some(0.4), Some(0.4))
         );
         assert_eq!(savings.waited, 2);
-        assert_eq!(savings.backing_reads_saved, 4 + 2 - 3);
-        assert_eq!(savings.backing_bytes_saved, 7 * 4096 - 4 * 65536);
-        assert_eq!(savings.cache_bytes_written, 4 * 65536 + 8192);
+        assert_eq!(savings.backing_reads_saved, 4 + 2 - 2);
+        assert_eq!(savings.backing_bytes_saved, 7 * 4096 - 3 * 65536);
+        assert_eq!(savings.cache_bytes_written, 3 * 65536 + 8192);
         assert!(!savings.is_loss(), "fewer reads, more bytes");
         assert_eq!(Savings::of(&sample()), None);
     }
