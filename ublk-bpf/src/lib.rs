@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod check;
 pub mod cli;
 pub mod control;
 pub mod driver;

@@ -13,12 +13,13 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 16] = [
         &[],
         &["run"],
         &["list"],
         &["show"],
         &["stats"],
+        &["check"],
         &["features"],
         &["policy"],
         &["policy", "list"],

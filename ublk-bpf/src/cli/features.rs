@@ -14,9 +14,6 @@ pub(super) struct Args {
     format: Format,
 }
 
-/// The features that every device of ublk-bpf needs.
-const NEEDED: Features = Features::SERVED.union(Features::SAFE_STOP);
-
 /// Prints every known feature.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let found = Control::open()?.features()?;
@@ -27,12 +24,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 let (major, minor) = of.since;
                 json!({
                     "name": of.name, "what": of.what, "since": format!("{major}.{minor}"),
-                    "present": found.contains(of.flag), "needed": NEEDED.contains(of.flag),
+                    "present": found.contains(of.flag), "needed": Features::NEEDED.contains(of.flag),
                 })
             })
             .collect();
         let json = json!({
-            "word": found.bits(), "sufficient": found.contains(NEEDED), "unknown": found.unknown_bits(), "features": features,
+            "word": found.bits(), "sufficient": found.contains(Features::NEEDED), "unknown": found.unknown_bits(), "features": features,
         });
         print_line(format_args!("{json:#}"))?;
         return Ok(());
@@ -42,7 +39,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         .map(|of| {
             let (major, minor) = of.since;
             let present = if found.contains(of.flag) { "yes" } else { "no" };
-            let needed = if NEEDED.contains(of.flag) { "needed" } else { "" };
+            let needed = if Features::NEEDED.contains(of.flag) {
+                "needed"
+            } else {
+                ""
+            };
             vec![
                 of.name.into(),
                 present.into(),
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         })
         .collect();
     table::print(&["FEATURE", "HERE", "", "LINUX", "WHAT"], &rows)?;
-    match found.require(NEEDED) {
+    match found.require(Features::NEEDED) {
         Ok(()) => print_line("\nublk-bpf works with this kernel.")?,
         Err(missing) => print_line(format_args!("\n{missing}"))?,
     }

@@ -5,6 +5,7 @@
 
 mod args;
 mod cache;
+mod check;
 mod choice;
 mod config;
 mod devices;
@@ -29,6 +30,7 @@ use crate::log;
 
 const EXAMPLES: &str = "\
 Examples:
+  ublk-bpf check                              what of this machine is fit to serve devices
   ublk-bpf run                                a 1 GiB memory device, until Ctrl-C
   ublk-bpf run --backing disk.img --daemon    a file-backed device, in the background
   ublk-bpf run --config disks.toml --daemon   several devices in one process
@@ -59,6 +61,7 @@ enum Command {
     List(list::Args),
     Show(show::Args),
     Stats(stats::Args),
+    Check(check::Args),
     Features(features::Args),
     Policy(policy::Args),
     Cache(cache::Args),
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Stop(args) => stop::run(&args),
+        Command::Check(args) => check::run(&args),
     };
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,6 +63,9 @@ impl Features {
         .union(Self::USER_COPY)
         .union(Self::IOCTL_ENCODE);
 
+    /// What a kernel must have to serve any device.
+    pub const NEEDED: Self = Self::SERVED.union(Self::SAFE_STOP);
+
     /// Checks that nothing of `wanted` is missing here.
     pub fn require(self, wanted: Self) -> Result<(), Missing> {
         let missing = wanted.difference(self);

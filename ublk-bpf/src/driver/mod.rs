@@ -8,3 +8,4 @@ mod uring;
 
 pub use host::{CacheHandles, DeviceSpec, Error, QueueHost};
 pub use uring::Engine;
+pub(crate) use uring::probe;

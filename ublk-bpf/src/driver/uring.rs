@@ -23,6 +23,14 @@ use super::host::{DeviceSpec, Error, QueueHost};
 use crate::backend::Access;
 use crate::cache::Mover;
 
+/// Whether this process may have a ring as a queue's thread makes it.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn probe() -> io::Result<()> {
+    ring::build(1).map(drop)
+}
+
 /// Serves one device. Its `run_` methods keep the calling thread, each of which the server starts.
 #[derive(Debug)]
 pub struct Engine<'a> {

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::BtfTracePoint;
 use aya::programs::links::FdLink;
+use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use ublk_bpf_abi::{
     CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters, VerdictSlot, map,
@@ -23,6 +23,8 @@ use super::pin::{PinDir, open_map, pin_error};
 use super::spec::{CacheSpec, ClassifierSpec};
 use super::verifier::Refusal;
 
+/// The name of the object in errors.
+const WHAT: &str = "the classifier";
 /// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
 pub(super) const TRACEPOINT: &str = "block_rq_issue";
@@ -60,18 +62,7 @@ impl Classifier {
     /// added and before it is started: no request is issued before then. Removes the pins of an earlier device of that
     /// name.
     pub fn load(spec: &ClassifierSpec) -> Result<Self, PolicyError> {
-        let layout = KernelLayout::of_running_kernel()?;
-        let config = ConfigBytes(spec.config(&layout));
-        let object = patch(CLASSIFIER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
-        let mut ebpf = EbpfLoader::new()
-            .override_global(CONFIG_GLOBAL, &config, true)
-            .map_max_entries(map::VERDICTS, spec.slots())
-            .map_max_entries(map::SERVER, spec.queues.into())
-            .map_max_entries(map::WRITTEN, spec.written_words())
-            .map_max_entries(map::INDEX, spec.index_entries())
-            .map_max_entries(map::HEAT, spec.heat_words())
-            .load(&object)
-            .map_err(|error| ebpf_error("the classifier", error))?;
+        let mut ebpf = load_object(spec)?;
         name_operations(&mut ebpf)?;
         let pins = PinDir::of(&spec.disk);
         pins.create()?;
@@ -180,6 +171,40 @@ impl Drop for Classifier {
     }
 }
 
+/// Creates the classifier's maps and its program, which is not verified yet.
+pub(super) fn load_object(spec: &ClassifierSpec) -> Result<Ebpf, PolicyError> {
+    let layout = KernelLayout::of_running_kernel()?;
+    let config = ConfigBytes(spec.config(&layout));
+    let object = patch(CLASSIFIER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
+    EbpfLoader::new()
+        .override_global(CONFIG_GLOBAL, &config, true)
+        .map_max_entries(map::VERDICTS, spec.slots())
+        .map_max_entries(map::SERVER, spec.queues.into())
+        .map_max_entries(map::WRITTEN, spec.written_words())
+        .map_max_entries(map::INDEX, spec.index_entries())
+        .map_max_entries(map::HEAT, spec.heat_words())
+        .load(&object)
+        .map_err(|error| ebpf_error(WHAT, error))
+}
+
+/// The classifier's program, which the verifier has accepted.
+pub(super) fn verified(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, PolicyError> {
+    let failed = |error: &(dyn std::error::Error + 'static)| PolicyError::Attach {
+        what: WHAT.to_owned(),
+        detail: chain(error),
+    };
+    let btf = Btf::from_sys_fs().map_err(|e| failed(&e))?;
+    let program = ebpf.program_mut(PROGRAM).ok_or_else(|| PolicyError::Attach {
+        what: WHAT.to_owned(),
+        detail: format!("no program {PROGRAM}"),
+    })?;
+    let program: &mut BtfTracePoint = program.try_into().map_err(|e: ProgramError| failed(&e))?;
+    program
+        .load(TRACEPOINT, &btf)
+        .map_err(|e| program_error(WHAT, e))?;
+    Ok(program)
+}
+
 /// Writes each operation's number into its entry, so that a dump of the map is readable.
 fn name_operations(ebpf: &mut Ebpf) -> Result<(), PolicyError> {
     let failed = |detail: String| PolicyError::Access {
@@ -213,25 +238,17 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
         });
         map.pin(&path).map_err(|e| pin(&path, &e))?;
     }
-    let attach = |detail| PolicyError::Attach {
-        what: "the classifier".to_owned(),
-        detail,
-    };
-    let btf = Btf::from_sys_fs().map_err(|e| attach(chain(&e)))?;
-    let program = ebpf
-        .program_mut(PROGRAM)
-        .ok_or_else(|| attach(format!("no program {PROGRAM}")))?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(|e| attach(chain(&e)))?;
-    program
-        .load(TRACEPOINT, &btf)
-        .map_err(|e| program_error("the classifier", e))?;
+    let program = verified(ebpf)?;
     program
         .pin(pins.classifier())
         .map_err(|e| pin(&pins.classifier(), &e))?;
     let link = program
         .attach()
         .and_then(|id| program.take_link(id))
-        .map_err(|e| attach(chain(&e)))?;
+        .map_err(|e| PolicyError::Attach {
+            what: WHAT.to_owned(),
+            detail: chain(&e),
+        })?;
     FdLink::from(link)
         .pin(pins.link())
         .map_err(|e| pin(&pins.link(), &e))?;
@@ -253,8 +270,7 @@ pub(super) fn ebpf_error(what: &str, error: EbpfError) -> PolicyError {
 }
 
 /// aya's error of loading a program.
-pub(super) fn program_error(what: &str, error: aya::programs::ProgramError) -> PolicyError {
-    use aya::programs::ProgramError;
+pub(super) fn program_error(what: &str, error: ProgramError) -> PolicyError {
     if is_permission(&error) {
         return PolicyError::NoPermission;
     }

@@ -18,6 +18,7 @@ mod pin;
 mod recorder;
 mod spec;
 mod swap;
+mod trial;
 mod verifier;
 mod watch;
 
@@ -32,9 +33,10 @@ pub use object::{DEFAULT_POLICY_MEMORY, ObjectError, POLICY_SECTION, PolicyObjec
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
 pub use patch::{Offsets, PatchError};
 pub(crate) use pin::pin_error;
-pub use pin::{Disk, PinDir, ensure_bpffs, pinned_disks, remove_stale};
+pub use pin::{Disk, PinDir, check_bpffs, ensure_bpffs, pinned_disks, remove_stale};
 pub use recorder::Recorder;
 pub use spec::{CacheSpec, ClassifierSpec, WrittenSpec};
 pub use swap::{DEFAULT_POLICY, Policy, Verified, reset, swap};
+pub use trial::{try_classifier, try_watch};
 pub use verifier::Refusal;
 pub use watch::Watch;

@@ -254,6 +254,22 @@ fn distrusted(path: &Path, error: OpenError) -> PolicyError {
     }
 }
 
+/// Whether there is a bpffs that only root can write to; `Ok(false)`: a server will mount one.
+///
+/// # Errors
+/// If there is no place for it, or other users could replace pins.
+pub fn check_bpffs() -> Result<bool, PolicyError> {
+    let path = Path::new(BPFFS);
+    let is_mounted = is_bpffs(path).map_err(|source| PolicyError::NoBpffs {
+        path: path.to_owned(),
+        source,
+    })?;
+    if is_mounted {
+        check_root()?;
+    }
+    Ok(is_mounted)
+}
+
 fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(rustix::fs::statfs(path)?.f_type == BPF_FS_MAGIC)
 }

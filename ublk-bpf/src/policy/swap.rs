@@ -129,7 +129,7 @@ pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
 }
 
 /// Creates a policy's maps and its program, which is not verified yet.
-fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
+pub(super) fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
     // Objects that are known to break the loader were refused before. Any other panic fails this policy only.
     let loaded = catch_unwind(|| EbpfLoader::new().load(policy.bytes()));
     let loaded = loaded.map_err(|_| PolicyError::Load {
@@ -159,7 +159,11 @@ fn open_classifier(pins: &PinDir) -> Result<ProgramFd, PolicyError> {
 }
 
 /// Loads the policy's program: the verifier checks it against the function that it replaces.
-fn load_entry(ebpf: &mut Ebpf, classifier: ProgramFd, what: &str) -> Result<Verified, PolicyError> {
+pub(super) fn load_entry(
+    ebpf: &mut Ebpf,
+    classifier: ProgramFd,
+    what: &str,
+) -> Result<Verified, PolicyError> {
     let program = entry(ebpf, what)?;
     program
         .load(classifier, POLICY_FUNCTION)
@@ -175,7 +179,7 @@ fn load_entry(ebpf: &mut Ebpf, classifier: ProgramFd, what: &str) -> Result<Veri
     })
 }
 
-fn entry<'a>(ebpf: &'a mut Ebpf, what: &str) -> Result<&'a mut Extension, PolicyError> {
+pub(super) fn entry<'a>(ebpf: &'a mut Ebpf, what: &str) -> Result<&'a mut Extension, PolicyError> {
     let failed = |detail: String| PolicyError::Load {
         what: what.to_owned(),
         detail,
@@ -231,7 +235,7 @@ fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir, what: &str) -> Result<(), Poli
 }
 
 /// Attaches as soon as the kernel has freed the link of the previous policy.
-fn attach(program: &mut Extension, what: &str) -> Result<ExtensionLink, PolicyError> {
+pub(super) fn attach(program: &mut Extension, what: &str) -> Result<ExtensionLink, PolicyError> {
     let give_up = Instant::now() + DETACH_PATIENCE;
     loop {
         match program.attach().and_then(|id| program.take_link(id)) {

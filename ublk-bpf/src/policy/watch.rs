@@ -94,7 +94,7 @@ impl Watch {
 
 static NEVER: [AtomicU64; 2] = [AtomicU64::new(UNTOUCHED), AtomicU64::new(UNTOUCHED)];
 
-fn attach(files: [Option<&File>; 2]) -> Result<Watch, PolicyError> {
+pub(super) fn attach(files: [Option<&File>; 2]) -> Result<Watch, PolicyError> {
     let layout = KernelLayout::of_running_kernel()?;
     let object = patch(WATCH, &Member::ALL[Member::CLASSIFIED..], &layout.offsets)?;
     let what = || "the watch over files".to_owned();

@@ -31,10 +31,7 @@ pub(super) fn check_privilege() -> Result<(), ServeError> {
 /// # Errors
 /// If the hard limit is lower.
 pub(super) fn raise_open_files(queues: impl IntoIterator<Item = u16>) -> Result<(), ServeError> {
-    // The kernel makes no more queues than there are CPUs.
-    let cpus = available_parallelism().map_or(u64::MAX, |cpus| cpus.get() as u64);
-    let of_device = |queues| FILES_OF_A_DEVICE + FILES_OF_A_QUEUE * cpus.min(u64::from(queues));
-    let needed = FILES_OF_A_PROCESS + queues.into_iter().map(of_device).sum::<u64>();
+    let needed = open_files(queues);
     let limit = process::raise_open_files().map_err(|source| ServeError::System {
         what: "raise the limit of open files",
         source,
@@ -43,6 +40,14 @@ pub(super) fn raise_open_files(queues: impl IntoIterator<Item = u16>) -> Result<
         return Err(ServeError::TooFewFiles { needed, limit });
     }
     Ok(())
+}
+
+/// What the process of devices with these numbers of queues has open at most.
+pub(crate) fn open_files(queues: impl IntoIterator<Item = u16>) -> u64 {
+    // The kernel makes no more queues than there are CPUs.
+    let cpus = available_parallelism().map_or(u64::MAX, |cpus| cpus.get() as u64);
+    let of_device = |queues| FILES_OF_A_DEVICE + FILES_OF_A_QUEUE * cpus.min(u64::from(queues));
+    FILES_OF_A_PROCESS + queues.into_iter().map(of_device).sum::<u64>()
 }
 
 /// The error of a thread that could not be started, with the limit that kept it from it: the system says `EAGAIN` for

@@ -23,4 +23,5 @@ mod serve;
 pub use background::{BackgroundError, run_in_background};
 pub use error::{CacheError, ServeError};
 pub use life::Ready;
+pub(crate) use limits::open_files;
 pub use serve::{Recipe, Start, serve};

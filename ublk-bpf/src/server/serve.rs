@@ -192,7 +192,7 @@ impl Device for OpenDevice {
 fn kernel() -> Result<Control, ServeError> {
     let control = Control::open()?;
     let found = control.features()?;
-    found.require(Features::SERVED | Features::SAFE_STOP)?;
+    found.require(Features::NEEDED)?;
     Ok(control)
 }
 

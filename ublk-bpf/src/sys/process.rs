@@ -82,6 +82,8 @@ pub enum Capability {
     IpcLock,
     /// `CAP_SYS_ADMIN`: privileged ublk devices, BPF, mount namespaces.
     SysAdmin,
+    /// `CAP_SYS_RESOURCE`: no OOM killer, no wait for writeback, higher limits.
+    SysResource,
 }
 
 /// Whether the calling thread has the capability in effect, in its own user namespace.
@@ -92,6 +94,7 @@ pub fn has_capability(capability: Capability) -> io::Result<bool> {
     let wanted = match capability {
         Capability::IpcLock => CapabilitySet::IPC_LOCK,
         Capability::SysAdmin => CapabilitySet::SYS_ADMIN,
+        Capability::SysResource => CapabilitySet::SYS_RESOURCE,
     };
     Ok(capabilities(None)?.effective.contains(wanted))
 }
@@ -108,6 +111,11 @@ pub(crate) fn locked_memory() -> io::Result<u64> {
 /// Bytes that the process may lock (`RLIMIT_MEMLOCK`); `u64::MAX`: no limit.
 pub(crate) fn locked_memory_limit() -> u64 {
     getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX)
+}
+
+/// The hard limit of open files; `u64::MAX`: no limit.
+pub(crate) fn open_files_limit() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
 }
 
 /// Raises the soft limit of open files to the hard limit, and returns that; `u64::MAX`: no limit.
@@ -147,6 +155,14 @@ pub fn refuse_oom_killer() -> io::Result<()> {
 
 /// Ignores the signals by which a mere write can end or stop a server: beyond `RLIMIT_FSIZE` (`SIGXFSZ`; the write
 /// then fails), and to a terminal that belongs to another job (`SIGTTOU`, with `stty tostop`; the write then
+/// succeeds). Rust ignores `SIGPIPE` already.
+pub fn ignore_signals_of_writes() {
+    for signal in [libc::SIGXFSZ, libc::SIGTTOU] {
+        // SAFETY: ignoring a signal is a valid action, and takes no pointer.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Whether the process ignores a signal, as `nohup` has it ignore SIGHUP.
 ///
 /// # Errors
@@ -161,14 +177,6 @@ pub fn ignores(signal: i32) -> io::Result<bool> {
     // SAFETY: the call succeeded, so it is initialised.
     let action = unsafe { action.assume_init() };
     Ok(action.sa_sigaction == libc::SIG_IGN)
-}
-
-/// succeeds). Rust ignores `SIGPIPE` already.
-pub fn ignore_signals_of_writes() {
-    for signal in [libc::SIGXFSZ, libc::SIGTTOU] {
-        // SAFETY: ignoring a signal is a valid action, and takes no pointer.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
 }
 
 /// The effective user id of the process.
