@@ -93,7 +93,7 @@ fn options_of_a_cache_are_checked() {
     }
     wrong_usage(
         &["run", "--recover", "0", "--cache", "mem:1M"],
-        "the argument '--recover <N>' cannot be used with '--cache <CACHE>' (see `ublk-bpf run --help`)",
+        "the argument '--recover [<N>]' cannot be used with '--cache <CACHE>' (see `ublk-bpf run --help`)",
     );
     refused(
         Path::new("."),
@@ -372,7 +372,19 @@ fn a_backing_in_use_is_named() {
 fn recover_takes_no_other_options() {
     wrong_usage(
         &["run", "--recover", "0", "--queues", "2"],
-        "the argument '--recover <N>' cannot be used with '--queues <N>' (see `ublk-bpf run --help`)",
+        "the argument '--recover [<N>]' cannot be used with '--queues <N>' (see `ublk-bpf run --help`)",
+    );
+    wrong_usage(
+        &["run", "--recover", "--daemon"],
+        "--recover needs the number of a device, or --all",
+    );
+    wrong_usage(
+        &["run", "--recover", "0", "--all"],
+        "--recover --all is for every device: give no number",
+    );
+    wrong_usage(
+        &["run", "--all"],
+        "the following required arguments were not provided: --recover [<N>] (see `ublk-bpf run --help`)",
     );
 }
 

@@ -181,3 +181,61 @@ fn of_several_devices_a_signal_leaves_those_that_can_be_recovered() {
     devices[0].assert_gone();
     nothing_is_left();
 }
+
+#[test]
+fn recover_all_serves_what_waits_in_one_process_and_names_what_it_cannot() {
+    let recover = ["run", "--recover", "--all", "--daemon"];
+    assert_eq!(run("ublk-bpf", &recover), "no device waits for a server\n");
+    let backings = ["first", "second", "changed", "served"].map(|name| Backing::file(name, 16));
+    let devices = backings
+        .each_ref()
+        .map(|backing| Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]));
+    let [first, second, changed, served] = &devices;
+    let server = served.server();
+    for device in [first, second, changed] {
+        device.kill_server("waiting");
+    }
+    let reader = read_at(second, MIB);
+    let path = backings[2].path().unwrap_or_else(|| panic!("a file has a path"));
+    let file = File::options().write(true).open(path);
+    file.and_then(|file| file.set_len(8 * MIB))
+        .unwrap_or_else(|e| panic!("{e}"));
+
+    let lines = run("ublk-bpf", &recover);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for (line, device) in lines.iter().zip([first, second]) {
+        assert!(
+            line.starts_with(&format!("{} is ready: ", device.path_str())),
+            "{lines:?}"
+        );
+    }
+    assert_eq!(
+        lines[2],
+        "1 of 3 devices could not be recovered: see the server's log"
+    );
+    let log = std::fs::read_to_string(format!("/run/ublk-bpf/ublkb{}.log", first.id())).unwrap_or_default();
+    let name = format!("ublkb{} cannot be recovered", changed.id());
+    assert!(log.contains(&name), "{log}");
+    assert!(end_of(reader).is_ok());
+    assert_eq!(first.server(), second.server());
+    assert_eq!((served.server(), changed.state()), (server, "waiting".to_owned()));
+
+    // Again: what is served stays as it is.
+    let output = ublk_bpf_guest::try_run("ublk-bpf", &recover);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        (output.status.code(), said.lines().count()),
+        (Some(1), 1),
+        "{said}"
+    );
+    assert!(said.contains(&name), "{said}");
+    run("ublk-bpf", &["stop", &changed.id()]);
+    assert_eq!(run("ublk-bpf", &recover), "no device waits for a server\n");
+    for device in devices {
+        if device.path().exists() {
+            device.stop();
+        }
+    }
+    nothing_is_left();
+}

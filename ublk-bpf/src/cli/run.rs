@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::config::Settings;
 use super::devices::devices;
+use super::error::Usage;
 use super::output::print_line;
 use crate::backend::{Kind, NullReads, Size};
-use crate::control::DeviceId;
+use crate::control::{Control, DeviceId};
 use crate::server::{self, Ready, Start};
 use crate::sys::process::ignore_signals_of_writes;
 
@@ -61,7 +63,8 @@ Examples:
   ublk-bpf run --backing /dev/vdb --queues 4 --recovery reissue --daemon
   ublk-bpf run --backing /dev/sdb --cache /dev/nvme0n1p3 --policy scan-resistant --daemon
   ublk-bpf run --config /etc/disks.toml --daemon
-  ublk-bpf run --recover 0                    recover ublkb0, which waits for a server";
+  ublk-bpf run --recover 0                    recover ublkb0, which waits for a server
+  ublk-bpf run --recover --all --daemon       recover every device that waits, in one process";
 
 /// Make one or more devices and serve them until they are stopped
 #[derive(Debug, clap::Args)]
@@ -70,9 +73,12 @@ pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
     /// Recover device N, which waits for a server, with the options it was made with
-    #[arg(long, value_name = "N", conflicts_with_all = ["config", "recover_waiting"],
+    #[arg(long, value_name = "N", num_args = 0..=1, conflicts_with_all = ["config", "recover_waiting"],
         conflicts_with_all = Settings::arguments_of_devices())]
-    recover: Option<DeviceId>,
+    recover: Option<Option<DeviceId>>,
+    /// With --recover and no N: recover every device that waits for a server; those that cannot be recovered are logged
+    #[arg(long, requires = "recover")]
+    all: bool,
     /// Read options from a TOML file, which can describe several devices
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -92,10 +98,29 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         .or(file.recover_waiting)
         .unwrap_or(false);
     let start = match args.recover {
-        Some(id) => Start::recover(id),
+        Some(Some(_)) if args.all => {
+            bail!(Usage(
+                "--recover --all is for every device: give no number".to_owned()
+            ))
+        }
+        Some(Some(id)) => Start::recover(id),
+        Some(None) if args.all => {
+            let waiting = server::waiting_devices(&Control::open()?)?;
+            if waiting.is_empty() {
+                print_ready("no device waits for a server");
+                return Ok(());
+            }
+            Start::recover_all(waiting)
+        }
+        Some(None) => {
+            bail!(Usage(
+                "--recover needs the number of a device, or --all".to_owned()
+            ))
+        }
         None if recover_waiting => Start::make_or_recover(devices(args.settings, file)?),
         None => Start::make(devices(args.settings, file)?),
     };
+    let announce = |ready: &[Ready]| announce(ready, start.devices.len());
     if daemon {
         print_ready(&server::run_in_background(&start, announce)?);
     } else {
@@ -111,9 +136,16 @@ fn print_ready(lines: &str) {
     }
 }
 
-/// A line for each device.
-fn announce(ready: &[Ready]) -> String {
-    ready.iter().map(line).collect::<Vec<_>>().join("\n")
+/// A line for each device, and one if there should be more.
+fn announce(ready: &[Ready], of: usize) -> String {
+    let mut lines: Vec<String> = ready.iter().map(line).collect();
+    if ready.len() < of {
+        let left = of - ready.len();
+        lines.push(format!(
+            "{left} of {of} devices could not be recovered: see the server's log"
+        ));
+    }
+    lines.join("\n")
 }
 
 /// The line that says that requests are served.

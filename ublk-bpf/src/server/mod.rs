@@ -24,4 +24,5 @@ pub use background::{BackgroundError, run_in_background};
 pub use error::{CacheError, ServeError};
 pub use life::Ready;
 pub(crate) use limits::open_files;
+pub use recover::waiting_devices;
 pub use serve::{Recipe, Start, serve};

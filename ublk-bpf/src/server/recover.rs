@@ -11,7 +11,7 @@ use super::error::ServeError;
 use super::life::{Device, Host};
 use super::prepared::{Prepared, classifier_spec, mark_data, open_devices};
 use crate::backend::{Backend, Size, Spec};
-use crate::control::{Control, DeviceId, DeviceInfo};
+use crate::control::{Control, DeviceId, DeviceInfo, Features};
 use crate::errno::Errno;
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
 use crate::registry::lock::Lock;
@@ -240,6 +240,23 @@ fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeE
         None => "without a cache".to_owned(),
     };
     otherwise(with(was), with(asked))
+}
+
+/// The devices of this program that wait for a server, in ascending order. Those that another process serves, or takes
+/// over meanwhile, are not among them.
+///
+/// # Errors
+/// If the records or the kernel cannot be asked.
+pub fn waiting_devices(control: &Control) -> Result<Vec<DeviceId>, ServeError> {
+    let mut waiting = Vec::new();
+    for id in stale::known()? {
+        let is_ours =
+            |info: &DeviceInfo| info.state.is_recoverable() && info.flags.contains(Features::SERVED);
+        if !Lock::is_served(id)? && stale::settled(control, id)?.as_ref().is_some_and(is_ours) {
+            waiting.push(id);
+        }
+    }
+    Ok(waiting)
 }
 
 /// The device, if it waits for a server.

@@ -27,6 +27,8 @@ use crate::registry::{DeviceOptions, Record};
 pub struct Start {
     /// How to get each device.
     pub devices: Vec<Recipe>,
+    /// Serve those that can be, if not all can: the others are logged. Without this, one that cannot start ends all.
+    pub partly: bool,
 }
 
 /// How to get a device.
@@ -44,22 +46,36 @@ impl Start {
     /// Devices to be made.
     #[must_use]
     pub fn make(devices: Vec<DeviceOptions>) -> Self {
-        let devices = devices.into_iter().map(Recipe::Make).collect();
-        Self { devices }
+        Self::all(devices.into_iter().map(Recipe::Make).collect())
     }
 
     /// Devices to be recovered if they wait, or else made.
     #[must_use]
     pub fn make_or_recover(devices: Vec<DeviceOptions>) -> Self {
-        let devices = devices.into_iter().map(Recipe::MakeOrRecover).collect();
-        Self { devices }
+        Self::all(devices.into_iter().map(Recipe::MakeOrRecover).collect())
     }
 
     /// A device to be recovered.
     #[must_use]
     pub fn recover(id: DeviceId) -> Self {
-        let devices = vec![Recipe::Recover(id)];
-        Self { devices }
+        Self::all(vec![Recipe::Recover(id)])
+    }
+
+    /// Devices to be recovered, or those of them that can be.
+    #[must_use]
+    pub fn recover_all(ids: Vec<DeviceId>) -> Self {
+        let devices = ids.into_iter().map(Recipe::Recover).collect();
+        Self {
+            devices,
+            partly: true,
+        }
+    }
+
+    const fn all(devices: Vec<Recipe>) -> Self {
+        Self {
+            devices,
+            partly: false,
+        }
     }
 }
 
@@ -70,8 +86,9 @@ impl Start {
 /// The process must have one thread. It leaves its mount namespace.
 ///
 /// # Errors
-/// If a device cannot be started, or a signal arrives before all are ready: the devices started so far are removed, even
-/// if they are in use; recovered ones wait for another server. If a device fails later.
+/// If a device cannot be started (with [`Start::partly`]: if none can), or a signal arrives before all are ready: the
+/// devices started so far are removed, even if they are in use; recovered ones wait for another server. If a device fails
+/// later.
 pub fn serve(start: &Start, ready: impl FnOnce(&[Ready])) -> Result<(), ServeError> {
     // If there is no ublk, errors in the options are reported first.
     let starting = Control::open().is_ok().then(start_lock).transpose()?;
@@ -100,9 +117,9 @@ pub(super) fn serve_started(
         ready(devices)
     };
     limits::raise_open_files(start.devices.iter().map(Recipe::queues))?;
-    for recipe in &start.devices {
+    for recipe in start.devices.iter().filter(|_| !start.partly) {
         if let Recipe::Recover(id) = recipe {
-            // DeviceReport a missing record before taking the lock creates its file.
+            // Report a missing record before taking the lock creates its file.
             Record::read(*id)?;
         }
     }
@@ -112,7 +129,7 @@ pub(super) fn serve_started(
     let control = control?;
     ensure_bpffs()?;
     prepare_process()?;
-    serve_together(&control, devices, ready)
+    serve_together(&control, devices, start, ready)
 }
 
 /// Opens the backings and caches of all devices by their paths, so before the process leaves its mounts. Without
@@ -125,7 +142,12 @@ fn open(start: &Start, control: Option<&Control>) -> Result<Vec<OpenDevice>, Ser
     for (index, recipe) in start.devices.iter().enumerate() {
         opening.next_device();
         let device = recipe.open(control, &reserved, &mut opening);
-        devices.extend(device.map_err(|error| of_several(index, of, error))?);
+        match device.map_err(|error| of_several(index, of, error)) {
+            // The last one that could have been served.
+            Err(error) if !start.partly || (index + 1 == of && devices.is_empty()) => return Err(error),
+            Err(error) => tracing::error!("{error}"),
+            Ok(device) => devices.extend(device),
+        }
     }
     Ok(devices)
 }
@@ -209,6 +231,7 @@ fn prepare_process() -> Result<(), ServeError> {
 fn serve_together<D: Device>(
     control: &Control,
     devices: Vec<D>,
+    start: &Start,
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
     let (outbox, inbox) = Inbox::new().map_err(|source| ServeError::System {
@@ -217,7 +240,7 @@ fn serve_together<D: Device>(
     })?;
     // Whatever happens here, the devices' threads end: the scope waits for them.
     thread::scope(|scope| {
-        let mut server = Server::new(outbox, inbox, devices.len());
+        let mut server = Server::new(outbox, inbox, devices.len(), start.partly);
         for device in devices {
             server.start(scope, control, device);
             while server.is_starting() {
@@ -243,6 +266,8 @@ struct Server {
     devices: Vec<DeviceThread>,
     /// How many devices were asked for.
     of: usize,
+    /// See [`Start::partly`].
+    partly: bool,
     /// For the devices' threads.
     outbox: Outbox<DeviceReport>,
     inbox: Inbox<DeviceReport>,
@@ -285,10 +310,11 @@ enum Milestone {
 }
 
 impl Server {
-    fn new(outbox: Outbox<DeviceReport>, inbox: Inbox<DeviceReport>, of: usize) -> Self {
+    fn new(outbox: Outbox<DeviceReport>, inbox: Inbox<DeviceReport>, of: usize, partly: bool) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
+            partly,
             outbox,
             inbox,
             stop_requested: false,
@@ -369,10 +395,11 @@ impl Server {
             Milestone::Ready(ready) => device.ready = Some(*ready),
             Milestone::Ended(end) => {
                 // The process may go on for long.
-                if let (Err(error), true) = (&end, self.of > 1 && self.was_announced) {
+                if let (Err(error), true) = (&end, self.of > 1 && (self.was_announced || self.partly)) {
                     let ready = device.ready.as_ref();
                     let name = ready.map(|ready| ready.record.id().disk_name());
-                    tracing::error!("{}: {error}", name.unwrap_or_default());
+                    let name = name.unwrap_or_else(|| format!("device {} of {}", report.index + 1, self.of));
+                    tracing::error!("{name}: {error}");
                 }
                 device.end = Some(end);
             }
@@ -389,8 +416,10 @@ impl Server {
         self.devices.iter().any(|device| device.end.is_none())
     }
 
+    /// Whether the start has failed.
     fn has_failed(&self) -> bool {
-        self.devices.iter().any(DeviceThread::has_failed)
+        let failed = self.devices.iter().filter(|device| device.has_failed()).count();
+        failed > 0 && (!self.partly || failed == self.of)
     }
 
     /// Whether every device is there, and wanted.
