@@ -156,7 +156,11 @@ fn a_wrong_command_line_is_told_in_one_line() {
     );
     wrong_usage(
         &["show", "sda"],
-        "invalid value 'sda' for '<ID>': `sda` is not a ublk device: give its number (0 to 1048575), ublkbN or /dev/ublkbN (see `ublk-bpf --help`)",
+        "invalid value 'sda' for '<ID>': `sda` is not a ublk device: give its number (0 to 1048575), ublkbN or /dev/ublkbN, or the name of a device, which `ublk-bpf list` shows (see `ublk-bpf --help`)",
+    );
+    wrong_usage(
+        &["run", "--name", "Mail"],
+        "invalid value 'Mail' for '--name <NAME>': \"Mail\" cannot be the name of a device: give 1 to 32 of the characters a-z, 0-9, _ and -, not all of them digits, and not ublkbN (see `ublk-bpf --help`)",
     );
     wrong_usage(
         &["stop"],

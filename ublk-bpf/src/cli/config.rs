@@ -19,7 +19,7 @@ use crate::cache::evict::Algorithm;
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, Recovery};
 use crate::path_text::ShowPath as _;
-use crate::registry::Scheduler;
+use crate::registry::{DeviceName, Scheduler};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
 /// Declares every option of `run` that the configuration file has too, once: its type, how both read it, and its
@@ -95,6 +95,9 @@ settings! {
     #[arg(long, value_name = "N")]
     #[serde(default, deserialize_with = "device_id")]
     Device id: DeviceId,
+    /// Device name, which commands and /dev/disk/by-id/ublk-bpf-NAME know it by: a-z, 0-9, _ and -
+    #[arg(long, value_parser = str::parse::<DeviceName>)]
+    Device name: DeviceName,
     /// Hardware queues, each served by a thread; at most one per CPU [default: 1]
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=i64::from(UBLK_MAX_NR_QUEUES)))]
     #[serde(default, deserialize_with = "queues")]
@@ -225,6 +228,13 @@ impl Settings {
                     first + 1
                 ));
             }
+            let same = |other: &Self| other.name.is_some() && other.name == table.name;
+            if let (Some(first), Some(name)) = (self.device[..index].iter().position(same), &table.name) {
+                return Err(format!(
+                    "devices {} and {number} have the same name, {name}: give each its own name, or none",
+                    first + 1
+                ));
+            }
         }
         Ok(())
     }
@@ -338,6 +348,7 @@ mod tests {
             ),
             ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
             ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),
+            ("name = \"7\"", "line 1: \"7\" cannot be the name of a device"),
             ("queues = ", "line 1: "),
             (
                 "[[device]]\nid = 1\n[[device]]\ndepht = 1",
@@ -390,6 +401,10 @@ mod tests {
             (
                 "[[device]]\nid = 1\n[[device]]\n[[device]]\nid = 1",
                 "devices 1 and 3 have the same id, 1",
+            ),
+            (
+                "[[device]]\nname = \"a\"\n[[device]]\nname = \"a\"",
+                "devices 1 and 2 have the same name, a",
             ),
         ] {
             let what = Settings::parse(text).unwrap().check_tables().unwrap_err();

@@ -67,6 +67,7 @@ fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
         policy: super::policy::absolute(&said.policy.unwrap_or_else(|| default_policy.into()))?,
         policy_memory: said.policy_memory.unwrap_or(DEFAULT_POLICY_MEMORY),
         id: said.id,
+        name: said.name,
         queues: said.queues.unwrap_or(DEFAULT_QUEUES),
         depth: said.depth.unwrap_or(DEFAULT_DEPTH),
         logical_block: said.logical_block,

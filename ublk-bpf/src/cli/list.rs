@@ -34,7 +34,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         print_line("no devices: make one with `ublk-bpf run`")?;
     } else {
         let header = [
-            "DEVICE", "STATE", "SIZE", "POLICY", "QUEUES", "SERVER", "FLAGS", "BACKING",
+            "DEVICE", "NAME", "STATE", "SIZE", "POLICY", "QUEUES", "SERVER", "FLAGS", "BACKING",
         ];
         table::print(&header, &devices.iter().map(row).collect::<Vec<_>>())?;
     }
@@ -59,6 +59,10 @@ fn row(status: &Status) -> Vec<String> {
         .collect();
     vec![
         status.device.clone(),
+        status
+            .name
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string),
         status.state.name().to_owned(),
         Size(status.size).to_string(),
         status.policy.clone(),

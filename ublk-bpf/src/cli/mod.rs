@@ -40,8 +40,8 @@ Examples:
   ublk-bpf replay disk.trace                  what a cache would save, by a trace of requests
   ublk-bpf stop 0
 
-A device ID is written 0, ublkb0 or /dev/ublkb0. The exit status is 2 for a wrong command line, 1 for \
-any other failure.";
+A device ID is written 0, ublkb0, /dev/ublkb0, or as the name that `run --name` gave it. The exit \
+status is 2 for a wrong command line, 1 for any other failure.";
 
 /// A ublk block device whose every request is classified by an eBPF program before the server sees it.
 #[derive(Debug, Parser)]

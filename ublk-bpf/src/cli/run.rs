@@ -73,7 +73,7 @@ pub(super) struct Args {
     #[command(flatten)]
     settings: Settings,
     /// Recover device N, which waits for a server, with the options it was made with
-    #[arg(long, value_name = "N", num_args = 0..=1, conflicts_with_all = ["config", "recover_waiting"],
+    #[arg(long, value_name = "N", num_args = 0..=1, value_parser = super::args::device, conflicts_with_all = ["config", "recover_waiting"],
         conflicts_with_all = Settings::arguments_of_devices())]
     recover: Option<Option<DeviceId>>,
     /// With --recover and no N: recover every device that waits for a server; those that cannot be recovered are logged
@@ -159,8 +159,10 @@ fn line(ready: &Ready) -> String {
         Kind::File | Kind::Block => format!("{size} on {}", record.backing),
     };
     let queues = if record.queues == 1 { "queue" } else { "queues" };
+    let named = record.name.as_ref();
+    let named = named.map_or_else(String::new, |name| format!(" ({name})"));
     let mut line = format!(
-        "{} is ready: {what}, {} {queues} of depth {}, policy {}",
+        "{}{named} is ready: {what}, {} {queues} of depth {}, policy {}",
         record.id().block_path().display(),
         record.queues,
         record.depth,

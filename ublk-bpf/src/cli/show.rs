@@ -9,7 +9,7 @@ use crate::backend::Size;
 use crate::cache::Mode;
 use crate::control::Control;
 use crate::registry::status::{self, CacheStatus, Status};
-use crate::registry::users;
+use crate::registry::{Record, users};
 
 /// Show everything about a device
 #[derive(Debug, clap::Args)]
@@ -18,11 +18,19 @@ pub(super) struct Args {
     device: DeviceArg,
     #[command(flatten)]
     format: Format,
+    /// Print what udev's rules ask for: UBLK_BPF_NAME=NAME, if the device has a name
+    #[arg(long, conflicts_with = "json")]
+    udev: bool,
 }
 
 /// Prints one device.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let id = args.device.id;
+    if args.udev {
+        // The record alone: udev asks while the kernel starts the device.
+        let name = Record::read(id)?.name;
+        return Ok(name.map_or(Ok(()), |name| print_line(format_args!("UBLK_BPF_NAME={name}")))?);
+    }
     let status = status::of(Control::open().ok().as_ref(), id)?;
     let users = users::of(id);
     if args.format.json {
@@ -45,6 +53,10 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
     };
     let mut facts = vec![
         ("device", status.device.clone()),
+        (
+            "name",
+            status.name.as_ref().map_or_else(none, ToString::to_string),
+        ),
         ("state", status.state.name().to_owned()),
         ("size", format!("{} ({} bytes)", Size(status.size), status.size)),
         ("backing", backing),

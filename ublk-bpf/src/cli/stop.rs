@@ -14,8 +14,8 @@ use crate::registry::{stale, stop, stop_starts};
 #[derive(Debug, clap::Args)]
 #[command(group(ArgGroup::new("which").required(true).args(["id", "all"])))]
 pub(super) struct Args {
-    /// The device: 0, ublkb0 or /dev/ublkb0
-    #[arg(value_name = "ID")]
+    /// The device: 0, ublkb0, /dev/ublkb0 or its name
+    #[arg(value_name = "ID", value_parser = super::args::device)]
     id: Option<DeviceId>,
     /// Stop every device of ublk-bpf, and cancel every start in progress
     #[arg(long)]

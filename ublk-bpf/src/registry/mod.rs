@@ -6,6 +6,7 @@
 mod error;
 pub mod lock;
 pub mod logs;
+mod name;
 mod options;
 pub mod owners;
 pub mod record;
@@ -16,6 +17,7 @@ mod stop;
 pub mod users;
 
 pub use error::RecordError;
+pub use name::{DeviceName, InvalidName};
 pub use options::{CacheOptions, DeviceOptions, Role, Scheduler};
 pub use record::Record;
 pub use stop::{StopError, stop, stop_starts};

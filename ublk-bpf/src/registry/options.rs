@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::DeviceName;
 use crate::backend::Spec;
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
@@ -21,6 +22,8 @@ pub struct DeviceOptions {
     pub policy_memory: u64,
     /// The wanted id; `None` for the lowest free one.
     pub id: Option<DeviceId>,
+    /// Its name; `None`: it has only a number.
+    pub name: Option<DeviceName>,
     /// Hardware queues, at least 1; the kernel lowers it to the number of CPUs.
     pub queues: u16,
     /// Requests that a queue holds at once: 1 to 4096.

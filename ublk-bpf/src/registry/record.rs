@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::error::RecordError;
+use super::name::DeviceName;
 use super::options::{CacheOptions, DeviceOptions, Role, Scheduler};
 use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, Storage};
@@ -28,6 +29,9 @@ pub struct Record {
     version: u32,
     /// The device's id.
     id: u32,
+    /// Its name, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<DeviceName>,
     /// The server's process id.
     pub pid: u32,
     /// When the server started, in seconds since 1970.
@@ -107,6 +111,7 @@ impl Record {
         Self {
             version: VERSION,
             id: info.id.number(),
+            name: options.name.clone(),
             pid: std::process::id(),
             started: now(),
             boot_id: boot_id(),
@@ -140,6 +145,7 @@ impl Record {
             policy: self.policy.clone(),
             policy_memory: self.policy_memory,
             id: Some(self.id()),
+            name: self.name.clone(),
             queues: self.queues,
             depth: self.depth,
             logical_block: self.logical_block,
@@ -275,6 +281,15 @@ pub fn ids() -> Result<Vec<DeviceId>, RecordError> {
     Ok(ids)
 }
 
+/// The device that has this name, served or waiting.
+///
+/// # Errors
+/// If the records cannot be listed. One that cannot be read has no name.
+pub fn named(name: &DeviceName) -> Result<Option<DeviceId>, RecordError> {
+    let has_it = |id: &DeviceId| Record::read(*id).is_ok_and(|record| record.name.as_ref() == Some(name));
+    Ok(ids()?.into_iter().find(has_it))
+}
+
 /// The limit of records that were written before it could be set.
 const fn default_policy_memory() -> u64 {
     DEFAULT_POLICY_MEMORY
@@ -301,6 +316,7 @@ mod tests {
             policy: "passthrough".into(),
             policy_memory: default_policy_memory(),
             id: None,
+            name: Some("mail".parse().unwrap()),
             queues: 4,
             depth: 128,
             logical_block: Some(4096),
@@ -370,6 +386,7 @@ mod tests {
             ),
             (&good.replace("\"id\":3", "\"id\":4"), "describes ublkb4"),
             (&good.replace("mem:1G", "mem:1X"), "not a size"),
+            (&good.replace("mail", "../mail"), "cannot be the name"),
             (&good.replace("\"depth\"", "\"death\""), "unknown field"),
             (&good[..good.len() - 2], "EOF"),
             (&good.replace("\"queues\":2", "\"queues\":0"), "0 queues of depth"),

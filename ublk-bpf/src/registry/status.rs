@@ -5,6 +5,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::error::RecordError;
 use super::lock::Lock;
+use super::name::DeviceName;
 use super::record::{CacheRecord, Detached, Record};
 use super::{logs, stale};
 use crate::cache::Mode;
@@ -20,6 +21,8 @@ pub struct Status {
     pub id: u32,
     /// `/dev/ublkbN`.
     pub device: String,
+    /// Its name, if it has one.
+    pub name: Option<DeviceName>,
     /// What it does.
     pub state: DeviceState,
     /// Its server's process id; none if there is no server.
@@ -133,6 +136,7 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
     Ok(Status {
         id: id.number(),
         device: id.block_path().display().to_string(),
+        name: record.name,
         state: state(control, id, is_served),
         server: is_served.then_some(record.pid),
         started: record.started,

@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::control::{AddDevice, Command, Control, ControlError, DeviceId, DeviceInfo, MIN_BATCH_DEPTH};
 use crate::errno::Errno;
 use crate::registry::lock::Lock;
-use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, stale};
+use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, record, stale};
 
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -36,6 +36,12 @@ impl<'c> Claim<'c> {
         owners::check_open(control, Role::Backing, backing)?;
         if let Some(cache) = cache {
             owners::check_open(control, Role::Cache, cache.backend())?;
+        }
+        if let Some(name) = &options.name
+            && let Some(id) = record::named(name)?
+        {
+            let name = name.clone();
+            return Err(ServeError::NameTaken { name, id });
         }
         let device = AddDevice {
             id: options.id,

@@ -6,8 +6,8 @@ use crate::backend::Size;
 use crate::cache::disk::DiskError;
 use crate::control::{ControlError, DeviceId, Missing};
 use crate::policy::PolicyError;
-use crate::registry::RecordError;
 use crate::registry::owners::StorageError;
+use crate::registry::{DeviceName, RecordError};
 
 /// Why a device could not be served, or failed. One line: what was wanted, what was found, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,17 @@ pub enum ServeError {
         was: String,
         /// What it was to have.
         asked: String,
+    },
+    /// Another device has the name.
+    #[error(
+        "{} has the name {name} already: give another --name, or stop that device with `ublk-bpf stop {name}`",
+        id.disk_name()
+    )]
+    NameTaken {
+        /// The name.
+        name: DeviceName,
+        /// Whose it is.
+        id: DeviceId,
     },
     /// The classifier's or the policy's.
     #[error(transparent)]

@@ -18,7 +18,7 @@ use crate::registry::lock::Lock;
 use crate::registry::owners::{self, Opening};
 use crate::registry::record::CacheRecord;
 use crate::registry::stale::{self, POLL, SETTLING};
-use crate::registry::{DeviceOptions, Record, RecordError};
+use crate::registry::{DeviceName, DeviceOptions, Record, RecordError};
 use crate::sys::process;
 
 /// A device that waits for a server, with everything open that it was on.
@@ -209,6 +209,13 @@ fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeE
     let otherwise = |was: String, asked: String| Err(ServeError::Otherwise { id, was, asked });
     if let Some(asked) = wanted.id.filter(|&asked| asked != id) {
         return otherwise(format!("with id {id}"), format!("with id {asked}"));
+    }
+    let named = |name: Option<&DeviceName>| match name {
+        Some(name) => format!("with the name {name}"),
+        None => "without a name".to_owned(),
+    };
+    if before.name != wanted.name {
+        return otherwise(named(before.name.as_ref()), named(wanted.name.as_ref()));
     }
     let writes = |read_only| if read_only { "read-only" } else { "writable" }.to_owned();
     if before.read_only != wanted.read_only {
