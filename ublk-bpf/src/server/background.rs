@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::life::Ready;
-use super::serve::{Start, serve_started, start_lock};
+use super::serve::{serve_started, start_lock};
+use super::start::Start;
 use crate::control::Control;
 use crate::log;
 use crate::registry::lock::Lock;

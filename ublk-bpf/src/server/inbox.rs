@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -53,11 +54,18 @@ impl<T> Inbox<T> {
         Ok((outbox, inbox))
     }
 
-    /// Waits for the next arrival.
-    pub(super) fn next(&mut self) -> io::Result<Received<T>> {
-        self.bytes.read_exact(&mut [0])?;
-        // News is sent before its byte, so a byte without news is a signal's.
-        Ok(self.news.try_recv().map_or(Received::Signal, Received::News))
+    /// Has [`next`](Self::next) return at least this often, more than zero.
+    pub(super) fn wake_every(&self, interval: Option<Duration>) -> io::Result<()> {
+        self.bytes.set_read_timeout(interval)
+    }
+
+    /// Waits for the next arrival; `None`: the interval has passed.
+    pub(super) fn next(&mut self) -> io::Result<Option<Received<T>>> {
+        match self.bytes.read_exact(&mut [0]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            // News is sent before its byte, so a byte without news is a signal's.
+            read => read.map(|()| Some(self.news.try_recv().map_or(Received::Signal, Received::News))),
+        }
     }
 }
 

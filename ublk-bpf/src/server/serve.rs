@@ -13,71 +13,16 @@ use super::inbox::{Inbox, Outbox, Received};
 use super::isolation::{isolate, protect_thread, settle_memory};
 use super::life::{Device, DeviceEvent, Host, Ready};
 use super::limits;
+use super::notify::Manager;
 use super::panics;
 use super::recover::OrphanedDevice;
+use super::start::{Recipe, Start};
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
 use crate::policy::ensure_bpffs;
+use crate::registry::Record;
 use crate::registry::lock::Lock;
 use crate::registry::owners::{self, Opening};
-use crate::registry::{DeviceOptions, Record};
-
-/// What to serve: devices in this order.
-#[derive(Clone, Debug)]
-pub struct Start {
-    /// How to get each device.
-    pub devices: Vec<Recipe>,
-    /// Serve those that can be, if not all can: the others are logged. Without this, one that cannot start ends all.
-    pub partly: bool,
-}
-
-/// How to get a device.
-#[derive(Clone, Debug)]
-pub enum Recipe {
-    /// Make it.
-    Make(DeviceOptions),
-    /// Recover the device that waits for a server on the same backing, or else make one.
-    MakeOrRecover(DeviceOptions),
-    /// Recover this device, whose server died, with the options it was made with.
-    Recover(DeviceId),
-}
-
-impl Start {
-    /// Devices to be made.
-    #[must_use]
-    pub fn make(devices: Vec<DeviceOptions>) -> Self {
-        Self::all(devices.into_iter().map(Recipe::Make).collect())
-    }
-
-    /// Devices to be recovered if they wait, or else made.
-    #[must_use]
-    pub fn make_or_recover(devices: Vec<DeviceOptions>) -> Self {
-        Self::all(devices.into_iter().map(Recipe::MakeOrRecover).collect())
-    }
-
-    /// A device to be recovered.
-    #[must_use]
-    pub fn recover(id: DeviceId) -> Self {
-        Self::all(vec![Recipe::Recover(id)])
-    }
-
-    /// Devices to be recovered, or those of them that can be.
-    #[must_use]
-    pub fn recover_all(ids: Vec<DeviceId>) -> Self {
-        let devices = ids.into_iter().map(Recipe::Recover).collect();
-        Self {
-            devices,
-            partly: true,
-        }
-    }
-
-    const fn all(devices: Vec<Recipe>) -> Self {
-        Self {
-            devices,
-            partly: false,
-        }
-    }
-}
 
 /// Serves devices until all have ended. A device ends when another process stops it or when it fails. SIGINT, SIGTERM and
 /// SIGHUP end all of them; those with a recovery mode then wait for another server. `ready` is called once, when all devices
@@ -128,8 +73,9 @@ pub(super) fn serve_started(
     let devices = open(start, control.as_ref().ok())?;
     let control = control?;
     ensure_bpffs()?;
+    let manager = Manager::of_environment();
     prepare_process()?;
-    serve_together(&control, devices, start, ready)
+    serve_together(&control, devices, start, manager, ready)
 }
 
 /// Opens the backings and caches of all devices by their paths, so before the process leaves its mounts. Without
@@ -153,22 +99,6 @@ fn open(start: &Start, control: Option<&Control>) -> Result<Vec<OpenDevice>, Ser
 }
 
 impl Recipe {
-    /// The id that was asked for.
-    const fn wanted_id(&self) -> Option<DeviceId> {
-        match self {
-            Self::Make(options) | Self::MakeOrRecover(options) => options.id,
-            Self::Recover(_) => None,
-        }
-    }
-
-    /// The queues that it asks for; the maximum for a waiting device.
-    const fn queues(&self) -> u16 {
-        match self {
-            Self::Make(options) | Self::MakeOrRecover(options) => options.queues,
-            Self::Recover(_) => u16::MAX,
-        }
-    }
-
     fn open(
         &self,
         control: Option<&Control>,
@@ -232,15 +162,18 @@ fn serve_together<D: Device>(
     control: &Control,
     devices: Vec<D>,
     start: &Start,
+    manager: Manager,
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
-    let (outbox, inbox) = Inbox::new().map_err(|source| ServeError::System {
+    let catch = |source| ServeError::System {
         what: "catch signals",
         source,
-    })?;
+    };
+    let (outbox, inbox) = Inbox::new().map_err(catch)?;
+    inbox.wake_every(manager.interval()).map_err(catch)?;
     // Whatever happens here, the devices' threads end: the scope waits for them.
     thread::scope(|scope| {
-        let mut server = Server::new(outbox, inbox, devices.len(), start.partly);
+        let mut server = Server::new(outbox, inbox, devices.len(), start.partly, manager);
         for device in devices {
             server.start(scope, control, device);
             while server.is_starting() {
@@ -257,6 +190,7 @@ fn serve_together<D: Device>(
             // A panic here loses one event. The devices depend on no state that it could have broken.
             let _ = catch_unwind(AssertUnwindSafe(|| server.step()));
         }
+        server.manager.stopping();
         server.end()
     })
 }
@@ -268,6 +202,7 @@ struct Server {
     of: usize,
     /// See [`Start::partly`].
     partly: bool,
+    manager: Manager,
     /// For the devices' threads.
     outbox: Outbox<DeviceReport>,
     inbox: Inbox<DeviceReport>,
@@ -310,11 +245,18 @@ enum Milestone {
 }
 
 impl Server {
-    fn new(outbox: Outbox<DeviceReport>, inbox: Inbox<DeviceReport>, of: usize, partly: bool) -> Self {
+    fn new(
+        outbox: Outbox<DeviceReport>,
+        inbox: Inbox<DeviceReport>,
+        of: usize,
+        partly: bool,
+        manager: Manager,
+    ) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
             partly,
+            manager,
             outbox,
             inbox,
             stop_requested: false,
@@ -361,13 +303,15 @@ impl Server {
     /// Waits for the next thing that happens.
     fn step(&mut self) {
         match self.inbox.next() {
-            Ok(Received::News(report)) => self.note(report),
-            Ok(Received::Signal) => {
+            Ok(Some(Received::News(report))) => self.note(report),
+            Ok(Some(Received::Signal)) => {
                 panics::point();
                 self.pass_on();
             }
+            Ok(None) => {}
             Err(error) => unreachable!("the write end of the socket is here: {error}"),
         }
+        self.manager.alive();
     }
 
     /// A signal came.
@@ -447,7 +391,11 @@ impl Server {
         settle_memory();
         let alive = self.devices.iter().filter(|device| device.end.is_none());
         let all: Vec<Ready> = alive.filter_map(|device| device.ready.clone()).collect();
-        ready(&all)
+        let is_wanted = ready(&all);
+        if is_wanted {
+            self.manager.ready(&all);
+        }
+        is_wanted
     }
 
     /// The result, when all devices have ended.

@@ -1,0 +1,79 @@
+//! What a server is asked to serve.
+
+use crate::control::DeviceId;
+use crate::registry::DeviceOptions;
+
+/// What to serve: devices in this order.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// How to get each device.
+    pub devices: Vec<Recipe>,
+    /// Serve those that can be, if not all can: the others are logged. Without this, one that cannot start ends all.
+    pub partly: bool,
+}
+
+/// How to get a device.
+#[derive(Clone, Debug)]
+pub enum Recipe {
+    /// Make it.
+    Make(DeviceOptions),
+    /// Recover the device that waits for a server on the same backing, or else make one.
+    MakeOrRecover(DeviceOptions),
+    /// Recover this device, whose server died, with the options it was made with.
+    Recover(DeviceId),
+}
+
+impl Start {
+    /// Devices to be made.
+    #[must_use]
+    pub fn make(devices: Vec<DeviceOptions>) -> Self {
+        Self::all(devices.into_iter().map(Recipe::Make).collect())
+    }
+
+    /// Devices to be recovered if they wait, or else made.
+    #[must_use]
+    pub fn make_or_recover(devices: Vec<DeviceOptions>) -> Self {
+        Self::all(devices.into_iter().map(Recipe::MakeOrRecover).collect())
+    }
+
+    /// A device to be recovered.
+    #[must_use]
+    pub fn recover(id: DeviceId) -> Self {
+        Self::all(vec![Recipe::Recover(id)])
+    }
+
+    /// Devices to be recovered, or those of them that can be.
+    #[must_use]
+    pub fn recover_all(ids: Vec<DeviceId>) -> Self {
+        let devices = ids.into_iter().map(Recipe::Recover).collect();
+        Self {
+            devices,
+            partly: true,
+        }
+    }
+
+    const fn all(devices: Vec<Recipe>) -> Self {
+        Self {
+            devices,
+            partly: false,
+        }
+    }
+}
+
+impl Recipe {
+    /// The id that was asked for.
+    pub(super) const fn wanted_id(&self) -> Option<DeviceId> {
+        match self {
+            Self::Make(options) | Self::MakeOrRecover(options) => options.id,
+            Self::Recover(_) => None,
+        }
+    }
+
+    /// The queues that it asks for; the maximum for a waiting device.
+    pub(super) const fn queues(&self) -> u16 {
+        match self {
+            Self::Make(options) | Self::MakeOrRecover(options) => options.queues,
+            Self::Recover(_) => u16::MAX,
+        }
+    }
+}
