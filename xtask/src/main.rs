@@ -7,6 +7,7 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod dist;
 mod setup;
 mod test;
 mod vm;
@@ -30,6 +31,8 @@ enum Chore {
     BuildEbpf(build_ebpf::Options),
     /// Show the main job from end to end, with everything set up that it needs
     Demo(demo::Options),
+    /// Build what is shipped to target/dist: the program, manual pages, completions and a Debian package
+    Dist(dist::Options),
     /// Run every test: on this machine, and in the guest those that need ublk
     Test(test::Options),
     /// Check the format, clippy and the documentation, build the BPF objects and run the tests
@@ -55,6 +58,7 @@ fn dispatch(chore: Chore) -> Result<ExitCode> {
         Chore::Setup(options) => setup::run(&options),
         Chore::BuildEbpf(options) => build_ebpf::run(&options),
         Chore::Demo(options) => demo::run(&options),
+        Chore::Dist(options) => dist::run(&options),
         Chore::Test(options) => test::run(&options),
         Chore::Ci(options) => ci::run(&options),
         Chore::Bench(options) => bench::run(&options),

@@ -24,7 +24,7 @@ mod trace;
 
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
 use crate::log;
 
@@ -70,6 +70,12 @@ enum Command {
     Stop(stop::Args),
 }
 
+/// The command line's description, from which manual pages and completions are made.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command that the process was started with, and says how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -84,13 +90,13 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Stop(args) => stop::run(&args),
-        Command::Check(args) => check::run(&args),
     };
     let status = match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -102,12 +108,10 @@ pub fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }
