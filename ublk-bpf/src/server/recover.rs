@@ -43,7 +43,13 @@ impl OrphanedDevice {
     ) -> Result<Self, ServeError> {
         let lock = lock_of_the_dead(id)?;
         let policy_lock = Lock::change_policy(id)?;
-        let before = Record::read(id)?;
+        let before = Record::read(id).inspect_err(|error| {
+            // It was removed meanwhile, and these files are new ones.
+            if matches!(error, RecordError::Absent(_)) {
+                policy_lock.remove_file();
+                lock.remove_file();
+            }
+        })?;
         let options = before.options();
         let info = waiting(control, id)?;
         let policy = Policy::parse(&options.policy, options.policy_memory);
