@@ -29,6 +29,8 @@ pub struct Savings {
     pub waited: u64,
     /// Blocks that the mover read from the backing device and brought into the cache.
     pub promoted: u64,
+    /// Blocks that came in again not long after they were evicted.
+    pub ghosts: u64,
     /// Reads of the backing device that the cache saved, less those that it added; negative: it added more. Promotions
     /// that came to nothing, because the block was written meanwhile, are counted in bytes only.
     pub backing_reads_saved: i64,
@@ -57,6 +59,7 @@ impl Savings {
             fills: server.fills,
             waited,
             promoted: cache.promoted,
+            ghosts: cache.ghosts,
             backing_reads_saved: difference(server.hits.wrapping_add(waited), cache.promoted),
             backing_bytes_saved: difference(saved, added),
             cache_bytes_written: added.wrapping_add(server.cache_write_bytes),
@@ -78,6 +81,7 @@ impl Savings {
             fills: since(|of| of.fills),
             waited: since(|of| of.waited),
             promoted: since(|of| of.promoted),
+            ghosts: since(|of| of.ghosts),
             backing_reads_saved: signed(|of| of.backing_reads_saved),
             backing_bytes_saved: signed(|of| of.backing_bytes_saved),
             cache_bytes_written: since(|of| of.cache_bytes_written),

@@ -172,6 +172,7 @@ fn savings_table(f: &mut fmt::Formatter<'_>, total: &Savings, interval: Option<&
     row(f, "fills by a miss", &|of| of.fills.to_string())?;
     row(f, "misses that shared a fill", &|of| of.waited.to_string())?;
     row(f, "blocks promoted", &|of| of.promoted.to_string())?;
+    row(f, "blocks back after eviction", &|of| of.ghosts.to_string())?;
     if total.is_loss() {
         writeln!(f, "  The cache costs more reads of the backing than it saves.")?;
     }
@@ -300,7 +301,7 @@ server
     fn the_worth_of_a_cache_is_shown_for_both_periods() {
         let text = Table(&busy()).to_string();
         let start = text.find("cache  ").expect("a part about the cache");
-        let lines: Vec<&str> = text[start..].lines().take(10).collect();
+        let lines: Vec<&str> = text[start..].lines().take(11).collect();
         let expected = [
             "cache                             since start    last 1.0 s",
             "  hits of reads                        61.3 %             -",
@@ -311,6 +312,7 @@ server
             "  fills by a miss                           0             0",
             "  misses that shared a fill                 0             0",
             "  blocks promoted                           0             0",
+            "  blocks back after eviction                0             0",
             "  The cache costs more reads of the backing than it saves.",
         ];
         assert_eq!(lines, expected);
