@@ -33,7 +33,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Attaches the recorder to a disk whose classifier is pinned. The kernel holds `ring_bytes` (rounded up to a power
-    /// of two) of requests that were not [taken](Self::next) yet; more are [dropped](Self::dropped).
+    /// of two) of requests that were not [taken](Self::take) yet; more are [dropped](Self::dropped).
     ///
     /// # Errors
     /// If there is no such classifier, it is of another version, or the kernel refuses the program.

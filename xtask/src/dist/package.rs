@@ -237,6 +237,30 @@ mod tests {
     }
 
     #[test]
+    fn systemd_understands_the_unit() {
+        if command::find("systemd-analyze").is_none() {
+            return;
+        }
+        let root = host::workspace::root().expect("found");
+        let unit = fs::read_to_string(root.join(ASSETS).join("ublk-bpf.service")).expect("read");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("ublk-bpf.service");
+        // It wants a program that is there.
+        fs::write(&path, unit.replace("/usr/bin/ublk-bpf", "/bin/true")).expect("written");
+        let mut verify = Command::new("systemd-analyze");
+        let output = verify
+            .args(["verify", "--man=no"])
+            .arg(&path)
+            .output()
+            .expect("it runs");
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{}",
+            command::said(&output)
+        );
+    }
+
+    #[test]
     fn the_least_libc_is_the_greatest_of_the_symbols() {
         // Numbers are compared as numbers: 2.4 < 2.34.
         let me = std::env::current_exe().expect("this program");
