@@ -124,7 +124,7 @@ impl Instruction {
                     self.immediate
                 )),
             },
-            SOURCE_FUNCTION => Ok(()),
+            SOURCE_FUNCTION if self.immediate < i32::MAX => Ok(()),
             SOURCE_KFUNC => Err(format!(
                 "it calls a function of the kernel (kfunc {})",
                 self.immediate
@@ -195,7 +195,8 @@ fn check_relocation(relocation: &Relocation<'_>, into: Option<Instruction>) -> R
             "it calls `{name}`, which is not in the object (a kfunc?)"
         )),
         (_, LinkTarget::Missing(name)) => Err(format!("it uses `{name}`, which is not in the object")),
-        (RELOCATE_CALL, LinkTarget::Code) if is_call => Ok(()),
+        // The loader adds one to the number and multiplies it, without a look at its sign.
+        (RELOCATE_CALL, LinkTarget::Code) if is_call && (-1..i32::MAX).contains(&into.immediate) => Ok(()),
         (RELOCATE_LOAD, LinkTarget::Data) if into.code == LOAD_64 => Ok(()),
         (RELOCATE_LOAD, LinkTarget::Code) => {
             Err("it takes a function's address, as for a callback".to_owned())
