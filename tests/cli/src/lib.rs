@@ -19,19 +19,23 @@ pub struct Outcome {
 
 /// Runs `ublk-bpf` with these arguments in `folder`.
 pub fn run_in<A: AsRef<OsStr> + std::fmt::Debug>(folder: &Path, args: &[A]) -> Outcome {
-    let output = Command::new(binary())
+    let mut command = Command::new(binary());
+    command
         .args(args)
         .current_dir(folder)
         .env_remove("RUST_LOG")
-        .env("NO_COLOR", "1")
+        .env("NO_COLOR", "1");
+    outcome(&mut command)
+}
+
+fn outcome(command: &mut Command) -> Outcome {
+    let output = command
         .stdin(Stdio::null())
         .output()
-        .unwrap_or_else(|error| panic!("cannot run {}: {error}", binary().display()));
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let status = output.status.code();
     Outcome {
-        status: output
-            .status
-            .code()
-            .unwrap_or_else(|| panic!("{args:?} was ended by a signal: {output:?}")),
+        status: status.unwrap_or_else(|| panic!("{command:?} was ended by a signal: {output:?}")),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
@@ -44,21 +48,7 @@ pub fn run(args: &[&str]) -> Outcome {
 
 /// Runs it with standard output closed at the other end, or going to a device.
 pub fn run_into(stdout: impl Into<Stdio>, args: &[&str]) -> Outcome {
-    let output = Command::new(binary())
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(Stdio::piped())
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {}: {error}", binary().display()));
-    Outcome {
-        status: output
-            .status
-            .code()
-            .unwrap_or_else(|| panic!("{args:?} was ended by a signal: {output:?}")),
-        stdout: String::new(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    outcome(Command::new(binary()).args(args).stdout(stdout))
 }
 
 /// The binary under test: what `UBLK_BPF_BINARY` names, or else the one beside the tests', built first, since cargo does

@@ -57,20 +57,21 @@ impl Backing {
 
     /// A null_blk disk of `mib` MiB called `name`, which keeps what is written and never tears a sector.
     pub fn null_blk(name: &str, mib: u64) -> Self {
+        let size = mib.to_string();
+        let settings = [("size", size.as_str()), ("blocksize", "512"), ("discard", "1")];
+        Self::null_blk_with(name, &settings)
+    }
+
+    /// The same with these settings of the driver.
+    pub fn null_blk_with(name: &str, settings: &[(&str, &str)]) -> Self {
         run("modprobe", &["null_blk", "nr_devices=0"]);
         if !Path::new(NULL_BLK).exists() {
             run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
         }
         let config = Path::new(NULL_BLK).join(name);
         std::fs::create_dir(&config).unwrap_or_else(|e| panic!("cannot make {}: {e}", config.display()));
-        for (option, value) in [
-            ("size", mib.to_string().as_str()),
-            ("blocksize", "512"),
-            ("memory_backed", "1"),
-            ("discard", "1"),
-            ("power", "1"),
-        ] {
-            write(config.join(option), value);
+        for (setting, value) in settings.iter().chain(&[("memory_backed", "1"), ("power", "1")]) {
+            write(config.join(setting), value);
         }
         Self {
             spec: format!("/dev/{name}"),

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 
 use crate::leftover::SOON;
-use crate::{run, run_json, try_run, wait_until};
+use crate::{Backing, run, run_json, try_run, wait_until};
 
 /// Path of the configuration file for several devices.
 pub const CONFIGURATION: &str = "/tmp/devices.toml";
@@ -27,6 +27,11 @@ impl Device {
         args.extend_from_slice(options);
         let line = run("ublk-bpf", &args);
         Self::announced(&line)
+    }
+
+    /// Starts a device on this backing, with more options.
+    pub fn on(backing: &Backing, options: &[&str]) -> Self {
+        Self::run(&[&["--backing", backing.spec()], options].concat())
     }
 
     /// Starts the devices that a configuration of this text describes, in one process, and waits until all are ready.

@@ -55,6 +55,14 @@ impl Fio {
             .arg("verify_fatal", "1")
     }
 
+    /// The same for some 16 seconds, whatever the device can do.
+    pub fn verify_slowly(path: &Path) -> Self {
+        Self::verify(path)
+            .arg("iodepth", "32")
+            .arg("size", "48m")
+            .arg("rate", "3m")
+    }
+
     /// Adds `--name=value`.
     #[must_use]
     pub fn arg(mut self, name: &str, value: &str) -> Self {

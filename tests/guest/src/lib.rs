@@ -16,6 +16,7 @@ pub mod torture;
 pub mod trace;
 
 use std::{
+    fs::{File, OpenOptions},
     path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
@@ -62,6 +63,12 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < limit, "still waiting after {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Opens a file or device for reading and writing.
+pub fn open(path: &Path) -> File {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    file.unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
 }
 
 /// A file's content as text, trimmed.

@@ -6,7 +6,7 @@ use ublk_bpf_guest::{Backing, Device, Fio, run, run_json};
 #[test]
 fn bpftool_prints_names_and_counts_agree_with_fio() {
     let backing = Backing::brd(64);
-    let device = Device::run(&["--backing", backing.spec(), "--policy", "drop-discard"]);
+    let device = Device::on(&backing, &["--policy", "drop-discard"]);
     let pins = device.pins();
     let pin = |name: &str| pins.join(name).display().to_string();
 

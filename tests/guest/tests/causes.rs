@@ -47,7 +47,7 @@ fn a_cache_with_larger_blocks_needs_leave() {
     reconfigure("large-blocks", &[("blocksize", "4096")]);
     let options = ["--backing", backing.spec(), "--cache", cache.spec()];
     // A file system with blocks below 4 KiB could not be mounted on a device whose blocks have 4 KiB.
-    let device = Device::run(&["--backing", backing.spec()]);
+    let device = Device::on(&backing, &[]);
     run("mkfs.ext4", &["-q", "-b", "1024", device.path_str()]);
     device.stop();
     let said = refused(&[&["run"], &options[..]].concat());

@@ -53,14 +53,7 @@ fn memory() {
 fn verify(backing: &Backing, (queues, depth, amount): (u32, u32, &str)) {
     eprintln!("{} with {queues} queues of depth {depth}", backing.spec());
     let (queues_text, depth_text) = (queues.to_string(), depth.to_string());
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--queues",
-        &queues_text,
-        "--depth",
-        &depth_text,
-    ]);
+    let device = Device::on(backing, &["--queues", &queues_text, "--depth", &depth_text]);
     // Batch mode has no queue of depth 1: such a device gets the minimum depth.
     assert_eq!(read(device.sysfs("mq/0/nr_tags")), depth.max(2).to_string());
     assert_eq!(

@@ -6,7 +6,7 @@ use ublk_bpf_guest::{Backing, Device, Mount, backing::drop_caches, run};
 fn ext4_survives_the_device() {
     let backing = Backing::file("ext4", 256);
     for policy in ["passthrough", "drop-discard", "sparse"] {
-        let device = Device::run(&["--backing", backing.spec(), "--policy", policy, "--queues", "2"]);
+        let device = Device::on(&backing, &["--policy", policy, "--queues", "2"]);
         run("mkfs.ext4", &["-q", "-F", device.path_str()]);
         let sums = fill(device.path_str());
         run("e2fsck", &["-f", "-n", device.path_str()]);
@@ -32,7 +32,7 @@ fn ext4_is_clean_on_every_kind_of_backing() {
         Backing::loop_device("ext4", 128),
         Backing::memory("128M"),
     ] {
-        let device = Device::run(&["--backing", backing.spec()]);
+        let device = Device::on(&backing, &[]);
         run("mkfs.ext4", &["-q", "-F", device.path_str()]);
         let sums = fill(device.path_str());
         run("e2fsck", &["-f", "-n", device.path_str()]);

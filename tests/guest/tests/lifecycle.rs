@@ -157,19 +157,8 @@ fn a_device_dies_with_its_server_and_is_cleaned_up() {
 #[test]
 fn a_recovered_device_has_lost_no_io() {
     let backing = Backing::file("recovered", 64);
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--queues",
-        "2",
-        "--recovery",
-        "reissue",
-    ]);
-    let mut job = Fio::verify(device.path())
-        .arg("iodepth", "32")
-        .arg("size", "48m")
-        .arg("rate", "3m")
-        .start();
+    let device = Device::on(&backing, &["--queues", "2", "--recovery", "reissue"]);
+    let mut job = Fio::verify_slowly(device.path()).start();
     for _ in 0..2 {
         sleep(Duration::from_secs(1));
         device.kill_server("waiting");
@@ -187,7 +176,7 @@ fn a_recovered_device_has_lost_no_io() {
 #[test]
 fn a_waiting_device_can_be_stopped() {
     let backing = Backing::file("waiting", 64);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "fail"]);
+    let device = Device::on(&backing, &["--recovery", "fail"]);
     device.kill_server("waiting");
     // Another server does not touch it.
     Device::run(&["--backing", "mem:32M"]).stop();
@@ -201,7 +190,7 @@ fn bad_input_is_refused_in_one_line_and_leaves_nothing() {
     fs::write("/tmp/text.o", "no object").unwrap_or_else(|error| panic!("{error}"));
     fs::write("/tmp/odd.img", [0; 1000]).unwrap_or_else(|error| panic!("{error}"));
     let used = Backing::file("used", 16);
-    let device = Device::run(&["--backing", used.spec()]);
+    let device = Device::on(&used, &[]);
     let id = device.id();
     let before = traces();
     for (args, words) in [

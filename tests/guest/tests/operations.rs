@@ -1,18 +1,18 @@
 //! Discards, write-zeroes, flushes and forced writes reach the backing, verified on the backing itself.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
-use ublk_bpf_guest::{Backing, Device, Fio, read, run, write};
+use ublk_bpf_guest::{Backing, Device, Fio, open, read, run};
 
 const MIB: u64 = 1 << 20;
 
 #[test]
 fn discard_makes_a_hole_in_the_file() {
     let backing = Backing::file("discard", 16);
-    let device = Device::run(&["--backing", backing.spec()]);
+    let device = Device::on(&backing, &[]);
     fill(device.path(), 8 * MIB, 0xa5);
     let path = backing.path().expect("a file");
     let before = allocated(path);
@@ -44,7 +44,7 @@ fn write_zeroes_reaches_every_backing() {
         Backing::brd(16),
         Backing::loop_device("zeroes-loop", 16),
     ] {
-        let device = Device::run(&["--backing", backing.spec()]);
+        let device = Device::on(&backing, &[]);
         fill(device.path(), 8 * MIB, 0x5a);
         run(
             "blkdiscard",
@@ -65,21 +65,21 @@ fn write_zeroes_reaches_every_backing() {
 
 #[test]
 fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
-    let disk = NullBlk::new();
-    let device = Device::run(&["--backing", disk.path()]);
+    let disk = cached_disk();
+    let device = Device::on(&disk, &[]);
     assert_eq!(read(device.sysfs("queue/write_cache")), "write back");
-    let flushes = disk.flushes();
+    let at_first = flushes();
     let file = open(device.path());
     for i in 0..20 {
         file.write_all_at(&[i; 4096], u64::from(i) * 4096).expect("write");
         file.sync_data().expect("flush");
     }
     drop(file);
-    let after_fsync = disk.flushes();
+    let after_fsync = flushes();
     assert!(
-        after_fsync >= flushes + 20,
+        after_fsync >= at_first + 20,
         "20 fsyncs made {} flushes",
-        after_fsync - flushes
+        after_fsync - at_first
     );
 
     // O_DSYNC with O_DIRECT is a forced write where the device has FUA, else a write and a flush.
@@ -91,7 +91,7 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
         .arg("sync", "dsync")
         .run();
     assert_eq!(done.writes, 100);
-    let forced = disk.flushes() - after_fsync;
+    let forced = flushes() - after_fsync;
     assert!(
         forced >= 100,
         "100 forced writes made {forced} flushes of the disk's cache"
@@ -101,13 +101,13 @@ fn flush_and_forced_writes_reach_a_disk_with_a_volatile_cache() {
 
 #[test]
 fn a_device_reports_its_backings_limits() {
-    let disk = NullBlk::new();
-    let device = Device::run(&["--backing", disk.path()]);
-    assert_eq!(read(device.sysfs("size")), read(disk.sysfs("size")));
+    let disk = cached_disk();
+    let device = Device::on(&disk, &[]);
+    assert_eq!(read(device.sysfs("size")), attribute("size"));
     assert_eq!(read(device.sysfs("queue/logical_block_size")), "4096");
     assert_eq!(
         read(device.sysfs("queue/rotational")),
-        read(disk.sysfs("queue/rotational"))
+        attribute("queue/rotational")
     );
     device.stop();
 
@@ -118,7 +118,7 @@ fn a_device_reports_its_backings_limits() {
     memory.stop();
 
     let file = Backing::file("readonly", 8);
-    let device = Device::run(&["--backing", file.spec(), "--read-only"]);
+    let device = Device::on(&file, &["--read-only"]);
     assert_eq!(read(device.sysfs("ro")), "1");
     assert!(
         OpenOptions::new()
@@ -130,66 +130,31 @@ fn a_device_reports_its_backings_limits() {
     device.stop();
 }
 
-/// A memory-backed null_blk disk with 4 KiB blocks and a volatile cache.
-struct NullBlk;
-
-impl NullBlk {
-    const CONFIG: &str = "/sys/kernel/config/nullb/cached";
-
-    fn new() -> Self {
-        run("modprobe", &["null_blk", "nr_devices=0"]);
-        if !Path::new("/sys/kernel/config/nullb").exists() {
-            run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
-        }
-        std::fs::create_dir(Self::CONFIG).expect("cannot make a null_blk disk");
-        for (name, value) in [
-            ("size", "64"),
-            ("blocksize", "4096"),
-            ("memory_backed", "1"),
-            ("cache_size", "8"),
-            // A forced write makes the block layer flush the cache behind it, which can be counted.
-            ("fua", "0"),
-            ("discard", "1"),
-            ("power", "1"),
-        ] {
-            write(Path::new(Self::CONFIG).join(name), value);
-        }
-        Self
-    }
-
-    #[expect(clippy::unused_self, reason = "there is a disk only while there is a value")]
-    fn path(&self) -> &'static str {
-        "/dev/cached"
-    }
-
-    #[expect(clippy::unused_self, reason = "there is a disk only while there is a value")]
-    fn sysfs(&self, file: &str) -> String {
-        format!("/sys/block/cached/{file}")
-    }
-
-    /// Flush requests that the disk completed: the 16th field of its `stat`.
-    fn flushes(&self) -> u64 {
-        read(self.sysfs("stat"))
-            .split_whitespace()
-            .nth(15)
-            .and_then(|field| field.parse().ok())
-            .expect("a disk's stat has 17 fields")
-    }
+/// A disk with 4 KiB blocks and a volatile cache.
+fn cached_disk() -> Backing {
+    let settings = [
+        ("size", "64"),
+        ("blocksize", "4096"),
+        ("cache_size", "8"),
+        // A forced write makes the block layer flush the cache behind it, which can be counted.
+        ("fua", "0"),
+        ("discard", "1"),
+    ];
+    Backing::null_blk_with("cached", &settings)
 }
 
-impl Drop for NullBlk {
-    fn drop(&mut self) {
-        std::fs::remove_dir(Self::CONFIG).expect("cannot remove the null_blk disk");
-        run("rmmod", &["null_blk"]);
-    }
+/// An attribute of that disk.
+fn attribute(name: &str) -> String {
+    read(format!("/sys/block/cached/{name}"))
 }
 
-fn open(path: &Path) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
+/// Flush requests that it completed: the 16th field of its `stat`.
+fn flushes() -> u64 {
+    let stat = attribute("stat");
+    let field = stat.split_whitespace().nth(15);
+    field
+        .and_then(|field| field.parse().ok())
+        .expect("a disk's stat has 17 fields")
 }
 
 fn fill(path: &Path, length: u64, byte: u8) {

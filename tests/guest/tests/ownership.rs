@@ -59,14 +59,7 @@ fn mark(device: &Device, byte: u8) {
 #[test]
 fn what_a_waiting_device_is_on_is_kept_from_others() {
     let (backing, cache) = (Backing::file("kept", 32), Backing::file("kept-cache", 16));
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--cache",
-        cache.spec(),
-        "--recovery",
-        "reissue",
-    ]);
+    let device = Device::on(&backing, &["--cache", cache.spec(), "--recovery", "reissue"]);
     mark(&device, 0xa5);
     let id = device.id();
     run("kill", &["-KILL", &device.server()]);
@@ -194,7 +187,7 @@ fn a_supervisor_starts_the_same_configuration_after_every_failure() {
 #[test]
 fn of_two_starts_on_a_waiting_device_one_serves_it() {
     let backing = Backing::file("raced", 32);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     device.kill_server("waiting");
     let start = || {
         Command::new("ublk-bpf")
@@ -263,7 +256,7 @@ fn the_same_storage_does_not_serve_twice() {
     drop((half, rest));
 
     // A device's file, behind a loop device that was attached later.
-    let device = Device::run(&["--backing", file.spec()]);
+    let device = Device::on(&file, &[]);
     let later = Loop::on(link.0, &[]);
     let said = refused_start(&["--backing", &later.0]);
     assert!(
@@ -301,7 +294,7 @@ fn the_same_storage_does_not_serve_twice() {
     drop(later);
     // What is only read may be shared.
     let readers = [
-        Device::run(&["--backing", file.spec(), "--read-only"]),
+        Device::on(&file, &["--read-only"]),
         Device::run(&["--backing", link.0, "--read-only"]),
     ];
     assert!(refused_start(&["--backing", link.0]).contains("in use by ublkb"));
@@ -325,16 +318,10 @@ fn read_all(device: &Device, mib: u64) {
 /// A device on a cache whose writes take so many milliseconds, with blocks that are being promoted.
 fn on_slow_cache(backing: &Backing, cache: &Mapper, recovery: &str, milliseconds: u32) -> Device {
     let path = cache.path().display().to_string();
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--cache",
-        &path,
-        "--policy",
-        "lru",
-        "--recovery",
-        recovery,
-    ]);
+    let device = Device::on(
+        backing,
+        &["--cache", &path, "--policy", "lru", "--recovery", recovery],
+    );
     cache.delay_writes(milliseconds);
     read_all(&device, 4);
     wait_until("blocks are being promoted", SOON, || {
@@ -403,7 +390,7 @@ fn a_device_is_not_recovered_on_a_loop_device_that_was_attached_to_another_file(
 #[test]
 fn a_device_is_not_recovered_on_a_disk_that_was_made_anew() {
     let first = Backing::brd(32);
-    let device = Device::run(&["--backing", first.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&first, &["--recovery", "reissue"]);
     device.kill_server("waiting");
     drop(first);
     let second = Backing::brd(32);

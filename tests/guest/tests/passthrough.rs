@@ -8,7 +8,7 @@ use ublk_bpf_guest::{Backing, Device, Fio};
 #[test]
 fn passthrough_calls_no_user_copy() {
     let backing = Backing::brd(64);
-    let device = Device::run(&["--backing", backing.spec(), "--policy", "passthrough"]);
+    let device = Device::on(&backing, &["--policy", "passthrough"]);
     let before = device.stats()["server"].clone();
     let trace = trace_copies(&device);
     // One job on one CPU, so that the classifier is never skipped for nesting.

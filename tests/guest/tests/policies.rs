@@ -17,7 +17,7 @@ const SWAPS: u32 = 20;
 #[test]
 fn a_hostile_policy_costs_time_and_nothing_else() {
     for backing in [Backing::file("hostile", 32), Backing::memory("32M")] {
-        let device = Device::run(&["--backing", backing.spec(), "--policy", HOSTILE]);
+        let device = Device::on(&backing, &["--policy", HOSTILE]);
         Fio::verify(device.path())
             .arg("size", "32m")
             .arg("io_size", "24m")
@@ -152,7 +152,7 @@ fn mean_run_time(device: &Device) -> u64 {
 fn swaps_under_load_lose_nothing() {
     let swaps = std::env::var("UBLK_BPF_SWAPS").map_or(SWAPS, |number| number.parse().expect("a number"));
     let backing = Backing::brd(64);
-    let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
+    let device = Device::on(&backing, &["--queues", "2"]);
     // fio cannot verify data that it overwrote, so jobs run one after another until the swaps are done.
     let swapped = AtomicBool::new(false);
     let rounds = std::thread::scope(|scope| {
@@ -234,7 +234,7 @@ fn a_user_policy_counts_in_its_own_map() {
 #[test]
 fn drop_discard_keeps_the_data() {
     let backing = Backing::file("dropdiscard", 16);
-    let device = Device::run(&["--backing", backing.spec(), "--policy", "drop-discard"]);
+    let device = Device::on(&backing, &["--policy", "drop-discard"]);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -259,7 +259,7 @@ fn sparse_serves_reads_of_holes_without_io() {
     let path = backing.path().expect("a file");
     let before = OpenOptions::new().write(true).open(path).expect("open");
     before.write_all_at(&[9; 4096], 1 << 20).expect("write");
-    let device = Device::run(&["--backing", backing.spec(), "--policy", "sparse"]);
+    let device = Device::on(&backing, &["--policy", "sparse"]);
     let file = OpenOptions::new()
         .read(true)
         .write(true)

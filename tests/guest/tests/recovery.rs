@@ -56,7 +56,7 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         ("fail-all", "fail-all", true, true),
     ] {
         let backing = filled("modes");
-        let device = Device::run(&["--backing", backing.spec(), "--recovery", mode]);
+        let device = Device::on(&backing, &["--recovery", mode]);
         assert_eq!(device.show()["recovery"], name);
         let id = device.id();
         // A server that stands still has what comes in hand.
@@ -120,11 +120,7 @@ fn a_signal_leaves_a_recoverable_device_to_the_next_server_and_no_io_is_lost() {
     let (child, line) = foreground(&options, 1);
     let device = Device::announced(&line);
     let id = device.id();
-    let mut job = Fio::verify(device.path())
-        .arg("iodepth", "32")
-        .arg("size", "48m")
-        .arg("rate", "3m")
-        .start();
+    let mut job = Fio::verify_slowly(device.path()).start();
     sleep(Duration::from_secs(1));
     run("kill", &["-INT", &child.id().to_string()]);
     let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));

@@ -3,25 +3,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use ublk_bpf::control::{Control, DeviceId};
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, refused_by, traces};
-use ublk_bpf_guest::{Backing, Device, Fio, read, run, wait_until, write};
+use ublk_bpf_guest::{Backing, Device, Fio, open, read, run, wait_until, write};
 
 const SLOW: &str = "/root/policies/slow.o";
 const OTHER: &str = "/root/policies/other.o";
-
-fn open(path: &Path) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
-}
 
 /// Kills `ublk-bpf` as one of its threads enters the `when`th of these system calls.
 fn kill_at(call: &str, path: Option<&str>, when: u32, args: &[&str]) {
@@ -111,7 +103,7 @@ fn a_server_killed_while_starting_or_stopping_is_cleaned_up() {
 fn a_device_is_not_recovered_on_another_backing() {
     let backing = Backing::file("same", 16);
     let path = backing.path().unwrap_or_else(|| panic!("a file has a path"));
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     open(device.path())
         .write_all_at(&[0xa5; 4096], 8 << 20)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -153,14 +145,7 @@ fn a_device_is_not_recovered_on_another_backing() {
 fn a_device_is_recovered_without_its_policys_object() {
     let backing = Backing::file("objectless", 16);
     fs::copy(SLOW, "/tmp/gone.o").unwrap_or_else(|e| panic!("{e}"));
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--recovery",
-        "reissue",
-        "--policy",
-        "/tmp/gone.o",
-    ]);
+    let device = Device::on(&backing, &["--recovery", "reissue", "--policy", "/tmp/gone.o"]);
     fs::remove_file("/tmp/gone.o").unwrap_or_else(|e| panic!("{e}"));
     for pins in [true, false] {
         device.kill_server("waiting");
@@ -179,14 +164,7 @@ fn a_device_is_recovered_without_its_policys_object() {
 #[test]
 fn a_quiesced_device_is_left_for_another_server() {
     let backing = Backing::file("quiesced", 16);
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--queues",
-        "2",
-        "--recovery",
-        "reissue",
-    ]);
+    let device = Device::on(&backing, &["--queues", "2", "--recovery", "reissue"]);
     let id = device.id().parse::<DeviceId>().unwrap_or_else(|e| panic!("{e}"));
     let file = open(device.path());
     file.write_all_at(&[0xa5; 8192], 4096)
@@ -239,7 +217,7 @@ fn a_second_signal_stops_a_device_in_use() {
 #[test]
 fn a_policy_that_is_always_slow_is_only_slow() {
     for backing in [Backing::file("slow", 32), Backing::brd(32)] {
-        let device = Device::run(&["--backing", backing.spec(), "--policy", SLOW, "--queues", "2"]);
+        let device = Device::on(&backing, &["--policy", SLOW, "--queues", "2"]);
         Fio::verify(device.path())
             .arg("size", "32m")
             .arg("io_size", "16m")
@@ -253,38 +231,11 @@ fn a_policy_that_is_always_slow_is_only_slow() {
     }
 }
 
-/// A null_blk disk with this name in `/dev` and these settings; removed when dropped.
-struct NullBlk(PathBuf);
-
-impl NullBlk {
-    fn new(name: &str, settings: &[(&str, &str)]) -> Self {
-        run("modprobe", &["null_blk", "nr_devices=0"]);
-        if !Path::new("/sys/kernel/config/nullb").exists() {
-            run("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
-        }
-        let config = Path::new("/sys/kernel/config/nullb").join(name);
-        fs::create_dir(&config).unwrap_or_else(|e| panic!("{e}"));
-        for (setting, value) in settings {
-            write(config.join(setting), value);
-        }
-        write(config.join("power"), "1");
-        Self(config)
-    }
-}
-
-impl Drop for NullBlk {
-    fn drop(&mut self) {
-        // Also while a test is failing: its own panic is the one to report.
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[test]
 fn blocks_of_4_kib_are_served_by_every_path() {
-    let settings = [("size", "32"), ("blocksize", "4096"), ("memory_backed", "1")];
-    let _disk = NullBlk::new("blocks", &settings);
+    let disk = Backing::null_blk_with("blocks", &[("size", "32"), ("blocksize", "4096")]);
     for policy in ["passthrough", SLOW] {
-        let device = Device::run(&["--backing", "/dev/blocks", "--policy", policy]);
+        let device = Device::on(&disk, &["--policy", policy]);
         assert_eq!(read(device.sysfs("queue/logical_block_size")), "4096");
         Fio::new(device.path())
             .arg("rw", "randrw")
@@ -300,7 +251,7 @@ fn blocks_of_4_kib_are_served_by_every_path() {
 
 #[test]
 fn write_back_throttling_matches_the_backing_device() {
-    let _disk = NullBlk::new("throttled", &[("size", "32")]);
+    let _disk = Backing::null_blk_with("throttled", &[("size", "32")]);
     let throttled = |backing: &str| {
         let device = Device::run(&["--backing", backing]);
         let latency = read(device.sysfs("queue/wbt_lat_usec"));
@@ -324,7 +275,7 @@ fn a_write_protected_disk_makes_a_read_only_device() {
         .write_all_at(&[0x5a; 4096], 4096)
         .unwrap_or_else(|e| panic!("{e}"));
     run("blockdev", &["--setro", disk.spec()]);
-    let device = Device::run(&["--backing", disk.spec()]);
+    let device = Device::on(&disk, &[]);
     assert_eq!(read(device.sysfs("ro")), "1");
     assert_eq!(device.show()["state"], "live");
     let file = File::open(device.path()).unwrap_or_else(|e| panic!("{e}"));

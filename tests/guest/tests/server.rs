@@ -201,7 +201,7 @@ fn a_full_file_system_of_the_log_fails_no_device() {
     let (backing, fast) = (Backing::file("slow", 16), Backing::brd(4));
     let cache = Mapper::linear("cache", fast.spec());
     let path = cache.path().display().to_string();
-    let device = Device::run(&["--backing", backing.spec(), "--cache", &path, "--policy", "lru"]);
+    let device = Device::on(&backing, &["--cache", &path, "--policy", "lru"]);
     let filler = "/run/ublk-bpf/filler";
     let mut file = File::create(filler).unwrap_or_else(|e| panic!("{e}"));
     while file.write_all(&[0; 512]).is_ok() {}

@@ -131,7 +131,7 @@ fn a_device_is_stopped_alone_and_the_last_one_ends_the_process() {
     assert!(!Path::new(log.as_str().unwrap_or_default()).exists());
     assert!(job.is_running() && is_alive(&server));
     // Its backing and its number are free again.
-    let again = Device::run(&["--backing", backings[0].spec()]);
+    let again = Device::on(&backings[0], &[]);
     assert_eq!(again.id(), id);
     assert_ne!(again.server(), server);
     again.stop();

@@ -68,16 +68,10 @@ fn a_buffer_that_changes_while_it_is_written_leaves_cache_and_backing_alike() {
     // A loop device takes its time: the client goes on meanwhile.
     let backing = Backing::loop_device("flipped", 16);
     let cache = Backing::null_blk("cache", 16);
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--cache",
-        cache.spec(),
-        "--policy",
-        "lru",
-        "--cache-block",
-        "64K",
-    ]);
+    let device = Device::on(
+        &backing,
+        &["--cache", cache.spec(), "--policy", "lru", "--cache-block", "64K"],
+    );
     assert_eq!(read(device.sysfs("queue/stable_writes")), "1");
     wait_until("every block is cached", 4 * SOON, || {
         let before = device.counter("hits");
@@ -136,14 +130,7 @@ fn pages_are_kept_stable_where_the_backing_asks_for_it_and_otherwise_not() {
         ("0", "write-through"),
     ] {
         write(asks, wanted);
-        let device = Device::run(&[
-            "--backing",
-            backing.spec(),
-            "--cache",
-            "mem:4M",
-            "--cache-mode",
-            mode,
-        ]);
+        let device = Device::on(&backing, &["--cache", "mem:4M", "--cache-mode", mode]);
         let is_stable = wanted == "1" || mode == "write-through";
         assert_eq!(
             read(device.sysfs("queue/stable_writes")),

@@ -65,7 +65,7 @@ fn stop_all_ends_a_start_and_none_of_its_devices_comes() {
 #[test]
 fn stop_all_ends_a_start_that_recovers_and_removes_the_device() {
     let backing = Backing::file("recovering", 16);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     device.kill_server("waiting");
     let mut start = Command::new("ublk-bpf")
         .args(["run", "--daemon", "--recover", &device.id()])

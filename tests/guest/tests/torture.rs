@@ -20,7 +20,7 @@ fn every_byte_is_correct_on_every_backing() {
         Backing::loop_device("torture-loop", MIB),
         Backing::memory("64M"),
     ] {
-        let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
+        let device = Device::on(&backing, &["--queues", "2"]);
         let report = Torture::new(device.path()).operations(4_000).seed(11).run();
         eprintln!("{}: {:?}", backing.spec(), report.done);
         assert_eq!(device.counter("failed"), 0);
@@ -35,7 +35,7 @@ fn every_byte_is_correct_on_every_backing() {
 fn reads_during_writes_see_whole_current_sectors() {
     // On this disk a sector is read and written whole, as on real ones: brd and files in memory may tear one.
     let backing = Backing::null_blk("whole", MIB);
-    let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
+    let device = Device::on(&backing, &["--queues", "2"]);
     let report = Torture::new(device.path())
         .operations(8_000)
         .seed(12)
@@ -51,7 +51,7 @@ fn reads_during_writes_see_whole_current_sectors() {
 fn files_on_file_systems_are_correct() {
     for system in [FileSystem::Ext4, FileSystem::Xfs] {
         let backing = Backing::file("torture-files", 320);
-        let device = Device::run(&["--backing", backing.spec(), "--queues", "2"]);
+        let device = Device::on(&backing, &["--queues", "2"]);
         system.make(device.path_str());
         let mounted = system.mount(device.path_str(), "rw");
         let file = mounted.make_file("tortured", 32);

@@ -161,7 +161,7 @@ fn a_file_that_is_truncated_under_load_stays_so() {
 #[test]
 fn a_truncated_device_is_not_recovered_as_if_it_were_whole() {
     let backing = Backing::file("short", 16);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     run("truncate", &["-s", "4M", backing.spec()]);
     assert_eq!(write_at(&direct(&device), 8 * MIB, 1), Err(Some(libc::EIO)));
     device.kill_server("waiting");
@@ -179,14 +179,7 @@ fn a_cache_file_that_is_truncated_is_left() {
     fs::write(path, &whole)
         .and_then(|()| OpenOptions::new().write(true).open(path)?.set_len(32 * MIB))
         .unwrap_or_else(|e| panic!("{e}"));
-    let device = Device::run(&[
-        "--backing",
-        backing.spec(),
-        "--cache",
-        cache.spec(),
-        "--policy",
-        "lru",
-    ]);
+    let device = Device::on(&backing, &["--cache", cache.spec(), "--policy", "lru"]);
     let file = direct(&device);
     let read_all = || (0..64).all(|block| read_at(&file, block << 16) == Ok(0x77));
     assert!(read_all());

@@ -80,7 +80,7 @@ fn under_umask_0_nobody_else_can_write_to_what_is_made() {
 #[test]
 fn a_directory_that_others_can_write_is_refused_by_every_command() {
     let backing = Backing::file("directory", 16);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     let id = device.id();
     device.kill_server("waiting");
     let commands = [
@@ -138,7 +138,7 @@ fn a_directory_that_others_can_write_is_refused_by_every_command() {
 #[test]
 fn a_record_or_lock_that_others_could_have_written_is_refused() {
     let backing = Backing::file("record", 16);
-    let device = Device::run(&["--backing", backing.spec(), "--recovery", "reissue"]);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
     let id = device.id();
     device.kill_server("waiting");
     let record = format!("{RUN}/ublkb{id}.json");

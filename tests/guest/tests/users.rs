@@ -104,7 +104,7 @@ fn users_of_a_partition_and_of_what_is_on_it_are_named() {
 #[test]
 fn a_loop_device_over_the_device_is_named() {
     let backing = Backing::file("under", 32);
-    let device = Device::run(&["--backing", backing.spec()]);
+    let device = Device::on(&backing, &[]);
     let over = run("losetup", &["--find", "--show", device.path_str()])
         .trim()
         .to_owned();

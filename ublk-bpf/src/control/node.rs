@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::device::DeviceId;
@@ -14,35 +15,32 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Opens `/dev/ublkcN` for reading and writing, waiting for it to appear, at most `within`. One process at a time
 /// has it open; the kernel takes that process for the server.
 pub fn open_char_device(id: DeviceId, within: Duration) -> Result<File, ControlError> {
-    let path = id.char_path();
-    let deadline = Instant::now() + within;
-    loop {
-        match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) if is_char_device(&file) => return Ok(file),
-            Ok(_) => return Err(ControlError::NotANode { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(ControlError::Node { path, source }),
-        }
-        if Instant::now() >= deadline {
-            return Err(ControlError::NoNode { path, after: within });
-        }
-        std::thread::sleep(PAUSE);
-    }
-}
-
-fn is_char_device(file: &File) -> bool {
-    file.metadata()
-        .is_ok_and(|found| found.file_type().is_char_device())
+    wait_for(id.char_path(), within, |path| {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let is_node = file.metadata()?.file_type().is_char_device();
+        Ok(is_node.then_some(file))
+    })
 }
 
 /// Waits until `/dev/ublkbN` is there and is a block device, at most `within`.
 pub fn wait_for_block_device(id: DeviceId, within: Duration) -> Result<(), ControlError> {
-    let path = id.block_path();
+    wait_for(id.block_path(), within, |path| {
+        let is_node = path.metadata()?.file_type().is_block_device();
+        Ok(is_node.then_some(()))
+    })
+}
+
+/// Waits until there is something at `path`. `look` returns `None` if that is not the node.
+fn wait_for<T>(
+    path: PathBuf,
+    within: Duration,
+    look: impl Fn(&Path) -> io::Result<Option<T>>,
+) -> Result<T, ControlError> {
     let deadline = Instant::now() + within;
     loop {
-        match path.metadata() {
-            Ok(metadata) if metadata.file_type().is_block_device() => return Ok(()),
-            Ok(_) => return Err(ControlError::NotANode { path }),
+        match look(&path) {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => return Err(ControlError::NotANode { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(ControlError::Node { path, source }),
         }

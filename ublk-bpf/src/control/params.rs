@@ -374,60 +374,40 @@ mod tests {
 
     #[test]
     fn each_wrong_value_is_refused_in_words() {
-        let said = |change: fn(&mut Params)| {
+        let said = |change: &dyn Fn(&mut Params)| {
             let mut params = full();
             change(&mut params);
             params.check(MIB).unwrap_err().to_string()
         };
-        assert!(said(|p| p.sectors = 0).starts_with("a device cannot have 0 sectors"));
-        assert!(said(|p| p.sectors = 9).starts_with("a device cannot have 9 sectors"));
+        assert!(said(&|p| p.sectors = 0).starts_with("a device cannot have 0 sectors"));
+        assert!(said(&|p| p.sectors = 9).starts_with("a device cannot have 9 sectors"));
         for bytes in [0, 256, 768, 128 << 10] {
-            let params = Params {
-                logical_block: bytes,
-                ..full()
-            };
-            assert!(
-                params
-                    .check(MIB)
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with("a logical block cannot have")
-            );
+            assert!(said(&|p| p.logical_block = bytes).starts_with("a logical block cannot have"));
         }
-        assert!(said(|p| p.physical_block = 512).contains("a power of two from 4096 to 268435456"));
-        assert!(said(|p| p.physical_block = 1 << 29).starts_with("a physical block"));
-        assert!(said(|p| p.io_min = 5000).starts_with("the smallest preferred I/O cannot have 5000"));
-        assert!(said(|p| p.io_opt = 1 << 29).starts_with("the best I/O"));
-        assert!(said(|p| p.max_io_bytes = 2048).starts_with("requests cannot have up to 2048 bytes"));
-        assert!(said(|p| p.max_io_bytes = 2 * MIB).contains("to the device's 1048576 is possible"));
-        assert!(said(|p| p.chunk_sectors = 9).starts_with("requests cannot be cut at 9 sectors"));
-        assert!(said(|p| p.volatile_cache = false).contains("cannot have FUA"));
+        assert!(said(&|p| p.physical_block = 512).contains("a power of two from 4096 to 268435456"));
+        assert!(said(&|p| p.physical_block = 1 << 29).starts_with("a physical block"));
+        assert!(said(&|p| p.io_min = 5000).starts_with("the smallest preferred I/O cannot have 5000"));
+        assert!(said(&|p| p.io_opt = 1 << 29).starts_with("the best I/O"));
+        assert!(said(&|p| p.max_io_bytes = 2048).starts_with("requests cannot have up to 2048 bytes"));
+        assert!(said(&|p| p.max_io_bytes = 2 * MIB).contains("to the device's 1048576 is possible"));
+        assert!(said(&|p| p.chunk_sectors = 9).starts_with("requests cannot be cut at 9 sectors"));
+        assert!(said(&|p| p.volatile_cache = false).contains("cannot have FUA"));
         assert!(
-            said(|p| p.discard = Some(Discard {
+            said(&|p| p.discard = Some(Discard {
                 granularity: 0,
                 max_sectors: 1
             }))
             .contains("granularity of 0")
         );
         assert!(
-            said(|p| p.discard = Some(Discard {
+            said(&|p| p.discard = Some(Discard {
                 granularity: 4096,
                 max_sectors: 7
             }))
             .contains("up to 7 sectors")
         );
         for bytes in [0, 1, 3, 128 << 10] {
-            let params = Params {
-                dma_alignment: bytes,
-                ..full()
-            };
-            assert!(
-                params
-                    .check(MIB)
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with("request data cannot be aligned")
-            );
+            assert!(said(&|p| p.dma_alignment = bytes).starts_with("request data cannot be aligned"));
         }
     }
 

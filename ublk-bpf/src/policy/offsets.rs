@@ -157,19 +157,21 @@ fn check_operations(btf: &Btf) -> Result<(), BtfError> {
     Ok(())
 }
 
+/// The flags that a policy sees, in the order of `request_flags`.
+const FLAGS: [&str; request_flags::FROM_KERNEL] = [
+    "__REQ_FUA",
+    "__REQ_META",
+    "__REQ_SYNC",
+    "__REQ_PRIO",
+    "__REQ_RAHEAD",
+    "__REQ_NOUNMAP",
+];
+
 /// The bits of request flags, which differ between kernel versions.
 fn flag_masks(btf: &Btf) -> Result<[u32; request_flags::FROM_KERNEL], BtfError> {
-    let names = [
-        "__REQ_FUA",
-        "__REQ_META",
-        "__REQ_SYNC",
-        "__REQ_PRIO",
-        "__REQ_RAHEAD",
-        "__REQ_NOUNMAP",
-    ];
     let values = enum_values(btf, "req_flag_bits")?;
     let mut masks = [0; request_flags::FROM_KERNEL];
-    for (mask, name) in masks.iter_mut().zip(names) {
+    for (mask, name) in masks.iter_mut().zip(FLAGS) {
         *mask = value_of(&values, name)
             .and_then(|bit| 1u32.checked_shl(bit))
             .ok_or_else(|| BtfError::NoType(name.to_owned()))?;
@@ -303,15 +305,7 @@ mod tests {
         let mut operations = operations.to_vec();
         operations.push(("REQ_OP_WRITE_ZEROES", 9));
         btf.enumeration("req_op", &operations);
-        let flags = [
-            "__REQ_FUA",
-            "__REQ_META",
-            "__REQ_SYNC",
-            "__REQ_PRIO",
-            "__REQ_RAHEAD",
-            "__REQ_NOUNMAP",
-        ];
-        let flags: Vec<(&str, u32)> = flags.into_iter().zip(8..).collect();
+        let flags: Vec<(&str, u32)> = FLAGS.into_iter().zip(8..).collect();
         btf.enumeration("req_flag_bits", &flags);
         btf
     }
