@@ -82,6 +82,8 @@ bugs! {
     ForgetToRing,
     /// A region that was never filled is read from the slot.
     ReadInvalid,
+    /// A cache that starts with nothing remembers what left the one before it.
+    KeepGhosts,
 }
 
 impl Bug {

@@ -293,6 +293,12 @@ impl<'w> Side<'w> {
         }
     }
 
+    /// Whether the heat of a block is not 0.
+    pub(super) fn has_heat(&self) -> bool {
+        let mut words = self.maps.heat.iter();
+        words.any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
     fn has_blocks(&self) -> bool {
         let mut entries = self
             .maps

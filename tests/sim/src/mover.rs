@@ -247,6 +247,7 @@ impl Sim<'_> {
             Some(Bug::TrustUnfinished | Bug::BelieveSurvivors) => Trust::Proven,
             _ => Trust::ToVerify,
         };
+        let is_cold = start == Start::Cold;
         let (saved, trust) = match start {
             Start::Cold if self.bug == Some(Bug::TrustAfterPowerCut) => {
                 (trusted(side, self.bug), Trust::Proven)
@@ -261,7 +262,14 @@ impl Sim<'_> {
         side.servers += 1;
         side.cache = Side::new_cache(self.world, &side.of, side.maps, place);
         side.mover = Side::new_mover(&side.of, side.cache);
-        side.cache.clear();
+        if is_cold && self.bug != Some(Bug::KeepGhosts) {
+            side.cache.reset();
+        } else {
+            side.cache.clear();
+        }
+        if is_cold && side.has_heat() {
+            return Err("nothing is known of any block, and one has heat".into());
+        }
         side.fills.clear();
         side.verifying.clear();
         side.done.clear();

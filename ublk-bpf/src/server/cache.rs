@@ -282,6 +282,7 @@ impl<'a> RunningCache<'a> {
             cache.clear();
             // A cache that had failed stays detached.
             if record.is_detached() {
+                cache.reset();
                 cache.detach(CacheFailure {
                     during: "serving an earlier server,",
                     errno: Errno::EIO,

@@ -141,7 +141,14 @@ impl<'m> Cache<'m> {
         &self.shape
     }
 
-    /// Clears the index: no block is cached, no write is in flight.
+    /// Clears the index and the heat, for a cache that starts with nothing on maps that were in use: the heat of a block
+    /// that has left says what became of it in the cache that it left.
+    pub fn reset(&self) {
+        self.clear();
+        self.heat.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// Clears the index: no block is cached, no write is in flight. The heat stays, for the blocks that are restored.
     pub fn clear(&self) {
         self.blocks
             .index
