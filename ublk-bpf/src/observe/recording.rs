@@ -116,7 +116,7 @@ impl Recording {
     /// If the file cannot be written, or the kernel refuses.
     pub fn finish(mut self) -> Result<Summary, RecordingError> {
         let skipped = self.recorder.skipped()?;
-        self.recorder.detach()?;
+        self.recorder.detach();
         self.drain()?;
         let summary = Summary {
             recorded: self.writer.recorded(),

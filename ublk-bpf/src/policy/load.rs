@@ -1,13 +1,8 @@
 //! The classifier of one device: loaded, attached and pinned, or reopened from its pins.
 
-use std::io;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use ublk_bpf_abi::{
     CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters, VerdictSlot, map,
 };
@@ -16,18 +11,17 @@ use super::builtin::CLASSIFIER;
 use super::causes::chain;
 use super::config::{CONFIG_PIN, check_config};
 use super::error::PolicyError;
+use super::loader::{Loaded, Loader};
 use super::maps::{CacheMaps, DeviceCounters, Verdicts, WrittenMap};
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{PinDir, open_map, pin_error};
+use super::pin::{PinDir, open_map, pin_at};
 use super::spec::{CacheSpec, ClassifierSpec};
-use super::verifier::Refusal;
+use crate::sys::bpf::load::{Hook, attach};
 
-/// The name of the object in errors.
+/// The object and its program, for messages, and the program's name.
 const WHAT: &str = "the classifier";
-/// The program in the classifier's object, and the tracepoint that it is attached to.
 const PROGRAM: &str = "classify";
-pub(super) const TRACEPOINT: &str = "block_rq_issue";
 /// The map that aya creates for the object's read-only globals.
 const RODATA: &str = ".rodata";
 /// The map that aya creates for its mutable globals.
@@ -35,7 +29,7 @@ const BSS: &str = ".bss";
 /// The name of its pin: bpffs allows no dot in a name. The other one's is [`CONFIG_PIN`].
 const MEMORY_PIN: &str = "memory";
 
-/// [`Config`] as the bytes that aya writes to the object's global.
+/// [`Config`] as plain bytes.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct ConfigBytes(Config);
@@ -62,11 +56,11 @@ impl Classifier {
     /// added and before it is started: no request is issued before then. Removes the pins of an earlier device of that
     /// name.
     pub fn load(spec: &ClassifierSpec) -> Result<Self, PolicyError> {
-        let mut ebpf = load_object(spec)?;
-        name_operations(&mut ebpf)?;
+        let mut loaded = load_object(spec)?;
+        name_operations(&mut loaded)?;
         let pins = PinDir::of(&spec.disk);
         pins.create()?;
-        let pinned = attach_and_pin(&mut ebpf, &pins).and_then(|()| Self::open(spec, &pins));
+        let pinned = attach_and_pin(&loaded, &pins).and_then(|()| Self::open(spec, &pins));
         if pinned.is_err() {
             // Report the first error, not another one of the clean-up.
             let _ = pins.remove();
@@ -171,47 +165,34 @@ impl Drop for Classifier {
     }
 }
 
-/// Creates the classifier's maps and its program, which is not verified yet.
-pub(super) fn load_object(spec: &ClassifierSpec) -> Result<Ebpf, PolicyError> {
+/// Creates the classifier's maps; its program is not verified yet.
+pub(super) fn load_object(spec: &ClassifierSpec) -> Result<Loaded, PolicyError> {
     let layout = KernelLayout::of_running_kernel()?;
     let config = ConfigBytes(spec.config(&layout));
     let object = patch(CLASSIFIER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
-    EbpfLoader::new()
-        .override_global(CONFIG_GLOBAL, &config, true)
-        .map_max_entries(map::VERDICTS, spec.slots())
-        .map_max_entries(map::SERVER, spec.queues.into())
-        .map_max_entries(map::WRITTEN, spec.written_words())
-        .map_max_entries(map::INDEX, spec.index_entries())
-        .map_max_entries(map::HEAT, spec.heat_words())
-        .load(&object)
-        .map_err(|error| ebpf_error(WHAT, error))
+    Loader::default()
+        .global(CONFIG_GLOBAL, &config)
+        .entries(map::VERDICTS, spec.slots())
+        .entries(map::SERVER, spec.queues.into())
+        .entries(map::WRITTEN, spec.written_words())
+        .entries(map::INDEX, spec.index_entries())
+        .entries(map::HEAT, spec.heat_words())
+        .load(&object, WHAT)
 }
 
-/// The classifier's program, which the verifier has accepted.
-pub(super) fn verified(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint, PolicyError> {
-    let failed = |error: &(dyn std::error::Error + 'static)| PolicyError::Attach {
-        what: WHAT.to_owned(),
-        detail: chain(error),
-    };
-    let btf = Btf::from_sys_fs().map_err(|e| failed(&e))?;
-    let program = ebpf.program_mut(PROGRAM).ok_or_else(|| PolicyError::Attach {
-        what: WHAT.to_owned(),
-        detail: format!("no program {PROGRAM}"),
-    })?;
-    let program: &mut BtfTracePoint = program.try_into().map_err(|e: ProgramError| failed(&e))?;
-    program
-        .load(TRACEPOINT, &btf)
-        .map_err(|e| program_error(WHAT, e))?;
-    Ok(program)
+/// The classifier's program, which the verifier has accepted, and what it is to be attached to.
+pub(super) fn verified(loaded: &Loaded) -> Result<(OwnedFd, Hook<'static>), PolicyError> {
+    let hook = Hook::Tracepoint(KernelLayout::of_running_kernel()?.issue);
+    Ok((loaded.program(PROGRAM, hook)?, hook))
 }
 
 /// Writes each operation's number into its entry, so that a dump of the map is readable.
-fn name_operations(ebpf: &mut Ebpf) -> Result<(), PolicyError> {
+fn name_operations(loaded: &mut Loaded) -> Result<(), PolicyError> {
     let failed = |detail: String| PolicyError::Access {
         map: map::DECISIONS,
         detail,
     };
-    let map = ebpf
+    let map = loaded
         .map_mut(map::DECISIONS)
         .ok_or_else(|| failed("the object has none".to_owned()))?;
     let mut entries: PerCpuArray<_, [u64; Decisions::WORDS]> =
@@ -226,77 +207,19 @@ fn name_operations(ebpf: &mut Ebpf) -> Result<(), PolicyError> {
     Ok(())
 }
 
-fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir) -> Result<(), PolicyError> {
-    let pin = |path: &Path, error: &(dyn std::error::Error + 'static)| {
-        pin_error("pinning to", path.to_owned(), io::Error::other(chain(error)))
-    };
-    for (name, map) in ebpf.maps() {
-        let path = pins.map(match name {
+fn attach_and_pin(loaded: &Loaded, pins: &PinDir) -> Result<(), PolicyError> {
+    loaded.pin_maps(|name| {
+        pins.map(match name {
             RODATA => CONFIG_PIN,
             BSS => MEMORY_PIN,
             name => name,
-        });
-        map.pin(&path).map_err(|e| pin(&path, &e))?;
-    }
-    let program = verified(ebpf)?;
-    program
-        .pin(pins.classifier())
-        .map_err(|e| pin(&pins.classifier(), &e))?;
-    let link = program
-        .attach()
-        .and_then(|id| program.take_link(id))
-        .map_err(|e| PolicyError::Attach {
-            what: WHAT.to_owned(),
-            detail: chain(&e),
-        })?;
-    FdLink::from(link)
-        .pin(pins.link())
-        .map_err(|e| pin(&pins.link(), &e))?;
-    Ok(())
-}
-
-/// aya's error of loading an object.
-pub(super) fn ebpf_error(what: &str, error: EbpfError) -> PolicyError {
-    if is_permission(&error) {
-        return PolicyError::NoPermission;
-    }
-    match error {
-        EbpfError::ProgramError(error) => program_error(what, error),
-        error => PolicyError::Load {
-            what: what.to_owned(),
-            detail: chain(&error),
-        },
-    }
-}
-
-/// aya's error of loading a program.
-pub(super) fn program_error(what: &str, error: ProgramError) -> PolicyError {
-    if is_permission(&error) {
-        return PolicyError::NoPermission;
-    }
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => Refusal::from_log(what, &io_error, &verifier_log.to_string()).into(),
-        error => PolicyError::Load {
-            what: what.to_owned(),
-            detail: chain(&error),
-        },
-    }
-}
-
-/// The verifier refuses with EACCES, EINVAL and others; EPERM is about the caller.
-fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut error = Some(error);
-    while let Some(cause) = error {
-        let errno = cause
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::raw_os_error);
-        if errno == Some(libc::EPERM) {
-            return true;
-        }
-        error = cause.source();
-    }
-    false
+        })
+    })?;
+    let (program, hook) = verified(loaded)?;
+    pin_at(program.as_fd(), &pins.classifier())?;
+    let link = attach(program.as_fd(), hook).map_err(|error| PolicyError::Attach {
+        what: WHAT.to_owned(),
+        detail: error.to_string(),
+    })?;
+    pin_at(link.as_fd(), &pins.link())
 }

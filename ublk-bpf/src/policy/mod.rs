@@ -4,12 +4,16 @@
 //! threads. Other processes use the pins: [`swap()`] and [`reset`] replace the policy under load, [`crate::observe`]
 //! reads the counters.
 
+mod btf_format;
 mod builtin;
+mod bytes;
 mod causes;
 mod config;
 mod error;
 mod fault;
+mod kernel_types;
 mod load;
+mod loader;
 mod maps;
 mod object;
 mod offsets;

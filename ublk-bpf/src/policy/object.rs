@@ -5,7 +5,6 @@
 //! instructions ([`code`]), and then, parsed by the loader's own library, maps ([`maps`]).
 
 mod btf;
-mod bytes;
 mod code;
 mod elf;
 mod helpers;
@@ -28,12 +27,12 @@ use object::{Architecture, Endianness, Object, ObjectSection, ObjectSymbol, Symb
 use ublk_bpf_abi::POLICY_FUNCTION;
 
 use self::btf::Types;
-use self::bytes::u16_at;
 use self::code::Forbidden;
 use self::elf::Elf;
 pub use self::elf::POLICY_SECTION;
 use self::lines::Lines;
 pub(super) use self::maps::pin_name;
+use super::bytes::u16_at;
 use super::causes::chain;
 use crate::path_text::ShowPath as _;
 

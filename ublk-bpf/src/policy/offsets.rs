@@ -1,17 +1,59 @@
 //! Offsets of the members that the BPF programs read in the running kernel's structures, from the kernel's BTF.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use btf_rs::{Backend, Btf, BtfType, EnumMember, Struct, Type};
 use ublk_bpf_abi::{Member, req_op, request_flags};
 
+use super::btf_format::{KIND_ENUM, KIND_FUNC, KIND_STRUCT, KIND_TYPEDEF};
+use super::kernel_types::{Found, KernelTypes, Wanted};
 use super::patch::Offsets;
 
 /// The file of the running kernel's own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Anonymous members nest a few levels deep; a type description that nests deeper than this is broken.
-const MAX_NESTING: u32 = 16;
+/// The layout of the running kernel, once it was read.
+static RUNNING: Mutex<Option<KernelLayout>> = Mutex::new(None);
+
+const fn structure(name: &'static str) -> Wanted {
+    Wanted {
+        kind: KIND_STRUCT,
+        name,
+    }
+}
+
+/// The structures that the BPF programs read.
+const STRUCTURES: [Wanted; 9] = [
+    structure("request"),
+    structure("bio"),
+    structure("request_queue"),
+    structure("gendisk"),
+    structure("blk_mq_hw_ctx"),
+    structure("iattr"),
+    structure("dentry"),
+    structure("inode"),
+    structure("super_block"),
+];
+const OPERATIONS: Wanted = Wanted {
+    kind: KIND_ENUM,
+    name: "req_op",
+};
+const FLAG_BITS: Wanted = Wanted {
+    kind: KIND_ENUM,
+    name: "req_flag_bits",
+};
+/// The tracepoint `block_rq_issue`.
+const ISSUE: Wanted = Wanted {
+    kind: KIND_TYPEDEF,
+    name: "btf_trace_block_rq_issue",
+};
+/// The function that truncates a file.
+const NOTIFY_CHANGE: Wanted = Wanted {
+    kind: KIND_FUNC,
+    name: "notify_change",
+};
 
 /// The parts of a kernel's layout that the BPF programs depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +62,10 @@ pub struct KernelLayout {
     pub offsets: Offsets,
     /// Masks of `REQ_*` in the order of [`request_flags`]' first bits.
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
+    /// The number of the type of tracepoint `block_rq_issue`, by which a program is attached to it.
+    pub issue: u32,
+    /// The same of function `notify_change`, if this kernel has it.
+    pub notify_change: Option<u32>,
 }
 
 /// Why the layout cannot be read from a kernel's type information.
@@ -34,8 +80,11 @@ pub enum BtfError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: btf_rs::Error,
+        source: io::Error,
     },
+    /// The file is not type information.
+    #[error("the kernel's type information is damaged: ublk-bpf does not support its format")]
+    Damaged,
     /// A structure or enum is missing.
     #[error(
         "the kernel's type information has no `{0}`: ublk-bpf does not support this kernel's block layer"
@@ -62,93 +111,108 @@ pub enum BtfError {
 }
 
 impl KernelLayout {
-    /// The layout of the running kernel.
+    /// The layout of the running kernel. It is read once in a process.
+    ///
+    /// # Errors
+    /// If the kernel has no type information, or it lacks something that the programs depend on.
     pub fn of_running_kernel() -> Result<Self, BtfError> {
-        Self::from_file(Path::new(VMLINUX_BTF))
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layout) = *running {
+            return Ok(layout);
+        }
+        let layout = Self::from_file(Path::new(VMLINUX_BTF))?;
+        *running = Some(layout);
+        Ok(layout)
     }
 
     /// The layout that a file of BTF describes.
+    ///
+    /// # Errors
+    /// As [`KernelLayout::of_running_kernel`].
     pub fn from_file(path: &Path) -> Result<Self, BtfError> {
-        let read = |source| BtfError::Read {
+        let bytes = fs::read(path).map_err(|source| BtfError::Read {
             path: path.to_owned(),
             source,
-        };
-        let btf = Btf::from_file_with_backend(path, Backend::Mmap).map_err(read)?;
-        Self::from_btf(&btf)
+        })?;
+        Self::from_btf(&bytes)
     }
 
-    fn from_btf(btf: &Btf) -> Result<Self, BtfError> {
-        check_operations(btf)?;
+    fn from_btf(bytes: &[u8]) -> Result<Self, BtfError> {
+        let [
+            request,
+            bio,
+            queue,
+            disk,
+            hctx,
+            attributes,
+            dentry,
+            inode,
+            super_block,
+        ] = STRUCTURES;
+        let wanted = [
+            request,
+            bio,
+            queue,
+            disk,
+            hctx,
+            attributes,
+            dentry,
+            inode,
+            super_block,
+            OPERATIONS,
+            FLAG_BITS,
+            ISSUE,
+            NOTIFY_CHANGE,
+        ];
+        let (types, found) = KernelTypes::find(bytes, &wanted).ok_or(BtfError::Damaged)?;
+        let [structures @ .., operations, flag_bits, issue, notify_change] = found;
+        check_operations(&types, operations)?;
+        let issue = issue.ok_or_else(|| BtfError::NoType(ISSUE.name.to_owned()))?;
         Ok(Self {
-            offsets: offsets(btf)?,
-            flag_masks: flag_masks(btf)?,
+            offsets: offsets(&types, &structures)?,
+            flag_masks: flag_masks(&types, flag_bits)?,
+            issue: issue.id,
+            notify_change: notify_change.map(|found| found.id),
         })
     }
 }
 
-fn offsets(btf: &Btf) -> Result<Offsets, BtfError> {
+/// `found` are the [`STRUCTURES`].
+fn offsets(types: &KernelTypes<'_>, found: &[Option<Found>]) -> Result<Offsets, BtfError> {
     let mut offsets = [0; Member::COUNT];
     for (offset, member) in offsets.iter_mut().zip(Member::ALL) {
-        *offset = offset_of(btf, member)?;
+        *offset = offset_of(types, found, member)?;
     }
     Ok(offsets)
 }
 
 /// Byte offset of a member, which may be inside anonymous structures and unions.
-fn offset_of(btf: &Btf, member: Member) -> Result<u32, BtfError> {
+fn offset_of(types: &KernelTypes<'_>, found: &[Option<Found>], member: Member) -> Result<u32, BtfError> {
     let missing = || BtfError::NoMember(member);
     let (of, name) = member.name().split_once('.').ok_or_else(missing)?;
     let (name, beyond) = name.split_once('+').unwrap_or((name, "0"));
     let beyond: u32 = beyond.parse().map_err(|_| missing())?;
-    let definition = structure(btf, of)?;
-    let bits = bit_offset(btf, &definition, name, MAX_NESTING);
+    let structure = STRUCTURES.iter().zip(found).find(|(wanted, _)| wanted.name == of);
+    let structure = structure
+        .and_then(|(_, found)| *found)
+        .ok_or_else(|| BtfError::NoType(format!("struct {of}")))?;
+    let bits = types.bit_offset(structure, name);
     let bits = bits.filter(|bits| bits.is_multiple_of(8)).ok_or_else(missing)?;
     Ok(bits / 8 + beyond)
 }
 
-fn structure(btf: &Btf, name: &str) -> Result<Struct, BtfError> {
-    let types = btf.resolve_types_by_name(name).unwrap_or_default();
-    let found = types.into_iter().find_map(|found| match found {
-        Type::Struct(definition) => Some(definition),
-        _ => None,
-    });
-    found.ok_or_else(|| BtfError::NoType(format!("struct {name}")))
-}
-
-fn bit_offset(btf: &Btf, definition: &Struct, wanted: &str, nesting: u32) -> Option<u32> {
-    if nesting == 0 {
-        return None;
-    }
-    definition.members.iter().find_map(|member| {
-        let name = btf.resolve_name(member).unwrap_or_default();
-        if name == wanted {
-            let is_bitfield = member.bitfield_size().is_some_and(|bits| bits != 0);
-            return (!is_bitfield).then(|| member.bit_offset());
-        }
-        if !name.is_empty() {
-            return None;
-        }
-        match btf.resolve_type_by_id(member.get_type_id()?).ok()? {
-            Type::Struct(inner) | Type::Union(inner) => {
-                Some(member.bit_offset() + bit_offset(btf, &inner, wanted, nesting - 1)?)
-            }
-            _ => None,
-        }
-    })
-}
-
 /// Checks that the kernel numbers operations as the classifier does.
-fn check_operations(btf: &Btf) -> Result<(), BtfError> {
-    let operations = [
+fn check_operations(types: &KernelTypes<'_>, operations: Option<Found>) -> Result<(), BtfError> {
+    let known = [
         ("REQ_OP_READ", req_op::READ),
         ("REQ_OP_WRITE", req_op::WRITE),
         ("REQ_OP_FLUSH", req_op::FLUSH),
         ("REQ_OP_DISCARD", req_op::DISCARD),
         ("REQ_OP_WRITE_ZEROES", req_op::WRITE_ZEROES),
     ];
-    let values = enum_values(btf, "req_op")?;
-    for (name, wanted) in operations {
-        let found = value_of(&values, name);
+    let operations = operations.ok_or_else(|| no_enum(OPERATIONS))?;
+    for (name, wanted) in known {
+        let found = types.value(operations, name);
         if found != Some(wanted) {
             let found = found.map_or_else(|| "not".to_owned(), |number| number.to_string());
             return Err(BtfError::OtherNumber { name, found, wanted });
@@ -168,42 +232,30 @@ const FLAGS: [&str; request_flags::FROM_KERNEL] = [
 ];
 
 /// The bits of request flags, which differ between kernel versions.
-fn flag_masks(btf: &Btf) -> Result<[u32; request_flags::FROM_KERNEL], BtfError> {
-    let values = enum_values(btf, "req_flag_bits")?;
+fn flag_masks(
+    types: &KernelTypes<'_>,
+    bits: Option<Found>,
+) -> Result<[u32; request_flags::FROM_KERNEL], BtfError> {
+    let bits = bits.ok_or_else(|| no_enum(FLAG_BITS))?;
     let mut masks = [0; request_flags::FROM_KERNEL];
     for (mask, name) in masks.iter_mut().zip(FLAGS) {
-        *mask = value_of(&values, name)
+        *mask = types
+            .value(bits, name)
             .and_then(|bit| 1u32.checked_shl(bit))
             .ok_or_else(|| BtfError::NoType(name.to_owned()))?;
     }
     Ok(masks)
 }
 
-fn enum_values(btf: &Btf, name: &str) -> Result<Vec<(String, u32)>, BtfError> {
-    let types = btf.resolve_types_by_name(name).unwrap_or_default();
-    for found in types {
-        if let Type::Enum(found) = found {
-            let value = |member: &EnumMember| (btf.resolve_name(member).unwrap_or_default(), member.val());
-            return Ok(found.members.iter().map(value).collect());
-        }
-    }
-    Err(BtfError::NoType(format!("enum {name}")))
-}
-
-fn value_of(values: &[(String, u32)], name: &str) -> Option<u32> {
-    values
-        .iter()
-        .find(|(known, _)| known == name)
-        .map(|&(_, value)| value)
+fn no_enum(wanted: Wanted) -> BtfError {
+    BtfError::NoType(format!("enum {}", wanted.name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const STRUCT: u32 = 4;
-    const UNION: u32 = 5;
-    const ENUM: u32 = 6;
+    use super::super::btf_format::{KIND_TYPEDEF, KIND_UNION};
 
     /// Type information written by hand, in the format of `Documentation/bpf/btf.rst`.
     struct Handmade {
@@ -252,7 +304,7 @@ mod tests {
         fn enumeration(&mut self, name: &str, values: &[(&str, u32)]) {
             let name = self.string(name);
             let count: u32 = values.len().try_into().unwrap();
-            self.types.extend([name, ENUM << 24 | count, 4]);
+            self.types.extend([name, KIND_ENUM << 24 | count, 4]);
             for &(value, number) in values {
                 let value = self.string(value);
                 self.types.extend([value, number]);
@@ -260,7 +312,15 @@ mod tests {
             self.next_id += 1;
         }
 
-        fn parse(&self) -> Btf {
+        /// A type without members: a typedef or function.
+        fn plain(&mut self, kind: u32, name: &str) -> u32 {
+            let name = self.string(name);
+            self.types.extend([name, kind << 24, 1]);
+            self.next_id += 1;
+            self.next_id - 1
+        }
+
+        fn bytes(&self) -> Vec<u8> {
             let types: Vec<u8> = self.types.iter().flat_map(|word| word.to_le_bytes()).collect();
             let (types_len, strings_len) = (types.len() as u64, self.strings.len() as u64);
             let mut bytes = vec![0x9f, 0xeb, 1, 0];
@@ -269,14 +329,14 @@ mod tests {
             }
             bytes.extend(types);
             bytes.extend(&self.strings);
-            Btf::from_bytes(&bytes).unwrap()
+            bytes
         }
     }
 
     fn kernel(discard: u32, sector: &str) -> Handmade {
         let mut btf = Handmade::new();
-        let inner = btf.composite(STRUCT, "", &[("rq_flags", 1, 0), ("tag", 1, 32)]);
-        let either = btf.composite(UNION, "", &[("other", 1, 0), ("", inner, 64)]);
+        let inner = btf.composite(KIND_STRUCT, "", &[("rq_flags", 1, 0), ("tag", 1, 32)]);
+        let either = btf.composite(KIND_UNION, "", &[("other", 1, 0), ("", inner, 64)]);
         let members = [
             ("q", 1, 0),
             ("mq_hctx", 1, 64),
@@ -287,15 +347,15 @@ mod tests {
         ];
         let mut members = members.to_vec();
         members.push((sector, 1, 576));
-        btf.composite(STRUCT, "request", &members);
-        btf.composite(STRUCT, "bio", &[("bi_ioprio", 1, 160)]);
-        btf.composite(STRUCT, "request_queue", &[("disk", 1, 96)]);
-        btf.composite(STRUCT, "gendisk", &[("disk_name", 1, 160)]);
-        btf.composite(STRUCT, "blk_mq_hw_ctx", &[("queue_num", 1, 320)]);
-        btf.composite(STRUCT, "iattr", &[("ia_valid", 1, 0), ("ia_size", 1, 128)]);
-        btf.composite(STRUCT, "dentry", &[("d_inode", 1, 384)]);
-        btf.composite(STRUCT, "inode", &[("i_sb", 1, 320), ("i_ino", 1, 512)]);
-        btf.composite(STRUCT, "super_block", &[("s_dev", 1, 128)]);
+        btf.composite(KIND_STRUCT, "request", &members);
+        btf.composite(KIND_STRUCT, "bio", &[("bi_ioprio", 1, 160)]);
+        btf.composite(KIND_STRUCT, "request_queue", &[("disk", 1, 96)]);
+        btf.composite(KIND_STRUCT, "gendisk", &[("disk_name", 1, 160)]);
+        btf.composite(KIND_STRUCT, "blk_mq_hw_ctx", &[("queue_num", 1, 320)]);
+        btf.composite(KIND_STRUCT, "iattr", &[("ia_valid", 1, 0), ("ia_size", 1, 128)]);
+        btf.composite(KIND_STRUCT, "dentry", &[("d_inode", 1, 384)]);
+        btf.composite(KIND_STRUCT, "inode", &[("i_sb", 1, 320), ("i_ino", 1, 512)]);
+        btf.composite(KIND_STRUCT, "super_block", &[("s_dev", 1, 128)]);
         let operations = [
             ("REQ_OP_READ", 0),
             ("REQ_OP_WRITE", 1),
@@ -307,12 +367,15 @@ mod tests {
         btf.enumeration("req_op", &operations);
         let flags: Vec<(&str, u32)> = FLAGS.into_iter().zip(8..).collect();
         btf.enumeration("req_flag_bits", &flags);
+        btf.plain(KIND_FUNC, "btf_trace_block_rq_issue");
+        btf.plain(KIND_TYPEDEF, "btf_trace_block_rq_issue");
+        btf.plain(KIND_FUNC, "notify_change");
         btf
     }
 
     #[test]
     fn members_are_found_inside_anonymous_ones() {
-        let layout = KernelLayout::from_btf(&kernel(3, "__sector").parse()).unwrap();
+        let layout = KernelLayout::from_btf(&kernel(3, "__sector").bytes()).unwrap();
         let at = |member: Member| layout.offsets[member as usize];
         assert_eq!(at(Member::RequestTag), (256 + 64 + 32) / 8);
         assert_eq!(at(Member::RequestSector), 72);
@@ -330,22 +393,36 @@ mod tests {
             layout.flag_masks,
             [1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13]
         );
+        // The last two types: an earlier one has the tracepoint's name and is of another kind.
+        assert_eq!(layout.notify_change, Some(layout.issue + 1));
+    }
+
+    #[test]
+    fn damage_is_not_read() {
+        let whole = kernel(3, "__sector").bytes();
+        for len in 0..whole.len() {
+            let cut = KernelLayout::from_btf(&whole[..len]);
+            assert!(matches!(cut, Err(BtfError::Damaged)), "{len} of {}", whole.len());
+        }
+        let mut unknown = whole;
+        unknown[24 + 7] = 31;
+        assert!(matches!(KernelLayout::from_btf(&unknown), Err(BtfError::Damaged)));
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let error = KernelLayout::from_btf(&kernel(3, "sector").parse())
+        let error = KernelLayout::from_btf(&kernel(3, "sector").bytes())
             .unwrap_err()
             .to_string();
         assert!(error.contains("no `request.__sector`"), "{error}");
-        let error = KernelLayout::from_btf(&kernel(4, "__sector").parse())
+        let error = KernelLayout::from_btf(&kernel(4, "__sector").bytes())
             .unwrap_err()
             .to_string();
         assert!(
             error.contains("`REQ_OP_DISCARD` 4, the classifier was built with 3"),
             "{error}"
         );
-        let error = KernelLayout::from_btf(&Handmade::new().parse())
+        let error = KernelLayout::from_btf(&Handmade::new().bytes())
             .unwrap_err()
             .to_string();
         assert!(error.contains("no `enum req_op`"), "{error}");

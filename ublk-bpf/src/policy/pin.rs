@@ -17,6 +17,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,7 @@ use rustix::mount::MountFlags;
 
 use super::causes::chain;
 use super::error::PolicyError;
+use crate::sys::bpf::load::pin;
 use crate::sys::trust::{self, OpenError};
 
 /// The conventional mount point of bpffs.
@@ -276,6 +278,11 @@ fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 pub(crate) fn pin_error(action: &'static str, path: PathBuf, source: io::Error) -> PolicyError {
     PolicyError::Pin { action, path, source }
+}
+
+/// Pins a program or link.
+pub(super) fn pin_at(object: BorrowedFd<'_>, path: &Path) -> Result<(), PolicyError> {
+    pin(object, path).map_err(|e| pin_error("pinning to", path.to_owned(), e))
 }
 
 /// Opens a pinned map and checks its shape.

@@ -1,20 +1,19 @@
 //! Passes the requests of a live device to this process.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
-use aya::{Btf, Ebpf, EbpfLoader};
 use ublk_bpf_abi::{CONFIG_GLOBAL, Member, TraceRecord, VerdictSlot, map};
 
 use super::builtin::RECORDER;
 use super::causes::chain;
 use super::config::config_of_device;
 use super::error::PolicyError;
-use super::load::{TRACEPOINT, ebpf_error, program_error};
+use super::loader::{Loaded, Loader};
 use super::offsets::KernelLayout;
 use super::patch::patch;
 use super::pin::{Disk, PinDir, open_map};
+use crate::sys::bpf::load::{self, Hook};
 use crate::sys::bpf::program_facts;
 
 /// The program in the object.
@@ -26,7 +25,9 @@ const RECORD_BYTES: usize = size_of::<TraceRecord>();
 
 /// The recorder of one device, attached until this is dropped. Nothing of it is pinned, so it ends with its process.
 pub struct Recorder {
-    program: Ebpf,
+    program: OwnedFd,
+    /// Attached while there is one.
+    link: Option<OwnedFd>,
     records: RingBuf<MapData>,
     dropped: PerCpuArray<MapData, u64>,
 }
@@ -45,37 +46,27 @@ impl Recorder {
         open_map(&verdicts, size_of::<VerdictSlot>(), slots)?;
         let layout = KernelLayout::of_running_kernel()?;
         let object = patch(RECORDER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
-        let mut program = EbpfLoader::new()
-            .override_global(CONFIG_GLOBAL, &config, true)
-            .map_pin_path(map::VERDICTS, verdicts)
-            .map_max_entries(map::RECORDS, ring_bytes)
-            .load(&object)
-            .map_err(|error| ebpf_error(WHAT, error))?;
-        let mut recorder = Self {
-            records: taken(&mut program, map::RECORDS)?,
-            dropped: taken(&mut program, map::DROPPED)?,
+        let mut loaded = Loader::default()
+            .global(CONFIG_GLOBAL, &config)
+            .pinned(map::VERDICTS, &verdicts)
+            .entries(map::RECORDS, ring_bytes)
+            .load(&object, WHAT)?;
+        let records = taken(&mut loaded, map::RECORDS)?;
+        let dropped = taken(&mut loaded, map::DROPPED)?;
+        let hook = Hook::Tracepoint(layout.issue);
+        let program = loaded.program(PROGRAM, hook)?;
+        let link = load::attach(program.as_fd(), hook).map_err(|e| failed(e.to_string()))?;
+        Ok(Self {
             program,
-        };
-        recorder.start()?;
-        Ok(recorder)
-    }
-
-    fn start(&mut self) -> Result<(), PolicyError> {
-        let btf = Btf::from_sys_fs().map_err(|e| failed(chain(&e)))?;
-        let program = self.program()?;
-        program
-            .load(TRACEPOINT, &btf)
-            .map_err(|e| program_error(WHAT, e))?;
-        program.attach().map_err(|e| failed(chain(&e)))?;
-        Ok(())
+            link: Some(link),
+            records,
+            dropped,
+        })
     }
 
     /// Detaches the program: from now on, no request is added.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn detach(&mut self) -> Result<(), PolicyError> {
-        self.program()?.unload().map_err(|e| failed(chain(&e)))
+    pub fn detach(&mut self) {
+        self.link = None;
     }
 
     /// The next request in the order of issue: the bytes of a [`TraceRecord`].
@@ -100,16 +91,9 @@ impl Recorder {
     ///
     /// # Errors
     /// If the kernel refuses to describe the program.
-    pub fn skipped(&mut self) -> Result<u64, PolicyError> {
-        let fd = self.program()?.fd().map_err(|e| failed(chain(&e)))?;
-        let facts = program_facts(fd.as_fd()).map_err(|e| failed(e.to_string()))?;
+    pub fn skipped(&self) -> Result<u64, PolicyError> {
+        let facts = program_facts(self.program.as_fd()).map_err(|e| failed(e.to_string()))?;
         Ok(facts.recursion_misses)
-    }
-
-    fn program(&mut self) -> Result<&mut BtfTracePoint, PolicyError> {
-        let program = self.program.program_mut(PROGRAM);
-        let program = program.ok_or_else(|| failed(format!("no program {PROGRAM}")))?;
-        program.try_into().map_err(|e| failed(chain(&e)))
     }
 }
 
@@ -121,11 +105,11 @@ fn failed(detail: String) -> PolicyError {
 }
 
 /// A map of the object.
-fn taken<M>(program: &mut Ebpf, name: &'static str) -> Result<M, PolicyError>
+fn taken<M>(loaded: &mut Loaded, name: &'static str) -> Result<M, PolicyError>
 where
     M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {
-    let map = program
+    let map = loaded
         .take_map(name)
         .ok_or_else(|| failed(format!("no map {name}")))?;
     M::try_from(map).map_err(|e| PolicyError::Access {

@@ -4,25 +4,24 @@
 //! calls for each device.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::panic::catch_unwind;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use aya::programs::extension::ExtensionLink;
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{Extension, ProgramError, ProgramFd, ProgramInfo};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::links::PinnedLink;
+use aya_obj::btf::{Btf, BtfKind};
+use object::Endianness;
 use ublk_bpf_abi::POLICY_FUNCTION;
 
 use super::builtin::{Builtin, builtin};
 use super::causes::chain;
 use super::error::PolicyError;
-use super::load::{ebpf_error, program_error};
+use super::loader::{Loaded, Loader};
 use super::object::{PolicyObject, pin_name};
-use super::pin::{Disk, PinDir, pin_error, unlink};
+use super::pin::{Disk, PinDir, pin_at, pin_error, unlink};
 use crate::path_text::{self, ShowPath as _};
-use crate::sys::bpf::program_facts;
+use crate::sys::bpf::load::{self, Hook};
+use crate::sys::bpf::{open_pinned, program_facts};
 
 /// The kernel frees a link some time after its last reference is dropped. Until then it refuses another attachment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
@@ -117,26 +116,30 @@ pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
     let pins = PinDir::open(disk)?;
     let classifier = open_classifier(&pins)?;
     let what = format!("policy {}", policy.name());
-    let mut ebpf = load(policy, &what)?;
-    let verified = load_entry(&mut ebpf, classifier, &what)?;
+    let loaded = load_object(policy, &what)?;
+    let (program, hook) = verified(&loaded, classifier.as_fd(), &what)?;
+    let facts = program_facts(program.as_fd()).map_err(|e| failed(&what, &e))?;
     detach(&pins)?;
-    let placed = attach_and_pin(&mut ebpf, &pins, &what);
+    let placed = attach_and_pin(&loaded, (program.as_fd(), hook), &pins, &what);
     if placed.is_err() {
         // Remove what was attached and pinned. The first error is the one to report.
         let _ = detach(&pins);
     }
-    placed.map(|()| verified)
+    placed.map(|()| Verified {
+        instructions: facts.verified_instructions,
+    })
 }
 
-/// Creates a policy's maps and its program, which is not verified yet.
-pub(super) fn load(policy: &Policy, what: &str) -> Result<Ebpf, PolicyError> {
+/// Creates a policy's maps; its program is not verified yet.
+pub(super) fn load_object(policy: &Policy, what: &str) -> Result<Loaded, PolicyError> {
     // Objects that are known to break the loader were refused before. Any other panic fails this policy only.
-    let loaded = catch_unwind(|| EbpfLoader::new().load(policy.bytes()));
-    let loaded = loaded.map_err(|_| PolicyError::Load {
-        what: what.to_owned(),
-        detail: "it breaks the loader: build it again".to_owned(),
-    })?;
-    loaded.map_err(|error| ebpf_error(what, error))
+    let loaded = catch_unwind(|| Loader::default().load(policy.bytes(), what));
+    loaded.unwrap_or_else(|_| {
+        Err(PolicyError::Load {
+            what: what.to_owned(),
+            detail: "it breaks the loader: build it again".to_owned(),
+        })
+    })
 }
 
 /// Detaches the policy of a disk; requests get the default one, passthrough. Returns whether there was one.
@@ -146,48 +149,39 @@ pub fn reset(disk: &Disk) -> Result<bool, PolicyError> {
     detach(&pins)
 }
 
-fn open_classifier(pins: &PinDir) -> Result<ProgramFd, PolicyError> {
+fn open_classifier(pins: &PinDir) -> Result<OwnedFd, PolicyError> {
     let path = pins.classifier();
     if matches!(path.try_exists(), Ok(false)) {
         return Err(PolicyError::NotClassified {
             path: pins.path().to_owned(),
         });
     }
-    ProgramInfo::from_pin(&path)
-        .and_then(|info| info.fd())
-        .map_err(|e| pin_error("opening", path, io::Error::other(chain(&e))))
+    open_pinned(&path).map_err(|e| pin_error("opening", path, e))
 }
 
-/// Loads the policy's program: the verifier checks it against the function that it replaces.
-pub(super) fn load_entry(
-    ebpf: &mut Ebpf,
-    classifier: ProgramFd,
+/// The policy's program, which the verifier has checked against the function that it replaces.
+pub(super) fn verified<'a>(
+    loaded: &Loaded,
+    classifier: BorrowedFd<'a>,
     what: &str,
-) -> Result<Verified, PolicyError> {
-    let program = entry(ebpf, what)?;
-    program
-        .load(classifier, POLICY_FUNCTION)
-        .map_err(|error| program_error(what, error))?;
-    let failed = |error: &(dyn std::error::Error + 'static)| PolicyError::Load {
+) -> Result<(OwnedFd, Hook<'a>), PolicyError> {
+    let hook = Hook::Replace(classifier, policy_function(classifier, what)?);
+    Ok((loaded.program(POLICY_FUNCTION, hook)?, hook))
+}
+
+/// The number of the function that a policy replaces, in the classifier's type information.
+fn policy_function(classifier: BorrowedFd<'_>, what: &str) -> Result<u32, PolicyError> {
+    let types = load::types_of(classifier).map_err(|e| failed(what, &e))?;
+    let types = Btf::parse(&types, Endianness::Little).map_err(|e| failed(what, &e))?;
+    let function = types.id_by_type_name_kind(POLICY_FUNCTION, BtfKind::Func);
+    function.map_err(|e| failed(what, &e))
+}
+
+fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> PolicyError {
+    PolicyError::Load {
         what: what.to_owned(),
         detail: chain(error),
-    };
-    let fd = program.fd().map_err(|e| failed(&e))?;
-    let facts = program_facts(fd.as_fd()).map_err(|e| failed(&e))?;
-    Ok(Verified {
-        instructions: facts.verified_instructions,
-    })
-}
-
-pub(super) fn entry<'a>(ebpf: &'a mut Ebpf, what: &str) -> Result<&'a mut Extension, PolicyError> {
-    let failed = |detail: String| PolicyError::Load {
-        what: what.to_owned(),
-        detail,
-    };
-    let program = ebpf
-        .program_mut(POLICY_FUNCTION)
-        .ok_or_else(|| failed(format!("no program `{POLICY_FUNCTION}` in it")))?;
-    program.try_into().map_err(|e: ProgramError| failed(chain(&e)))
+    }
 }
 
 /// Detaches the policy, if there is one, and removes its pins.
@@ -217,50 +211,38 @@ fn detach(pins: &PinDir) -> Result<bool, PolicyError> {
     Ok(attached)
 }
 
-fn attach_and_pin(ebpf: &mut Ebpf, pins: &PinDir, what: &str) -> Result<(), PolicyError> {
-    let pin = |path: &Path, error: &(dyn std::error::Error + 'static)| {
-        pin_error("pinning to", path.to_owned(), io::Error::other(chain(error)))
-    };
-    for (name, map) in ebpf.maps() {
-        let path = pins.policy_maps().join(pin_name(name));
-        map.pin(&path).map_err(|e| pin(&path, &e))?;
-    }
-    let program = entry(ebpf, what)?;
-    program.pin(pins.policy()).map_err(|e| pin(&pins.policy(), &e))?;
-    let link = attach(program, what)?;
-    FdLink::from(link)
-        .pin(pins.policy_link())
-        .map_err(|e| pin(&pins.policy_link(), &e))?;
-    Ok(())
+fn attach_and_pin(
+    loaded: &Loaded,
+    (program, hook): (BorrowedFd<'_>, Hook<'_>),
+    pins: &PinDir,
+    what: &str,
+) -> Result<(), PolicyError> {
+    loaded.pin_maps(|name| pins.policy_maps().join(pin_name(name)))?;
+    pin_at(program, &pins.policy())?;
+    let link = attach(program, hook, what)?;
+    pin_at(link.as_fd(), &pins.policy_link())
 }
 
 /// Attaches as soon as the kernel has freed the link of the previous policy.
-pub(super) fn attach(program: &mut Extension, what: &str) -> Result<ExtensionLink, PolicyError> {
+pub(super) fn attach(program: BorrowedFd<'_>, hook: Hook<'_>, what: &str) -> Result<OwnedFd, PolicyError> {
     let give_up = Instant::now() + DETACH_PATIENCE;
     loop {
-        match program.attach().and_then(|id| program.take_link(id)) {
+        let error = match load::attach(program, hook) {
             Ok(link) => return Ok(link),
-            Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(DETACH_POLL),
-            Err(error) if is_busy(&error) => {
-                let detail = "another policy stays attached to the classifier".to_owned();
-                return Err(PolicyError::Attach {
-                    what: what.to_owned(),
-                    detail,
-                });
-            }
-            Err(error) => {
-                return Err(PolicyError::Attach {
-                    what: what.to_owned(),
-                    detail: chain(&error),
-                });
-            }
+            Err(error) => error,
+        };
+        let is_busy = error.raw_os_error() == Some(libc::EBUSY);
+        if is_busy && Instant::now() < give_up {
+            std::thread::sleep(DETACH_POLL);
+            continue;
         }
+        let detail = match is_busy {
+            true => "another policy stays attached to the classifier".to_owned(),
+            false => error.to_string(),
+        };
+        return Err(PolicyError::Attach {
+            what: what.to_owned(),
+            detail,
+        });
     }
-}
-
-fn is_busy(error: &ProgramError) -> bool {
-    let ProgramError::SyscallError(error) = error else {
-        return false;
-    };
-    error.io_error.raw_os_error() == Some(libc::EBUSY)
 }

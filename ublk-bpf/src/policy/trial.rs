@@ -1,13 +1,13 @@
 //! Loads the programs of a device without a device, to see what this kernel takes. Nothing is pinned, the classifier is
 //! not attached, and all of it is gone when the call returns.
 
-use super::causes::chain;
+use std::os::fd::AsFd as _;
+
 use super::error::PolicyError;
-use super::load::{load_object, verified};
 use super::pin::Disk;
 use super::spec::ClassifierSpec;
-use super::swap::{DEFAULT_POLICY, Policy, attach, entry, load, load_entry};
-use super::watch;
+use super::swap::{DEFAULT_POLICY, Policy};
+use super::{load, swap, watch};
 
 /// A name that the kernel gives no disk.
 const NO_DISK: &str = "ublk-bpf-check";
@@ -25,21 +25,13 @@ pub fn try_classifier() -> Result<Result<(), PolicyError>, PolicyError> {
         written: None,
         cache: None,
     };
-    let mut ebpf = load_object(&spec)?;
-    let program = verified(&mut ebpf)?;
-    let classifier = program
-        .fd()
-        .and_then(|fd| Ok(fd.try_clone()?))
-        .map_err(|e| PolicyError::Load {
-            what: "the classifier".to_owned(),
-            detail: chain(&e),
-        })?;
+    let (classifier, _) = load::verified(&load::load_object(&spec)?)?;
     let what = format!("policy {DEFAULT_POLICY}");
     let policy = Policy::parse(DEFAULT_POLICY, 0)?;
     let replace = || {
-        let mut ebpf = load(&policy, &what)?;
-        load_entry(&mut ebpf, classifier, &what)?;
-        attach(entry(&mut ebpf, &what)?, &what).map(drop)
+        let loaded = swap::load_object(&policy, &what)?;
+        let (program, hook) = swap::verified(&loaded, classifier.as_fd(), &what)?;
+        swap::attach(program.as_fd(), hook, &what).map(drop)
     };
     Ok(replace())
 }

@@ -1,27 +1,25 @@
 //! Watches whether another process truncates the files of a device while the device is in use.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::Map;
-use aya::programs::FExit;
-use aya::{Btf, Ebpf, EbpfLoader};
 use ublk_bpf_abi::{Member, WATCH_GLOBAL, WatchedFile, WatchedFiles};
 
 use super::builtin::WATCH;
-use super::causes::chain;
 use super::error::PolicyError;
-use super::load::{ebpf_error, program_error};
+use super::loader::Loader;
 use super::offsets::KernelLayout;
 use super::patch::patch;
 use crate::queue::Ends;
 use crate::sys::bpf::MapWords;
+use crate::sys::bpf::load::{self, Hook};
 
-/// The program in the object, the kernel function that it is attached to, and its map.
+/// The object, for messages, its program, and its map.
+const WHAT: &str = "the watch over files";
 const PROGRAM: &str = "watch";
-const FUNCTION: &str = "notify_change";
 const ENDS: &str = "ends";
 
 /// The end of a file that was never truncated.
@@ -31,8 +29,8 @@ const UNTOUCHED: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct Watch {
     ends: FileEnds,
-    /// Attached until it is dropped.
-    _program: Option<Ebpf>,
+    /// The program is attached until this is dropped.
+    _link: Option<OwnedFd>,
 }
 
 /// The memory that holds the ends.
@@ -51,7 +49,7 @@ impl Watch {
     pub fn over(files: [Option<&File>; 2]) -> Self {
         let own = || Self {
             ends: FileEnds::Own([UNTOUCHED, UNTOUCHED].map(AtomicU64::new)),
-            _program: None,
+            _link: None,
         };
         if files.iter().all(Option::is_none) {
             return own();
@@ -97,16 +95,17 @@ static NEVER: [AtomicU64; 2] = [AtomicU64::new(UNTOUCHED), AtomicU64::new(UNTOUC
 pub(super) fn attach(files: [Option<&File>; 2]) -> Result<Watch, PolicyError> {
     let layout = KernelLayout::of_running_kernel()?;
     let object = patch(WATCH, &Member::ALL[Member::CLASSIFIED..], &layout.offsets)?;
-    let what = || "the watch over files".to_owned();
     let watched = WatchedBytes(WatchedFiles(
         files.map(|file| file.map_or_else(WatchedFile::default, of_file)),
     ));
-    let mut ebpf = EbpfLoader::new()
-        .override_global(WATCH_GLOBAL, &watched, true)
-        .load(&object)
-        .map_err(|error| ebpf_error("the watch over files", error))?;
-    let failed = |detail| PolicyError::Attach { what: what(), detail };
-    let map = match ebpf.map(ENDS) {
+    let mut loaded = Loader::default()
+        .global(WATCH_GLOBAL, &watched)
+        .load(&object, WHAT)?;
+    let failed = |detail| PolicyError::Attach {
+        what: WHAT.to_owned(),
+        detail,
+    };
+    let map = match loaded.map_mut(ENDS) {
         Some(Map::Array(map)) => MapWords::map(map.fd().as_fd(), files.len()),
         _ => return Err(failed(format!("no map {ENDS}"))),
     };
@@ -114,18 +113,14 @@ pub(super) fn attach(files: [Option<&File>; 2]) -> Result<Watch, PolicyError> {
     for word in map.as_slice() {
         word.store(UNTOUCHED, Ordering::Relaxed);
     }
-    let btf = Btf::from_sys_fs().map_err(|e| failed(chain(&e)))?;
-    let program = ebpf
-        .program_mut(PROGRAM)
-        .ok_or_else(|| failed(format!("no program {PROGRAM}")))?;
-    let program: &mut FExit = program.try_into().map_err(|e| failed(chain(&e)))?;
-    program
-        .load(FUNCTION, &btf)
-        .map_err(|e| program_error("the watch over files", e))?;
-    program.attach().map_err(|e| failed(chain(&e)))?;
+    let function = layout.notify_change;
+    let function = function.ok_or_else(|| failed("this kernel has no function notify_change".to_owned()))?;
+    let hook = Hook::End(function);
+    let program = loaded.program(PROGRAM, hook)?;
+    let link = load::attach(program.as_fd(), hook).map_err(|e| failed(e.to_string()))?;
     Ok(Watch {
         ends: FileEnds::Map(map),
-        _program: Some(ebpf),
+        _link: Some(link),
     })
 }
 
@@ -142,7 +137,7 @@ fn of_file(file: &File) -> WatchedFile {
     }
 }
 
-/// [`WatchedFiles`] as the bytes that aya puts in the object's global.
+/// [`WatchedFiles`] as plain bytes.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct WatchedBytes(WatchedFiles);

@@ -1,4 +1,6 @@
-//! bpf(2) where aya has no call for it: statistics of programs, and maps as memory.
+//! bpf(2) where aya has no call for it, or none that is cheap enough.
+
+pub mod load;
 
 use std::ffi::CString;
 use std::io;
@@ -36,6 +38,17 @@ const PROG_INFO_LEN: u32 = size_of::<bpf_prog_info>() as u32;
 
 /// Reads the kernel's information about a program (`BPF_OBJ_GET_INFO_BY_FD`).
 pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
+    let info = program_info(program)?;
+    Ok(ProgramFacts {
+        id: info.id,
+        recursion_misses: info.recursion_misses,
+        runs: info.run_cnt,
+        run_time_ns: info.run_time_ns,
+        verified_instructions: info.verified_insns,
+    })
+}
+
+fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: `bpf_prog_info` is plain integers, for which zero is a value. Zero lengths and addresses in it
     // ask for none of the variable parts.
     let mut info = unsafe { std::mem::zeroed::<bpf_prog_info>() };
@@ -46,13 +59,7 @@ pub fn program_facts(program: BorrowedFd<'_>) -> io::Result<ProgramFacts> {
     attr.info.info = (&raw mut info).expose_provenance() as u64;
     // SAFETY: `info` lives past the call and has `info_len` bytes, the most that the kernel writes.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(ProgramFacts {
-        id: info.id,
-        recursion_misses: info.recursion_misses,
-        runs: info.run_cnt,
-        run_time_ns: info.run_time_ns,
-        verified_instructions: info.verified_insns,
-    })
+    Ok(info)
 }
 
 /// Makes the kernel count runs and run time of all programs while the returned descriptor is open. This costs two clock

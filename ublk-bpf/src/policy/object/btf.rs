@@ -3,31 +3,15 @@
 //! `aya-obj` does not check offsets and enumerators. So this checks that every offset is inside the section, that every
 //! type exists, and that every enumerator is valid by the kernel's `Documentation/bpf/btf.rst`.
 
-use super::bytes::{part, u16_at, u32_at};
+use crate::policy::btf_format::{
+    Header, KIND_ARRAY, KIND_DATASEC, KIND_DECL_TAG, KIND_ENUM, KIND_ENUM64, KIND_FLOAT, KIND_FUNC,
+    KIND_FUNC_PROTO, KIND_FWD, KIND_INT, KIND_PTR, KIND_RESTRICT, KIND_STRUCT, KIND_TYPE_TAG, KIND_UNION,
+    KIND_VAR, count_of, kind_of,
+};
+use crate::policy::bytes::u32_at;
 
-const MAGIC: u16 = 0xeb9f;
-const VERSION: u8 = 1;
-const HEADER_LEN: u32 = 24;
 /// Far above legitimate sizes: the policies of this repository have 3 KiB.
 const MAX_BYTES: usize = 4 << 20;
-
-// `BTF_KIND_*` of `include/uapi/linux/btf.h`.
-const KIND_INT: u32 = 1;
-const KIND_PTR: u32 = 2;
-const KIND_ARRAY: u32 = 3;
-const KIND_STRUCT: u32 = 4;
-const KIND_UNION: u32 = 5;
-const KIND_ENUM: u32 = 6;
-const KIND_FWD: u32 = 7;
-const KIND_RESTRICT: u32 = 11;
-const KIND_FUNC: u32 = 12;
-const KIND_FUNC_PROTO: u32 = 13;
-const KIND_VAR: u32 = 14;
-const KIND_DATASEC: u32 = 15;
-const KIND_FLOAT: u32 = 16;
-const KIND_DECL_TAG: u32 = 17;
-const KIND_TYPE_TAG: u32 = 18;
-const KIND_ENUM64: u32 = 19;
 
 /// `BTF_FUNC_STATIC` and `BTF_FUNC_GLOBAL`.
 const LINKAGE_STATIC: u32 = 0;
@@ -138,29 +122,6 @@ impl<'a> Types<'a> {
     }
 }
 
-/// The parts of the section with types and with strings.
-struct Header<'a> {
-    types: std::ops::Range<usize>,
-    strings: &'a [u8],
-}
-
-impl<'a> Header<'a> {
-    /// `struct btf_header`.
-    fn parse(section: &'a [u8]) -> Option<Self> {
-        let header_len = u32_at(section, 4)?;
-        let is_known =
-            u16_at(section, 0)? == MAGIC && section.get(2) == Some(&VERSION) && header_len >= HEADER_LEN;
-        let [types_at, types_len, strings_at, strings_len] =
-            [8, 12, 16, 20].map(|at| u32_at(section, at).map(u64::from));
-        let types_at = u64::from(header_len) + types_at?;
-        part(section, types_at, types_len?)?;
-        let strings = part(section, u64::from(header_len) + strings_at?, strings_len?)?;
-        let start = usize::try_from(types_at).ok()?;
-        let types = start..start + usize::try_from(types_len?).ok()?;
-        is_known.then_some(Self { types, strings })
-    }
-}
-
 /// An iteration over the types.
 struct TypeWalk<'a> {
     section: &'a [u8],
@@ -177,7 +138,7 @@ impl TypeWalk<'_> {
         let info_at = self.at + 4;
         let [name, info, size_or_type] = [self.word()?, self.word()?, self.word()?];
         self.names(name);
-        let (kind, count) = (info >> 24 & 0x1f, info & 0xffff);
+        let (kind, count) = (kind_of(info), count_of(info));
         let mut function = None;
         match kind {
             KIND_INT => drop(self.word()?),
@@ -261,6 +222,7 @@ impl TypeWalk<'_> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::policy::btf_format::{HEADER_LEN, VERSION};
 
     /// A section of these words and strings.
     pub(crate) fn section(types: &[u32], strings: &[u8]) -> Vec<u8> {

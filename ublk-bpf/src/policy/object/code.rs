@@ -6,9 +6,9 @@
 //! run for years. This refuses the first two, and `object.rs` makes global functions static, so that the limit holds for
 //! all of a policy's instructions together.
 
-use super::bytes::u32_at;
 use super::elf::{Code, LinkTarget, Relocation};
 use super::helpers;
+use crate::policy::bytes::u32_at;
 
 /// `R_BPF_64_64`: a map's, global's or function's address in a load of 16 bytes.
 const RELOCATE_LOAD: u32 = 1;

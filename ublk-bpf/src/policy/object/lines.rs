@@ -1,7 +1,7 @@
 //! The functions and source lines of an object's instructions (`.BTF.ext`), checked before a library reads it.
 
 use super::btf::Types;
-use super::bytes::{part, u16_at, u32_at};
+use crate::policy::bytes::{part, u16_at, u32_at};
 use crate::policy::verifier::Source;
 
 const MAGIC: u16 = 0xeb9f;
