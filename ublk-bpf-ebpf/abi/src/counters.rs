@@ -77,6 +77,15 @@ macro_rules! counters {
                 [$(self.$name,)+]
             }
 
+            /// The values where they are, in the order of [`Self::FIELDS`].
+            #[must_use]
+            #[inline]
+            pub const fn words(&self) -> &[u64; Self::FIELDS.len()] {
+                const { assert!(size_of::<Self>() == size_of::<[u64; Self::FIELDS.len()]>()) };
+                // SAFETY: the struct is `repr(C)` and consists of so many `u64`, one for each field.
+                unsafe { &*(&raw const *self).cast() }
+            }
+
             /// The counters with these values, in the order of [`Self::FIELDS`].
             #[must_use]
             pub const fn from_values(values: [u64; Self::FIELDS.len()]) -> Self {

@@ -132,9 +132,7 @@ impl QueueCounters {
     /// Publishes the counts in the map.
     #[inline]
     pub fn publish(&self, counters: &ServerCounters) {
-        for (word, value) in self.words().iter().zip(counters.values()) {
-            word.store(value, Ordering::Relaxed);
-        }
+        self.words.store(self.first, counters.words());
     }
 
     /// The published counts: those of the previous server, for a server that recovers the device.

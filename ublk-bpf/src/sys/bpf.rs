@@ -144,4 +144,21 @@ impl MapWords {
         // `AtomicU64`, and all writers use aligned words.
         unsafe { std::slice::from_raw_parts(start.as_ptr(), self.words) }
     }
+
+    /// Stores values from word `first` on, in one copy: that takes half the instructions of as many atomic stores.
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit.
+    #[inline]
+    pub fn store(&self, first: usize, values: &[u64]) {
+        let words = &self.as_slice()[first..first + values.len()];
+        // SAFETY: both have as many words and are apart: one is in the mapping. `AtomicU64` may be written through a shared
+        // reference. In this process only the caller's thread accesses these words at this time; other processes read
+        // them by bpf(2), where the kernel copies them.
+        unsafe {
+            let words = words.as_ptr().cast_mut().cast::<u64>();
+            words.copy_from_nonoverlapping(values.as_ptr(), values.len());
+        }
+    }
 }
