@@ -300,7 +300,7 @@ fn fault_fails_requests_in_its_range() {
 fn invalid_decisions_become_slow_and_are_counted() {
     let fixture = Fixture::new(5, None);
     let classifier = fixture.load();
-    let answers = [0, 5, 1 | 7 << 8, 1 | 8 << 8, 3 | 32 << 16, 1 | 1 << 24, u32::MAX];
+    let answers = [0, 5, 1 | 7 << 8, 1 | 8 << 8, 3 | 128 << 16, 1 | 1 << 24, u32::MAX];
     for answer in answers {
         let mut code = ANSWER;
         code[4..].copy_from_slice(&answer.to_le_bytes());
