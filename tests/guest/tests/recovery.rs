@@ -63,7 +63,7 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         run("kill", &["-STOP", &device.server()]);
         let in_hand = read_at(&device, MIB);
         sleep(ON_ITS_WAY);
-        assert!(!in_hand.is_finished(), "{mode}: nobody serves it");
+        assert!(!in_hand.is_finished(), "{mode}: no server has it");
         device.kill_server("waiting");
         let new = read_at(&device, 4 * MIB);
         sleep(ON_ITS_WAY);

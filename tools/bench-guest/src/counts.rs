@@ -1,4 +1,4 @@
-//! What every cache counts, whoever made it.
+//! What every cache counts.
 
 use std::path::Path;
 

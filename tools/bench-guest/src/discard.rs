@@ -1,4 +1,4 @@
-//! Takes a ram disk's pages back from it while somebody else uses the disk.
+//! Takes a ram disk's pages back from it while another program uses the disk.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use io_uring::{IoUring, opcode, types};
 
 /// `BLOCK_URING_CMD_DISCARD`, `_IO(0x12, 0)` in linux/blkdev.h. The ioctl BLKDISCARD, which blkdiscard(8) makes, is
-/// refused for a disk that somebody has opened for himself alone, as device-mapper and ublk-bpf do.
+/// refused for a disk that is opened exclusively, as device-mapper and ublk-bpf do.
 const DISCARD: u32 = 0x1200;
 
 /// Discards the first `bytes` of a device: a ram disk then has no page there, and reads as zeroes.

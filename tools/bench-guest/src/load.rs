@@ -1,4 +1,4 @@
-//! Reads that repeat: the same seed gives the same sequence, whoever serves it.
+//! Reads that repeat: the same seed gives the same sequence.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;

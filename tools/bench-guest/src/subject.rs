@@ -1,4 +1,4 @@
-//! What is measured: a block device, and whoever serves it.
+//! What is measured: a block device, and what serves it.
 
 use std::path::Path;
 

@@ -38,7 +38,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// Runs a program in silence for at most `limit`; `Ok(None)` if it had to be killed, with all that it started.
 pub fn output_within(command: &mut Command, limit: Duration) -> Result<Option<Output>> {
     use std::os::unix::process::CommandExt as _;
-    // A file and no pipe: nobody has to read it meanwhile, and a process left behind does not hold it open for us.
+    // A file, not a pipe: it need not be read meanwhile, and a process left behind does not keep this from ending.
     let mut said = tempfile::tempfile().context("cannot make a temporary file")?;
     let mut child = command
         .stdin(Stdio::null())

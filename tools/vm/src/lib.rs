@@ -45,7 +45,7 @@ pub enum Outcome {
     Exited(u8),
     /// The kernel died, or the machine ended by itself; why.
     Died(String),
-    /// Nothing came any more, or the whole took too long; which.
+    /// Nothing came for too long, or the whole took too long; which.
     Hung(String),
 }
 

@@ -338,7 +338,7 @@ impl Server {
         match report.what {
             Milestone::Ready(ready) => device.ready = Some(*ready),
             Milestone::Ended(end) => {
-                // The process may go on for long.
+                // The other devices may run for long.
                 if let (Err(error), true) = (&end, self.of > 1 && (self.was_announced || self.partly)) {
                     let ready = device.ready.as_ref();
                     let name = ready.map(|ready| ready.record.id().disk_name());

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use bench_guest::guard as cases;
 use host::{command, workspace};
 
-/// What writes the baseline, as one types it.
+/// The command that writes the baseline.
 pub(super) const UPDATE: &str = "cargo xtask bench --guard --update";
 /// The file, from the workspace's folder.
 pub(super) const PATH: &str = "xtask/baseline.toml";

@@ -2,7 +2,7 @@
 //!
 //! A short run of what matters most, on the instruction clock, is compared with a file of this repository. What the
 //! figures depend on beside the project, the kernel and the tools, stands in that file too: where they are not the
-//! same, the comparison is made all the same, only less strictly.
+//! same, the comparison is made too, but less strictly.
 
 mod baseline;
 
