@@ -149,7 +149,7 @@ impl<'c> Opening<'c> {
                     return Ok(backend);
                 }
                 Err(error @ BackendError::InUse { .. }) => {
-                    // Who has it says more than that it is in use.
+                    // The owner's name says more than that it is in use.
                     let hold = match storage_at(spec, read_only) {
                         Some(storage) => self.check(role, spec, &storage, own)?,
                         None => StorageHold::Free,

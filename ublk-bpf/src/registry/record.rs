@@ -36,7 +36,7 @@ pub struct Record {
     pub pid: u32,
     /// When the server started, in seconds since 1970.
     pub started: u64,
-    /// Which boot of the machine it was, for readers of the file: `/run` is empty after the next one.
+    /// The machine's boot id at that time, for readers of the file: the next boot clears `/run`.
     pub boot_id: String,
     /// Where its bytes are, as `--backing` takes it; a path is absolute.
     #[serde(with = "crate::backend::spec_text")]
@@ -215,7 +215,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Refuses numbers that no device has, which would overflow where they are calculated with.
+    /// Refuses numbers that no device has: calculations with them could overflow.
     fn check_ranges(&self) -> Result<(), String> {
         let is_shape = (1..=UBLK_MAX_NR_QUEUES).contains(&self.queues)
             && (1..=UBLK_MAX_QUEUE_DEPTH).contains(&self.depth);

@@ -104,8 +104,8 @@ pub(crate) fn remove(
     Ok(())
 }
 
-/// Removes what is said of device `id`, which is gone. Waits for a change of its policy that is under way: it would
-/// write the record again, perhaps over that of the next device of this id.
+/// Removes the record of device `id`, which is gone. Waits for a change of its policy in progress, which would write the
+/// record again, perhaps over that of the next device with this id.
 ///
 /// # Errors
 /// If the file system refuses.

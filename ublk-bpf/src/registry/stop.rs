@@ -55,8 +55,8 @@ pub enum StopError {
     Remove(#[from] RemoveError),
 }
 
-/// Ends the starts that are under way and waits until they have: each takes away the devices that it has made, but for those
-/// that it was to serve again, which wait.
+/// Cancels the starts in progress and waits until they have ended. Each removes the devices that it created; those that it
+/// was to recover keep waiting.
 ///
 /// # Errors
 /// If one does not end, or cannot be found.

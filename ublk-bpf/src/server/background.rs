@@ -22,7 +22,7 @@ pub enum BackgroundError {
     /// The server's own reason.
     #[error("{0}")]
     Server(String),
-    /// The server ended without a word.
+    /// The server ended without a message.
     #[error("the server ended before it was ready: see {}", .0.display())]
     Silent(PathBuf),
     /// A signal came before the server could say so itself.
@@ -34,12 +34,12 @@ pub enum BackgroundError {
     /// The log could not be made.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// There is no way to the background.
+    /// The process cannot go to the background.
     #[error("cannot go to the background: {0}")]
     System(io::Error),
 }
 
-/// What the server says through the pipe, before what it is about.
+/// How the messages of the server through the pipe begin.
 const READY: &str = "ready ";
 const FAILED: &str = "failed ";
 
@@ -52,11 +52,11 @@ pub fn run_in_background(
     start: &Start,
     announce: impl FnOnce(&[Ready]) -> String,
 ) -> Result<String, BackgroundError> {
-    // What the server would say next, but before the first file is made.
+    // The first check of the server, before any file is created.
     Control::open()?;
     let starting = start_lock().map_err(|error| BackgroundError::Server(error.to_string()))?;
     let me = std::process::id();
-    // The ids are not known yet, which the log's names have in them.
+    // The log's final name contains the id, which is not known yet.
     let (log, log_path) = logs::make_first_log(me)?;
     let system = BackgroundError::System;
     let null = File::options()
@@ -89,9 +89,9 @@ pub fn run_in_background(
         }
         Side::Parent(child) => {
             drop(say);
-            // The server alone says that it is starting.
+            // Only the server's copy marks a start in progress.
             drop(starting);
-            // Without that a signal ends this process, and the server is ended by that.
+            // Without them, a signal ends this process, and that ends the server.
             let signals = ForwardSignals::to(child);
             let mut said = String::new();
             listen.read_to_string(&mut said).map_err(system)?;

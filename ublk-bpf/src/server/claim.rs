@@ -76,7 +76,7 @@ impl<'c> Claim<'c> {
         Ok((claim, policy_lock))
     }
 
-    /// Says what the kernel did not grant.
+    /// Warns of what the kernel did not grant.
     fn warn(&self, options: &DeviceOptions) {
         let info = &self.info;
         if info.queues < options.queues {
@@ -145,7 +145,7 @@ fn add_lowest(
             continue;
         }
         match add(control, id, device) {
-            // Another program was faster, or another server is just about to be done with it.
+            // Another program was faster, or another server is still removing it.
             Err(ServeError::Control(error)) if error.errno() == Some(Errno::EEXIST) => {}
             other => return other,
         }
@@ -153,8 +153,8 @@ fn add_lowest(
     Err(refused(None, Errno::ENOSPC).into())
 }
 
-/// Makes the device with this id. The lock comes first: a server that is killed anywhere leaves at least its lock's
-/// file, by which the next one finds out.
+/// Makes the device with this id. The lock comes first: a server that is killed at any point leaves at least its
+/// lock's file, by which the next one notices.
 fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInfo, Lock), ServeError> {
     let lock = match Lock::serve(id) {
         Err(RecordError::Locked(_)) => return Err(refused(Some(id), Errno::EEXIST).into()),
@@ -173,7 +173,7 @@ fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInf
     }
 }
 
-/// What the kernel would say.
+/// The error that the kernel would return.
 const fn refused(device: Option<DeviceId>, errno: Errno) -> ControlError {
     ControlError::Refused {
         command: Command::Add,

@@ -50,8 +50,8 @@ pub(crate) fn open_files(queues: impl IntoIterator<Item = u16>) -> u64 {
     FILES_OF_A_PROCESS + queues.into_iter().map(of_device).sum::<u64>()
 }
 
-/// The error of a thread that could not be started, with the limit that kept it from it: the system says `EAGAIN` for
-/// each of them.
+/// The error of a thread that could not be started, with the limit that was reached: the system returns `EAGAIN` for each
+/// of them.
 pub(super) fn no_thread(what: &'static str) -> impl Fn(io::Error) -> ServeError {
     move |source| match exhausted() {
         Some(limit) if source.raw_os_error() == Some(libc::EAGAIN) => ServeError::NoThread { what, limit },

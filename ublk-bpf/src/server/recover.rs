@@ -156,7 +156,7 @@ fn lock_of_the_dead(id: DeviceId) -> Result<Lock, RecordError> {
     }
 }
 
-/// The kernel says that a device waits a moment before it lets another server have it.
+/// The kernel reports a device as waiting a moment before another server can take it over.
 fn start_recovery(control: &Control, id: DeviceId) -> Result<(), ServeError> {
     let deadline = Instant::now() + SETTLING;
     loop {

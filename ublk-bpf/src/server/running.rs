@@ -75,7 +75,7 @@ impl RunningDevice<'_> {
         let mut mover = None;
         let serve = || {
             thread::scope(|scope| {
-                // Whatever happens here, the threads end: the scope waits for them.
+                // The threads end however this returns: the scope waits for them.
                 let _end = StopOnDrop(&engine);
                 let moving = self.cache.map(|cache| {
                     let name = format!("{}-mover", self.info.id.disk_name());

@@ -171,7 +171,7 @@ fn serve_together<D: Device>(
     };
     let (outbox, inbox) = Inbox::new().map_err(catch)?;
     inbox.wake_every(manager.interval()).map_err(catch)?;
-    // Whatever happens here, the devices' threads end: the scope waits for them.
+    // The devices' threads end however this returns: the scope waits for them.
     thread::scope(|scope| {
         let mut server = Server::new(outbox, inbox, devices.len(), start.partly, manager);
         for device in devices {
@@ -208,7 +208,7 @@ struct Server {
     inbox: Inbox<DeviceReport>,
     /// A signal came.
     stop_requested: bool,
-    /// All are ready, and it was said.
+    /// All are ready, and were announced.
     was_announced: bool,
 }
 
@@ -300,7 +300,7 @@ impl Server {
         });
     }
 
-    /// Waits for the next thing that happens.
+    /// Waits for the next event.
     fn step(&mut self) {
         match self.inbox.next() {
             Ok(Some(Received::News(report))) => self.note(report),
@@ -366,7 +366,7 @@ impl Server {
         failed > 0 && (!self.partly || failed == self.of)
     }
 
-    /// Whether every device is there, and wanted.
+    /// Whether every device is ready and no signal came.
     fn has_started(&self) -> bool {
         self.devices.len() == self.of && !self.stop_requested && !self.has_failed()
     }
