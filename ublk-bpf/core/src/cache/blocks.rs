@@ -57,7 +57,7 @@ impl<'m, W: Word> Blocks<'m, W> {
             granule,
             index,
             slots: SlotTable::new(slots),
-            waiters: Waiters::new(),
+            waiters: Waiters::new(slots),
         }
     }
 
@@ -211,10 +211,11 @@ impl<'m, W: Word> Blocks<'m, W> {
         if needed == 0 {
             return Some(Start::Readable);
         }
-        let Some(busy) = self.slots.busy(slot, block) else {
+        if !self.slots.is_of(slot, block) {
             // It has left the slot, or the index is damaged.
             return (word.load() == entry.0).then_some(Start::NoRoom);
-        };
+        }
+        let busy = self.slots.busy(slot);
         let open = entry.hidden() & wish.wanted & !busy | !wish.all;
         let regions = run(needed, open, self.granule) & wish.all;
         if busy & regions != 0 {
@@ -263,10 +264,13 @@ impl<'m, W: Word> Blocks<'m, W> {
         if !is_in(entry, slot) {
             return entry;
         }
+        // What others have claimed is for their ends to judge.
+        let others = self.slots.busy(slot) & !regions;
+        let left = entry.hidden() & !valid;
         // The regions beside a hidden one are hidden with it, though the slot has them: it is not written where it may be
         // read, and a fill writes whole granules.
-        let hidden = granules(self.granule, |granule| granule & entry.hidden() & !valid != 0) & all;
-        if hidden == all && self.slots.is_claimed_alone(slot, regions) {
+        let hidden = (left | granules(self.granule, |granule| granule & left & !others != 0)) & all;
+        if hidden == all && others == 0 {
             return entry.invalidated();
         }
         entry.with_writers(entry.writers(), hidden)
@@ -334,15 +338,21 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Whether one of these regions is being filled, so that their reader may wait for it.
-    pub(super) fn is_being_filled(&self, block: u32, regions: u16) -> bool {
+    fn is_being_filled(&self, block: u32, regions: u16) -> bool {
         let entry = self.entry(block);
         entry.is_present()
             && entry.writers() == 0
             && entry.hidden() & regions != 0
-            && self
-                .slots
-                .busy(entry.slot(), block)
-                .is_some_and(|busy| busy & regions != 0)
+            && self.slots.is_of(entry.slot(), block)
+            && self.slots.busy(entry.slot()) & regions != 0
+    }
+
+    /// Registers `queue` to be woken when a claim in the block's slot ends. Returns whether one of these regions is being
+    /// filled still: if not, it has to look again.
+    pub(super) fn wait_for_fill(&self, block: u32, regions: u16, queue: u16) -> bool {
+        let slot = self.entry(block).slot();
+        self.waiters.register(slot, queue);
+        self.entry(block).slot() == slot && self.is_being_filled(block, regions)
     }
 
     /// Releases a claim, and wakes who waits for it.

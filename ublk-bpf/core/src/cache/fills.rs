@@ -268,11 +268,8 @@ impl Cache<'_> {
         let Some(block) = self.one_block(offset, length) else {
             return false;
         };
-        let entry = self.blocks.entry(block);
-        self.blocks.waiters.register(entry.slot(), queue);
-        self.blocks.entry(block).slot() == entry.slot()
-            && self.blocks.is_being_filled(block, self.regions(offset, length))
-            && self.is_attached()
+        let regions = self.regions(offset, length);
+        self.blocks.wait_for_fill(block, regions, queue) && self.is_attached()
     }
 
     /// A wish for these regions of a block, and what `extent` covers around them.

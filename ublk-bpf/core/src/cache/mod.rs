@@ -40,6 +40,8 @@ mod blocks;
 pub mod evict;
 mod fills;
 mod hints;
+#[cfg(test)]
+mod loom;
 mod maps;
 mod mover;
 mod recover;

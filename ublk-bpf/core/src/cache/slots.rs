@@ -89,19 +89,19 @@ impl<W: Word> SlotTable<W> {
         );
     }
 
-    /// The claimed regions of a slot; `None` if `block` does not own it.
+    /// The claimed regions of a slot.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "it is the sixteen bits that are meant"
     )]
-    pub(super) fn busy(&self, slot: u32, block: u32) -> Option<u16> {
-        let found = self.0.get(slot as usize)?.load();
-        (found >> OWNER_SHIFT == u64::from(block) + 1).then_some((found >> BUSY_SHIFT) as u16)
+    pub(super) fn busy(&self, slot: u32) -> u16 {
+        (self.0[slot as usize].load() >> BUSY_SHIFT) as u16
     }
 
-    /// Whether there is no claim but that of these regions.
-    pub(super) fn is_claimed_alone(&self, slot: u32, regions: u16) -> bool {
-        self.0[slot as usize].load() >> BUSY_SHIFT & u64::from(u16::MAX) == u64::from(regions)
+    /// Whether there is such a slot, and `block` owns it.
+    pub(super) fn is_of(&self, slot: u32, block: u32) -> bool {
+        let word = self.0.get(slot as usize);
+        word.is_some_and(|word| word.load() >> OWNER_SHIFT == u64::from(block) + 1)
     }
 
     /// The block that owns the slot.
@@ -174,10 +174,11 @@ mod tests {
         slots.give(0, 3);
         assert!(slots.claim(0, 3, 0b0110) && slots.claim(0, 3, 0x8000));
         assert!(!slots.claim(0, 3, 0b1100) && !slots.claim(0, 2, 1));
-        assert_eq!((slots.busy(0, 3), slots.busy(0, 2)), (Some(0x8006), None));
+        assert_eq!(slots.busy(0), 0x8006);
+        assert!(slots.is_of(0, 3) && !slots.is_of(0, 2) && !slots.is_of(1, 3));
         assert!(slots.pin(0, 3) && slots.is_pinned(0));
         slots.release(0, 0b0110);
-        assert_eq!(slots.busy(0, 3), Some(0x8000));
+        assert_eq!(slots.busy(0), 0x8000);
         assert!(slots.claim(0, 3, 0b1100));
     }
 

@@ -2,8 +2,8 @@
 
 use super::word::{AtomicU64, Word};
 
-/// Words of waiters. Slots share them, so a queue may be woken for another slot's claim, and looks again in vain.
-const WORDS: usize = 256;
+/// Words of waiters, at most. Slots share them, so a queue may be woken for another slot's claim, and looks again in vain.
+const MAX_WORDS: u32 = 256;
 
 /// Queues, as bits: a queue's is its number modulo 64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,21 +40,25 @@ pub(super) struct Waiters<W = AtomicU64> {
 }
 
 impl<W: Word> Waiters<W> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(slots: u32) -> Self {
         Self {
-            of: (0..WORDS).map(|_| W::new(0)).collect(),
+            of: (0..slots.min(MAX_WORDS)).map(|_| W::new(0)).collect(),
             woken: W::new(0),
         }
     }
 
     /// `queue` waits for a claim of this slot. Look afterwards whether it is still there.
     pub(super) fn register(&self, slot: u32, queue: u16) {
-        self.of[slot as usize % WORDS].fetch_or(1 << (queue % 64));
+        self.word_of(slot).fetch_or(1 << (queue % 64));
+    }
+
+    fn word_of(&self, slot: u32) -> &W {
+        &self.of[slot as usize % self.of.len()]
     }
 
     /// A claim of this slot was released.
     pub(super) fn wake(&self, slot: u32) {
-        let word = &self.of[slot as usize % WORDS];
+        let word = self.word_of(slot);
         if word.load() != 0 {
             self.woken.fetch_or(word.swap(0));
         }

@@ -17,9 +17,9 @@ pub(super) trait Word {
     fn compare_exchange(&self, from: u64, to: u64) -> Result<(), u64>;
 }
 
-/// Implements [`Word`] for an atomic integer.
+/// Implements [`Word`] for an atomic integer, which loads by this method.
 macro_rules! word {
-    ($atomic:ty) => {
+    ($atomic:ty, $load:expr) => {
         impl Word for $atomic {
             #[inline(always)]
             fn new(value: u64) -> Self {
@@ -28,7 +28,7 @@ macro_rules! word {
 
             #[inline(always)]
             fn load(&self) -> u64 {
-                <$atomic>::load(self, SeqCst)
+                $load(self)
             }
 
             #[inline(always)]
@@ -59,4 +59,12 @@ macro_rules! word {
     };
 }
 
-word!(AtomicU64);
+word!(AtomicU64, |word: &AtomicU64| word.load(SeqCst));
+
+// To loom, sequentially consistent is no more than acquire and release. An operation that reads and writes finds the latest
+// value, as a load does in the one order of all operations here.
+#[cfg(test)]
+word!(
+    loom::sync::atomic::AtomicU64,
+    |word: &loom::sync::atomic::AtomicU64| { word.fetch_or(0, SeqCst) }
+);
