@@ -338,7 +338,7 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Whether one of these regions is being filled, so that their reader may wait for it.
-    fn is_being_filled(&self, block: u32, regions: u16) -> bool {
+    pub(super) fn is_being_filled(&self, block: u32, regions: u16) -> bool {
         let entry = self.entry(block);
         entry.is_present()
             && entry.writers() == 0

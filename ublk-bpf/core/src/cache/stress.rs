@@ -124,7 +124,11 @@ impl Queue<'_> {
             });
             return cache.end_read(pin);
         }
-        let extent = [Extent::Request, Extent::Around, Extent::Block][usize::from(self.below(3) as u8)];
+        let extent = match self.below(3) {
+            0 => Extent::Request,
+            1 => Extent::Around,
+            _ => Extent::Block,
+        };
         match cache.begin_fill(offset, length, extent, Priority::Normal) {
             FillStart::Begun(fill) => return self.fill(&fill, &places),
             FillStart::Busy => {

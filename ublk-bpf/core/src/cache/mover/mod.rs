@@ -60,25 +60,27 @@ pub struct PromoteLimits {
 /// 3. calls [`poll`](Self::poll) until it answers [`Rest`]. It executes each [`MoverIo`] that it gets, in any order and
 ///    at the same time as others, each exactly once;
 /// 4. passes the result of each read and write to [`done`](Self::done), and of each comparison to
-///    [`compared`](Self::compared). `done` may return the job's next operation, which is executed likewise. A job has at
-///    most one operation in flight;
+///    [`compared`](Self::compared). Both may return the job's next operation, which is executed likewise. A job has at most
+///    one operation in flight;
 /// 5. calls `poll` again after results, when [`Cache::must_wake`] says so on a queue's thread, when the time of
 ///    [`Rest::Until`] comes, and about once a second for the decay of heat;
 /// 6. calls [`stop`](Self::stop) to end: `poll` starts no job from then on, and the driver waits until
 ///    [`is_idle`](Self::is_idle). [`residents`](Self::residents) is what a clean stop saves.
+///
+/// After each of these calls, claims may have ended: the driver wakes the queues in [`Cache::take_woken`].
 ///
 /// If the cache device failed ([`Cache::failure`]), the next `poll` removes every block from the index. Results of
 /// operations in flight are passed on as before. A driver that cannot continue detaches the cache and calls `poll` once.
 ///
 /// The mover guarantees:
 ///
-/// - Only the mover gives slots to blocks, fills and evicts. Queues invalidate blocks at any time; no job relies on a
-///   block's state, each change of it is a compare-and-swap that fails if a queue was first.
-/// - A slot that is pinned, or that a job writes, is given to no other block.
-/// - A block becomes `Present` only if its slot holds what the backing device held while no write of it was in flight:
-///   no write began between the first read of a job and its publication.
-/// - No job is started beyond the rate limit; one may overdraw it by a block, which delays the next.
-/// - Hints are served in their order. If verifications wait too, the two take turns.
+/// - Only the mover frees slots and evicts. It fills as queues do, by claims; queues invalidate blocks at any time.
+/// - A slot that is pinned or claimed is given to no other block.
+/// - Once a queue has asked for a free slot, some are kept free, and what became of those is taken in at each poll.
+/// - Regions are published only if the slot holds what the backing device held while no write of them was in flight.
+/// - No job is started beyond the rate limit; one may overdraw it by a block, which delays the next. Fills of queues are
+///   counted as well.
+/// - Of the hints, the newest are served first. If verifications wait too, the two take turns.
 ///
 /// # How to add a kind of job
 ///
