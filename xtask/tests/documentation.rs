@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf/core/src"];
 
 /// The pages whose links are checked.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "docs/benchmarks.md",
+    "docs/caching.md",
     "docs/operations.md",
     "docs/policies.md",
     "docs/traces.md",

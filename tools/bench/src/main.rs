@@ -167,9 +167,9 @@ fn run(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if options.obtain {
+        obtain::algorithms()?;
         obtain::profiler()?;
         obtain::peers()?;
-        obtain::algorithms()?;
         return Ok(ExitCode::SUCCESS);
     }
     if options.guard {

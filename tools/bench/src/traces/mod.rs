@@ -228,7 +228,7 @@ fn job(subject: &Subject) -> Job {
     Job {
         traces: vec![subject.path.clone()],
         read: subject.read,
-        reads_only: false,
+        reads_only: true,
         shifts: vec![subject.kind.shift()],
         sizes: SIZES.map(CacheSize::Percent).into(),
         evictions: vec![Algorithm::default()],

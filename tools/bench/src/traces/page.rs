@@ -72,13 +72,10 @@ fn cell(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
 }
 
-fn heading(first: &str, measured: &[Measured]) -> String {
+fn heading(measured: &[Measured]) -> String {
     let names: Vec<&str> = measured.iter().map(|of| of.name.as_str()).collect();
     let rule = "---:|".repeat(names.len() + 2);
-    format!(
-        "| {first} | **64K** | **4K** | {} |\n|---|{rule}\n",
-        names.join(" | ")
-    )
+    format!("| | **64K** | **4K** | {} |\n|---|{rule}\n", names.join(" | "))
 }
 
 fn ours<'m>(measured: &'m [Measured], value: Value) -> Vec<Line> {
@@ -128,10 +125,10 @@ fn hits(measured: &[Measured]) -> String {
     let mut text = format!(
         "Reads that hit, in per cent, each counted once for each cache block that it touches: mean of caches of 5 % and 10 %\n\
          of the blocks that the trace reads, from an empty cache. The first two columns are the means of the traces with\n\
-         blocks of 64 KiB and of those with pages of 4 KiB. Ours are bold and see writes too; libCacheSim ({VERSION}) sees the\n\
-         reads alone. Belady's algorithm knows the future.\n\n"
+         blocks of 64 KiB and of those with pages of 4 KiB. Ours are bold, the others of libCacheSim ({VERSION}); all see the same\n\
+         reads and no writes. Belady's algorithm knows the future.\n\n"
     );
-    text.push_str(&heading("", measured));
+    text.push_str(&heading(measured));
     for line in ours(measured, value).iter().chain(&peers(measured, value)) {
         text.push_str(&line.row(measured));
     }
@@ -163,12 +160,17 @@ fn backing(measured: &[Measured]) -> String {
         .map(|line| line.name)
         .collect();
     let tables: [(&str, Value); 3] = [
-        ("reads of the backing, %", Counts::backing_ios),
-        ("bytes read from the backing, %", Counts::backing_traffic),
-        ("bytes written to the cache per byte hit, %", Counts::wear),
+        ("Reads of the backing, in per cent", Counts::backing_ios),
+        (
+            "Bytes read from the backing, in per cent",
+            Counts::backing_traffic,
+        ),
+        ("Bytes written to the cache per byte hit", |counts| {
+            counts.wear() / 100.0
+        }),
     ];
     for (title, value) in tables {
-        text.push_str(&heading(title, measured));
+        let _ = write!(text, "{title}:\n\n{}", heading(measured));
         let shown = peers(measured, value)
             .into_iter()
             .filter(|line| best.contains(&line.name) || line.name == "LRU");
@@ -190,7 +192,7 @@ fn strained(measured: &[Measured]) -> String {
         "Reads that hit with `{policy}`, in per cent, if a fill takes time (a read of what is being filled waits for it and\n\
          counts as a hit), and if `--promote-limit` allows a tenth of what it fills without a limit.\n\n"
     );
-    text.push_str(&heading("", measured));
+    text.push_str(&heading(measured));
     let names = ["at once", "after 1 ms", "after 10 ms", "limited to a tenth"];
     for (number, name) in names.iter().enumerate() {
         let line = Line::of(name, measured, Counts::block_hit_ratio, |of| {
@@ -242,7 +244,7 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("| ") && line.ends_with(" |"))
             .collect();
-        assert_eq!(rows[0], "|  | **64K** | **4K** | a | b | c |");
+        assert_eq!(rows[0], "| | **64K** | **4K** | a | b | c |");
         assert_eq!(rows[1], "| **auto** | 45.0 | 10.0 | 40.0 | 50.0 | 10.0 |");
         assert!(rows[2].starts_with("| Sieve | 46.0 | 11.0") && rows[3].starts_with("| ARC | 44.0"));
         assert!(rows[4].starts_with("| Belady | 99.0"));

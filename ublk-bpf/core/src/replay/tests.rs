@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ublk_bpf_abi::{Decision, Op, Priority, Request};
+use ublk_bpf_abi::{Decision, Extent, Op, Priority, Request};
 
 use super::*;
 use crate::cache::Mode;
@@ -117,6 +117,47 @@ fn a_request_hits_if_all_of_its_parts_do() {
     let counts = run(&trace, &setup(4), promotes);
     assert_eq!((counts.reads, counts.hits), (5, 3));
     assert_eq!((counts.read_requests, counts.hit_requests), (3, 1));
+}
+
+#[test]
+fn a_fill_reads_once_what_its_extent_says() {
+    let fills = |extent| {
+        move |request: &Request| match request.is_cached() {
+            true => Decision::hit(),
+            false => Decision::pass().fill(extent, Priority::Normal),
+        }
+    };
+    // The first read finds no free slot: the mover frees some when fills are wanted. Its block is promoted.
+    let first = (4 << 10) + (64 << 10);
+    let mut trace = Trace::default();
+    for sector in [50 * BLOCK, BLOCK, BLOCK, BLOCK + 8, BLOCK + 64] {
+        trace.push(TraceRequest::new(Op::Read, sector, 8)).unwrap();
+    }
+    let of = |extent| {
+        let counts = run(&trace, &setup(100), fills(extent));
+        (counts.fills, counts.hits, counts.backing_bytes - first)
+    };
+    assert_eq!(of(Extent::Block), (1, 3, 64 << 10));
+    assert_eq!(of(Extent::Around), (2, 2, 32 << 10));
+    assert_eq!(of(Extent::Request), (3, 1, 12 << 10));
+}
+
+#[test]
+fn reads_wait_for_a_fill_that_is_in_progress() {
+    let trace = reads(&[(0, 50), (20, 1), (21, 1), (22, 1), (50, 1)]);
+    let slow = Setup {
+        promote_latency: Duration::from_millis(10),
+        ..setup(100)
+    };
+    let counts = run(&trace, &slow, |request| match request.is_cached() {
+        true => Decision::hit(),
+        false => Decision::pass().fill(Extent::Block, Priority::Normal),
+    });
+    assert_eq!(
+        (counts.fills, counts.waited, counts.hits, counts.backing_reads),
+        (1, 2, 3, 1 + 2),
+        "the first read finds no free slot"
+    );
 }
 
 #[test]
