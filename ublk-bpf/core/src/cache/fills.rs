@@ -297,3 +297,6 @@ pub(super) const fn granule(shape: &Shape) -> u32 {
         regions => regions,
     }
 }
+
+#[cfg(test)]
+mod tests;
