@@ -52,17 +52,24 @@ impl<'a> KernelTypes<'a> {
         let Header { types, strings } = Header::parse(section)?;
         let mut places = Vec::with_capacity(types.len() / SHORT_TYPE);
         let mut found = [None; N];
+        // Most types are of another kind, or one of many functions.
+        let mut missing: Vec<(usize, Wanted)> = wanted.iter().copied().enumerate().collect();
+        let mut kinds = kinds_of(&missing);
         let mut at = types.start;
         while at < types.end {
             let [name, info] = [u32_at(section, at)?, u32_at(section, at + 4)?];
             let place = u32::try_from(at).ok()?;
             places.push(place);
             let kind = kind_of(info);
-            for (wanted, found) in wanted.iter().zip(&mut found) {
-                if wanted.kind == kind && found.is_none() && is_named(strings, name, wanted.name) {
-                    let id = u32::try_from(places.len()).ok()?;
-                    *found = Some(Found { id, at: place });
-                }
+            if kinds >> kind & 1 != 0
+                && let Some(here) = missing
+                    .iter()
+                    .position(|(_, wanted)| wanted.kind == kind && is_named(strings, name, wanted.name))
+            {
+                let (number, _) = missing.swap_remove(here);
+                let id = u32::try_from(places.len()).ok()?;
+                found[number] = Some(Found { id, at: place });
+                kinds = kinds_of(&missing);
             }
             at += TYPE_LEN + bytes_behind(info)?;
         }
@@ -117,6 +124,13 @@ impl<'a> KernelTypes<'a> {
             is_it.then(|| u32_at(self.section, at + 4))?
         })
     }
+}
+
+/// A bit for each kind among these.
+fn kinds_of(wanted: &[(usize, Wanted)]) -> u32 {
+    wanted
+        .iter()
+        .fold(0, |kinds, (_, wanted)| kinds | 1 << (wanted.kind & 31))
 }
 
 /// Whether the string at this offset is `name`.
