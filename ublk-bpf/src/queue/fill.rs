@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
+use ublk_bpf_abi::{Extent, Priority};
+
 use super::event::{FillBuffer, FillIo, Tier};
+use super::verdict::{Advice, Advised};
 use crate::cache::{Cache, Fill};
 use crate::errno::Errno;
 
@@ -279,6 +282,38 @@ impl Fills {
 #[expect(clippy::cast_possible_truncation, reason = "one of 64")]
 const fn lowest(mask: u64) -> FillBuffer {
     FillBuffer(mask.trailing_zeros() as u16)
+}
+
+/// What the policy wants of the cache for a read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// Fill this much of the block, if it misses.
+    pub(super) extent: Option<Extent>,
+    /// Promote the block, if it misses and does not fill.
+    pub(super) promote: Option<Priority>,
+    /// The verdict was a hit.
+    pub(super) is_hit: bool,
+    /// How often it has waited for the end of a claim.
+    pub(super) waits: u8,
+}
+
+impl Wish {
+    pub(super) fn of(advised: &Advised) -> Self {
+        Self {
+            extent: advised.fill,
+            promote: advised.promote,
+            is_hit: advised.advice == Advice::Hit,
+            waits: 0,
+        }
+    }
+
+    /// Of a plain hit.
+    pub(super) const HIT: Self = Self {
+        extent: None,
+        promote: None,
+        is_hit: true,
+        waits: 0,
+    };
 }
 
 #[cfg(test)]

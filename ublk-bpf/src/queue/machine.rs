@@ -6,14 +6,14 @@ use super::commit::{Batches, Element, Outcome, result_of};
 use super::config::{Backing, BadConfig, Config};
 use super::ends::Ends;
 use super::event::{Arrival, Effect, Event, Io, QueueFailure, Staging};
-use super::fill::Fills;
+use super::fill::{Fills, Wish};
 use super::in_flight::{Buffer, Grain, InFlight, Next, Noted};
 use super::legs::Legs;
 use super::plan::{Class, Plan, Route, Terms, plan};
 use super::request::{Action, Request, RequestLimits};
 use super::staging::StagingPool;
 use super::tag::{Owner, Tags};
-use super::todo::{Todo, Todos};
+use super::todo::{Todo, Todos, Wake};
 use super::verdict::{self, Advice, Advised, NoAdvice};
 use super::written::Written;
 use crate::cache::{Cache, QueueSet};
@@ -26,9 +26,6 @@ mod ending;
 mod fills;
 mod plain;
 mod wake;
-
-use fills::Wish;
-use wake::Wake;
 
 /// The phases of a queue's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +162,7 @@ impl<'w> Machine<'w> {
             number: 0,
             ends: Ends::fixed(),
             seen: [u64::MAX; 2],
-            wake: Wake::NOBODY,
+            wake: Wake::NONE,
             is_waking: false,
             ring: QueueSet::default(),
             reported: 0,

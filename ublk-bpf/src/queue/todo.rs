@@ -75,6 +75,28 @@ impl Todos {
     }
 }
 
+/// Whom the machine may have to wake when it is next idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wake(u8);
+
+impl Wake {
+    pub(super) const NONE: Self = Self(0);
+
+    /// The mover: a hint or a failure is new, or free slots have become few.
+    pub(super) fn mover(&mut self) {
+        self.0 |= 1;
+    }
+
+    /// Queues, perhaps this one: a claim may have ended that reads wait for.
+    pub(super) fn queues(&mut self) {
+        self.0 |= 2;
+    }
+
+    pub(super) fn is_for_mover(self) -> bool {
+        self.0 & 1 != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -366,6 +366,17 @@ const fn is_in(entry: IndexEntry, slot: u32) -> bool {
     entry.is_present() && entry.slot() == slot
 }
 
+/// Bytes of a granule, if regions are smaller: the largest logical block of a device, so that direct I/O can fill it.
+const GRANULE: u32 = 4096;
+
+/// Regions of a granule, in blocks of `1 << shift` bytes.
+pub(super) const fn granule(shift: u32) -> u32 {
+    match GRANULE >> (shift - 4) {
+        0 => 1,
+        regions => regions,
+    }
+}
+
 /// From the first to the last of the `needed` regions (not 0), and on over `open` ones on either side, in whole granules.
 const fn run(needed: u16, open: u16, granule: u32) -> u16 {
     let mut first = needed.trailing_zeros() / granule;

@@ -1,23 +1,13 @@
 //! Fills by the miss: a read that missed brings its block, or regions of it, into the cache with the data that it reads
 //! anyway.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
-use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::{Extent, Priority};
 
-use super::blocks::{Start, Wish, granules};
-use super::shared::{Cache, Shape};
-
-/// Slots that are kept free for fills by misses: one in so many, but no more than the number below.
-const FREE_PART: u32 = 128;
-const MAX_FREE: u32 = 64;
-/// Slots that fills in progress may have beside those: one in so many, but no more than the number below.
-const BUSY_PART: u32 = 8;
-const MAX_BUSY: u32 = 192;
-
-/// Heat of a block that was read before the read that misses it.
-const KNOWN: u8 = 2;
+use super::blocks::{Start, Wish, granule, granules};
+use super::free::Report;
+use super::shared::Cache;
 
 /// Bytes of a queue's fill buffers, but at least one buffer and at most [`MAX_FILL_BUFFERS`].
 const FILL_BYTES: u32 = 8 << 20;
@@ -33,93 +23,6 @@ pub fn fill_buffers(shift: u32) -> u16 {
 
 /// How often a fill is begun again because its absent block changed.
 const MAX_ATTEMPTS: u32 = 4;
-
-/// Bytes of a granule, if regions are smaller: the largest logical block of a device, so that direct I/O can fill it.
-const GRANULE: u32 = 4096;
-
-/// The slots between the mover, which frees them, and the queues, which give them to the blocks that they fill.
-///
-/// The mover has at most [`most`](Self::most) of them out, with those that are being filled and not reported yet. So a
-/// report always finds room.
-#[derive(Debug)]
-pub(super) struct FreeSlots {
-    /// How many are kept free.
-    pub(super) idle: u32,
-    pub(super) most: u32,
-    /// How many are out. Only the mover changes it.
-    pub(super) out: AtomicU32,
-    pub(super) slots: ArrayQueue<u32>,
-    pub(super) reports: ArrayQueue<Report>,
-    /// A queue has asked for one: until then, none is kept free.
-    pub(super) is_wanted: AtomicBool,
-    /// Bytes that fills may have now, if promotion is limited. Negative: overdrawn.
-    pub(super) budget: AtomicI64,
-    /// With less than this, only blocks that were read before are filled.
-    pub(super) scarce: AtomicI64,
-}
-
-/// What became of a slot that was free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) slot: u32,
-    pub(super) priority: Priority,
-}
-
-impl FreeSlots {
-    /// For a cache of so many slots.
-    pub(super) fn new(slots: u32) -> Self {
-        let idle = match slots {
-            1 => 0,
-            _ => (slots / FREE_PART).clamp(1, MAX_FREE),
-        };
-        let most = idle + (slots / BUSY_PART).min(MAX_BUSY);
-        let room = most.max(1) as usize;
-        Self {
-            idle,
-            most,
-            out: AtomicU32::new(0),
-            slots: ArrayQueue::new(room),
-            reports: ArrayQueue::new(room),
-            is_wanted: AtomicBool::new(false),
-            budget: AtomicI64::new(i64::MAX),
-            scarce: AtomicI64::new(0),
-        }
-    }
-
-    fn pop(&self) -> Option<u32> {
-        if !self.is_wanted.load(Ordering::Relaxed) {
-            self.is_wanted.store(true, Ordering::Relaxed);
-        }
-        self.slots.pop()
-    }
-
-    fn report(&self, report: Report) {
-        let kept = self.reports.push(report);
-        debug_assert!(kept.is_ok(), "more slots are out than there are");
-    }
-
-    fn are_few(&self) -> bool {
-        self.slots.len() <= self.idle as usize / 2
-    }
-
-    /// Whether free slots have become few, and others were reported.
-    pub(super) fn want_mover(&self) -> bool {
-        self.are_few() && !self.reports.is_empty()
-    }
-
-    /// Whether promotion is limited, and what is left is too little for a block of this heat.
-    fn are_too_dear(&self, heat: u8) -> bool {
-        let budget = self.budget.load(Ordering::Relaxed);
-        budget <= 0 || (heat < KNOWN && budget < self.scarce.load(Ordering::Relaxed))
-    }
-
-    /// A fill of so many bytes begins.
-    pub(super) fn spend(&self, bytes: u32) {
-        if self.budget.load(Ordering::Relaxed) != i64::MAX {
-            self.budget.fetch_sub(bytes.into(), Ordering::Relaxed);
-        }
-    }
-}
 
 /// A fill in progress: a claim of `regions` of its block. [`Cache::end_fill`] ends it.
 ///
@@ -275,7 +178,7 @@ impl Cache<'_> {
     /// A wish for these regions of a block, and what `extent` covers around them.
     pub(super) fn wish(&self, block: u32, needed: u16, extent: Extent) -> Wish {
         let all = self.regions_of(block);
-        let wanted = granules(granule(self.shape()), |granule| granule & needed != 0);
+        let wanted = granules(granule(self.shape().shift), |granule| granule & needed != 0);
         Wish {
             needed,
             wanted: extent.cover(wanted) & all,
@@ -286,15 +189,7 @@ impl Cache<'_> {
     /// The granules of a block all of which is `valid`.
     pub(super) fn granules_within(&self, block: u32, valid: u16) -> u16 {
         let all = self.regions_of(block);
-        all & granules(granule(self.shape()), |granule| granule & all & !valid == 0)
-    }
-}
-
-/// Regions of a granule.
-pub(super) const fn granule(shape: &Shape) -> u32 {
-    match GRANULE >> (shape.shift - 4) {
-        0 => 1,
-        regions => regions,
+        all & granules(granule(self.shape().shift), |granule| granule & all & !valid == 0)
     }
 }
 

@@ -72,6 +72,7 @@
 mod blocks;
 pub mod evict;
 mod fills;
+mod free;
 mod hints;
 #[cfg(test)]
 mod loom;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
 
-use super::blocks::Blocks;
-use super::fills::{FreeSlots, granule};
+use super::blocks::{Blocks, granule};
+use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
 use super::waiters::QueueSet;
 use crate::errno::Errno;
@@ -124,7 +124,7 @@ impl<'m> Cache<'m> {
         assert!((1..=IndexEntry::MAX_SLOTS).contains(&shape.slots));
         Self {
             shape,
-            blocks: Blocks::new(index, shape.slots, granule(&shape)),
+            blocks: Blocks::new(index, shape.slots, granule(shape.shift)),
             heat,
             free: FreeSlots::new(shape.slots),
             hints: Arriving::new(),

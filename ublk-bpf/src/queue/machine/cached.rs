@@ -2,10 +2,10 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::fills::Wish;
 use super::{Action, Errno, InFlight, Legs, Machine, Next, Request, SECTOR_SIZE};
 use crate::cache::{Cache, CacheFailure, Hinted};
 use crate::queue::event::Direct;
+use crate::queue::fill::Wish;
 use crate::queue::legs::Fallback;
 
 impl<'w> Machine<'w> {

@@ -14,7 +14,7 @@
 //! as new as the read may expect, however late it is copied. A read that finds the block elsewhere, or absent, looks further:
 //! it begins a new fill or passes through.
 
-use ublk_bpf_abi::{Extent, Priority, REGIONS, regions};
+use ublk_bpf_abi::{REGIONS, regions};
 
 use super::{
     Action, Advice, Advised, Buffer, Effect, Errno, InFlight, Machine, Next, Owner, Phase, Request,
@@ -22,43 +22,11 @@ use super::{
 };
 use crate::cache::{Cache, CacheFailure, Fill, FillStart, SlotPin};
 use crate::queue::event::FillBuffer;
-use crate::queue::fill::{FillNext, Stage};
+use crate::queue::fill::{FillNext, Stage, Wish};
 use crate::queue::legs::Legs;
 
 /// How often a read looks again because the block has changed since its last look.
 const MAX_LOOKS: u32 = 4;
-
-/// What the policy wants of the cache for a read.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wish {
-    /// Fill this much of the block, if it misses.
-    pub(super) extent: Option<Extent>,
-    /// Promote the block, if it misses and does not fill.
-    pub(super) promote: Option<Priority>,
-    /// The verdict was a hit.
-    pub(super) is_hit: bool,
-    /// How often it has waited for the end of a claim.
-    pub(super) waits: u8,
-}
-
-impl Wish {
-    pub(super) fn of(advised: &Advised) -> Self {
-        Self {
-            extent: advised.fill,
-            promote: advised.promote,
-            is_hit: advised.advice == Advice::Hit,
-            waits: 0,
-        }
-    }
-
-    /// Of a plain hit.
-    pub(super) const HIT: Self = Self {
-        extent: None,
-        promote: None,
-        is_hit: true,
-        waits: 0,
-    };
-}
 
 /// What a read that is not a whole hit has found.
 enum Look {

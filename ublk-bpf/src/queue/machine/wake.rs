@@ -2,28 +2,7 @@
 
 use super::{Machine, Todo};
 use crate::cache::Cache;
-
-/// Whom the machine may have to wake when it is next idle.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wake(u8);
-
-impl Wake {
-    pub(super) const NOBODY: Self = Self(0);
-
-    /// The mover: a hint or a failure is new, or free slots have become few.
-    pub(super) fn mover(&mut self) {
-        self.0 |= 1;
-    }
-
-    /// Queues, perhaps this one: a claim may have ended that reads wait for.
-    pub(super) fn queues(&mut self) {
-        self.0 |= 2;
-    }
-
-    pub(super) fn is_for_mover(self) -> bool {
-        self.0 & 1 != 0
-    }
-}
+use crate::queue::todo::Wake;
 
 impl Machine<'_> {
     /// Reports the number of requests to the cache, and wakes the mover and other queues if they have work.
@@ -34,7 +13,7 @@ impl Machine<'_> {
             cache.count_requests(arrived - self.reported);
             self.reported = arrived;
         }
-        if self.wake != Wake::NOBODY {
+        if self.wake != Wake::NONE {
             self.wake_others(cache);
         }
     }

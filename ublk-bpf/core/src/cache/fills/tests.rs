@@ -5,6 +5,7 @@ use std::time::Duration;
 use ublk_bpf_abi::{CacheCounters, IndexEntry, SECTOR_SIZE};
 
 use super::*;
+use crate::cache::Shape;
 use crate::cache::evict::Algorithm;
 use crate::cache::{Maps, Mode, Mover, PromoteLimits, WriteClaim};
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use crate::cache::fills::FreeSlots;
+use crate::cache::free::FreeSlots;
 
 /// A token bucket of bytes: filled at the rate, it holds those of a second, but at least one block. The tokens are in the
 /// [`Cache`](crate::cache::Cache), where the fills of queues take theirs too. Each fill may overdraw the bucket, which

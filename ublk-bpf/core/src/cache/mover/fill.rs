@@ -4,10 +4,8 @@
 use ublk_bpf_abi::{Extent, Priority};
 
 use super::Mover;
-use super::job::{Job, Kind, Step};
+use super::job::{Job, Kind};
 use crate::cache::blocks::{Start, first_run};
-
-pub(super) const STEPS: [Step; 2] = [Step::Load, Step::Store];
 
 impl Mover<'_, '_> {
     /// A job that fills what the block misses, unless that is nothing, is being filled or written, or has no slot to go to.

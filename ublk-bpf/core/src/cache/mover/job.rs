@@ -2,7 +2,7 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::{MoverIo, fill, verify};
+use super::MoverIo;
 use crate::cache::Fill;
 use crate::errno::Errno;
 
@@ -12,7 +12,7 @@ const ALIGNMENT: u32 = 4096;
 /// How often one step is issued again, after an interruption or for the rest of a short transfer.
 const MAX_RETRIES: u8 = 16;
 
-/// What a job does. Each kind has a file of its own: the order of its steps, how it begins and how it ends.
+/// What a job does. Each kind has a file of its own: how it begins and how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Fill,
@@ -22,8 +22,8 @@ pub(super) enum Kind {
 impl Kind {
     const fn steps(self) -> &'static [Step] {
         match self {
-            Self::Fill => &fill::STEPS,
-            Self::Verify => &verify::STEPS,
+            Self::Fill => &[Step::Load, Step::Store],
+            Self::Verify => &[Step::LoadSlot, Step::Load, Step::Compare],
         }
     }
 }

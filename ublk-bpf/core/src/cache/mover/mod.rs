@@ -20,7 +20,7 @@ use ublk_bpf_abi::CacheCounters;
 use self::budget::Budget;
 use self::job::{Job, Kind, Progress, Step};
 use self::residents::Residents;
-use self::room::FreeSlots;
+use self::room::SlotStock;
 use self::verify::Unverified;
 use super::evict::{Algorithm, Evict, SlotState, SlotView as _};
 use super::hints::Hints;
@@ -98,7 +98,7 @@ pub struct Mover<'c, 'm> {
     fills: usize,
     budget: Budget<'c>,
     hints: Hints,
-    free: FreeSlots,
+    free: SlotStock,
     halving: Option<usize>,
     requests: u64,
     is_stopping: bool,
@@ -126,7 +126,7 @@ impl<'c, 'm> Mover<'c, 'm> {
             fills,
             budget: Budget::new(limits.rate, 1 << cache.shape().shift, &cache.free),
             hints: Hints::new(),
-            free: FreeSlots::default(),
+            free: SlotStock::default(),
             halving: None,
             requests: 0,
             is_stopping: false,

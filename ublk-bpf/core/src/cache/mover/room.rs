@@ -6,14 +6,14 @@ use ublk_bpf_abi::Priority;
 
 use super::Mover;
 use crate::cache::evict::{SlotState, SlotView as _};
-use crate::cache::fills::Report;
+use crate::cache::free::Report;
 
 /// Victims that are tried for one fill.
 const MAX_VICTIMS: u32 = 8;
 
 /// Slots without a block.
 #[derive(Debug, Default)]
-pub(super) struct FreeSlots {
+pub(super) struct SlotStock {
     /// Slots from here on were never used.
     pub(super) fresh: u32,
     pub(super) free: Vec<u32>,

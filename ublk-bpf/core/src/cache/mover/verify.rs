@@ -14,8 +14,6 @@ use super::job::{Job, Kind, Step};
 use super::{MAX_VERIFICATIONS, Mover, MoverIo};
 use crate::cache::blocks::first_run;
 
-pub(super) const STEPS: [Step; 3] = [Step::LoadSlot, Step::Load, Step::Compare];
-
 /// Missed blocks that are moved to the front. Others keep their place.
 const MAX_HASTENED: usize = 64;
 
