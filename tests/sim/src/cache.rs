@@ -19,7 +19,7 @@ const MAX_SERVERS: usize = 512;
 /// Where the first slot is: behind what a real device has there.
 const DATA_OFFSET: u64 = 1 << 20;
 
-/// What a sector of a slot or of a staging buffer holds: who wrote it, and where. `None`: nobody knows.
+/// What a sector of a slot or of a staging buffer holds: who wrote it, and where. `None`: unknown.
 type Copied = Option<(Writer, u64)>;
 
 /// What outlives servers: the maps, and room for each server's cache.
@@ -227,7 +227,7 @@ impl<'w> Side<'w> {
         u32::try_from(offset.saturating_sub(DATA_OFFSET) >> self.of.shift).unwrap_or(u32::MAX)
     }
 
-    /// Whether two staging buffers hold the same. What nobody knows is never the same.
+    /// Whether two staging buffers hold the same. What is unknown is never the same.
     pub(super) fn is_same(&self, one: u16, other: u16, len: u32) -> bool {
         let sectors = len as usize / 512;
         let buffer = |buffer: u16| &self.staging[usize::from(buffer)][..sectors];
@@ -259,7 +259,7 @@ impl<'w> Side<'w> {
         self.sleeps = None;
     }
 
-    /// No promotion is begun any more. Whether all have ended.
+    /// Promotion has stopped. Whether all fills have ended.
     pub(super) fn stop(&mut self) -> Result<bool, String> {
         if !self.is_stopping {
             self.check_sleep()?;

@@ -399,7 +399,7 @@ impl Sim<'_> {
             let Some(writer) = writer_of(bytes, sector as u64) else {
                 let foreign = bytes.iter().filter(|&&byte| byte == POISON).count();
                 return Err(format!(
-                    "sector {sector} reads as nobody wrote it ({foreign} bytes unfilled)"
+                    "sector {sector} reads as it was never written ({foreign} bytes unfilled)"
                 ));
             };
             let may = if self.world.lossy {

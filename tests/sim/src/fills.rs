@@ -205,7 +205,9 @@ impl Sim<'_> {
             let sector = first + at as u64 / 512;
             let on_device = offset + (at - skip) as u64;
             let Some(writer) = writer_of(&memory.bytes[at..at + SECTOR], sector) else {
-                return Err(format!("{op:?} stores for sector {sector} what nobody wrote"));
+                return Err(format!(
+                    "{op:?} stores for sector {sector} what was never written"
+                ));
             };
             // A device that lives stores sectors whole. After a death, one may hold both, which matters only if they differ.
             if bytes.len() == SECTOR {

@@ -11,10 +11,10 @@
 //! - no tag is committed that the server does not own, or with an operation in flight, or with any result but
 //!   the exact length and a negative errno;
 //! - no two operations use one tag or one staging buffer; each stays within its request, and is aligned;
-//! - with a cache, nobody can tell: all of the above holds, whatever its device does, and the backing device alone is
-//!   what clients left. What is in a slot that nobody writes is what the backing device has, at every server's end; no
+//! - a cache changes none of this: all of the above holds, whatever its device does, and the backing device alone is
+//!   what clients left. A slot that is not being written holds what the backing device has, at every server's end; no
 //!   slot is filled that is in use; the mover sleeps only when it has nothing to do;
-//! - a fill's buffer is copied from only once it is loaded, and loaded again only when it was copied from; whoever waits for
+//! - a fill's buffer is copied from only once it is loaded, and loaded again only when it was copied from; a read that waits for
 //!   a fill is served, whatever becomes of that;
 //! - whatever happens, every request completes and every ending ends, within a bounded number of steps.
 //!

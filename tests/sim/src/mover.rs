@@ -161,7 +161,7 @@ impl Sim<'_> {
             let block = index(side.block_sectors());
             side.staging.resize(buffers, vec![None; block]);
         }
-        // Of a sector that was moved in part, nobody knows what it holds. A device that lives stores sectors whole.
+        // The content of a sector that was moved in part is unknown. A device that lives stores sectors whole.
         for i in 0..u64::from(moved.div_ceil(512)) {
             let is_whole = (i + 1) * 512 <= u64::from(moved);
             let staged = index(u64::from(skip / 512) + i);
@@ -193,7 +193,7 @@ impl Sim<'_> {
         }
     }
 
-    /// No server is there, and somebody else writes to the backing device. Says whether.
+    /// Without a server, another program writes to the backing device. Says whether.
     pub(super) fn maybe_change_backing(&mut self) -> bool {
         let shows = matches!(
             self.bug,
@@ -231,7 +231,7 @@ impl Sim<'_> {
         }
     }
 
-    /// Whatever nobody writes is the same on both devices. After a failure, nothing is left in the cache.
+    /// What is not being written is the same on both devices. After a failure, nothing is left in the cache.
     pub(super) fn check_cache(&self) -> Check {
         self.cache.as_ref().map_or(Ok(()), |side| {
             side.check(self.world, |sector| self.disk.read(sector))

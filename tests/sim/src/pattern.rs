@@ -3,10 +3,10 @@
 /// Bytes of a sector.
 pub(super) const SECTOR: usize = 512;
 
-/// What pages hold that nobody filled: bytes of another process.
+/// What unfilled pages hold: bytes of another process.
 pub(super) const POISON: u8 = 0xa5;
 
-/// What a slot holds that nobody filled whole.
+/// What a slot holds that was not filled whole.
 pub(super) const STALE: u8 = 0x5c;
 
 /// Who wrote a sector. 0: it reads as zeroes.

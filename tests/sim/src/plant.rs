@@ -77,7 +77,7 @@ impl<'w> Sim<'w> {
         }
     }
 
-    /// What a read finds hidden, although nobody writes it, seems to be valid.
+    /// What a read finds hidden, although it is not being written, seems to be valid.
     fn unhide(&self, tag: u16) -> Before<'w> {
         let before = self.words_of(tag);
         for &(word, old) in &before.0 {

@@ -199,7 +199,7 @@ impl<'w> Sim<'w> {
         self.idle_steps += 1;
         if self.idle_steps > MAX_STEPS {
             return Err(format!(
-                "nothing goes on any more: {} operations are out",
+                "nothing makes progress: {} operations are out",
                 self.queue.ops.len()
             ));
         }

@@ -28,7 +28,7 @@ ip link set lo up
 for module in $(cat /etc/guest/modules); do modprobe "$module"; done
 
 exec 5<>/dev/hvc2 6<>/dev/hvc0 7<>/dev/hvc1
-# A console forgets its settings when nobody has it open.
+# A console forgets its settings when no process has it open.
 for console in 5 6 7; do stty raw -echo <&$console; done
 # Pipes, not consoles, are the command's output: so it is no terminal, and /dev/stdout can be opened.
 mkfifo /run/guest-out /run/guest-err

@@ -1,4 +1,4 @@
-//! What this machine has of what a device needs: each finding says what is there and, if that is not enough, what to do.
+//! What this machine has of what a device needs: each finding says what was found and, if that is not enough, what to do.
 //!
 //! Every check asks what a start would ask, by the same code, and leaves nothing behind.
 

@@ -283,7 +283,7 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Begins to verify an unverified block: claims each run of its valid regions, and returns them. From here on it is a
-    /// block that is being filled, each run by itself. `None`: it is not there any more.
+    /// block that is being filled, each run by itself. `None`: it has left the slot.
     pub(super) fn begin_verify(&self, block: u32, slot: u32, all: u16) -> Option<u16> {
         let entry = self.entry(block);
         let valid = all & !entry.hidden();
@@ -305,7 +305,7 @@ impl<'m, W: Word> Blocks<'m, W> {
         None
     }
 
-    /// Removes an unverified block, unless it is not there any more.
+    /// Removes an unverified block, unless it has left the slot.
     pub(super) fn give_up_unverified(&self, block: u32, slot: u32) {
         let entry = self.entry(block);
         if entry.state() == BlockState::Unverified && entry.slot() == slot {

@@ -8,7 +8,7 @@ use ublk_bpf_abi::Priority;
 /// Hints that wait for the mover to look.
 const MAX_ARRIVING: usize = 1024;
 
-/// Hints that the mover keeps. Those that are older than so many others are not worth promoting any more: what is hot is
+/// Hints that the mover keeps. Those that are older than so many others are no longer worth promoting: what is hot is
 /// hinted again.
 const MAX_KEPT: usize = 64;
 

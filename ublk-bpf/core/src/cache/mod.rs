@@ -33,11 +33,11 @@
 //!
 //! # The rules
 //!
-//! 1. **A slot in use is pinned**, and is given to another block only while nobody has a pin. Who pins looks at the entry
+//! 1. **A slot in use is pinned**, and is given to another block only while it has no pin. A reader that pins looks at the entry
 //!    again and takes the pin back if the block has left.
 //! 2. **A region has one claim at a time**, and a claim is a pin as well. Only its holder stores in the region, and only
-//!    its holder hides or publishes it. So what its holder sees hidden was hidden before, and stays so. All that anybody
-//!    else can do is to take the whole block out of the slot.
+//!    its holder hides or publishes it. So what its holder sees hidden was hidden before, and stays so. All that others
+//!    can do is to take the whole block out of the slot.
 //! 3. **A write is counted in the entry before it is issued.** Where it gets its claim, it hides its regions until it ends.
 //!    Where it meets another claim, and for a discard or write-zeroes, it takes the block out of the slot instead. An
 //!    absent block is not filled while writes of it are in flight.
@@ -63,7 +63,7 @@
 //! - *A fill and an eviction.* A claimed slot is no victim. If the claim is a moment later than that look, the block
 //!   leaves, the fill publishes nothing, and its slot is free when the claim ends.
 //! - *A wait and the end of a claim.* The waiter registers and then looks for the claim; the holder releases the claim and
-//!   then looks for waiters. Whoever comes second sees the other.
+//!   then looks for waiters. The second of the two sees the first.
 //! - *A kill.* What is hidden is not valid, and with a write in flight nothing is. What a fill stored and did not publish
 //!   is hidden, wherever the kill was.
 //!

@@ -19,7 +19,7 @@ const _: () = assert!(MAX_TAGS as u64 + 16 + 4097 <= PINS);
 /// block.
 ///
 /// A *pin* keeps a slot from being given to another block. A *claim* is a pin that has regions to itself: no other claim
-/// has any of them. Whoever changes what a slot holds, or which regions of it are hidden, has a claim on these regions.
+/// has any of them. A change of what a slot holds, or of which regions of it are hidden, needs a claim on these regions.
 #[derive(Debug)]
 pub(super) struct SlotTable<W = AtomicU64>(Box<[W]>);
 

@@ -97,11 +97,11 @@ pub struct Trace {
 
 impl Default for Trace {
     fn default() -> Self {
-        let nobody = Task::default();
+        let unknown = Task::default();
         Self {
             requests: Vec::new(),
-            tasks: vec![nobody],
-            numbers: HashMap::from([(nobody, 0)]),
+            tasks: vec![unknown],
+            numbers: HashMap::from([(unknown, 0)]),
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum DiskError {
         /// Bytes of a cache block.
         block_bytes: u32,
     },
-    /// Somebody else's data.
+    /// Data of another program.
     #[error(
         "holds something that is not a cache of ublk-bpf: give another device, or overwrite it with --cache-reset"
     )]

@@ -43,7 +43,7 @@ pub struct Inspection {
 /// Reads the superblock's copies and, if they say clean, the entries.
 ///
 /// # Errors
-/// If there is no superblock to tell of: the device is somebody else's, of another version, damaged beyond use, or fails.
+/// If there is no usable superblock: the device holds other data, is of another version or damaged, or fails.
 /// A blank device is `Ok(None)`.
 pub fn inspect(file: &File) -> Result<Option<Inspection>, DiskError> {
     let copies = Copies::read(file)?;

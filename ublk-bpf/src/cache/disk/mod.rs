@@ -21,7 +21,7 @@
 //!
 //! 1. `open` finds generation *g*, clean, and verifies the entries. Nothing is written yet: the next start is as warm.
 //! 2. It writes generation *g+1*, not clean, over one copy. Torn: the other one is *g*, clean, and still right, for
-//!    nobody has used the cache since. Whole: the next start is cold.
+//!    the cache was not used since. Whole: the next start is cold.
 //! 3. fsync, then the other copy, fsync. From here on no clean copy exists, so nothing that is done to slots and backing
 //!    while the device runs can be contradicted by what was saved. Only now the entries are handed out.
 //! 4. `save` writes entries that are sealed with *g+2*, and fsyncs them and the slots' data. Both copies say not
@@ -85,7 +85,7 @@ pub enum Opened {
 /// ([`sample_matches`]) does so with what this returns; if that refuses, the next start is cold.
 ///
 /// # Errors
-/// One line for everything else than these outcomes: somebody else's data, another version, damage, another
+/// One line for everything else than these outcomes: other data, another version, damage, another
 /// backing, a backing that was changed meanwhile, other blocks, another size. Nothing was written then.
 pub fn open(file: &File, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
     open_on(file, layout, identity)

@@ -33,7 +33,7 @@ impl Storage for File {
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        // A block device's metadata has no length. Nobody uses the position.
+        // A block device's metadata has no length. The position is not used.
         let mut file = self;
         file.seek(SeekFrom::End(0))
     }

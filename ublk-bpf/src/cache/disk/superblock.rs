@@ -85,7 +85,7 @@ impl Copies {
     /// The newest good copy; `None` if both places are blank.
     ///
     /// # Errors
-    /// If this is somebody else's device, another version's, or damaged beyond use.
+    /// If the device holds other data, is of another version, or is damaged beyond use.
     pub(super) fn best(&self) -> Result<Option<&Superblock>, DiskError> {
         let version = self.0.iter().find_map(|found| match found {
             Found::Version(version) => Some(*version),

@@ -30,7 +30,7 @@ impl QueueBells {
         }
         for (queue, bell) in (0..).zip(&self.0) {
             if queues.contains(queue) && Some(queue) != caller {
-                // It cannot fail: nobody writes so much that the counter would overflow.
+                // It cannot fail: the counter is far from an overflow.
                 let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
             }
         }

@@ -305,7 +305,7 @@ impl Machine<'_> {
         }
     }
 
-    /// A fill has its data: whoever waits may copy it, and it goes to the slot.
+    /// A fill has its data: the reads that wait may copy it, and it goes to the slot.
     fn loaded(&mut self, fill: FillBuffer) {
         let filling = self.fills.get(fill);
         filling.stage = Stage::Storing;

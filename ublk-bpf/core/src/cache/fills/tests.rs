@@ -131,7 +131,7 @@ fn a_write_overtakes_the_fill_that_it_meets_and_no_other() {
             cache.end_change(BLOCK + 2 * REGION, REGION, beside.claim, true);
             let over = cache.begin_write(BLOCK + REGION, REGION);
             assert_eq!((over.claim, over.invalidated), (None, 1));
-            assert!(!cache.is_current(&fill), "no read may join it any more");
+            assert!(!cache.is_current(&fill), "no read may join it now");
             assert_eq!(begin(&cache, BLOCK, 1, Extent::Request), FillStart::Refused);
             if write_ends_first {
                 cache.end_change(BLOCK + REGION, REGION, None, true);

@@ -65,7 +65,7 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
         let maps = Maps::of(16);
         let cache = cache_of(&maps, 4);
         let mut mover = mover(&cache);
-        begin(&mut mover, 5).expect("nobody writes it");
+        begin(&mut mover, 5).expect("no write is in flight");
         let change = cache.begin_write(5 * BLOCK, 512);
         assert_eq!(change.claim, None);
         if write_ends_first {
@@ -82,7 +82,7 @@ fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
     let mut mover = mover(&cache);
-    begin(&mut mover, 5).expect("nobody writes it");
+    begin(&mut mover, 5).expect("no write is in flight");
     let _ = cache.begin_discard(0, 16 * BLOCK);
     cache.end_change(0, 16 * BLOCK, None, true);
     end(&mut mover);
