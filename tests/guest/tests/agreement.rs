@@ -1,10 +1,10 @@
 //! The replay agrees with the device: the same trace, played by fio on a device and replayed, gives the same hits.
 
 use std::fmt::Write as _;
-use std::process::{Child, Command};
 
 use ublk_bpf_guest::cached::{Pair, number};
-use ublk_bpf_guest::{Device, Fio, run_json};
+use ublk_bpf_guest::recorder::Recorder;
+use ublk_bpf_guest::{Fio, run_json};
 
 /// Size of the device and of the cache, in MiB.
 const DEVICE: u64 = 64;
@@ -46,29 +46,13 @@ fn iolog(device: &str) -> String {
     log
 }
 
-fn start_recording(device: &Device) -> Child {
-    let args = [
-        "trace",
-        &device.id(),
-        "--record",
-        RECORDED,
-        "--json",
-        "--count",
-        &READS.to_string(),
-    ];
-    Command::new("ublk-bpf")
-        .args(args)
-        .spawn()
-        .expect("ublk-bpf starts")
-}
-
 /// The part of the reads that were hits on a new device.
 fn on_device(policy: &str, eviction: &str) -> (f64, u64) {
     let pair = Pair::disks(DEVICE, CACHE);
     let device = pair.run(&["--queues", "1", "--cache-eviction", eviction]);
     device.swap(policy);
     std::fs::write(PLAYED, iolog(device.path_str())).expect("the log is written");
-    let mut recorder = start_recording(&device);
+    let recorder = Recorder::start(&device, RECORDED, &[]);
     let before = device.stats();
     let done = Fio::new(device.path())
         .arg("ioengine", "psync")
@@ -76,7 +60,7 @@ fn on_device(policy: &str, eviction: &str) -> (f64, u64) {
         .arg("cpus_allowed", "0")
         .run();
     assert_eq!(done.reads, READS);
-    assert!(recorder.wait().expect("the recording ends").success());
+    recorder.interrupt();
     let after = device.stats();
     let hits = number(&after, "server", "hits") - number(&before, "server", "hits");
     let slots = device.show()["cache"]["slots"].as_u64().expect("a number");

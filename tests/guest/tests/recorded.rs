@@ -1,60 +1,17 @@
 //! Recordings: a trace has exactly the requests that were issued, says what is missing, and ends well.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
 
 use ublk_bpf::trace::{Header, Reader, TracedRequest};
 use ublk_bpf_abi::{Op, Reason, Verdict};
 use ublk_bpf_guest::leftover::SOON;
+use ublk_bpf_guest::recorder::Recorder;
 use ublk_bpf_guest::{Backing, Device, Fio, run, wait_until, write};
 
 const TRACE: &str = "/tmp/recorded.trace";
 const MEMORY: &str = "mem:64M";
-
-/// `ublk-bpf trace` in the background.
-struct Recorder {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
-impl Recorder {
-    /// Starts it and waits until the next request will be recorded.
-    fn start(device: &Device, more: &[&str]) -> Self {
-        let mut child = Command::new("ublk-bpf")
-            .args(["trace", &device.id(), "--record", TRACE])
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("ublk-bpf starts");
-        let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut line = String::new();
-        output.read_line(&mut line).expect("it says that it records");
-        assert!(line.starts_with("recording the requests of ublkb"), "{line}");
-        Self { child, output }
-    }
-
-    fn signal(&self, signal: &str) {
-        run("kill", &[signal, &self.child.id().to_string()]);
-    }
-
-    /// Waits for its end, and returns what it said.
-    fn end(mut self) -> (ExitStatus, String) {
-        let mut said = String::new();
-        self.output.read_to_string(&mut said).expect("its last line");
-        (self.child.wait().expect("it ends"), said)
-    }
-
-    /// Ends it with Ctrl-C.
-    fn interrupt(self) -> String {
-        self.signal("-INT");
-        let (status, said) = self.end();
-        assert!(status.success(), "{status}: {said}");
-        said
-    }
-}
 
 /// A device with one queue whose requests are neither merged nor split.
 fn device(backing: &str) -> Device {
@@ -116,7 +73,7 @@ fn a_trace_has_what_fio_did() {
     // Memory has no cache to flush.
     let backing = Backing::file("recorded", 64);
     let device = device(backing.spec());
-    let recorder = Recorder::start(&device, &[]);
+    let recorder = Recorder::start(&device, TRACE, &[]);
     let log = "/tmp/fio.log";
     random(&device, 3000).arg("write_iolog", log).run();
     run("blkdiscard", &["-o", "1048576", "-l", "65536", device.path_str()]);
@@ -178,7 +135,7 @@ fn a_trace_has_who_asked() {
     let device = device(MEMORY);
     let cgroup = Path::new("/sys/fs/cgroup/traced");
     std::fs::create_dir_all(cgroup).expect("a cgroup");
-    let recorder = Recorder::start(&device, &[]);
+    let recorder = Recorder::start(&device, TRACE, &[]);
     let enter = format!("echo $$ > {}/cgroup.procs", cgroup.display());
     let read = format!(
         "exec ionice -c 2 -n 3 dd if={} of=/dev/null bs=8k skip=5 count=1 iflag=direct",
@@ -201,7 +158,7 @@ fn a_trace_has_who_asked() {
 fn what_the_ring_cannot_hold_is_counted() {
     let device = device(MEMORY);
     let before = device.counter("arrived");
-    let recorder = Recorder::start(&device, &["--buffer", "4K"]);
+    let recorder = Recorder::start(&device, TRACE, &["--buffer", "4K"]);
     recorder.signal("-STOP");
     random(&device, 500).run();
     recorder.signal("-CONT");
@@ -223,7 +180,7 @@ fn what_the_ring_cannot_hold_is_counted() {
 #[test]
 fn a_recording_ends_at_its_limits_and_with_its_device() {
     let device = device(MEMORY);
-    let recorder = Recorder::start(&device, &["--count", "100"]);
+    let recorder = Recorder::start(&device, TRACE, &["--count", "100"]);
     random(&device, 300).run();
     let (status, said) = recorder.end();
     assert!(
@@ -232,11 +189,11 @@ fn a_recording_ends_at_its_limits_and_with_its_device() {
     );
     assert_eq!(read_trace().1.len(), 100);
 
-    let (status, said) = Recorder::start(&device, &["--seconds", "1"]).end();
+    let (status, said) = Recorder::start(&device, TRACE, &["--seconds", "1"]).end();
     assert!(status.success(), "{said}");
     assert!(read_trace().0.end.is_some());
 
-    let recorder = Recorder::start(&device, &[]);
+    let recorder = Recorder::start(&device, TRACE, &[]);
     random(&device, 300).run();
     device.stop();
     let (status, said) = recorder.end();
@@ -248,11 +205,11 @@ fn a_recording_ends_at_its_limits_and_with_its_device() {
 #[test]
 fn a_recorder_that_is_killed_leaves_a_trace_and_no_program() {
     let device = device(MEMORY);
-    let recorder = Recorder::start(&device, &[]);
+    let recorder = Recorder::start(&device, TRACE, &[]);
     random(&device, 300).run();
     wait_until("the requests are written", SOON, || read_trace().1.len() >= 300);
     recorder.signal("-KILL");
-    recorder.end();
+    let _ = recorder.end();
     let (header, requests) = read_trace();
     assert_eq!(header.end, None);
     let written = requests.len();
