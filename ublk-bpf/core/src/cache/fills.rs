@@ -55,7 +55,8 @@ pub enum FillStart {
     /// All of the range can be read from the cache.
     Readable,
     /// There is no free slot, the block is yet to be verified, or some of what is missing is apart from the rest. Read from
-    /// the backing device, and [hint](Cache::hint) the block to the mover.
+    /// the backing device, and wake the mover. If all of the block is wanted, [hint](Cache::hint) it: the mover would fill
+    /// all of it.
     Later,
     /// It is being written, the promotion limit leaves nothing for it, or the cache is detached. Read from the backing device.
     Refused,

@@ -191,6 +191,11 @@ impl<'c, 'm> Device<'c, 'm> {
                     return self.hit(length);
                 }
                 FillStart::Readable => return self.hit(length),
+                FillStart::Later if extent != Extent::Block => {
+                    if self.cache.must_wake() {
+                        self.due_at(now);
+                    }
+                }
                 FillStart::Later => self.hint(arrival.block, priority),
                 FillStart::Refused => {}
             }

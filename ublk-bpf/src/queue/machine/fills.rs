@@ -14,7 +14,7 @@
 //! as new as the read may expect, however late it is copied. A read that finds the block elsewhere, or absent, looks further:
 //! it begins a new fill or passes through.
 
-use ublk_bpf_abi::{REGIONS, regions};
+use ublk_bpf_abi::{Extent, REGIONS, regions};
 
 use super::{
     Action, Advice, Advised, Buffer, Effect, Errno, InFlight, Machine, Next, Owner, Phase, Request,
@@ -115,8 +115,13 @@ impl Machine<'_> {
         if let Some((pin, _)) = readable {
             cache.end_read(pin);
         }
+        // A hint would fill all of the block.
+        let later = match extent {
+            Extent::Block => Look::Nothing,
+            Extent::Request | Extent::Around => Look::Refused,
+        };
         if !self.fills.has_room() {
-            return self.wait_or(cache, request, Look::Nothing);
+            return self.wait_or(cache, request, later);
         }
         self.wake.queues();
         match cache.begin_fill(offset, length, extent, priority) {
@@ -129,7 +134,11 @@ impl Machine<'_> {
             }
             FillStart::Busy => self.wait_or(cache, request, Look::Again),
             FillStart::Readable => Look::Again,
-            FillStart::Later => Look::Nothing,
+            FillStart::Later => {
+                // It may have to free slots.
+                self.wake.mover();
+                later
+            }
             FillStart::Refused => Look::Refused,
         }
     }
