@@ -138,32 +138,10 @@ impl KernelLayout {
     }
 
     fn from_btf(bytes: &[u8]) -> Result<Self, BtfError> {
-        let [
-            request,
-            bio,
-            queue,
-            disk,
-            hctx,
-            attributes,
-            dentry,
-            inode,
-            super_block,
-        ] = STRUCTURES;
-        let wanted = [
-            request,
-            bio,
-            queue,
-            disk,
-            hctx,
-            attributes,
-            dentry,
-            inode,
-            super_block,
-            OPERATIONS,
-            FLAG_BITS,
-            ISSUE,
-            NOTIFY_CHANGE,
-        ];
+        const OTHERS: [Wanted; 4] = [OPERATIONS, FLAG_BITS, ISSUE, NOTIFY_CHANGE];
+        let mut wanted = [ISSUE; STRUCTURES.len() + OTHERS.len()];
+        wanted[..STRUCTURES.len()].copy_from_slice(&STRUCTURES);
+        wanted[STRUCTURES.len()..].copy_from_slice(&OTHERS);
         let (types, found) = KernelTypes::find(bytes, &wanted).ok_or(BtfError::Damaged)?;
         let [structures @ .., operations, flag_bits, issue, notify_change] = found;
         check_operations(&types, operations)?;
