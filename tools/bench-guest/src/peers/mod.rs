@@ -27,15 +27,16 @@ pub use check::table;
 pub use disks::{FAST, SLOW, empty, fill, make_ram_disks};
 pub use mapper::{BLOCK, DmCache, linear};
 
-/// Leaves a device without an I/O scheduler, so that none of those compared is slower for having mq-deadline.
-pub fn unschedule(device: &Path) -> Result<()> {
+/// Gives a disk this I/O scheduler, on a kernel that has mq-deadline loaded. `false`: the disk maps bios, and has none to
+/// choose.
+pub fn schedule(device: &Path, scheduler: &str) -> Result<bool> {
     let name = device.file_name().context("a device has a name")?;
     let path = Path::new("/sys/class/block").join(name).join("queue/scheduler");
-    // A disk that maps bios has none to choose.
-    if fs::read_to_string(&path).is_ok_and(|known| known.contains("mq-deadline")) {
-        fs::write(&path, "none").with_context(|| format!("cannot write {}", path.display()))?;
+    let can = fs::read_to_string(&path).is_ok_and(|known| known.contains("mq-deadline"));
+    if can {
+        fs::write(&path, scheduler).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(())
+    Ok(can)
 }
 
 /// What takes longer to appear or to end will not.

@@ -1,10 +1,11 @@
 //! What the attributes of the disk's request queue cost.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::{Guest, NULL, Plan, instructions};
+use super::{DEEP, Guest, NULL, Plan, SINGLE, instructions};
 use crate::ours::Device;
 use crate::sizes::SETTLE;
 
@@ -40,32 +41,17 @@ const ATTRIBUTES: [(&str, &[&str]); 6] = [
     ("wbt_lat_usec", &["75000", "0"]),
 ];
 
-const LOADS: [[&str; 4]; 2] = [
-    [
-        "--runtime=150ms",
-        "--iodepth=128",
-        "--iodepth_batch=32",
-        "--iodepth_batch_complete_min=32",
-    ],
-    [
-        "--runtime=150ms",
-        "--iodepth=1",
-        "--iodepth_batch=1",
-        "--iodepth_batch_complete_min=1",
-    ],
-];
-
 fn rows() -> Result<()> {
     std::thread::sleep(SETTLE);
     let device = Device::start(&["--backing", NULL, "--policy", "passthrough"])?;
     let name = device.path().file_name().context("a device has a name")?;
-    let queue = std::path::Path::new("/sys/block").join(name).join("queue");
+    let queue = Path::new("/sys/block").join(name).join("queue");
     for (attribute, values) in ATTRIBUTES {
         for value in values {
             let path = queue.join(attribute);
             fs::write(&path, value).with_context(|| format!("cannot write {value} to {}", path.display()))?;
             let mut costs = Vec::new();
-            for load in &LOADS {
+            for load in [&DEEP, &SINGLE] {
                 costs.push(instructions(&[device.path()], load)?);
             }
             println!("| `{attribute}` | {value} | {:.0} | {:.0} |", costs[0], costs[1]);

@@ -1,11 +1,10 @@
 //! What other clients than a deep io_uring pay, and what the scheduler of a distribution adds.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::{Guest, Plan, instructions};
+use super::{DEEP, Guest, Plan, SINGLE, instructions};
 use crate::compared;
 use crate::peers::{self, empty};
 use crate::sizes::{RAM_DISK_MIB, RANGE_MIB, SETTLE};
@@ -37,20 +36,6 @@ serves those of libaio and pread in the caller, so that it is at its best with t
 /// Ours and what it is compared with, by the names of `compared`.
 const SUBJECTS: [&str; 5] = ["brd", "ublk-bpf-null", "ublk-bpf-brd", "ublk-bpf-hit", "dm-cache"];
 
-/// How a client reads.
-const DEEP: [&str; 4] = [
-    "--runtime=150ms",
-    "--iodepth=128",
-    "--iodepth_batch=32",
-    "--iodepth_batch_complete_min=32",
-];
-const SINGLE: [&str; 4] = [
-    "--runtime=150ms",
-    "--iodepth=1",
-    "--iodepth_batch=1",
-    "--iodepth_batch_complete_min=1",
-];
-
 fn rows() -> Result<()> {
     std::thread::sleep(SETTLE);
     peers::make_ram_disks(RAM_DISK_MIB)?;
@@ -71,14 +56,14 @@ fn row(kind: &Kind) -> Result<()> {
         depth: 128,
     })?;
     let path = subject.path();
-    peers::unschedule(path)?;
+    peers::schedule(path, "none")?;
     let mut cells = vec![
         cost(path, "io_uring", &DEEP)?,
         cost(path, "libaio", &DEEP)?,
         cost(path, "io_uring", &SINGLE)?,
         cost(path, "psync", &SINGLE)?,
     ];
-    if schedule(path)? {
+    if peers::schedule(path, "mq-deadline")? {
         cells.extend([cost(path, "io_uring", &DEEP)?, cost(path, "io_uring", &SINGLE)?]);
     } else {
         cells.extend(["–", "–"].map(str::to_owned));
@@ -94,15 +79,4 @@ fn cost(device: &Path, engine: &str, load: &[&str]) -> Result<String> {
     let options = [&[engine.as_str(), range.as_str()], load].concat();
     let instructions = instructions(&[device], &options).with_context(|| engine.clone())?;
     Ok(format!("{instructions:.0}"))
-}
-
-/// Gives the disk mq-deadline. `false`: it cannot have a scheduler.
-fn schedule(device: &Path) -> Result<bool> {
-    let name = device.file_name().context("a device has a name")?;
-    let path = Path::new("/sys/class/block").join(name).join("queue/scheduler");
-    let can = fs::read_to_string(&path).is_ok_and(|known| known.contains("mq-deadline"));
-    if can {
-        fs::write(&path, "mq-deadline").with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(can)
 }

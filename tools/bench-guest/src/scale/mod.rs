@@ -24,6 +24,20 @@ const NULL: &str = "null:8G,unfilled";
 /// Runs of fio that count, for each case, after one that does not.
 const RUNS: usize = 3;
 
+/// How a client reads with many requests in flight, and with one.
+const DEEP: [&str; 4] = [
+    "--runtime=150ms",
+    "--iodepth=128",
+    "--iodepth_batch=32",
+    "--iodepth_batch_complete_min=32",
+];
+const SINGLE: [&str; 4] = [
+    "--runtime=150ms",
+    "--iodepth=1",
+    "--iodepth_batch=1",
+    "--iodepth_batch_complete_min=1",
+];
+
 /// What grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Step {
