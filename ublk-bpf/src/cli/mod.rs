@@ -16,6 +16,7 @@ mod output;
 mod policy;
 mod replay;
 mod run;
+mod set;
 mod show;
 mod stats;
 mod stop;
@@ -37,6 +38,7 @@ Examples:
   ublk-bpf list                               the running devices
   ublk-bpf stats 0 --watch                    statistics of ublkb0, every second
   ublk-bpf policy swap 0 sparse               change the policy of the running device
+  ublk-bpf set 0 promote-limit=20M            change an option of the running device
   ublk-bpf replay disk.trace                  what a cache would save, by a trace of requests
   ublk-bpf stop 0
 
@@ -65,6 +67,7 @@ enum Command {
     Features(features::Args),
     Policy(policy::Args),
     Cache(cache::Args),
+    Set(set::Args),
     Trace(trace::Args),
     Replay(replay::Args),
     Stop(stop::Args),
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Set(args) => set::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Stop(args) => stop::run(&args),

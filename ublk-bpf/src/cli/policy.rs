@@ -15,9 +15,8 @@ use crate::log;
 use crate::observe;
 use crate::path_text::ShowPath as _;
 use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, builtin};
-use crate::registry::lock::Lock;
+use crate::registry::Record;
 use crate::registry::record;
-use crate::registry::{Record, RecordError};
 
 /// List policies, or change the policy of a running device
 #[derive(Debug, clap::Args)]
@@ -66,9 +65,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
                 record.policy.clone_from(&name);
                 record.policy_memory = *policy_memory;
-                Ok(verified)
+                Ok::<_, anyhow::Error>(verified)
             };
-            let verified = change(*device, swap)?;
+            let verified = Record::change(device.id, swap)?;
             print_line(format_args!(
                 "ublkb{}: policy {name}, {} instructions verified",
                 device.id, verified.instructions
@@ -78,7 +77,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        PolicyAction::Reset { device } => change(*device, |record| {
+        PolicyAction::Reset { device } => Record::change(device.id, |record| {
             policy::reset(&Disk::ublk(device.id.number()))?;
             DEFAULT_POLICY.clone_into(&mut record.policy);
             Ok(())
@@ -156,25 +155,6 @@ impl Row {
             self.description.to_owned(),
         ]
     }
-}
-
-/// Changes the policy and the record of it, one process at a time.
-fn change<T>(
-    device: DeviceArg,
-    change: impl FnOnce(&mut Record) -> Result<T, PolicyError>,
-) -> anyhow::Result<T> {
-    // Without a device there is nothing to lock.
-    Record::read(device.id)?;
-    let lock = Lock::change_policy(device.id)?;
-    let mut record = Record::read(device.id).inspect_err(|error| {
-        // The device has ended and removed the lock's file, so this file is a new one.
-        if matches!(error, RecordError::Absent(_)) {
-            lock.remove_file();
-        }
-    })?;
-    let changed = change(&mut record)?;
-    record.write()?;
-    Ok(changed)
 }
 
 /// The policy's name as text, with the path of a file made absolute: servers and later commands have other working

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::command::Command;
-use super::device::{DeviceId, InvalidDevice, MalformedInfo};
+use super::device::{InvalidDevice, MalformedInfo};
 use super::features::Missing;
+use super::id::DeviceId;
 use super::params::{InvalidParams, MalformedParams};
 use crate::errno::Errno;
 

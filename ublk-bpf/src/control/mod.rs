@@ -11,6 +11,7 @@ mod command;
 mod device;
 mod error;
 mod features;
+mod id;
 mod node;
 mod params;
 #[cfg(test)]
@@ -26,11 +27,11 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub use self::command::Command;
 pub use self::device::{
-    AddDevice, DeviceId, DeviceInfo, InvalidDevice, InvalidDeviceId, MIN_BATCH_DEPTH, MalformedInfo,
-    Recovery, State,
+    AddDevice, DeviceInfo, InvalidDevice, MIN_BATCH_DEPTH, MalformedInfo, Recovery, State,
 };
 pub use self::error::{CONTROL_PATH, ControlError, DeviceOrAny};
 pub use self::features::{FEATURES, Feature, Features, Missing};
+pub use self::id::{DeviceId, InvalidDeviceId};
 pub use self::node::{open_char_device, wait_for_block_device};
 pub use self::params::{Discard, InvalidParams, MalformedParams, Params};
 use self::transport::{Kernel, Transport};

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::device::DeviceId;
 use super::error::ControlError;
+use super::id::DeviceId;
 
 /// devtmpfs makes a node at once, udev may still change it: short enough not to be noticed.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -41,19 +41,10 @@ pub(crate) fn remove_log(id: DeviceId) {
     remove_extra(&log_path(id));
 }
 
-/// Removes those logs whose servers were killed. A server that starts while another process has the number of the one
-/// that began it loses nothing but its first words.
-pub(crate) fn remove_first_logs() {
-    let is_stale = |name: &str| {
-        let process = name.strip_prefix(FIRST_LOG)?.strip_suffix(".log")?;
-        Some(!Path::new("/proc").join(process).exists())
-    };
-    let Ok(Some(run)) = RunDir::open() else { return };
-    for name in run.names().unwrap_or_default() {
-        if is_stale(&name) == Some(true) {
-            remove_extra(&run.path(&name));
-        }
-    }
+/// The process that made the log of this name, which [`make_first_log`] gave it. A server that starts while another process
+/// has that number loses nothing but its first words.
+pub(crate) fn process_of_first_log(name: &str) -> Option<u32> {
+    name.strip_prefix(FIRST_LOG)?.strip_suffix(".log")?.parse().ok()
 }
 
 /// Removes a file; a failure is only logged.

@@ -1,11 +1,13 @@
 //! What servers leave in `/run/ublk-bpf` for other commands, and what commands do with it without the server.
 //!
 //! [`record`] describes a device, [`lock`] says whether its server is alive, [`stale`] removes what a dead server left,
-//! [`status`] and [`stop`](stop()) are the commands' view, [`owners`] keeps two devices from sharing storage.
+//! [`status`] and [`stop`](stop()) are the commands' view, [`ask`] has a running server do something, [`owners`] keeps two devices from sharing storage.
 
+pub mod ask;
 mod error;
 pub mod lock;
 pub mod logs;
+pub mod message;
 mod name;
 mod options;
 pub mod owners;

@@ -1,6 +1,6 @@
 //! The record of a device, which its server writes to `/run/ublk-bpf`.
 //!
-//! A [`Lock`](super::lock::Lock) says whether the server is alive. The process id in the record does not: the kernel may
+//! A [`Lock`] says whether the server is alive. The process id in the record does not: the kernel may
 //! have reused it. If the lock of a record is free, its server died and the record is stale.
 
 use std::fs;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::error::RecordError;
+use super::lock::Lock;
 use super::name::DeviceName;
 use super::options::{CacheOptions, DeviceOptions, Role, Scheduler};
 use super::run_dir::{RunDir, file_name};
@@ -232,6 +233,29 @@ impl Record {
             Some(block) => Err(format!("it has cache blocks of {block} bytes")),
             None => Ok(()),
         }
+    }
+
+    /// Changes the record of device `id`, one process at a time: those that change a device and its record, as a swap of
+    /// the policy does, do both in `change`. The record is as it was if that fails.
+    ///
+    /// # Errors
+    /// If there is no record, it cannot be written, or `change` fails.
+    pub fn change<T, E: From<RecordError>>(
+        id: DeviceId,
+        change: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        // Without a device there is nothing to lock.
+        Self::read(id)?;
+        let lock = Lock::change_policy(id)?;
+        let mut record = Self::read(id).inspect_err(|error| {
+            // The device has ended and removed the lock's file, so this file is a new one.
+            if matches!(error, RecordError::Absent(_)) {
+                lock.remove_file();
+            }
+        })?;
+        let changed = change(&mut record)?;
+        record.write()?;
+        Ok(changed)
     }
 
     /// Writes the record, replacing the one before as a whole.

@@ -1,4 +1,4 @@
-//! The door to `/run/ublk-bpf`: every record, lock and log is opened, made and removed here.
+//! The door to `/run/ublk-bpf`: every record, lock, log and socket is opened, made and removed here.
 //!
 //! Later commands of root's act on what is in there: which policy to load, which process to end. So the directory and each
 //! file must be root's alone to write. What is not is refused, and nothing is made with another mode than is said here,
@@ -7,10 +7,12 @@
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::error::RecordError;
 use crate::control::DeviceId;
+use crate::sys::socket;
 use crate::sys::trust::{self, OpenError};
 
 /// Where records, locks and logs are.
@@ -20,7 +22,7 @@ pub(crate) const DIRECTORY: &str = "/run/ublk-bpf";
 const DIRECTORY_MODE: u32 = 0o755;
 /// A record is for everyone to read.
 const RECORD_MODE: u32 = 0o644;
-/// Locks and logs are the server's.
+/// Locks, logs and sockets are the server's.
 const PRIVATE_MODE: u32 = 0o600;
 
 /// No record is larger; a file that is was not written by a server.
@@ -142,6 +144,14 @@ impl RunDir {
         trust::open_file("lock", &path, &mut options).map_err(|error| failed("open", &path, error))
     }
 
+    /// Makes a socket that only root can connect to, and listens. One that a dead process left is replaced.
+    pub(crate) fn listen(&self, name: &str) -> Result<UnixListener, RecordError> {
+        let path = self.path(name);
+        self.remove(name)?;
+        socket::listen(&path, PRIVATE_MODE)
+            .map_err(|source| failed("make the socket", &path, OpenError::System(source)))
+    }
+
     /// Gives a file a second name, in the place of what has that name.
     pub(crate) fn link(&self, name: &str, second: &str) -> Result<(), RecordError> {
         self.remove(second)?;
@@ -166,6 +176,18 @@ impl RunDir {
 pub(crate) fn file_name(id: DeviceId, kind: &str) -> String {
     format!("{}.{kind}", id.disk_name())
 }
+
+/// The name of the socket of a server's process.
+pub(crate) fn socket_name(process: u32) -> String {
+    format!("{SOCKET}{process}.sock")
+}
+
+/// The process whose socket has this name.
+pub(crate) fn process_of_socket(name: &str) -> Option<u32> {
+    name.strip_prefix(SOCKET)?.strip_suffix(".sock")?.parse().ok()
+}
+
+const SOCKET: &str = "server-";
 
 fn failed(what: &'static str, path: &Path, error: OpenError) -> RecordError {
     match error {
@@ -198,6 +220,7 @@ mod tests {
         let result = made.and_then(|run| {
             run.create("log")?;
             run.lock_file("lock")?;
+            run.listen("socket")?;
             run.write_record("record.json", b"{}")?;
             Ok(run)
         });
@@ -206,9 +229,10 @@ mod tests {
         assert_eq!(mode(&run.path), 0o755);
         assert_eq!(mode(&run.path("log")), 0o600);
         assert_eq!(mode(&run.path("lock")), 0o600);
+        assert_eq!(mode(&run.path("socket")), 0o600);
         assert_eq!(mode(&run.path("record.json")), 0o644);
         assert_eq!(run.read("record.json").unwrap().unwrap(), b"{}");
-        assert_eq!(run.names().unwrap().len(), 3);
+        assert_eq!(run.names().unwrap().len(), 4);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::error::RecordError;
 use super::lock::Lock;
-use super::run_dir::{RunDir, file_name};
+use super::run_dir::{RunDir, file_name, process_of_socket};
 use super::{logs, record};
 use crate::control::{Control, ControlError, DeviceId, DeviceInfo, Features, State};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
@@ -57,7 +57,7 @@ pub fn known() -> Result<Vec<DeviceId>, RecordError> {
 
 /// Cleans up after dead servers whose devices are gone. Failures are logged.
 pub fn sweep(control: &Control) {
-    logs::remove_first_logs();
+    remove_of_dead_processes();
     let ids = match known() {
         Ok(ids) => ids,
         Err(error) => return tracing::warn!("{error}"),
@@ -83,6 +83,17 @@ pub fn sweep(control: &Control) {
     }
 }
 
+/// Removes the first logs and the sockets of processes that were killed.
+pub(crate) fn remove_of_dead_processes() {
+    let Ok(Some(run)) = RunDir::open() else { return };
+    for name in run.names().unwrap_or_default() {
+        let process = logs::process_of_first_log(&name).or_else(|| process_of_socket(&name));
+        if process.is_some_and(is_dying) {
+            logs::remove_extra(&run.path(&name));
+        }
+    }
+}
+
 /// Removes everything of a device whose server is dead: `device` is what [`settled`] said, and the caller holds its lock.
 /// Nothing while the kernel still has it for that server.
 pub(crate) fn remove(
@@ -100,6 +111,7 @@ pub(crate) fn remove(
     PinDir::of(&Disk::ublk(id.number())).remove()?;
     forget(id)?;
     logs::remove_log(id);
+    remove_of_dead_processes();
     lock.remove_file();
     Ok(())
 }

@@ -74,7 +74,7 @@ pub fn stop_starts() -> Result<(), StopError> {
         }
         std::thread::sleep(POLL);
     }
-    logs::remove_first_logs();
+    stale::remove_of_dead_processes();
     Ok(())
 }
 

@@ -18,10 +18,9 @@ use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::{CacheHandles, Engine};
 use crate::errno::Errno;
 use crate::policy::{CacheMaps, CacheSpec};
-use crate::registry::lock::Lock;
 use crate::registry::owners::Opening;
 use crate::registry::record::{CacheRecord, Detached, Record, now};
-use crate::registry::{CacheOptions, Role};
+use crate::registry::{CacheOptions, RecordError, Role};
 
 /// Limit of cache blocks in one discard or write-zeroes: a queue marks each of them before it continues.
 const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;
@@ -332,6 +331,11 @@ impl<'a> RunningCache<'a> {
         mover
     }
 
+    /// Limits promotion to so many bytes a second from now on; `None`: no limit. The mover follows within a second.
+    pub(super) fn limit_promotion(&self, rate: Option<u64>) {
+        self.cache.limit_promotion(PromoteLimits { rate });
+    }
+
     /// Starts the thread of this name that fills it. It returns the mover when the engine stops it.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
@@ -392,14 +396,12 @@ impl<'a> RunningCache<'a> {
 pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
     let why = format!("{failure}");
     tracing::error!("the cache is detached: {why}");
-    // Another process may change the policy in the record.
-    let written = Lock::change_policy(record.id()).and_then(|_lock| {
-        let mut record = Record::read(record.id())?;
+    let written = Record::change(record.id(), |record| {
         if let Some(cache) = &mut record.cache {
             let detached = Detached { since: now(), why };
             cache.detached.get_or_insert(detached);
         }
-        record.write()
+        Ok::<_, RecordError>(())
     });
     if let Err(error) = written {
         tracing::error!("cannot record that the cache is detached: {error}");

@@ -3,11 +3,13 @@
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
+use super::control_socket::Answer;
 use super::error::ServeError;
 use crate::backend::Kind;
 use crate::control::{Control, DeviceId, Recovery};
 use crate::log;
 use crate::registry::Record;
+use crate::registry::message::DeviceCommand;
 
 /// A device that can be started: everything that options name by path is open.
 pub(super) trait Device: Send + 'static {
@@ -46,6 +48,8 @@ pub(super) enum DeviceEvent {
     Signal,
     /// The start was cancelled: remove the device, even if it is in use.
     Cancel,
+    /// A command asks for something. Only a device that is ready is asked.
+    Asked(DeviceCommand, Answer),
     /// The kernel has every tag of a queue.
     QueueReady,
     /// A queue's thread is at its end, and why.

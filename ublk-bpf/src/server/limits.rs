@@ -5,12 +5,14 @@ use std::io;
 use std::path::Path;
 use std::thread::{self, available_parallelism};
 
+use super::control_socket::MAX_CLIENTS;
 use super::error::ServeError;
 use crate::sys::process::{self, Capability};
 
 /// Open files of a process while it starts a device, beside what belongs to its devices: standard files, the main
-/// thread's sockets, the control plane's ring, and the BPF objects that are open until they are pinned.
-const FILES_OF_A_PROCESS: u64 = 48;
+/// thread's sockets, the control plane's ring, the control socket with its clients, and the BPF objects that are open until
+/// they are pinned.
+const FILES_OF_A_PROCESS: u64 = 48 + 1 + MAX_CLIENTS as u64;
 /// A device's: its nodes, backing, cache, eventfds, lock and maps.
 const FILES_OF_A_DEVICE: u64 = 12;
 /// A queue's: its ring.

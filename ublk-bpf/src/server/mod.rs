@@ -6,6 +6,8 @@
 mod background;
 mod cache;
 mod claim;
+mod commands;
+mod control_socket;
 mod device;
 mod disk_queue;
 mod error;

@@ -140,6 +140,10 @@ impl RunningDevice<'_> {
                     }
                     continue;
                 }
+                Some(DeviceEvent::Asked(command, answer)) => {
+                    self.obey(command, answer);
+                    continue;
+                }
                 Some(DeviceEvent::Signal) => true,
                 Some(DeviceEvent::Cancel) => false,
             };
@@ -160,7 +164,7 @@ impl RunningDevice<'_> {
                 Some(DeviceEvent::QueueEnded(Ok(()))) => {
                     return Err("a queue ended before it was ready".to_owned());
                 }
-                Some(DeviceEvent::Signal | DeviceEvent::Cancel) => {
+                Some(DeviceEvent::Signal | DeviceEvent::Cancel | DeviceEvent::Asked(..)) => {
                     return Err("the start was cancelled".to_owned());
                 }
                 None => {

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, Scope};
 
+use super::control_socket::{Asked, ControlSocket};
 use super::device::NewDevice;
 use super::error::ServeError;
 use super::inbox::{Inbox, Outbox, Received};
@@ -22,6 +23,7 @@ use crate::log;
 use crate::policy::ensure_bpffs;
 use crate::registry::Record;
 use crate::registry::lock::Lock;
+use crate::registry::message::Request;
 use crate::registry::owners::{self, Opening};
 
 /// Serves devices until all have ended. A device ends when another process stops it or when it fails. SIGINT, SIGTERM and
@@ -171,8 +173,12 @@ fn serve_together<D: Device>(
     };
     let (outbox, inbox) = Inbox::new().map_err(catch)?;
     inbox.wake_every(manager.interval()).map_err(catch)?;
+    let socket = ControlSocket::open()?;
     // The devices' threads end however this returns: the scope waits for them.
     thread::scope(|scope| {
+        let socket = socket;
+        let of_clients = outbox.clone();
+        socket.serve(scope, move |asked| of_clients.send(News::Asked(asked)))?;
         let mut server = Server::new(outbox, inbox, devices.len(), start.partly, manager);
         for device in devices {
             server.start(scope, control, device);
@@ -204,8 +210,8 @@ struct Server {
     partly: bool,
     manager: Manager,
     /// For the devices' threads.
-    outbox: Outbox<DeviceReport>,
-    inbox: Inbox<DeviceReport>,
+    outbox: Outbox<News>,
+    inbox: Inbox<News>,
     /// A signal came.
     stop_requested: bool,
     /// All are ready, and were announced.
@@ -232,6 +238,14 @@ impl Drop for EventSender {
     }
 }
 
+/// What other threads have for the main thread.
+enum News {
+    /// Of a device's thread.
+    Report(DeviceReport),
+    /// Of a client of the control socket.
+    Asked(Asked),
+}
+
 /// What a device's thread reports to the main thread.
 struct DeviceReport {
     /// Of the device.
@@ -245,13 +259,7 @@ enum Milestone {
 }
 
 impl Server {
-    fn new(
-        outbox: Outbox<DeviceReport>,
-        inbox: Inbox<DeviceReport>,
-        of: usize,
-        partly: bool,
-        manager: Manager,
-    ) -> Self {
+    fn new(outbox: Outbox<News>, inbox: Inbox<News>, of: usize, partly: bool, manager: Manager) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
@@ -277,7 +285,7 @@ impl Server {
         let of_device = EventSender(sender.clone());
         let life = move || {
             protect_thread();
-            let report = |what| outbox.send(DeviceReport { index, what });
+            let report = |what| outbox.send(News::Report(DeviceReport { index, what }));
             let host = Host {
                 control,
                 events,
@@ -303,7 +311,8 @@ impl Server {
     /// Waits for the next event.
     fn step(&mut self) {
         match self.inbox.next() {
-            Ok(Some(Received::News(report))) => self.note(report),
+            Ok(Some(Received::News(News::Report(report)))) => self.note(report),
+            Ok(Some(Received::News(News::Asked(asked)))) => self.ask(asked),
             Ok(Some(Received::Signal)) => {
                 panics::point();
                 self.pass_on();
@@ -312,6 +321,28 @@ impl Server {
             Err(error) => unreachable!("the write end of the socket is here: {error}"),
         }
         self.manager.alive();
+    }
+
+    /// Passes what a client wants to the device's thread.
+    fn ask(&self, asked: Asked) {
+        let Request::Device { id, command } = asked.request;
+        let is_meant = |device: &&DeviceThread| {
+            let ready = device.ready.as_ref().filter(|_| device.end.is_none());
+            ready.is_some_and(|ready| ready.record.id() == id)
+        };
+        match self
+            .devices
+            .iter()
+            .find(is_meant)
+            .and_then(|device| device.events.as_ref())
+        {
+            // If it ends instead, the answer is dropped, which answers too.
+            Some(events) => drop(events.0.send(DeviceEvent::Asked(command, asked.answer))),
+            None => asked.answer.end(Err(format!(
+                "{} is not ready: it starts or ends; try again when `ublk-bpf list` says live",
+                id.disk_name()
+            ))),
+        }
     }
 
     /// A signal came.

@@ -12,5 +12,6 @@ pub mod memory;
 pub mod mmap;
 pub mod mounts;
 pub mod process;
+pub(crate) mod socket;
 pub mod trust;
 pub mod uapi;

@@ -7,8 +7,24 @@
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt::socket_peercred;
+
+/// Checks that the process at the other end of a connected Unix socket was root's when it connected, or listened.
+pub(crate) fn check_peer(what: &'static str, path: &Path, socket: BorrowedFd<'_>) -> Result<(), Distrusted> {
+    let user = socket_peercred(socket).map_or(u32::MAX, |peer| peer.uid.as_raw());
+    if doubt(user, 0).is_none() {
+        return Ok(());
+    }
+    Err(Distrusted {
+        what,
+        path: path.to_owned(),
+        why: Why::Peer(user),
+    })
+}
 
 /// The bits of a mode that let group or others write.
 const WRITE_BY_OTHERS: u32 = 0o022;
@@ -32,6 +48,7 @@ enum Why {
     Mode(u32),
     Link,
     Kind(&'static str),
+    Peer(u32),
 }
 
 impl fmt::Display for Why {
@@ -46,6 +63,7 @@ impl fmt::Display for Why {
                 "can be written by users other than root (mode {mode:04o}): check its contents, then remove it or protect it (chmod go-w)"
             ),
             Self::Link => f.write_str("is a symbolic link, which ublk-bpf does not follow: remove it"),
+            Self::Peer(user) => write!(f, "is a process of user {user}, not of root: end that process"),
             Self::Kind(wanted) => write!(f, "is not a {wanted}: remove it"),
         }
     }

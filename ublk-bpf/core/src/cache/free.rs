@@ -1,6 +1,6 @@
 //! Free slots on their way from the mover, which frees them, to the queues, which fill them.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use ublk_bpf_abi::Priority;
@@ -11,6 +11,9 @@ const MAX_FREE: u32 = 64;
 /// Slots that fills in progress may have beside those: one in so many, but no more than the number below.
 const BUSY_PART: u32 = 8;
 const MAX_BUSY: u32 = 192;
+
+/// A rate that stands for none.
+const UNLIMITED: u64 = u64::MAX;
 
 /// Heat of a block that was read before the read that misses it.
 const KNOWN: u8 = 2;
@@ -30,6 +33,8 @@ pub(super) struct FreeSlots {
     pub(super) reports: ArrayQueue<Report>,
     /// A queue has asked for one: until then, none is kept free.
     pub(super) is_wanted: AtomicBool,
+    /// Bytes that may be promoted in a second; [`UNLIMITED`]: no limit. The mover follows it.
+    rate: AtomicU64,
     /// Bytes that fills may have now, if promotion is limited. Negative: overdrawn.
     pub(super) budget: AtomicI64,
     /// With less than this, only blocks that were read before are filled.
@@ -59,9 +64,20 @@ impl FreeSlots {
             slots: ArrayQueue::new(room),
             reports: ArrayQueue::new(room),
             is_wanted: AtomicBool::new(false),
+            rate: AtomicU64::new(UNLIMITED),
             budget: AtomicI64::new(i64::MAX),
             scarce: AtomicI64::new(0),
         }
+    }
+
+    /// Limits promotion to so many bytes a second from the mover's next poll on.
+    pub(super) fn limit(&self, rate: Option<u64>) {
+        self.rate.store(rate.unwrap_or(UNLIMITED), Ordering::Relaxed);
+    }
+
+    pub(super) fn rate(&self) -> Option<u64> {
+        let rate = self.rate.load(Ordering::Relaxed);
+        (rate != UNLIMITED).then_some(rate)
     }
 
     pub(super) fn pop(&self) -> Option<u32> {

@@ -8,6 +8,7 @@ use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
 use super::blocks::{Blocks, granule};
 use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
+use super::mover::PromoteLimits;
 use super::waiters::QueueSet;
 use crate::errno::Errno;
 
@@ -245,6 +246,11 @@ impl<'m> Cache<'m> {
     pub fn slot_delta(&self, pin: SlotPin, offset: u64) -> u64 {
         let block_start = offset & !(self.block_bytes() - 1);
         self.slot_offset(pin.0).wrapping_sub(block_start)
+    }
+
+    /// Limits promotion anew. The mover follows at its next poll, with what may be promoted in a second to begin with.
+    pub fn limit_promotion(&self, limits: PromoteLimits) {
+        self.free.limit(limits.rate);
     }
 
     /// Requests promotion of the block at `offset`.

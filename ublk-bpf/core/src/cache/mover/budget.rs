@@ -1,6 +1,6 @@
 //! The rate limit of promotion.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::cache::free::FreeSlots;
@@ -10,44 +10,61 @@ use crate::cache::free::FreeSlots;
 /// delays the next one.
 #[derive(Debug)]
 pub(super) struct Budget<'c> {
+    /// What the rest is computed from; [`FreeSlots::rate`] may be another one by now.
     rate: Option<u64>,
+    /// The least that the bucket holds.
+    block: u64,
     most: i64,
-    tokens: &'c AtomicI64,
-    /// When `tokens` was computed.
+    free: &'c FreeSlots,
+    /// When the tokens were computed.
     at: Duration,
 }
 
 impl<'c> Budget<'c> {
     pub(super) fn new(rate: Option<u64>, block: u64, free: &'c FreeSlots) -> Self {
-        let tokens = &free.budget;
-        let most = match rate {
+        free.limit(rate);
+        let mut budget = Self {
+            rate,
+            block,
+            most: 0,
+            free,
+            at: Duration::ZERO,
+        };
+        budget.fill();
+        budget
+    }
+
+    /// Begins with a full bucket of the present rate.
+    fn fill(&mut self) {
+        self.most = match self.rate {
             // Less than what stands for no limit.
-            Some(rate) => i64::try_from(rate.max(block)).unwrap_or(i64::MAX - 1),
+            Some(rate) => i64::try_from(rate.max(self.block)).unwrap_or(i64::MAX - 1),
             None => i64::MAX,
         };
-        tokens.store(most, Ordering::Relaxed);
+        self.free.budget.store(self.most, Ordering::Relaxed);
         // When half is spent, the limit is likely to be reached.
-        free.scarce.store(rate.map_or(0, |_| most / 2), Ordering::Relaxed);
-        Self {
-            rate,
-            most,
-            tokens,
-            at: Duration::ZERO,
-        }
+        let scarce = self.rate.map_or(0, |_| self.most / 2);
+        self.free.scarce.store(scarce, Ordering::Relaxed);
     }
 
     /// When something may be spent again; `None`: now.
     pub(super) fn exhausted_until(&mut self, now: Duration) -> Option<Duration> {
-        let rate = self.rate?.max(1);
+        let rate = self.free.rate();
+        if rate != self.rate {
+            (self.rate, self.at) = (rate, now);
+            self.fill();
+        }
+        let tokens = &self.free.budget;
+        let rate = rate?.max(1);
         let earned = now.saturating_sub(self.at).as_nanos() * u128::from(rate) / NANOS;
         if earned > 0 {
             // Fills take tokens meanwhile, which leaves room for more.
-            let room = self.most.saturating_sub(self.tokens.load(Ordering::Relaxed));
+            let room = self.most.saturating_sub(tokens.load(Ordering::Relaxed));
             let earned = i64::try_from(earned).unwrap_or(i64::MAX).min(room);
-            self.tokens.fetch_add(earned, Ordering::Relaxed);
+            tokens.fetch_add(earned, Ordering::Relaxed);
             self.at = now;
         }
-        let tokens = self.tokens.load(Ordering::Relaxed);
+        let tokens = tokens.load(Ordering::Relaxed);
         if tokens > 0 {
             return None;
         }

@@ -208,6 +208,43 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
 }
 
 #[test]
+fn a_limit_is_followed_when_it_changes() {
+    let maps = Maps::of(16);
+    let cache = cache_of(&maps, 8);
+    let limits = PromoteLimits { rate: Some(512) };
+    let mut mover = Mover::new(&cache, Algorithm::Clock, limits, CacheCounters::default());
+    promote(&mut mover, 1);
+    let now = Duration::from_millis(1);
+    let hint = |block: u64| assert_eq!(cache.hint(block * BLOCK, Priority::Normal), Hinted::Queued);
+    hint(2);
+    let waits = |rest| matches!(rest, Err(Rest::Until(then)) if then > now);
+    assert!(waits(mover.poll(now)));
+    // Higher: what may be promoted in a second at once, and no more.
+    cache.limit_promotion(PromoteLimits {
+        rate: Some(2 * BLOCK),
+    });
+    hint(3);
+    hint(4);
+    for _ in 0..2 {
+        assert!(mover.poll(now).is_ok());
+        end(&mut mover);
+    }
+    assert!(waits(mover.poll(now)));
+    // None: the rest, and a queue's fill is not counted.
+    cache.limit_promotion(PromoteLimits { rate: None });
+    assert!(mover.poll(now).is_ok());
+    end(&mut mover);
+    assert!(!cache.free.are_too_dear(0));
+    // One again.
+    cache.limit_promotion(PromoteLimits { rate: Some(1) });
+    hint(5);
+    hint(6);
+    assert!(mover.poll(now).is_ok());
+    end(&mut mover);
+    assert!(waits(mover.poll(now)));
+}
+
+#[test]
 fn what_is_promoted_ahead_of_the_limit_is_waited_for() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 8);
