@@ -12,6 +12,7 @@
 //! | an eviction algorithm | chooses the slot to evict | `evict/`, one file each |
 //! | the server | saves the index at a clean stop | `cache/disk/` of the server |
 //! | | trusts what can be trusted of the index of a killed server | `recover.rs` |
+//! | the log | what of the cache is dirty, on the cache device | `log/` |
 //!
 //! `blocks.rs` has the protocol that they all follow, and `loom.rs` checks it.
 //!
@@ -74,6 +75,7 @@ pub mod evict;
 mod fills;
 mod free;
 mod hints;
+pub mod log;
 #[cfg(test)]
 mod loom;
 mod maps;
