@@ -3,7 +3,7 @@
 use super::rng::Rng;
 use ublk_bpf::cache::Mode;
 use ublk_bpf::cache::evict::Algorithm;
-use ublk_bpf::queue::{Backing, Capabilities, Config};
+use ublk_bpf::queue::{Backing, Capabilities, QueueConfig};
 
 /// A cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,8 +210,8 @@ impl World {
     }
 
     /// What the machine is made for.
-    pub(super) fn config(&self) -> Config {
-        Config {
+    pub(super) fn config(&self) -> QueueConfig {
+        QueueConfig {
             depth: self.depth,
             staging_buffers: self.staging_buffers,
             staging_bytes: u32::from(self.staging_blocks) * self.logical_block,

@@ -30,7 +30,7 @@ use crate::sys;
 pub use error::BackendError;
 pub use facts::{DiscardBy, DiscardFacts, Facts, RingOps, WriteZeroes};
 pub use spec::{NullReads, Size, Spec, SpecError, parse_size};
-pub use storage::Storage;
+pub use storage::StorageStack;
 
 /// What a backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,10 +183,10 @@ impl Backend {
 
     /// What its bytes are on; `None` for memory and nothing, which no other backend can be on.
     #[must_use]
-    pub fn storage(&self) -> Option<Storage> {
+    pub fn storage(&self) -> Option<StorageStack> {
         match &self.store {
             Store::File(file) | Store::Block(file) => {
-                Storage::of(&file.metadata().ok()?, self.facts.read_only)
+                StorageStack::of(&file.metadata().ok()?, self.facts.read_only)
             }
             Store::Memory(_) | Store::Null(_) => None,
         }

@@ -27,7 +27,7 @@ const MAX_EXTENTS: usize = 4096;
 /// The storage of one backend, from the backend itself down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Storage {
+pub struct StorageStack {
     /// Whether it is only read.
     read_only: bool,
     /// The first one is the backend itself.
@@ -64,7 +64,7 @@ fn numbers(device: u64) -> String {
     format!("{}:{}", libc::major(device), libc::minor(device))
 }
 
-impl Storage {
+impl StorageStack {
     /// The storage of what has this metadata; `None` if that is neither a regular file nor a block device.
     #[must_use]
     pub fn of(found: &Metadata, read_only: bool) -> Option<Self> {
@@ -245,11 +245,11 @@ mod tests {
 
     use super::*;
 
-    fn storage(extents: &[(&str, Range<u64>, bool)]) -> Storage {
+    fn storage(extents: &[(&str, Range<u64>, bool)]) -> StorageStack {
         let extent = |(on, range, whole): &(&str, Range<u64>, bool)| {
             StorageExtent::new((*on).to_owned(), range, *whole)
         };
-        Storage {
+        StorageStack {
             read_only: false,
             extents: extents.iter().map(extent).collect(),
         }
@@ -324,30 +324,31 @@ mod tests {
         assert!(disk(None).is_same_as(&disk(Some(9))));
         let text = serde_json::to_string(&disk(None)).unwrap();
         assert!(!text.contains("sequence"), "{text}");
-        assert_eq!(serde_json::from_str::<Storage>(&text).unwrap(), disk(None));
+        assert_eq!(serde_json::from_str::<StorageStack>(&text).unwrap(), disk(None));
     }
 
     #[test]
     fn readers_share() {
-        let reader = Storage {
+        let reader = StorageStack {
             read_only: true,
-            ..Storage::named("file 1 on device 8:1", false)
+            ..StorageStack::named("file 1 on device 8:1", false)
         };
-        let writer = Storage::named("file 1 on device 8:1", false);
+        let writer = StorageStack::named("file 1 on device 8:1", false);
         assert!(!reader.conflicts_with(&reader));
         assert!(reader.conflicts_with(&writer) && writer.conflicts_with(&reader));
-        assert!(!writer.conflicts_with(&Storage::named("file 2 on device 8:1", false)));
+        assert!(!writer.conflicts_with(&StorageStack::named("file 2 on device 8:1", false)));
     }
 
     #[test]
     fn a_file_is_itself_by_every_link_to_it() {
         let folder = tempfile::TempDir::new().unwrap();
-        let of = |name: &str| Storage::of(&fs::metadata(folder.path().join(name)).unwrap(), false).unwrap();
+        let of =
+            |name: &str| StorageStack::of(&fs::metadata(folder.path().join(name)).unwrap(), false).unwrap();
         fs::write(folder.path().join("one"), "content").unwrap();
         fs::write(folder.path().join("other"), "content").unwrap();
         fs::hard_link(folder.path().join("one"), folder.path().join("two")).unwrap();
         assert!(of("one").conflicts_with(&of("two")) && of("one").is_same_as(&of("two")));
         assert!(!of("one").conflicts_with(&of("other")));
-        assert!(Storage::of(&fs::metadata(folder.path()).unwrap(), false).is_none());
+        assert!(StorageStack::of(&fs::metadata(folder.path()).unwrap(), false).is_none());
     }
 }

@@ -83,7 +83,7 @@ impl<'a> Engine<'a> {
         let (Access::Ring { file, .. }, Some(handles)) = (self.spec.backend.access(), self.spec.cache) else {
             return Ok(());
         };
-        let spec = mover::Spec {
+        let setup = mover::MoverSetup {
             backing: file,
             cache: handles.device,
             device: self.spec.device,
@@ -92,7 +92,7 @@ impl<'a> Engine<'a> {
             bells: &self.bells,
             shared: handles.cache,
         };
-        mover::run(&spec, mover, publish)
+        mover::run(&setup, mover, publish)
     }
 
     /// Wakes the queues whose reads wait for the end of a claim. Call it after the cache was detached by another thread

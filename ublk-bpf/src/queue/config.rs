@@ -31,7 +31,7 @@ pub struct Capabilities {
 
 /// The configuration of a queue's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct QueueConfig {
     /// Tags of the queue: 1 to 4096.
     pub depth: u16,
     /// Staging buffers of the queue, numbered from 0. At least 1.
@@ -52,7 +52,7 @@ pub struct Config {
     pub backing: Backing,
 }
 
-/// A [`Config`] that no machine can serve.
+/// A [`QueueConfig`] that no machine can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadConfig {
     /// The depth is out of range.
@@ -77,7 +77,7 @@ pub enum BadConfig {
     Capacity(u64),
 }
 
-impl Config {
+impl QueueConfig {
     /// The most sectors of a device: its bytes fit 63 bits, as file offsets do.
     pub const MAX_CAPACITY: u64 = 1 << 54;
 
@@ -113,7 +113,7 @@ impl Config {
 mod tests {
     use super::*;
 
-    const GOOD: Config = Config {
+    const GOOD: QueueConfig = QueueConfig {
         depth: 128,
         staging_buffers: 8,
         staging_bytes: 128 << 10,
@@ -128,13 +128,13 @@ mod tests {
     #[test]
     fn each_field_has_its_range() {
         assert_eq!(GOOD.check(), Ok(()));
-        assert_eq!(Config { depth: 0, ..GOOD }.check(), Err(BadConfig::Depth(0)));
+        assert_eq!(QueueConfig { depth: 0, ..GOOD }.check(), Err(BadConfig::Depth(0)));
         assert_eq!(
-            Config { depth: 4097, ..GOOD }.check(),
+            QueueConfig { depth: 4097, ..GOOD }.check(),
             Err(BadConfig::Depth(4097))
         );
         assert_eq!(
-            Config {
+            QueueConfig {
                 logical_block: 768,
                 ..GOOD
             }
@@ -142,7 +142,7 @@ mod tests {
             Err(BadConfig::LogicalBlock(768))
         );
         assert!(
-            Config {
+            QueueConfig {
                 staging_buffers: 0,
                 ..GOOD
             }
@@ -150,16 +150,16 @@ mod tests {
             .is_err()
         );
         assert!(
-            Config {
+            QueueConfig {
                 staging_bytes: 1000,
                 ..GOOD
             }
             .check()
             .is_err()
         );
-        let capacity = Config::MAX_CAPACITY + 1;
+        let capacity = QueueConfig::MAX_CAPACITY + 1;
         assert_eq!(
-            Config { capacity, ..GOOD }.check(),
+            QueueConfig { capacity, ..GOOD }.check(),
             Err(BadConfig::Capacity(capacity))
         );
     }

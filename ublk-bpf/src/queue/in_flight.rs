@@ -5,7 +5,7 @@ use ublk_bpf_abi::{Extent, Priority, REGIONS};
 use super::event::{FillBuffer, Io, Staging, Tier, UserCopy};
 use super::legs::Legs;
 use super::plan::Route;
-use super::request::{Action, Request};
+use super::request::{Action, BlockRequest};
 use crate::cache::SlotPin;
 use crate::errno::Errno;
 
@@ -153,7 +153,12 @@ impl InFlight {
     /// At the first operation of `request` by `route`, which is one that has operations. A device without a
     /// volatile cache has every completed write on stable media: nothing needs to be `durable`.
     #[inline(always)]
-    pub(super) fn new(request: &Request, route: Route, volatile_cache: bool, staging_bytes: u32) -> Self {
+    pub(super) fn new(
+        request: &BlockRequest,
+        route: Route,
+        volatile_cache: bool,
+        staging_bytes: u32,
+    ) -> Self {
         let (step, most) = match (route, request.action) {
             (Route::Zero, _) if request.registered => (Leg::Zero, u32::MAX),
             (Route::Zero, _) => (Leg::CopyZero, u32::MAX),
@@ -180,7 +185,7 @@ impl InFlight {
 
     /// At the one operation of a read or write with registered pages, not durable, on the backing device alone.
     #[inline(always)]
-    pub(super) fn direct(request: &Request) -> Self {
+    pub(super) fn direct(request: &BlockRequest) -> Self {
         let is_read = request.action == Action::Read;
         Self {
             offset: request.offset,
@@ -194,7 +199,7 @@ impl InFlight {
 
     /// At the one operation of a read with registered pages whose block is in the pinned slot.
     #[inline(always)]
-    pub(super) fn hit(request: &Request, pin: SlotPin, slot_delta: u64) -> Self {
+    pub(super) fn hit(request: &BlockRequest, pin: SlotPin, slot_delta: u64) -> Self {
         Self {
             slot_delta,
             device: Tier::Cache,
@@ -210,7 +215,7 @@ impl InFlight {
     }
 
     /// At the first piece of a read with these legs, which are split. Those in the slot are `slot_delta` further on.
-    pub(super) fn split(request: &Request, legs: Legs, slot_delta: u64, grain: Grain) -> Self {
+    pub(super) fn split(request: &BlockRequest, legs: Legs, slot_delta: u64, grain: Grain) -> Self {
         let mut read = Self {
             slot_delta,
             legs,
@@ -248,7 +253,7 @@ impl InFlight {
 
     /// A read that waits for the `waits`th time for the end of a claim.
     pub(super) fn parked(
-        request: &Request,
+        request: &BlockRequest,
         fill: Option<Extent>,
         promote: Option<Priority>,
         waits: u8,
@@ -268,8 +273,8 @@ impl InFlight {
     }
 
     /// The read with registered pages, not durable, that it is.
-    pub(super) const fn as_read(&self) -> Request {
-        Request {
+    pub(super) const fn as_read(&self) -> BlockRequest {
+        BlockRequest {
             action: Action::Read,
             durable: false,
             keep_allocated: false,

@@ -3,14 +3,14 @@
 use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
 
 use super::commit::{Batches, Element, Outcome, result_of};
-use super::config::{Backing, BadConfig, Config};
+use super::config::{Backing, BadConfig, QueueConfig};
 use super::ends::Ends;
 use super::event::{Arrival, Effect, Event, Io, QueueFailure, Staging};
 use super::fill::{Fills, Wish};
 use super::in_flight::{Buffer, Grain, InFlight, Next, Noted};
 use super::legs::Legs;
 use super::plan::{Class, Plan, Route, Terms, plan};
-use super::request::{Action, Request, RequestLimits};
+use super::request::{Action, BlockRequest, RequestLimits};
 use super::staging::StagingPool;
 use super::tag::{Owner, Tags};
 use super::todo::{Todo, Todos, Wake};
@@ -122,7 +122,7 @@ impl<'w> Machine<'w> {
     ///
     /// # Errors
     /// A field of `config` that is out of its range.
-    pub fn new(config: &Config, written: Written<'w>) -> Result<Self, BadConfig> {
+    pub fn new(config: &QueueConfig, written: Written<'w>) -> Result<Self, BadConfig> {
         config.check()?;
         let limits = RequestLimits {
             capacity: config.capacity,
@@ -286,7 +286,7 @@ impl<'w> Machine<'w> {
     /// Any request, with any verdict.
     #[inline(never)]
     fn accept_slow(&mut self, arrival: Arrival) {
-        let request = match Request::parse(&arrival, &self.limits) {
+        let request = match BlockRequest::parse(&arrival, &self.limits) {
             Ok(request) => request,
             Err(errno) => return self.refuse(arrival.tag, errno),
         };
@@ -307,7 +307,7 @@ impl<'w> Machine<'w> {
 
     /// Starts a request.
     #[inline(never)]
-    fn start(&mut self, tag: u16, request: &Request, plan: &Plan) {
+    fn start(&mut self, tag: u16, request: &BlockRequest, plan: &Plan) {
         self.count(request, plan);
         match plan.route {
             Route::Nothing => {
@@ -357,7 +357,7 @@ impl<'w> Machine<'w> {
     }
 
     #[inline]
-    fn count(&mut self, request: &Request, plan: &Plan) {
+    fn count(&mut self, request: &BlockRequest, plan: &Plan) {
         match plan.class {
             Class::Passthrough => self.counters.passthrough += 1,
             Class::Dropped => self.counters.dropped += 1,

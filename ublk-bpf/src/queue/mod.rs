@@ -35,7 +35,7 @@ mod verdict;
 mod written;
 
 pub use commit::Element;
-pub use config::{Backing, BadConfig, Capabilities, Config};
+pub use config::{Backing, BadConfig, Capabilities, QueueConfig};
 pub use ends::Ends;
 pub use event::{
     Arrival, Direct, Effect, Event, FETCHES, FillBuffer, FillIo, Io, QueueFailure, Staging, Tier, UserCopy,

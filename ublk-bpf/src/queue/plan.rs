@@ -1,7 +1,7 @@
 //! How a request is served: by the policy's advice, unless that would lose data.
 
 use super::config::Backing;
-use super::request::{Action, Request};
+use super::request::{Action, BlockRequest};
 use super::verdict::Advice;
 use super::written::Written;
 use crate::errno::Errno;
@@ -52,7 +52,7 @@ pub(super) struct Terms<'w> {
 /// Decides how `request` is served. Nothing but the two flags of `terms` lets advice change what a client
 /// reads or what survives.
 #[inline]
-pub(super) fn plan(request: &Request, advice: Advice, terms: &Terms<'_>) -> Plan {
+pub(super) fn plan(request: &BlockRequest, advice: Advice, terms: &Terms<'_>) -> Plan {
     match advice {
         // What is not in the cache passes through, and so does what is no read.
         Advice::Passthrough | Advice::Hit => serve(request, Class::Passthrough, terms),
@@ -63,7 +63,7 @@ pub(super) fn plan(request: &Request, advice: Advice, terms: &Terms<'_>) -> Plan
 
 /// Serves a request in full.
 #[inline]
-fn serve(request: &Request, class: Class, terms: &Terms<'_>) -> Plan {
+fn serve(request: &BlockRequest, class: Class, terms: &Terms<'_>) -> Plan {
     let route = match (terms.backing, request.action) {
         (Backing::Null { filled: true }, Action::Read) => Route::Zero,
         (Backing::Null { .. }, _) => Route::Nothing,
@@ -96,7 +96,7 @@ fn serve(request: &Request, class: Class, terms: &Terms<'_>) -> Plan {
 }
 
 /// Drops a request if that loses no data, or if the device allows the policy to lose data.
-fn drop(request: &Request, fail: bool, terms: &Terms<'_>) -> Plan {
+fn drop(request: &BlockRequest, fail: bool, terms: &Terms<'_>) -> Plan {
     let dropped = |route| Plan {
         route,
         class: Class::Dropped,
@@ -144,9 +144,9 @@ mod tests {
     const DROP: Advice = Advice::Drop { fail: false };
     const FAIL: Advice = Advice::Drop { fail: true };
 
-    fn request(action: Action) -> Request {
+    fn request(action: Action) -> BlockRequest {
         let length = if action == Action::Flush { 0 } else { 4096 };
-        Request {
+        BlockRequest {
             action,
             durable: false,
             keep_allocated: false,
@@ -197,7 +197,7 @@ mod tests {
     fn without_registered_pages_data_is_copied_whatever_the_advice() {
         for advice in [Advice::Passthrough, DROP, Advice::Slow] {
             for action in [Action::Read, Action::Write] {
-                let request = Request {
+                let request = BlockRequest {
                     registered: false,
                     ..request(action)
                 };
@@ -269,7 +269,7 @@ mod tests {
         };
         let at = |offset| {
             plan(
-                &Request {
+                &BlockRequest {
                     offset,
                     ..request(Action::Read)
                 },
@@ -314,7 +314,7 @@ mod tests {
             let all = [Action::Read, Action::Write, Action::Flush, Action::Discard, Action::WriteZeroes];
             let action = all[action];
             let advice = if drop { Advice::Drop { fail } } else { Advice::Slow };
-            let request = Request { registered, ..request(action) };
+            let request = BlockRequest { registered, ..request(action) };
             let route = plan(&request, advice, &terms(STORAGE, false)).route;
             let served = match action {
                 Action::Read | Action::Write => matches!(route, Route::Direct | Route::Copy),

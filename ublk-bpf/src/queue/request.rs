@@ -69,7 +69,7 @@ impl Action {
 
 /// A request that this device can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct BlockRequest {
     pub(super) action: Action,
     /// Durable when it completes (`REQ_FUA`).
     pub(super) durable: bool,
@@ -83,7 +83,7 @@ pub(super) struct Request {
     pub(super) length: u64,
 }
 
-impl Request {
+impl BlockRequest {
     /// Parses a descriptor.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl Request {
             durable: arrival.op_flags & UBLK_IO_F_FUA != 0,
             keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
             registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
-            // Inside the device, whose bytes fit 63 bits (`Config::check`).
+            // Inside the device, whose bytes fit 63 bits (`QueueConfig::check`).
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
         })
@@ -229,14 +229,14 @@ mod tests {
         }
     }
 
-    fn parse(op: u8, start_sector: u64, nr_sectors: u32) -> Result<Request, Errno> {
-        Request::parse(&arrival(u32::from(op), start_sector, nr_sectors), &LIMITS)
+    fn parse(op: u8, start_sector: u64, nr_sectors: u32) -> Result<BlockRequest, Errno> {
+        BlockRequest::parse(&arrival(u32::from(op), start_sector, nr_sectors), &LIMITS)
     }
 
     #[test]
     fn reads_and_writes_carry_their_range_and_flags() {
         let flags = u32::from(UBLK_IO_OP_WRITE) | UBLK_IO_F_FUA | UBLK_IO_F_NEED_REG_BUF;
-        let request = Request::parse(&arrival(flags, 8, 16), &LIMITS).expect("a good write");
+        let request = BlockRequest::parse(&arrival(flags, 8, 16), &LIMITS).expect("a good write");
         assert_eq!(
             (request.action, request.offset, request.length),
             (Action::Write, 4096, 8192)
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_flush_has_no_range() {
-        assert_eq!(parse(UBLK_IO_OP_FLUSH, u64::MAX, 0), Ok(Request::flush()));
+        assert_eq!(parse(UBLK_IO_OP_FLUSH, u64::MAX, 0), Ok(BlockRequest::flush()));
     }
 
     #[test]
@@ -280,15 +280,15 @@ mod tests {
             UBLK_IO_OP_DISCARD,
             UBLK_IO_OP_WRITE_ZEROES,
         ] {
-            let parse = |sector, count| Request::parse(&arrival(u32::from(op), sector, count), &limits);
+            let parse = |sector, count| BlockRequest::parse(&arrival(u32::from(op), sector, count), &limits);
             assert_eq!(parse(1024, 8), Err(Errno::EIO));
             assert_eq!(parse(1016, 16), Err(Errno::EIO), "across the end");
             assert_eq!(parse(2048, 8), Err(Errno::EINVAL), "beyond the device");
             assert!(parse(1016, 8).is_ok());
-            let ordinary = |sector| Request::ordinary(&arrival(u32::from(op), sector, 8), &limits);
+            let ordinary = |sector| BlockRequest::ordinary(&arrival(u32::from(op), sector, 8), &limits);
             assert!(ordinary(1024).is_none());
         }
-        assert!(Request::parse(&arrival(u32::from(UBLK_IO_OP_FLUSH), 0, 0), &limits).is_ok());
+        assert!(BlockRequest::parse(&arrival(u32::from(UBLK_IO_OP_FLUSH), 0, 0), &limits).is_ok());
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
             ..LIMITS
         };
         let sectors = !7_u32;
-        let of = |op| Request::parse(&arrival(u32::from(op), 0, sectors), &limits);
+        let of = |op| BlockRequest::parse(&arrival(u32::from(op), 0, sectors), &limits);
         assert_eq!(of(UBLK_IO_OP_WRITE), Err(Errno::EINVAL));
         assert_eq!(
             of(UBLK_IO_OP_DISCARD).expect("long").length,
@@ -326,11 +326,11 @@ mod tests {
         };
         for op in [UBLK_IO_OP_WRITE, UBLK_IO_OP_DISCARD, UBLK_IO_OP_WRITE_ZEROES] {
             assert_eq!(
-                Request::parse(&arrival(u32::from(op), 0, 8), &limits),
+                BlockRequest::parse(&arrival(u32::from(op), 0, 8), &limits),
                 Err(Errno::EROFS)
             );
         }
-        assert!(Request::parse(&arrival(u32::from(UBLK_IO_OP_READ), 0, 8), &limits).is_ok());
+        assert!(BlockRequest::parse(&arrival(u32::from(UBLK_IO_OP_READ), 0, 8), &limits).is_ok());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::lock::Lock;
 use super::options::{DeviceOptions, Role};
 use super::record::{self, Record};
 use super::stale::{self, POLL, SETTLING};
-use crate::backend::{Backend, BackendError, Spec, Storage};
+use crate::backend::{Backend, BackendError, Spec, StorageStack};
 use crate::control::{Control, ControlError, DeviceId};
 use crate::sys::process;
 
@@ -104,7 +104,7 @@ pub(crate) struct Opening<'c> {
     /// Which of them is next, counted from 1.
     number: usize,
     /// What it opened already, and what for.
-    taken: Vec<(String, Storage)>,
+    taken: Vec<(String, StorageStack)>,
 }
 
 /// Whether a conflict resolves itself.
@@ -170,7 +170,7 @@ impl<'c> Opening<'c> {
         &self,
         role: Role,
         spec: &Spec,
-        storage: &Storage,
+        storage: &StorageStack,
         own: Option<DeviceId>,
     ) -> Result<StorageHold, StorageError> {
         if let Some((other, _)) = self.taken.iter().find(|(_, taken)| taken.conflicts_with(storage)) {
@@ -214,7 +214,7 @@ pub(crate) fn waiting_on(
         // What cannot be read is for `check`, which every start goes through.
         let Ok(record) = Record::read(id) else { continue };
         let is_on =
-            |(role, storage): &(Role, Storage)| *role == Role::Backing && storage.is_same_as(&backing);
+            |(role, storage): &(Role, StorageStack)| *role == Role::Backing && storage.is_same_as(&backing);
         if record.storages().iter().any(is_on) && standing(control, id)? == Standing::Waiting {
             return Ok(Some(id));
         }
@@ -223,9 +223,9 @@ pub(crate) fn waiting_on(
 }
 
 /// What a path leads to now; `None` if nothing, or if it is no path.
-pub(crate) fn storage_at(spec: &Spec, read_only: bool) -> Option<Storage> {
+pub(crate) fn storage_at(spec: &Spec, read_only: bool) -> Option<StorageStack> {
     match spec {
-        Spec::Path(path) => Storage::of(&fs::metadata(path).ok()?, read_only),
+        Spec::Path(path) => StorageStack::of(&fs::metadata(path).ok()?, read_only),
         _ => None,
     }
 }
@@ -235,7 +235,7 @@ fn check(
     control: &Control,
     role: Role,
     spec: &Spec,
-    storage: &Storage,
+    storage: &StorageStack,
     own: Option<DeviceId>,
 ) -> Result<StorageHold, StorageError> {
     let mut hold = StorageHold::Free;

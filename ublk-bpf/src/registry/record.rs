@@ -13,7 +13,7 @@ use super::lock::Lock;
 use super::name::DeviceName;
 use super::options::{CacheOptions, DeviceOptions, Role, Scheduler};
 use super::run_dir::{RunDir, file_name};
-use crate::backend::{Backend, Spec, Storage};
+use crate::backend::{Backend, Spec, StorageStack};
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::policy::DEFAULT_POLICY_MEMORY;
@@ -46,7 +46,7 @@ pub struct Record {
     pub identity: String,
     /// What that is on; `None` for memory and nothing, and in records of older programs.
     #[serde(default)]
-    pub storage: Option<Storage>,
+    pub storage: Option<StorageStack>,
     /// The policy's name, or the absolute path of its object.
     pub policy: String,
     /// Memory limit for the maps of a policy loaded from a file, in bytes.
@@ -81,7 +81,7 @@ pub struct CacheRecord {
     pub identity: String,
     /// What that is on; `None` for memory, and in records of older programs.
     #[serde(default)]
-    pub storage: Option<Storage>,
+    pub storage: Option<StorageStack>,
     /// Slots that it has.
     pub slots: u32,
     /// Set if it failed and was detached.
@@ -159,12 +159,13 @@ impl Record {
     }
 
     /// The storage that no other device may use while this one exists.
-    pub(crate) fn storages(&self) -> Vec<(Role, Storage)> {
-        let storage = |known: &Option<Storage>, spec: &Spec, identity: &str, read_only| match (known, spec) {
-            (Some(storage), _) => Some(storage.clone()),
-            (None, Spec::Path(_)) => Some(Storage::named(identity, read_only)),
-            (None, _) => None,
-        };
+    pub(crate) fn storages(&self) -> Vec<(Role, StorageStack)> {
+        let storage =
+            |known: &Option<StorageStack>, spec: &Spec, identity: &str, read_only| match (known, spec) {
+                (Some(storage), _) => Some(storage.clone()),
+                (None, Spec::Path(_)) => Some(StorageStack::named(identity, read_only)),
+                (None, _) => None,
+            };
         let backing = storage(&self.storage, &self.backing, &self.identity, self.read_only);
         let cache = self.cache.as_ref();
         let cache = cache.and_then(|of| storage(&of.storage, &of.options.device, &of.identity, false));
@@ -388,7 +389,7 @@ mod tests {
     fn a_record_says_which_storage_its_device_has() {
         let mut record = record();
         // An older program's has the names alone. Memory is not shared.
-        let cache = (Role::Cache, Storage::named("block device 1:2", false));
+        let cache = (Role::Cache, StorageStack::named("block device 1:2", false));
         assert_eq!(record.storages(), [cache]);
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("backing");

@@ -70,7 +70,7 @@ impl FetchBuffer {
     }
 
     /// The tags of a completion that brought `bytes`; `None` if the kernel claims what the buffer cannot hold.
-    pub(super) fn take(&mut self, bytes: u32) -> Option<Tags> {
+    pub(super) fn take(&mut self, bytes: u32) -> Option<FetchedTags> {
         if bytes > BUFFER_BYTES - self.at || !bytes.is_multiple_of(2) {
             return None;
         }
@@ -82,7 +82,7 @@ impl FetchBuffer {
             .cast::<u16>()
             .cast_const();
         self.at += bytes;
-        Some(Tags {
+        Some(FetchedTags {
             next,
             left: bytes / 2,
         })
@@ -90,12 +90,12 @@ impl FetchBuffer {
 }
 
 /// The tags of one completion. Invalid once the buffer is given to the kernel again.
-pub(super) struct Tags {
+pub(super) struct FetchedTags {
     next: *const u16,
     left: u32,
 }
 
-impl Iterator for Tags {
+impl Iterator for FetchedTags {
     type Item = u16;
 
     #[inline]

@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// The mover's devices.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spec<'a> {
+pub(super) struct MoverSetup<'a> {
     /// The source.
     pub(super) backing: &'a File,
     /// The destination.
@@ -48,18 +48,18 @@ pub(super) struct Spec<'a> {
 /// # Errors
 /// If there is no ring or memory, or the ring stops working.
 pub(super) fn run(
-    spec: &Spec<'_>,
+    setup: &MoverSetup<'_>,
     mover: &mut Mover<'_, '_>,
     mut publish: impl FnMut(&CacheCounters),
 ) -> io::Result<()> {
     let jobs = mover.jobs();
-    let staging = StagingMemory::map(mover.buffers(), spec.block_bytes)?;
+    let staging = StagingMemory::map(mover.buffers(), setup.block_bytes)?;
     let ring = IoUring::builder().dontfork().build(u32::from(jobs) + 1)?;
-    ring.submitter().register_files(&[spec.device.as_raw_fd()])?;
+    ring.submitter().register_files(&[setup.device.as_raw_fd()])?;
     // The kernel may access it as long as the ring exists.
     let kept = ManuallyDrop::new(Box::new((staging, AtomicU64::new(0))));
     let mut thread = Thread {
-        spec,
+        setup,
         mover,
         ring,
         staging: &kept.0,
@@ -75,7 +75,7 @@ pub(super) fn run(
 }
 
 struct Thread<'t, 'c, 'm> {
-    spec: &'t Spec<'t>,
+    setup: &'t MoverSetup<'t>,
     mover: &'t mut Mover<'c, 'm>,
     ring: IoUring,
     staging: &'t StagingMemory,
@@ -88,14 +88,14 @@ impl Thread<'_, '_, '_> {
     fn serve(&mut self, publish: &mut impl FnMut(&CacheCounters)) -> io::Result<()> {
         let start = Instant::now();
         loop {
-            if self.spec.doorbell.is_stopped() {
+            if self.setup.doorbell.is_stopped() {
                 self.mover.stop();
             }
             self.arm()?;
             let rest = self.begin(start)?;
-            self.spec.bells.ring(self.spec.shared.take_woken(), None);
+            self.setup.bells.ring(self.setup.shared.take_woken(), None);
             publish(self.mover.counters());
-            if self.spec.doorbell.is_stopped() && self.mover.is_idle() {
+            if self.setup.doorbell.is_stopped() && self.mover.is_idle() {
                 return Ok(());
             }
             self.wait(rest, start.elapsed())?;
@@ -108,7 +108,7 @@ impl Thread<'_, '_, '_> {
         if self.is_armed {
             return Ok(());
         }
-        let doorbell = Fd(self.spec.doorbell.as_raw_fd());
+        let doorbell = Fd(self.setup.doorbell.as_raw_fd());
         self.is_armed = true;
         self.push(
             &opcode::Read::new(doorbell, self.rung, 8)
@@ -128,8 +128,8 @@ impl Thread<'_, '_, '_> {
     }
 
     fn carry_out(&mut self, effect: MoverIo) -> io::Result<()> {
-        let backing = Fd(self.spec.backing.as_raw_fd());
-        let cache = Fd(self.spec.cache.as_raw_fd());
+        let backing = Fd(self.setup.backing.as_raw_fd());
+        let cache = Fd(self.setup.cache.as_raw_fd());
         let (job, entry) = match effect {
             MoverIo::Load {
                 job,

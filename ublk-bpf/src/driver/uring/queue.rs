@@ -20,7 +20,8 @@ use super::stop::Stop;
 use crate::backend::{Access, NullReads, RingOps};
 use crate::cache::{Mode, fill_buffers};
 use crate::queue::{
-    Arrival, Backing, Capabilities, Config, Effect, FETCHES, FillBuffer, Io, Machine, QueueFailure, UserCopy,
+    Arrival, Backing, Capabilities, Effect, FETCHES, FillBuffer, Io, Machine, QueueConfig, QueueFailure,
+    UserCopy,
 };
 use crate::sys::mmap::Descriptors;
 
@@ -94,7 +95,7 @@ struct Kept<'a> {
     machine: Machine<'a>,
 }
 
-fn config(spec: &DeviceSpec<'_>) -> Config {
+fn config(spec: &DeviceSpec<'_>) -> QueueConfig {
     let facts = spec.backend.facts();
     let backing = match spec.backend.access() {
         Access::Nothing(reads) => Backing::Null {
@@ -107,7 +108,7 @@ fn config(spec: &DeviceSpec<'_>) -> Config {
         }),
     };
     let (staging_buffers, staging_bytes) = staging(spec);
-    Config {
+    QueueConfig {
         depth: spec.depth,
         staging_buffers,
         staging_bytes,

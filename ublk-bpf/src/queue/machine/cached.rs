@@ -2,7 +2,7 @@
 
 use ublk_bpf_abi::Priority;
 
-use super::{Action, Errno, InFlight, Legs, Machine, Next, Request, SECTOR_SIZE};
+use super::{Action, BlockRequest, Errno, InFlight, Legs, Machine, Next, SECTOR_SIZE};
 use crate::cache::{Cache, CacheFailure, Hinted};
 use crate::queue::event::Direct;
 use crate::queue::fill::Wish;
@@ -11,7 +11,7 @@ use crate::queue::legs::Fallback;
 impl<'w> Machine<'w> {
     /// Starts a read with a hit verdict. The server checks the index itself: the block may have been evicted.
     #[inline(always)]
-    pub(super) fn hit(&mut self, tag: u16, request: &Request) -> Option<Direct> {
+    pub(super) fn hit(&mut self, tag: u16, request: &BlockRequest) -> Option<Direct> {
         let pinned = self.cache.and_then(|cache| {
             let pin = cache.begin_read(request.offset, request.length)?;
             Some((pin, cache.slot_delta(pin, request.offset)))
@@ -28,14 +28,14 @@ impl<'w> Machine<'w> {
 
     #[cold]
     #[inline(never)]
-    fn lost_hit(&mut self, tag: u16, request: Request) {
+    fn lost_hit(&mut self, tag: u16, request: BlockRequest) {
         self.read_cached(tag, &request, Wish::HIT);
     }
 
     /// Marks the blocks that a request is about to change. Returns its legs, and how far behind a position on the backing
     /// device that in the slot is, if a leg goes there.
     #[inline]
-    pub(super) fn mark(&mut self, request: &Request) -> (Legs, u64) {
+    pub(super) fn mark(&mut self, request: &BlockRequest) -> (Legs, u64) {
         match self.cache {
             Some(cache) if !matches!(request.action, Action::Read | Action::Flush) => {
                 self.mark_change(cache, request)
@@ -44,7 +44,7 @@ impl<'w> Machine<'w> {
         }
     }
 
-    fn mark_change(&mut self, cache: &Cache<'_>, request: &Request) -> (Legs, u64) {
+    fn mark_change(&mut self, cache: &Cache<'_>, request: &BlockRequest) -> (Legs, u64) {
         let (offset, length) = (request.offset, request.length);
         let change = match request.action {
             Action::Write => cache.begin_write(offset, length),
@@ -64,7 +64,7 @@ impl<'w> Machine<'w> {
     }
 
     /// A dropped discard changes neither device, but its blocks are not worth caching.
-    pub(super) fn forget_dropped(&mut self, request: &Request) {
+    pub(super) fn forget_dropped(&mut self, request: &BlockRequest) {
         if let Some(cache) = self.cache
             && request.action == Action::Discard
         {

@@ -17,7 +17,7 @@
 use ublk_bpf_abi::{Extent, REGIONS, regions};
 
 use super::{
-    Action, Advice, Advised, Buffer, Effect, Errno, InFlight, Machine, Next, Owner, Phase, Request,
+    Action, Advice, Advised, BlockRequest, Buffer, Effect, Errno, InFlight, Machine, Next, Owner, Phase,
     SECTOR_SIZE, Todo, plan,
 };
 use crate::cache::{Cache, CacheFailure, Fill, FillStart, SlotPin};
@@ -44,7 +44,7 @@ enum Look {
 
 impl Machine<'_> {
     /// Whether a request is a read that looks into the cache.
-    pub(super) fn asks_the_cache(&self, request: &Request, advised: &Advised) -> bool {
+    pub(super) fn asks_the_cache(&self, request: &BlockRequest, advised: &Advised) -> bool {
         let wants = match advised.advice {
             Advice::Hit => true,
             Advice::Passthrough => advised.fill.is_some(),
@@ -55,7 +55,7 @@ impl Machine<'_> {
 
     /// Starts a read that looks into the cache.
     #[inline(never)]
-    pub(super) fn read_cached(&mut self, tag: u16, request: &Request, mut wish: Wish) {
+    pub(super) fn read_cached(&mut self, tag: u16, request: &BlockRequest, mut wish: Wish) {
         let Some(cache) = self.cache else {
             return self.pass_through(tag, request, wish);
         };
@@ -93,7 +93,7 @@ impl Machine<'_> {
         }
     }
 
-    fn pass_through(&mut self, tag: u16, request: &Request, wish: Wish) {
+    fn pass_through(&mut self, tag: u16, request: &BlockRequest, wish: Wish) {
         self.counters.hits_lost += u64::from(wish.is_hit);
         let plan = plan(request, Advice::Passthrough, &self.terms);
         self.start(tag, request, &plan);
@@ -101,7 +101,7 @@ impl Machine<'_> {
     }
 
     /// Finds or begins a fill that has what a read misses.
-    fn look(&mut self, cache: &Cache<'_>, request: &Request, wish: Wish) -> Look {
+    fn look(&mut self, cache: &Cache<'_>, request: &BlockRequest, wish: Wish) -> Look {
         let (Some(extent), Some(priority)) = (wish.extent, wish.promote) else {
             return Look::Nothing;
         };
@@ -144,7 +144,7 @@ impl Machine<'_> {
     }
 
     /// Waits if some of what a read misses is being filled.
-    fn wait_or(&self, cache: &Cache<'_>, request: &Request, otherwise: Look) -> Look {
+    fn wait_or(&self, cache: &Cache<'_>, request: &BlockRequest, otherwise: Look) -> Look {
         if cache.wait_for_fill(request.offset, request.length, self.number) {
             Look::Wait
         } else {
@@ -153,7 +153,7 @@ impl Machine<'_> {
     }
 
     /// The bytes from the first to the last region that a read cannot find in the slot, within its range.
-    fn missing(&self, request: &Request, readable: Option<(SlotPin, u16)>) -> (u64, u64) {
+    fn missing(&self, request: &BlockRequest, readable: Option<(SlotPin, u16)>) -> (u64, u64) {
         let (offset, end) = (request.offset, request.offset + request.length);
         let Some((_, readable)) = readable else {
             return (offset, request.length);
@@ -167,7 +167,7 @@ impl Machine<'_> {
     }
 
     /// Bytes of a read in these regions of its cache block.
-    fn bytes_in(&self, request: &Request, regions: u16) -> u64 {
+    fn bytes_in(&self, request: &BlockRequest, regions: u16) -> u64 {
         let block = request.offset - u64::from(self.grain.in_cache_block(request.offset));
         let regions = (0..REGIONS).map(|region| 1 << region & regions);
         let bytes = regions.filter(|&region| region != 0).map(|region| {
@@ -196,7 +196,7 @@ impl Machine<'_> {
     fn read_filled(
         &mut self,
         tag: u16,
-        request: &Request,
+        request: &BlockRequest,
         (buffer, fill): (FillBuffer, &Fill),
         readable: Option<(SlotPin, u16)>,
     ) {
@@ -215,7 +215,7 @@ impl Machine<'_> {
         self.issue_piece(tag);
     }
 
-    fn start_split(&mut self, tag: u16, request: &Request, legs: Legs) {
+    fn start_split(&mut self, tag: u16, request: &BlockRequest, legs: Legs) {
         let slot_delta = match (legs, self.cache) {
             (Legs::Split { pin, .. }, Some(cache)) => cache.slot_delta(pin, request.offset),
             _ => 0,
@@ -252,7 +252,7 @@ impl Machine<'_> {
 
     /// A read waits for the end of a claim.
     #[cold]
-    fn park(&mut self, tag: u16, request: &Request, wish: Wish) {
+    fn park(&mut self, tag: u16, request: &BlockRequest, wish: Wish) {
         self.counters.fill_waits += 1;
         self.tags.slot(tag).in_flight = InFlight::parked(request, wish.extent, wish.promote, wish.waits + 1);
         self.tags.shift(tag, Owner::InFlight, Owner::Waiting);

@@ -5,7 +5,8 @@
 //! [`advance`](Machine::advance) do the same after more checks, and serve every unusual request.
 
 use super::{
-    Action, Arrival, Backing, InFlight, Machine, Outcome, Owner, Phase, Request, Todo, result_of, verdict,
+    Action, Arrival, Backing, BlockRequest, InFlight, Machine, Outcome, Owner, Phase, Todo, result_of,
+    verdict,
 };
 use crate::queue::event::Direct;
 
@@ -33,7 +34,7 @@ impl Machine<'_> {
             slot.owner = Owner::Abandoned;
             return None;
         }
-        if let Some(request) = Request::ordinary(arrival, &self.limits) {
+        if let Some(request) = BlockRequest::ordinary(arrival, &self.limits) {
             let is_read = request.action == Action::Read;
             if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) {
                 match self.terms.backing {

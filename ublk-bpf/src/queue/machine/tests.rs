@@ -7,7 +7,7 @@ use ublk_bpf_abi::{TakenVerdict, VerdictSlot};
 use super::*;
 use crate::queue::{Capabilities, Io, Tier, UserCopy};
 
-pub(super) const CONFIG: Config = Config {
+pub(super) const CONFIG: QueueConfig = QueueConfig {
     depth: 4,
     staging_buffers: 1,
     staging_bytes: 1024,

@@ -11,7 +11,7 @@ use crate::cache::{self, Cache, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{
     CONFIG, FLUSH, PASSTHROUGH, READ, SLOW, WRITE, arrive, committed, done, effects,
 };
-use crate::queue::{Config, Effect, Event, Io, Machine, Staging, Tier, UserCopy, Written};
+use crate::queue::{Effect, Event, Io, Machine, QueueConfig, Staging, Tier, UserCopy, Written};
 
 const HIT: u32 = 2;
 /// Where the slots are.
@@ -55,7 +55,7 @@ fn machine<'c>(cache: &'c Cache<'c>) -> Machine<'c> {
     machine_of(&CONFIG, cache)
 }
 
-fn machine_of<'c>(config: &Config, cache: &'c Cache<'c>) -> Machine<'c> {
+fn machine_of<'c>(config: &QueueConfig, cache: &'c Cache<'c>) -> Machine<'c> {
     let machine = Machine::new(config, Written::untracked()).expect("a good config");
     let mut machine = machine.with_cache(Some(cache), 0);
     effects(&mut machine);
@@ -85,7 +85,7 @@ fn store(to: Tier, offset: u64) -> Io {
 /// The client may change its pages at any time: they are read once, whatever the advice.
 #[test]
 fn a_write_is_copied_once_and_goes_to_the_backing_device_and_then_to_the_slot() {
-    let config = Config {
+    let config = QueueConfig {
         staging_bytes: 4096,
         ..CONFIG
     };

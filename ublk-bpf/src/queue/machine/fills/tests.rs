@@ -7,7 +7,7 @@ use ublk_bpf_abi::{CacheCounters, Decision, Extent, Priority};
 use crate::cache::evict::Algorithm;
 use crate::cache::{Cache, Maps, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{CONFIG, PASSTHROUGH, READ, WRITE, arrive, committed, done, effects};
-use crate::queue::{Config, Effect, Event, FillBuffer, FillIo, Io, Machine, Tier, UserCopy, Written};
+use crate::queue::{Effect, Event, FillBuffer, FillIo, Io, Machine, QueueConfig, Tier, UserCopy, Written};
 
 const HIT: u32 = 2;
 /// Where the slots are.
@@ -32,7 +32,7 @@ fn mover<'c, 'm>(cache: &'c Cache<'m>) -> Mover<'c, 'm> {
 }
 
 fn machine<'c>(cache: &'c Cache<'c>, number: u16) -> Machine<'c> {
-    let config = Config {
+    let config = QueueConfig {
         staging_bytes: 4096,
         ..CONFIG
     };
