@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 use ublk_bpf::control::{
-    AddDevice, Control, ControlError, DeviceId, DeviceInfo, Discard, Features, Params, Recovery, State,
+    AddDevice, Control, ControlError, DeviceId, DeviceInfo, Discard, Features, KernelState, Params, Recovery,
     open_char_device, wait_for_block_device,
 };
 use ublk_bpf::sys::mmap::Descriptors;
@@ -113,7 +113,7 @@ fn quiet() -> AddDevice {
     }
 }
 
-fn wait_for(control: &Control, id: DeviceId, state: State) -> DeviceInfo {
+fn wait_for(control: &Control, id: DeviceId, state: KernelState) -> DeviceInfo {
     let deadline = Instant::now() + SOON;
     loop {
         let info = control.info(id).unwrap();
@@ -165,7 +165,7 @@ fn a_device_is_added_shown_and_deleted() {
     assert_eq!((usize::from(added.queues), added.depth), (cpus, 7));
     assert_eq!(
         (added.state, added.server, added.max_io_bytes),
-        (State::Dead, None, 1 << 20)
+        (KernelState::Dead, None, 1 << 20)
     );
     assert_eq!(ublk.control.info(added.id).unwrap(), added);
     assert!(ublk.control.list().unwrap().contains(&added));
@@ -319,7 +319,7 @@ fn a_device_starts_resizes_and_stops() {
     assert!(said(control.start(id, 1)).ends_with("(START_DEV: EINVAL)"));
     control.start(id, me).unwrap();
     wait_for_block_device(id, SOON).unwrap();
-    let info = wait_for(control, id, State::Live);
+    let info = wait_for(control, id, KernelState::Live);
     assert_eq!(info.server, Some(me));
     assert!(said(control.start(id, me)).contains("it is already started"));
     assert!(
@@ -336,7 +336,7 @@ fn a_device_starts_resizes_and_stops() {
     assert!(said(control.try_stop(id)).contains("it is in use; unmount or close it first"));
     drop(opened);
     control.try_stop(id).unwrap();
-    assert_eq!(control.info(id).unwrap().state, State::Dead);
+    assert_eq!(control.info(id).unwrap().state, KernelState::Dead);
     assert!(!id.block_path().exists());
     control.stop(id).unwrap();
     drop(server);
@@ -362,11 +362,11 @@ fn a_device_is_quiesced_and_recovered() {
 
     control.quiesce(id, SOON).unwrap();
     drop(server);
-    assert_eq!(wait_for(control, id, State::Quiesced).server, None);
+    assert_eq!(wait_for(control, id, KernelState::Quiesced).server, None);
     control.start_recovery(id).unwrap();
     let server = Server::attach(&device);
     control.end_recovery(id, me).unwrap();
-    assert_eq!(wait_for(control, id, State::Live).server, Some(me));
+    assert_eq!(wait_for(control, id, KernelState::Live).server, Some(me));
 
     control.stop(id).unwrap();
     drop(server);
@@ -378,9 +378,9 @@ fn a_dead_server_leaves_the_state_that_recovery_selects() {
     let ublk = ublk();
     let control = &ublk.control;
     for (recovery, state) in [
-        (Recovery::None, State::Dead),
-        (Recovery::FailInFlight, State::Quiesced),
-        (Recovery::FailAll, State::FailIo),
+        (Recovery::None, KernelState::Dead),
+        (Recovery::FailInFlight, KernelState::Quiesced),
+        (Recovery::FailAll, KernelState::FailIo),
     ] {
         let device = control.add(&AddDevice { recovery, ..quiet() }).unwrap();
         control.set_params(&device, &Params::new(2048)).unwrap();

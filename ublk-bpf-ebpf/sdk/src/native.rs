@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use ublk_bpf_core::replay::{Job, NativePolicy, Progress, Row, Task};
+use ublk_bpf_core::replay::{NativePolicy, Progress, ReplayJob, Row, Task};
 
 use crate::{Decision, Request, current, maps};
 
@@ -73,7 +73,7 @@ pub fn main(policy: Native) -> ExitCode {
     }
 }
 
-fn run(job: &Job, policy: Native) -> Message {
+fn run(job: &ReplayJob, policy: Native) -> Message {
     let progress = Progress::default();
     thread::scope(|scope| {
         let work = scope.spawn(|| job.run(&[("policy", &policy)], &progress));

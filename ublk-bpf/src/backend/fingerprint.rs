@@ -64,7 +64,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use self::name::{Name, name};
 use self::samples::samples;
 use super::sysfs::BlockSysfs;
-use super::{Backend, Kind, Size};
+use super::{Backend, BackingKind, Size};
 use crate::sys;
 
 pub(crate) use name::Uuid;
@@ -178,11 +178,11 @@ impl Identity {
     pub fn of(backend: &Backend) -> io::Result<Self> {
         let bytes = backend.facts.sectors * SECTOR_SIZE;
         match (backend.kind(), backend.file()) {
-            (Kind::File, Some(file)) => FileIdentity::of(file, bytes).map(Self::File),
-            (Kind::Block, Some(file)) => BlockIdentity::of(file, bytes).map(Self::Block),
+            (BackingKind::File, Some(file)) => FileIdentity::of(file, bytes).map(Self::File),
+            (BackingKind::Block, Some(file)) => BlockIdentity::of(file, bytes).map(Self::Block),
             (kind, _) => Ok(Self::Volatile(VolatileIdentity {
                 bytes,
-                memory: kind == Kind::Memory,
+                memory: kind == BackingKind::Memory,
                 nonce: sys::process::random()?,
             })),
         }

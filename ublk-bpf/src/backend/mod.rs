@@ -34,7 +34,7 @@ pub use storage::StorageStack;
 
 /// What a backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum BackingKind {
     /// A regular file.
     File,
     /// A block device.
@@ -45,7 +45,7 @@ pub enum Kind {
     Null(NullReads),
 }
 
-impl Kind {
+impl BackingKind {
     /// The name that commands and tables print.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -149,12 +149,12 @@ impl Backend {
 
     /// What it is.
     #[must_use]
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> BackingKind {
         match self.store {
-            Store::File(_) => Kind::File,
-            Store::Block(_) => Kind::Block,
-            Store::Memory(_) => Kind::Memory,
-            Store::Null(reads) => Kind::Null(reads),
+            Store::File(_) => BackingKind::File,
+            Store::Block(_) => BackingKind::Block,
+            Store::Memory(_) => BackingKind::Memory,
+            Store::Null(reads) => BackingKind::Null(reads),
         }
     }
 
@@ -175,8 +175,8 @@ impl Backend {
     pub fn identity(&self) -> String {
         let found = self.file().and_then(|file| file.metadata().ok());
         match (self.kind(), found) {
-            (Kind::File, Some(file)) => storage::file_name(file.dev(), file.ino()),
-            (Kind::Block, Some(file)) => storage::block_name(file.rdev()),
+            (BackingKind::File, Some(file)) => storage::file_name(file.dev(), file.ino()),
+            (BackingKind::Block, Some(file)) => storage::block_name(file.rdev()),
             (kind, _) => kind.name().to_owned(),
         }
     }

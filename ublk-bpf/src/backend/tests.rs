@@ -34,7 +34,7 @@ fn data_ranges(backend: &Backend) -> Vec<Range<u64>> {
 fn a_file_tells_its_size_and_promises_no_more_than_it_keeps() {
     let folder = TempDir::new().unwrap();
     let backend = open(&file_of(&folder, 1 << 20), false).unwrap();
-    assert_eq!(backend.kind(), Kind::File);
+    assert_eq!(backend.kind(), BackingKind::File);
     let facts = backend.facts();
     assert_eq!(facts.sectors, 2048);
     assert!(facts.volatile_cache && !facts.read_only);

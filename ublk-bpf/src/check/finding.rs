@@ -8,7 +8,7 @@ pub struct Finding {
     /// Its name, which is stable.
     pub name: &'static str,
     /// How it is.
-    pub state: State,
+    pub state: FindingState,
     /// What was found.
     pub found: String,
     /// What to do, if anything.
@@ -18,7 +18,7 @@ pub struct Finding {
 /// How a thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum FindingState {
     /// As it should be.
     Ok,
     /// A device can be served without it, with a loss that the finding names.
@@ -29,7 +29,7 @@ pub enum State {
     Unknown,
 }
 
-impl State {
+impl FindingState {
     /// The word that the command prints.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -43,7 +43,7 @@ impl State {
 }
 
 impl Finding {
-    fn new(name: &'static str, state: State, found: impl Into<String>) -> Self {
+    fn new(name: &'static str, state: FindingState, found: impl Into<String>) -> Self {
         Self {
             name,
             state,
@@ -53,19 +53,19 @@ impl Finding {
     }
 
     pub(super) fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, State::Ok, found)
+        Self::new(name, FindingState::Ok, found)
     }
 
     pub(super) fn note(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, State::Note, found)
+        Self::new(name, FindingState::Note, found)
     }
 
     pub(super) fn missing(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, State::Missing, found)
+        Self::new(name, FindingState::Missing, found)
     }
 
     pub(super) fn unknown(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, State::Unknown, found)
+        Self::new(name, FindingState::Unknown, found)
     }
 
     /// What to do about it.
@@ -80,6 +80,6 @@ impl Finding {
 /// Whether a device can be served, by these findings.
 #[must_use]
 pub fn can_serve(findings: &[Finding]) -> bool {
-    let allows = |finding: &Finding| matches!(finding.state, State::Ok | State::Note);
+    let allows = |finding: &Finding| matches!(finding.state, FindingState::Ok | FindingState::Note);
     findings.iter().all(allows)
 }

@@ -15,10 +15,10 @@ const FIRST: (u32, u32) = (7, 0);
 const IO_URING_DISABLED: &str = "/proc/sys/kernel/io_uring_disabled";
 
 /// What the driver answers about its features.
-type Answer = Result<Features, ControlError>;
+type FeaturesResult = Result<Features, ControlError>;
 
 /// The version decides nothing by itself: a distribution may have brought the driver to an older kernel.
-pub(super) fn version(features: Option<&Answer>) -> Finding {
+pub(super) fn version(features: Option<&FeaturesResult>) -> Finding {
     const NAME: &str = "kernel";
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let found = format!("Linux {release}");
@@ -63,7 +63,7 @@ fn no_driver(name: &'static str) -> Finding {
     }
 }
 
-pub(super) fn features(answer: Option<&Answer>) -> Finding {
+pub(super) fn features(answer: Option<&FeaturesResult>) -> Finding {
     const NAME: &str = "ublk features";
     let found = match answer {
         None => return Finding::unknown(NAME, "they need the driver"),
@@ -172,7 +172,7 @@ fn refused(name: &'static str, error: &PolicyError) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::State;
+    use crate::check::FindingState;
 
     #[test]
     fn a_release_has_two_numbers() {
@@ -185,15 +185,15 @@ mod tests {
     #[test]
     fn a_driver_with_all_features_makes_up_for_an_old_version() {
         let (sufficient, old) = (Ok(Features::NEEDED), Ok(Features::USER_COPY));
-        assert_eq!(version(Some(&sufficient)).state, State::Ok);
-        assert_eq!(features(Some(&old)).state, State::Missing);
-        assert_eq!(features(None).state, State::Unknown);
+        assert_eq!(version(Some(&sufficient)).state, FindingState::Ok);
+        assert_eq!(features(Some(&old)).state, FindingState::Missing);
+        assert_eq!(features(None).state, FindingState::Unknown);
         assert!(
             features(Some(&old))
                 .found
                 .contains("UBLK_F_BATCH_IO, Linux >= 7.0")
         );
         let without_recovery = features(Some(&sufficient));
-        assert_eq!(without_recovery.state, State::Note);
+        assert_eq!(without_recovery.state, FindingState::Note);
     }
 }

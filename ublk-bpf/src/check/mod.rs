@@ -6,7 +6,7 @@ mod finding;
 mod kernel;
 mod system;
 
-pub use self::finding::{Finding, State, can_serve};
+pub use self::finding::{Finding, FindingState, can_serve};
 use crate::control::Control;
 
 /// Looks at everything, in the order in which a start needs it.

@@ -15,7 +15,7 @@ pub(super) struct DeviceArg {
 
 /// How to print.
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Format {
+pub(super) struct OutputFormat {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

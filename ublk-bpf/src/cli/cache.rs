@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
@@ -31,7 +31,7 @@ enum CacheAction {
         #[arg(value_name = "PATH")]
         path: PathBuf,
         #[command(flatten)]
-        format: Format,
+        format: OutputFormat,
     },
 }
 

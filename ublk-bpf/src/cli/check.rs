@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use anyhow::bail;
 use serde_json::json;
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::error::plain;
 use super::output::{print, print_line};
-use crate::check::{Finding, State, can_serve, findings};
+use crate::check::{Finding, FindingState, can_serve, findings};
 
 /// Check what of this machine is fit to serve devices, and say what to do about the rest
 ///
@@ -17,7 +17,7 @@ use crate::check::{Finding, State, can_serve, findings};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Prints a line for each finding, and fails if no device can be served.
@@ -33,7 +33,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if can_serve {
         return Ok(());
     }
-    let missing = findings.iter().filter(|finding| finding.state == State::Missing);
+    let missing = findings
+        .iter()
+        .filter(|finding| finding.state == FindingState::Missing);
     let missing: Vec<&str> = missing.map(|finding| finding.name).collect();
     bail!(
         "no device can be served on this machine: see {}",

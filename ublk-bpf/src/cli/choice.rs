@@ -8,7 +8,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::Recovery;
-use crate::replay::read::Format;
+use crate::replay::read::TraceFormat;
 
 fn choice<T>(values: impl IntoIterator<Item = PossibleValue>) -> impl TypedValueParser<Value = T>
 where
@@ -73,7 +73,7 @@ pub(super) fn cache_eviction() -> impl TypedValueParser<Value = Algorithm> {
 }
 
 /// Values of `replay --format`.
-pub(super) fn trace_format() -> impl TypedValueParser<Value = Format> {
+pub(super) fn trace_format() -> impl TypedValueParser<Value = TraceFormat> {
     choice([
         value("ublk-bpf", "A recording of `ublk-bpf trace`"),
         value("csv", "Comma-separated values with a line of column names"),
@@ -134,7 +134,7 @@ mod tests {
         }
         check(recovery(), &Recovery::ALL);
         check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
-        check(trace_format(), &Format::ALL);
+        check(trace_format(), &TraceFormat::ALL);
         check(cache_eviction(), &[Algorithm::Clock, Algorithm::Adaptive]);
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::output::print_line;
 use super::table;
 use crate::control::{Control, FEATURES, Features};
@@ -11,7 +11,7 @@ use crate::control::{Control, FEATURES, Features};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Prints every known feature.

@@ -1,6 +1,6 @@
 //! `ublk-bpf list`.
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
@@ -15,7 +15,7 @@ use crate::registry::status::{self, Status};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Prints every device. Errors of single devices go to standard error.

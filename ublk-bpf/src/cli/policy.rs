@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::args::{DeviceArg, Format};
+use super::args::{DeviceArg, OutputFormat};
 use super::output::print_line;
 use super::table;
 use crate::backend::parse_size;
@@ -28,7 +28,7 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum PolicyAction {
     /// List the built-in policies and those in use, with the number of instructions that the verifier processed
-    List(Format),
+    List(OutputFormat),
     /// Replace a device's policy without losing requests; the default policy answers for about a millisecond
     Swap {
         #[command(flatten)]
@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// A row of `policy list`.
 #[derive(Serialize)]
-struct Row {
+struct PolicyRow {
     name: String,
     description: &'static str,
     /// The devices that have it.
@@ -103,25 +103,25 @@ struct InUse {
     verified_instructions: Option<u32>,
 }
 
-fn list(format: Format) -> anyhow::Result<()> {
+fn list(format: OutputFormat) -> anyhow::Result<()> {
     let rows = rows();
     if format.json {
         print_line(serde_json::to_string_pretty(&rows)?)?;
     } else {
-        let rows: Vec<_> = rows.iter().map(Row::columns).collect();
+        let rows: Vec<_> = rows.iter().map(PolicyRow::columns).collect();
         table::print(&["POLICY", "VERIFIED", "DEVICES", "WHAT IT DOES"], &rows)?;
     }
     Ok(())
 }
 
 /// The built-in policies, and those of users' own that devices have.
-fn rows() -> Vec<Row> {
-    let row = |name: &str, description| Row {
+fn rows() -> Vec<PolicyRow> {
+    let row = |name: &str, description| PolicyRow {
         name: name.to_owned(),
         description,
         devices: Vec::new(),
     };
-    let mut rows: Vec<Row> = builtin().iter().map(|of| row(of.name, of.description)).collect();
+    let mut rows: Vec<PolicyRow> = builtin().iter().map(|of| row(of.name, of.description)).collect();
     let ids = record::ids().unwrap_or_default();
     for record in ids.into_iter().filter_map(|id| Record::read(id).ok()) {
         let at = rows.iter().position(|row| row.name == record.policy);
@@ -139,7 +139,7 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-impl Row {
+impl PolicyRow {
     fn columns(&self) -> Vec<String> {
         let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         let verified = self

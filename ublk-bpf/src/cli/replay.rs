@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::choice;
 use super::config::parse_cache_block;
 use super::devices::DEFAULT_CACHE_POLICY;
@@ -23,7 +23,7 @@ use crate::cache::evict::Algorithm;
 use crate::path_text::ShowPath as _;
 use crate::replay::read::{self, ReadOptions};
 use crate::replay::{
-    BUILTIN, CacheSize, DEFAULT_RATE, Job, NativePolicy, PolicyCrate, Progress, Row, plot, word,
+    BUILTIN, CacheSize, DEFAULT_RATE, NativePolicy, PolicyCrate, Progress, ReplayJob, Row, plot, word,
 };
 
 const DETAILS: &str = "\
@@ -89,7 +89,7 @@ pub(super) struct Args {
     reads_only: bool,
     /// The traces' format, if it is not to be recognised
     #[arg(long, value_name = "FORMAT", value_parser = choice::trace_format())]
-    format: Option<read::Format>,
+    format: Option<read::TraceFormat>,
     /// What one number stands for in oracle-general [default: 512] and pages [default: 4K]
     #[arg(long, value_name = "SIZE", value_parser = parse_unit)]
     unit: Option<u32>,
@@ -100,7 +100,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
     #[command(flatten)]
-    output: Format,
+    output: OutputFormat,
 }
 
 /// A number of bytes, or per cent.
@@ -189,8 +189,8 @@ fn builtin(name: &str) -> anyhow::Result<(&'static str, &'static dyn NativePolic
 }
 
 /// The job of these arguments.
-fn job(args: &Args) -> Job {
-    Job {
+fn job(args: &Args) -> ReplayJob {
+    ReplayJob {
         traces: args.traces.clone(),
         read: ReadOptions {
             format: args.format,

@@ -9,7 +9,7 @@ use super::config::Settings;
 use super::devices::devices;
 use super::error::Usage;
 use super::output::print_line;
-use crate::backend::{Kind, NullReads, Size};
+use crate::backend::{BackingKind, NullReads, Size};
 use crate::control::{Control, DeviceId};
 use crate::server::{self, Ready, Start};
 use crate::sys::process::ignore_signals_of_writes;
@@ -153,10 +153,10 @@ fn line(ready: &Ready) -> String {
     let record = &ready.record;
     let size = human(record.sectors * SECTOR_SIZE);
     let what = match ready.kind {
-        Kind::Memory => format!("{size} of memory"),
-        Kind::Null(NullReads::Zeroes) => format!("{size} null device"),
-        Kind::Null(NullReads::Unfilled) => format!("{size} null device, reads not filled"),
-        Kind::File | Kind::Block => format!("{size} on {}", record.backing),
+        BackingKind::Memory => format!("{size} of memory"),
+        BackingKind::Null(NullReads::Zeroes) => format!("{size} null device"),
+        BackingKind::Null(NullReads::Unfilled) => format!("{size} null device, reads not filled"),
+        BackingKind::File | BackingKind::Block => format!("{size} on {}", record.backing),
     };
     let queues = if record.queues == 1 { "queue" } else { "queues" };
     let named = record.name.as_ref();

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::args::{DeviceArg, Format};
+use super::args::{DeviceArg, OutputFormat};
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
@@ -17,7 +17,7 @@ pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArg,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
     /// Print what udev's rules ask for: UBLK_BPF_NAME=NAME, if the device has a name
     #[arg(long, conflicts_with = "json")]
     udev: bool,

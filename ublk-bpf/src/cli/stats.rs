@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::args::{DeviceArg, Format};
+use super::args::{DeviceArg, OutputFormat};
 use super::output::{print, print_line};
 use crate::observe::{self, Interval, RunTime, Stats, Table};
 use crate::policy::Disk;
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Prints the counts, once or again and again.

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use super::args::{DeviceArg, Format};
+use super::args::{DeviceArg, OutputFormat};
 use super::output::print_line;
 use crate::backend::parse_size;
 use crate::observe::{Recorded, Recording, Summary};
@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = ring_size, default_value = "8M")]
     buffer: u32,
     #[command(flatten)]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Records until something ends it, and says what there is.

@@ -8,7 +8,7 @@ use crate::sys::uapi;
 
 /// A command of `/dev/ublk-control`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum ControlCommand {
     /// Report the features of the driver.
     GetFeatures,
     /// Make a device.
@@ -41,7 +41,7 @@ pub enum Command {
     UpdateSize,
 }
 
-impl Command {
+impl ControlCommand {
     /// Its ioctl number.
     pub(super) fn code(self) -> u32 {
         match self {
@@ -195,7 +195,7 @@ impl Command {
     }
 }
 
-impl fmt::Display for Command {
+impl fmt::Display for ControlCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }

@@ -157,7 +157,7 @@ pub enum InvalidDevice {
 
 /// What state a device is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum KernelState {
     /// It has no block device: not started yet, or stopped.
     Dead,
     /// It has a block device and a server.
@@ -168,7 +168,7 @@ pub enum State {
     FailIo,
 }
 
-impl State {
+impl KernelState {
     fn parse(raw: u16) -> Result<Self, MalformedInfo> {
         match raw {
             UBLK_S_DEV_DEAD => Ok(Self::Dead),
@@ -185,7 +185,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for KernelState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Dead => "dead",
@@ -206,7 +206,7 @@ pub struct DeviceInfo {
     /// Tags of each queue.
     pub depth: u16,
     /// Its state.
-    pub state: State,
+    pub state: KernelState,
     /// Bytes from one descriptor to the next.
     pub descriptor_bytes: u16,
     /// Most bytes of a request.
@@ -235,11 +235,11 @@ impl DeviceInfo {
         if raw.queue_depth == 0 || raw.queue_depth > UBLK_MAX_QUEUE_DEPTH {
             return Err(MalformedInfo::Depth(raw.queue_depth));
         }
-        let state = State::parse(raw.state)?;
+        let state = KernelState::parse(raw.state)?;
         // A device without a server keeps the number of its last one, which may be another process's by now.
         let server = u32::try_from(raw.ublksrv_pid)
             .ok()
-            .filter(|pid| *pid != 0 && state == State::Live);
+            .filter(|pid| *pid != 0 && state == KernelState::Live);
         Ok(Self {
             id,
             queues: raw.nr_hw_queues,
@@ -336,7 +336,7 @@ mod tests {
         let info = DeviceInfo::parse(&raw(), DeviceId::new(3)).unwrap();
         assert_eq!(
             (info.state, info.server, info.descriptor_bytes),
-            (State::Live, None, 24)
+            (KernelState::Live, None, 24)
         );
         let server = |state| {
             DeviceInfo::parse(

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::command::Command;
+use super::command::ControlCommand;
 use super::device::{InvalidDevice, MalformedInfo};
 use super::features::Missing;
 use super::id::DeviceId;
@@ -38,7 +38,7 @@ pub enum ControlError {
     )]
     Ring {
         /// What was to be sent.
-        command: Command,
+        command: ControlCommand,
         /// What io_uring said.
         source: io::Error,
     },
@@ -47,7 +47,7 @@ pub enum ControlError {
     #[error("cannot {}: {} ({command}: {errno})", aim(*command, *device), meaning(*command, *errno))]
     Refused {
         /// What was sent.
-        command: Command,
+        command: ControlCommand,
         /// For which device; `None`: for none, or one whose id the kernel was to choose.
         device: Option<DeviceId>,
         /// What came back.
@@ -62,7 +62,7 @@ pub enum ControlError {
     )]
     TimedOut {
         /// What was sent.
-        command: Command,
+        command: ControlCommand,
         /// For which device.
         device: Option<DeviceId>,
         /// How long it was waited for.
@@ -75,7 +75,7 @@ pub enum ControlError {
     #[error("cannot make sense of the kernel's answer to {command} for device {device}: {source}")]
     MalformedInfo {
         /// What was sent.
-        command: Command,
+        command: ControlCommand,
         /// For which device.
         device: DeviceOrAny,
         /// What is wrong with it.
@@ -170,16 +170,16 @@ impl fmt::Display for DeviceOrAny {
 }
 
 /// "start device 3", "add a device".
-fn aim(command: Command, device: Option<DeviceId>) -> String {
+fn aim(command: ControlCommand, device: Option<DeviceId>) -> String {
     let purpose = command.purpose();
     match (command, device) {
-        (Command::GetFeatures, _) => purpose.into(),
+        (ControlCommand::GetFeatures, _) => purpose.into(),
         (_, Some(id)) => format!("{purpose} device {id}"),
         (_, None) => format!("{purpose} a device"),
     }
 }
 
-fn meaning(command: Command, errno: Errno) -> String {
+fn meaning(command: ControlCommand, errno: Errno) -> String {
     match command.meaning(errno) {
         Some(words) => words.into(),
         // "File exists (os error 17)": the number is said in the caller's brackets.

@@ -25,9 +25,9 @@ use std::time::Duration;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-pub use self::command::Command;
+pub use self::command::ControlCommand;
 pub use self::device::{
-    AddDevice, DeviceInfo, InvalidDevice, MIN_BATCH_DEPTH, MalformedInfo, Recovery, State,
+    AddDevice, DeviceInfo, InvalidDevice, KernelState, MIN_BATCH_DEPTH, MalformedInfo, Recovery,
 };
 pub use self::error::{CONTROL_PATH, ControlError, DeviceOrAny};
 pub use self::features::{FEATURES, Feature, Features, Missing};
@@ -67,7 +67,7 @@ impl Control {
     /// What this kernel's ublk can do. Linux >= 6.5 answers.
     pub fn features(&self) -> Result<Features, ControlError> {
         let word = [0; UBLK_FEATURES_LEN as usize];
-        let (_, answer) = self.send(Command::GetFeatures, None, 0, word)?;
+        let (_, answer) = self.send(ControlCommand::GetFeatures, None, 0, word)?;
         Ok(Features::from_bits_retain(u64::from_ne_bytes(answer)))
     }
 
@@ -77,11 +77,11 @@ impl Control {
     /// its flag without a word: then the device is deleted and the feature named.
     pub fn add(&self, device: &AddDevice) -> Result<DeviceInfo, ControlError> {
         let raw = device.to_raw()?;
-        let (_, answer) = self.send(Command::Add, device.id, 0, raw)?;
+        let (_, answer) = self.send(ControlCommand::Add, device.id, 0, raw)?;
         let info = DeviceInfo::parse(&answer, device.id).map_err(|source| {
             let device = DeviceOrAny(device.id);
             ControlError::MalformedInfo {
-                command: Command::Add,
+                command: ControlCommand::Add,
                 device,
                 source,
             }
@@ -104,7 +104,8 @@ impl Control {
     /// Says what the device can do; before it starts. `device` is what [`Control::add`] returned.
     pub fn set_params(&self, device: &DeviceInfo, params: &Params) -> Result<(), ControlError> {
         let raw = params.to_raw(device.max_io_bytes)?;
-        self.send(Command::SetParams, Some(device.id), 0, raw).map(drop)
+        self.send(ControlCommand::SetParams, Some(device.id), 0, raw)
+            .map(drop)
     }
 
     /// What the device can do.
@@ -113,42 +114,42 @@ impl Control {
             len: PARAMS_BYTES,
             ..RawParams::default()
         };
-        let (_, answer) = self.send(Command::GetParams, Some(id), 0, ask)?;
+        let (_, answer) = self.send(ControlCommand::GetParams, Some(id), 0, ask)?;
         Params::parse(&answer).map_err(|source| ControlError::MalformedParams { device: id, source })
     }
 
     /// Makes the block device. Waits until every queue is ready, so it must not be called on a queue's thread; `server`
     /// is the process that has the character device open.
     pub fn start(&self, id: DeviceId, server: u32) -> Result<(), ControlError> {
-        self.command(Command::Start, id, server.into())
+        self.command(ControlCommand::Start, id, server.into())
     }
 
     /// Removes the block device even if it is open; waits for requests in flight, which the server must still
     /// complete. A device that is not started is not changed.
     pub fn stop(&self, id: DeviceId) -> Result<(), ControlError> {
-        self.command(Command::Stop, id, 0)
+        self.command(ControlCommand::Stop, id, 0)
     }
 
     /// Removes the block device unless it is open (then the error's errno is EBUSY). Linux >= 7.0.
     pub fn try_stop(&self, id: DeviceId) -> Result<(), ControlError> {
-        self.command(Command::TryStop, id, 0)
+        self.command(ControlCommand::TryStop, id, 0)
     }
 
     /// Stops the device and deletes it, and waits until its id is free: not before its server has closed the character
     /// device and unmapped the descriptors.
     pub fn delete(&self, id: DeviceId) -> Result<(), ControlError> {
-        self.command(Command::Delete, id, 0)
+        self.command(ControlCommand::Delete, id, 0)
     }
 
     /// The same without waiting: the id is free when the last user of the device has closed it, who gets errors until
     /// then.
     pub fn delete_async(&self, id: DeviceId) -> Result<(), ControlError> {
-        self.command(Command::DeleteAsync, id, 0)
+        self.command(ControlCommand::DeleteAsync, id, 0)
     }
 
     /// What the device is and in which state.
     pub fn info(&self, id: DeviceId) -> Result<DeviceInfo, ControlError> {
-        let mut command = Command::GetInfo;
+        let mut command = ControlCommand::GetInfo;
         let mut result = self
             .send(command, Some(id), 0, RawDevInfo::default())
             .map(|(_, raw)| raw);
@@ -157,7 +158,7 @@ impl Control {
             .as_ref()
             .is_err_and(|error| error.errno() == Some(Errno::EINVAL))
         {
-            command = Command::GetInfoByPath;
+            command = ControlCommand::GetInfoByPath;
             result = self.info_by_path(id);
         }
         DeviceInfo::parse(&result?, Some(id)).map_err(|source| {
@@ -187,12 +188,12 @@ impl Control {
     /// Begins to give a device whose server has died a new one: checks that the old one is gone. Then open the character
     /// device, ready the queues, and [end the recovery](Control::end_recovery).
     pub fn start_recovery(&self, id: DeviceId) -> Result<(), ControlError> {
-        self.command(Command::StartRecovery, id, 0)
+        self.command(ControlCommand::StartRecovery, id, 0)
     }
 
     /// Lets the new server take over. Waits, like [`Control::start`], until every queue is ready.
     pub fn end_recovery(&self, id: DeviceId, server: u32) -> Result<(), ControlError> {
-        self.command(Command::EndRecovery, id, server.into())
+        self.command(ControlCommand::EndRecovery, id, server.into())
     }
 
     /// Takes a live device from its server, which sees its fetches end with ENODEV and has to close the character
@@ -202,16 +203,16 @@ impl Control {
     /// recovery flags or not (`ublk_batch_cancel_queue` of Linux 7.3 sets `force_abort`).
     pub fn quiesce(&self, id: DeviceId, timeout: Duration) -> Result<(), ControlError> {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.command(Command::Quiesce, id, millis)
+        self.command(ControlCommand::Quiesce, id, millis)
     }
 
     /// Changes the size of a started device, in sectors of 512 bytes.
     pub fn update_size(&self, id: DeviceId, sectors: u64) -> Result<(), ControlError> {
-        self.command(Command::UpdateSize, id, sectors)
+        self.command(ControlCommand::UpdateSize, id, sectors)
     }
 
     /// A command with a number and no buffer.
-    fn command(&self, command: Command, id: DeviceId, data: u64) -> Result<(), ControlError> {
+    fn command(&self, command: ControlCommand, id: DeviceId, data: u64) -> Result<(), ControlError> {
         self.send(command, Some(id), data, [0u8; 0]).map(drop)
     }
 
@@ -225,7 +226,7 @@ impl Control {
             dev_path_len: u16::try_from(path_len).expect("`/dev/ublkcN` is short"),
             ..header(Some(id), 0)
         };
-        let (_, answer) = self.send_raw(Command::GetInfoByPath, Some(id), header, buffer.into())?;
+        let (_, answer) = self.send_raw(ControlCommand::GetInfoByPath, Some(id), header, buffer.into())?;
         let mut info = RawDevInfo::new_zeroed();
         info.as_mut_bytes().copy_from_slice(&answer[path_len..]);
         Ok(info)
@@ -234,7 +235,7 @@ impl Control {
     /// Sends a command whose buffer holds a `T`, and returns the command's result and the buffer's `T`.
     fn send<T: IntoBytes + FromBytes + zerocopy::Immutable>(
         &self,
-        command: Command,
+        command: ControlCommand,
         device: Option<DeviceId>,
         data: u64,
         mut value: T,
@@ -247,7 +248,7 @@ impl Control {
 
     fn send_raw(
         &self,
-        command: Command,
+        command: ControlCommand,
         device: Option<DeviceId>,
         header: CtrlCmd,
         buffer: Box<[u8]>,

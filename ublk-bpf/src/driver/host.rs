@@ -56,7 +56,7 @@ pub trait QueueHost {
 
 /// Why a queue ended before its device did.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum QueueError {
     /// A resource of the queue could not be had, or its ring stopped working.
     #[error("queue {queue}: cannot {what}: {source}")]
     System {

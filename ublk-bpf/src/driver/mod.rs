@@ -6,6 +6,6 @@
 mod host;
 mod uring;
 
-pub use host::{CacheHandles, DeviceSpec, Error, QueueHost};
+pub use host::{CacheHandles, DeviceSpec, QueueError, QueueHost};
 pub use uring::Engine;
 pub(crate) use uring::probe;

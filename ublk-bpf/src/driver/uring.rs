@@ -19,7 +19,7 @@ use ublk_bpf_abi::{CacheCounters, ServerCounters};
 use self::doorbell::{Doorbell, QueueBells};
 use self::queue::QueueSpec;
 use self::stop::Stop;
-use super::host::{DeviceSpec, Error, QueueHost};
+use super::host::{DeviceSpec, QueueError, QueueHost};
 use crate::backend::Access;
 use crate::cache::Mover;
 
@@ -59,7 +59,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// If the queue cannot be set up, or the kernel refuses one of its commands for good.
-    pub fn run_queue(&self, queue: u16, host: &mut impl QueueHost) -> Result<ServerCounters, Error> {
+    pub fn run_queue(&self, queue: u16, host: &mut impl QueueHost) -> Result<ServerCounters, QueueError> {
         let spec = QueueSpec {
             queue,
             device: &self.spec,

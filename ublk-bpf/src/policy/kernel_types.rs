@@ -28,7 +28,7 @@ pub(super) struct Wanted {
 
 /// A type of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct KernelType {
     /// Its number.
     pub(super) id: u32,
     at: u32,
@@ -48,7 +48,7 @@ impl<'a> KernelTypes<'a> {
     pub(super) fn find<const N: usize>(
         section: &'a [u8],
         wanted: &[Wanted; N],
-    ) -> Option<(Self, [Option<Found>; N])> {
+    ) -> Option<(Self, [Option<KernelType>; N])> {
         let Header { types, strings } = Header::parse(section)?;
         let mut places = Vec::with_capacity(types.len() / SHORT_TYPE);
         let mut found = [None; N];
@@ -68,7 +68,7 @@ impl<'a> KernelTypes<'a> {
             {
                 let (number, _) = missing.swap_remove(here);
                 let id = u32::try_from(places.len()).ok()?;
-                found[number] = Some(Found { id, at: place });
+                found[number] = Some(KernelType { id, at: place });
                 kinds = kinds_of(&missing);
             }
             at += TYPE_LEN + bytes_behind(info)?;
@@ -83,7 +83,7 @@ impl<'a> KernelTypes<'a> {
 
     /// The offset in bits of a structure's member, which may be inside anonymous members; none if there is no such
     /// member, or it is a bit field.
-    pub(super) fn bit_offset(&self, structure: Found, member: &str) -> Option<u32> {
+    pub(super) fn bit_offset(&self, structure: KernelType, member: &str) -> Option<u32> {
         self.bit_offset_at(structure.at as usize, member, MAX_NESTING)
     }
 
@@ -112,7 +112,7 @@ impl<'a> KernelTypes<'a> {
     }
 
     /// The number of an enum's value.
-    pub(super) fn value(&self, of: Found, wanted: &str) -> Option<u32> {
+    pub(super) fn value(&self, of: KernelType, wanted: &str) -> Option<u32> {
         let at = of.at as usize;
         let info = u32_at(self.section, at + 4)?;
         if kind_of(info) != KIND_ENUM {

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use ublk_bpf_abi::{Member, req_op, request_flags};
 
 use super::btf_format::{KIND_ENUM, KIND_FUNC, KIND_STRUCT, KIND_TYPEDEF};
-use super::kernel_types::{Found, KernelTypes, Wanted};
+use super::kernel_types::{KernelType, KernelTypes, Wanted};
 use super::patch::Offsets;
 
 /// The file of the running kernel's own type information.
@@ -156,7 +156,7 @@ impl KernelLayout {
 }
 
 /// `found` are the [`STRUCTURES`].
-fn offsets(types: &KernelTypes<'_>, found: &[Option<Found>]) -> Result<Offsets, BtfError> {
+fn offsets(types: &KernelTypes<'_>, found: &[Option<KernelType>]) -> Result<Offsets, BtfError> {
     let mut offsets = [0; Member::COUNT];
     for (offset, member) in offsets.iter_mut().zip(Member::ALL) {
         *offset = offset_of(types, found, member)?;
@@ -165,7 +165,7 @@ fn offsets(types: &KernelTypes<'_>, found: &[Option<Found>]) -> Result<Offsets, 
 }
 
 /// Byte offset of a member, which may be inside anonymous structures and unions.
-fn offset_of(types: &KernelTypes<'_>, found: &[Option<Found>], member: Member) -> Result<u32, BtfError> {
+fn offset_of(types: &KernelTypes<'_>, found: &[Option<KernelType>], member: Member) -> Result<u32, BtfError> {
     let missing = || BtfError::NoMember(member);
     let (of, name) = member.name().split_once('.').ok_or_else(missing)?;
     let (name, beyond) = name.split_once('+').unwrap_or((name, "0"));
@@ -180,7 +180,7 @@ fn offset_of(types: &KernelTypes<'_>, found: &[Option<Found>], member: Member) -
 }
 
 /// Checks that the kernel numbers operations as the classifier does.
-fn check_operations(types: &KernelTypes<'_>, operations: Option<Found>) -> Result<(), BtfError> {
+fn check_operations(types: &KernelTypes<'_>, operations: Option<KernelType>) -> Result<(), BtfError> {
     let known = [
         ("REQ_OP_READ", req_op::READ),
         ("REQ_OP_WRITE", req_op::WRITE),
@@ -212,7 +212,7 @@ const FLAGS: [&str; request_flags::FROM_KERNEL] = [
 /// The bits of request flags, which differ between kernel versions.
 fn flag_masks(
     types: &KernelTypes<'_>,
-    bits: Option<Found>,
+    bits: Option<KernelType>,
 ) -> Result<[u32; request_flags::FROM_KERNEL], BtfError> {
     let bits = bits.ok_or_else(|| no_enum(FLAG_BITS))?;
     let mut masks = [0; request_flags::FROM_KERNEL];

@@ -85,14 +85,14 @@ pub struct Refusal {
     /// The line of the log with the reason.
     reason: String,
     /// The line of the source, if the object names one.
-    source: Option<Source>,
+    source: Option<SourceLine>,
     /// The kernel's explanation, or the end of the log.
     details: Vec<String>,
 }
 
 /// A line of a program's source, as the object's type information has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct SourceLine {
     pub(super) text: String,
     /// `file:line`, without the folder.
     pub(super) place: String,
@@ -119,7 +119,7 @@ impl Refusal {
         Self {
             what: what.to_owned(),
             reason: reason.map_or_else(|| errno.to_string(), |line| (*line).to_owned()),
-            source: Source::last(&code),
+            source: SourceLine::last(&code),
             details: details.iter().map(|&line| line.to_owned()).collect(),
         }
     }
@@ -148,7 +148,7 @@ fn starts_with_any(line: &str, starts: &[&str]) -> bool {
     starts.iter().any(|start| line.starts_with(start))
 }
 
-impl Source {
+impl SourceLine {
     /// The last line of the author's source in the log.
     fn last(code: &[&str]) -> Option<Self> {
         let sources = code.iter().rev().filter_map(|line| Self::parse(line));
@@ -170,7 +170,7 @@ impl Source {
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for SourceLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown: String = self.text.chars().take(TEXT_CHARS).collect();
         let more = if shown.len() < self.text.len() { "..." } else { "" };

@@ -331,7 +331,7 @@ fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Features, State};
+    use crate::control::{Features, KernelState};
 
     const ID: DeviceId = DeviceId::new(3).expect("small");
 
@@ -355,7 +355,7 @@ mod tests {
             id: ID,
             queues: 2,
             depth: 128,
-            state: State::Dead,
+            state: KernelState::Dead,
             descriptor_bytes: 24,
             max_io_bytes: 1 << 20,
             server: None,

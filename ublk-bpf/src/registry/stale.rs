@@ -10,7 +10,7 @@ use super::error::RecordError;
 use super::lock::Lock;
 use super::run_dir::{RunDir, file_name, process_of_socket};
 use super::{logs, record};
-use crate::control::{Control, ControlError, DeviceId, DeviceInfo, Features, State};
+use crate::control::{Control, ControlError, DeviceId, DeviceInfo, Features, KernelState};
 use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 use crate::sys::process::is_dying;
 
@@ -104,7 +104,7 @@ pub(crate) fn remove(
 ) -> Result<(), RemoveError> {
     match device.filter(|info| info.flags.contains(Features::SERVED)) {
         Some(info) if is_held(&info) => return Err(RemoveError::Held(id)),
-        Some(info) if info.state != State::Live => delete(control, id)?,
+        Some(info) if info.state != KernelState::Live => delete(control, id)?,
         // There is none, or it is another program's, which got the id after ours had gone.
         _ => {}
     }
@@ -156,7 +156,7 @@ pub(crate) fn delete(control: &Control, id: DeviceId) -> Result<(), ControlError
 /// is gone, which it takes apart in the background.
 pub(crate) fn wait_for_departure(control: &Control, id: DeviceId) {
     let deadline = Instant::now() + SETTLING;
-    while control.info(id).is_ok_and(|info| info.state == State::Live) {
+    while control.info(id).is_ok_and(|info| info.state == KernelState::Live) {
         if Instant::now() >= deadline {
             let seconds = SETTLING.as_secs();
             tracing::warn!(
@@ -187,5 +187,5 @@ pub(crate) fn settled(control: &Control, id: DeviceId) -> Result<Option<DeviceIn
 
 /// Whether the kernel calls a device live whose server is dead.
 pub(crate) fn is_held(info: &DeviceInfo) -> bool {
-    info.state == State::Live && info.server.is_none_or(is_dying)
+    info.state == KernelState::Live && info.server.is_none_or(is_dying)
 }

@@ -10,7 +10,7 @@ use super::record::{CacheRecord, Detached, Record};
 use super::{logs, stale};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
-use crate::control::{Control, DeviceId, Recovery, State};
+use crate::control::{Control, DeviceId, KernelState, Recovery};
 use crate::observe::{self, Savings};
 use crate::policy::{Disk, PinDir};
 
@@ -172,10 +172,10 @@ fn state(control: Option<&Control>, id: DeviceId, is_served: bool) -> DeviceStat
         .and_then(|control| control.info(id).ok())
         .map(|info| info.state);
     match (is_served, kernel) {
-        (true, Some(State::Live)) => DeviceState::Live,
+        (true, Some(KernelState::Live)) => DeviceState::Live,
         (true, None) if control.is_none() => DeviceState::Live,
         (true, _) => DeviceState::Changing,
-        (false, Some(State::Quiesced | State::FailIo)) => DeviceState::Waiting,
+        (false, Some(KernelState::Quiesced | KernelState::FailIo)) => DeviceState::Waiting,
         (false, _) => DeviceState::Dead,
     }
 }

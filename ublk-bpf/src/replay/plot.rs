@@ -31,14 +31,14 @@ const LINES: [RGBColor; 6] = [
 ];
 
 /// The rows of one panel, by line: name, and per cent of the working set with the miss ratio there.
-type Lines = BTreeMap<String, Vec<(f64, f64)>>;
+type Curves = BTreeMap<String, Vec<(f64, f64)>>;
 
 /// Draws the rows as SVG.
 ///
 /// # Errors
 /// If there is nothing to draw.
 pub fn plot(rows: &[Row]) -> Result<String, PlotError> {
-    let mut panels: BTreeMap<(&Path, u64), Lines> = BTreeMap::new();
+    let mut panels: BTreeMap<(&Path, u64), Curves> = BTreeMap::new();
     for row in rows {
         let lines = panels.entry((&row.trace, row.block)).or_default();
         lines.entry(name(row)).or_default().push(point(row));
@@ -62,13 +62,13 @@ fn point(row: &Row) -> (f64, f64) {
     (percent, 100.0 * (1.0 - row.counts.block_hit_ratio()))
 }
 
-type Error<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+type DrawingError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
 fn draw<'a>(
     svg: &'a mut String,
     size: (u32, u32),
-    panels: &BTreeMap<(&Path, u64), Lines>,
-) -> Result<(), Error<'a>> {
+    panels: &BTreeMap<(&Path, u64), Curves>,
+) -> Result<(), DrawingError<'a>> {
     let root = SVGBackend::with_string(svg, size).into_drawing_area();
     root.fill(&PAPER)?;
     let areas = root.split_evenly((panels.len(), 1));
@@ -83,8 +83,8 @@ fn draw<'a>(
 fn draw_panel<'a>(
     area: &DrawingArea<SVGBackend<'a>, Shift>,
     title: &str,
-    lines: &Lines,
-) -> Result<(), Error<'a>> {
+    lines: &Curves,
+) -> Result<(), DrawingError<'a>> {
     let sizes = || lines.values().flatten().map(|&(size, _)| size);
     let least = sizes().fold(100.0, f64::min).max(0.001);
     let most = sizes().fold(0.0, f64::max).max(least * 1.01);

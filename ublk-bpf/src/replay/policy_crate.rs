@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use ublk_bpf_policy::native::{Message, REPLAY_ARGUMENT};
 
-use super::{Job, Progress, Row};
+use super::{Progress, ReplayJob, Row};
 
 /// A policy crate, built.
 #[derive(Clone, Debug)]
@@ -108,7 +108,7 @@ impl PolicyCrate {
     ///
     /// # Errors
     /// If a trace cannot be read, or the program fails.
-    pub fn run(&self, job: &Job, progress: &Progress) -> Result<Vec<Row>, PolicyCrateError> {
+    pub fn run(&self, job: &ReplayJob, progress: &Progress) -> Result<Vec<Row>, PolicyCrateError> {
         let mut child = Command::new(&self.program)
             .arg(REPLAY_ARGUMENT)
             .stdin(Stdio::piped())
@@ -126,7 +126,7 @@ impl PolicyCrate {
     fn talk(
         &self,
         child: &mut Child,
-        job: &Job,
+        job: &ReplayJob,
         progress: &Progress,
     ) -> Result<Option<Vec<Row>>, PolicyCrateError> {
         let fail = |error| cannot_run(&self.name, error);

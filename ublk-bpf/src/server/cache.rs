@@ -11,7 +11,7 @@ use super::error::{CacheError, ServeError};
 use super::isolation::protect_thread;
 use super::{limits, panics};
 use crate::backend::fingerprint::Identity;
-use crate::backend::{Backend, Kind, Size};
+use crate::backend::{Backend, BackingKind, Size};
 use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
 use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Resident, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
@@ -60,7 +60,7 @@ impl CacheDevice {
         opening: &mut Opening<'_>,
         own: Option<DeviceId>,
     ) -> Result<Self, ServeError> {
-        if matches!(backing.kind(), Kind::Null(_)) {
+        if matches!(backing.kind(), BackingKind::Null(_)) {
             return Err(CacheError::Null.into());
         }
         let backend = opening.backend(Role::Cache, &options.device, false, own)?;
@@ -187,7 +187,7 @@ impl CacheDevice {
 
     /// The content that the index of a dead server lists. The backing may have changed since, so each block is verified.
     pub(super) fn survivors(&self, maps: &CacheMaps) -> Contents {
-        if self.backend.kind() == Kind::Memory {
+        if self.backend.kind() == BackingKind::Memory {
             return Contents::NONE;
         }
         let entries = cache::surviving(maps.index(), self.layout.slots)
@@ -377,7 +377,7 @@ impl<'a> RunningCache<'a> {
 
     /// Keeps what is in it for the next server. The queues have ended.
     pub(super) fn save(&self, mover: &Mover<'_, '_>) {
-        if self.cache.failure().is_some() || self.device.backend.kind() == Kind::Memory {
+        if self.cache.failure().is_some() || self.device.backend.kind() == BackingKind::Memory {
             return;
         }
         let entries = mover.residents().map(saved_entry);

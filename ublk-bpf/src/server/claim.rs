@@ -3,7 +3,9 @@
 use super::cache::CacheDevice;
 use super::error::ServeError;
 use crate::backend::Backend;
-use crate::control::{AddDevice, Command, Control, ControlError, DeviceId, DeviceInfo, MIN_BATCH_DEPTH};
+use crate::control::{
+    AddDevice, Control, ControlCommand, ControlError, DeviceId, DeviceInfo, MIN_BATCH_DEPTH,
+};
 use crate::errno::Errno;
 use crate::registry::lock::Lock;
 use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, record, stale};
@@ -176,7 +178,7 @@ fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInf
 /// The error that the kernel would return.
 const fn refused(device: Option<DeviceId>, errno: Errno) -> ControlError {
     ControlError::Refused {
-        command: Command::Add,
+        command: ControlCommand::Add,
         device,
         errno,
     }

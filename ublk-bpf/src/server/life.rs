@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::control_socket::Answer;
 use super::error::ServeError;
-use crate::backend::Kind;
+use crate::backend::BackingKind;
 use crate::control::{Control, DeviceId, Recovery};
 use crate::log;
 use crate::registry::Record;
@@ -62,7 +62,7 @@ pub struct Ready {
     /// Its record, as other commands read it.
     pub record: Record,
     /// The kind of its backing.
-    pub kind: Kind,
+    pub kind: BackingKind,
 }
 
 /// How a device ended, if nothing failed.

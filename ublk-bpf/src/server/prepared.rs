@@ -5,7 +5,7 @@ use super::claim::Claim;
 use super::error::{CacheError, ServeError};
 use super::life::{End, Host};
 use super::running::RunningDevice;
-use crate::backend::{Backend, Kind, NullReads};
+use crate::backend::{Backend, BackingKind, NullReads};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
 use crate::policy::{self, Classifier, Disk, WrittenSpec};
 use crate::queue::Written;
@@ -84,7 +84,7 @@ pub(super) fn open_devices(
             .with_logical_block(block)
             .map_err(StorageError::backend(Role::Backing))?;
     }
-    if backend.kind() == Kind::Memory && options.recovery != Recovery::None {
+    if backend.kind() == BackingKind::Memory && options.recovery != Recovery::None {
         return Err(ServeError::Forgetful);
     }
     let cache = options.cache.as_ref();
@@ -103,7 +103,7 @@ pub(super) fn classifier_spec(
 ) -> Result<policy::ClassifierSpec, CacheError> {
     let is_tracked = matches!(
         backend.kind(),
-        Kind::File | Kind::Memory | Kind::Null(NullReads::Zeroes)
+        BackingKind::File | BackingKind::Memory | BackingKind::Null(NullReads::Zeroes)
     );
     if cache.is_some() {
         cache::check_tags(info)?;

@@ -16,7 +16,7 @@ use super::queues::{self, Shared};
 use super::{limits, panics};
 use crate::backend::Backend;
 use crate::cache::Mode;
-use crate::control::{Control, DeviceInfo, Recovery, State, open_char_device, wait_for_block_device};
+use crate::control::{Control, DeviceInfo, KernelState, Recovery, open_char_device, wait_for_block_device};
 use crate::driver::{DeviceSpec, Engine};
 use crate::errno::Errno;
 use crate::log;
@@ -259,7 +259,7 @@ impl RunningDevice<'_> {
         let why = match end {
             Err(why) => why,
             Ok(()) => match self.control.info(id) {
-                Ok(info) if info.state == State::Dead => return Ok(End::Stopped),
+                Ok(info) if info.state == KernelState::Dead => return Ok(End::Stopped),
                 Err(error) if error.is_no_device() => return Ok(End::Stopped),
                 _ => "the device was taken from this server".to_owned(),
             },

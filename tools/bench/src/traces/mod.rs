@@ -17,8 +17,10 @@ use anyhow::{Context as _, Result, ensure};
 use ublk_bpf_abi::Op;
 use ublk_bpf_core::cache::Mode;
 use ublk_bpf_core::cache::evict::Algorithm;
-use ublk_bpf_core::replay::read::{Format, ReadOptions, read};
-use ublk_bpf_core::replay::{CacheSize, Counts, Job, NativePolicy, Progress, Reference, Row, Stream, Trace};
+use ublk_bpf_core::replay::read::{ReadOptions, TraceFormat, read};
+use ublk_bpf_core::replay::{
+    CacheSize, Counts, NativePolicy, Progress, Reference, ReplayJob, Row, Stream, Trace,
+};
 
 use host::progress;
 
@@ -120,7 +122,7 @@ fn subjects(folder: &Path) -> Result<Vec<Subject>> {
             .into_owned();
         let has_pages = path.extension().is_some_and(|extension| extension == "u32be");
         let read_options = ReadOptions {
-            format: has_pages.then_some(Format::Pages),
+            format: has_pages.then_some(TraceFormat::Pages),
             ..ReadOptions::default()
         };
         if subjects.iter().any(|subject| subject.name == name) {
@@ -224,8 +226,8 @@ fn strained(
     Ok(strained)
 }
 
-fn job(subject: &Subject) -> Job {
-    Job {
+fn job(subject: &Subject) -> ReplayJob {
+    ReplayJob {
         traces: vec![subject.path.clone()],
         read: subject.read,
         reads_only: true,
@@ -239,7 +241,7 @@ fn job(subject: &Subject) -> Job {
     }
 }
 
-fn replay(job: &Job, policies: &[(&str, &dyn NativePolicy)]) -> Result<Vec<Row>> {
+fn replay(job: &ReplayJob, policies: &[(&str, &dyn NativePolicy)]) -> Result<Vec<Row>> {
     Ok(job.run(policies, &Progress::default())?)
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use ublk_bpf_abi::regions;
 use ublk_bpf_core::cache::{Mode, PromoteLimits, Shape};
-use ublk_bpf_core::replay::{Arrival, DEFAULT_RATE, OwnedDevice, Pace, split};
+use ublk_bpf_core::replay::{DEFAULT_RATE, OwnedDevice, Pace, PlacedRequest, split};
 
 use self::places::Places;
 use crate::{Decision, Priority, Request, SECTOR_SIZE, current};
@@ -225,13 +225,13 @@ impl Kit {
         request.block = request.sector / ((1 << self.shape.shift) / SECTOR_SIZE);
         let ranges = self.places.ranges(&request);
         let (block, blocks) = ranges.first().copied().unwrap_or((0, 0));
-        let arrival = Arrival {
+        let placed = PlacedRequest {
             request,
             block,
             blocks,
         };
         let (decision, is_hit) = device.with_mut(|device| {
-            let answer = device.issue(self.now, arrival, &mut decide);
+            let answer = device.issue(self.now, placed, &mut decide);
             for &(block, blocks) in ranges.iter().skip(1) {
                 device.discard(block, blocks);
             }

@@ -21,7 +21,7 @@ pub(super) struct Blocks<'m, W = AtomicU64> {
 
 /// Which regions of a block to fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct WantedRegions {
     /// Those that are asked for; not 0.
     pub(super) needed: u16,
     /// Those that may be filled with them, `needed` included: whole granules.
@@ -32,7 +32,7 @@ pub(super) struct Wish {
 
 /// What [`Blocks::begin_fill`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum FillAttempt {
     /// These regions are claimed and are to be filled. `is_new`: the block was absent, and has just got the slot.
     Begun { slot: u32, regions: u16, is_new: bool },
     /// Some of what is needed is being filled.
@@ -160,16 +160,21 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Begins to fill regions of the block. `free` provides a slot if the block is absent.
-    pub(super) fn begin_fill(&self, block: u32, wish: &Wish, free: impl FnOnce() -> Option<u32>) -> Start {
+    pub(super) fn begin_fill(
+        &self,
+        block: u32,
+        wish: &WantedRegions,
+        free: impl FnOnce() -> Option<u32>,
+    ) -> FillAttempt {
         let Some(word) = self.index.get(block as usize) else {
-            return Start::NoRoom;
+            return FillAttempt::NoRoom;
         };
         loop {
             let entry = IndexEntry(word.load());
             match entry.state() {
-                BlockState::Absent if entry.writers() > 0 => return Start::Written,
+                BlockState::Absent if entry.writers() > 0 => return FillAttempt::Written,
                 BlockState::Absent => return self.begin_fill_of_absent(word, block, wish, free),
-                BlockState::Unverified => return Start::Unverified,
+                BlockState::Unverified => return FillAttempt::Unverified,
                 BlockState::Present => {
                     if let Some(start) = self.begin_fill_of_present(word, entry, block, wish) {
                         return start;
@@ -183,21 +188,21 @@ impl<'m, W: Word> Blocks<'m, W> {
         &self,
         word: &W,
         block: u32,
-        wish: &Wish,
+        wish: &WantedRegions,
         free: impl FnOnce() -> Option<u32>,
-    ) -> Start {
+    ) -> FillAttempt {
         let Some(slot) = free() else {
-            return Start::NoRoom;
+            return FillAttempt::NoRoom;
         };
         let regions = wish.wanted;
         self.slots.give_claimed(slot, block, regions);
         let filling = IndexEntry::new(BlockState::Present, slot).with_writers(0, wish.all);
         if word.compare_exchange(IndexEntry::ABSENT.0, filling.0).is_err() {
             self.slots.release(slot, regions);
-            return Start::Lost(slot);
+            return FillAttempt::Lost(slot);
         }
         let is_new = true;
-        Start::Begun {
+        FillAttempt::Begun {
             slot,
             regions,
             is_new,
@@ -205,15 +210,21 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// `None`: the block has changed meanwhile.
-    fn begin_fill_of_present(&self, word: &W, entry: IndexEntry, block: u32, wish: &Wish) -> Option<Start> {
+    fn begin_fill_of_present(
+        &self,
+        word: &W,
+        entry: IndexEntry,
+        block: u32,
+        wish: &WantedRegions,
+    ) -> Option<FillAttempt> {
         let slot = entry.slot();
         let needed = entry.hidden() & wish.needed;
         if needed == 0 {
-            return Some(Start::Readable);
+            return Some(FillAttempt::Readable);
         }
         if !self.slots.is_of(slot, block) {
             // It has left the slot, or the index is damaged.
-            return (word.load() == entry.0).then_some(Start::NoRoom);
+            return (word.load() == entry.0).then_some(FillAttempt::NoRoom);
         }
         let busy = self.slots.busy(slot);
         let open = entry.hidden() & wish.wanted & !busy | !wish.all;
@@ -221,14 +232,14 @@ impl<'m, W: Word> Blocks<'m, W> {
         if busy & regions != 0 {
             // A claim is a fill's for sure only without a writer.
             return Some(if entry.writers() == 0 {
-                Start::Busy
+                FillAttempt::Busy
             } else {
-                Start::Written
+                FillAttempt::Written
             });
         }
         if regions & !entry.hidden() != 0 {
             // Nothing is stored where the slot may be read.
-            return Some(Start::Scattered);
+            return Some(FillAttempt::Scattered);
         }
         if !self.slots.claim(slot, block, regions) {
             return None;
@@ -237,7 +248,7 @@ impl<'m, W: Word> Blocks<'m, W> {
         let now = IndexEntry(word.load());
         if is_in(now, slot) && now.hidden() & regions == regions {
             let is_new = false;
-            return Some(Start::Begun {
+            return Some(FillAttempt::Begun {
                 slot,
                 regions,
                 is_new,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ublk_bpf_abi::{Extent, Priority};
 
-use super::blocks::{Start, Wish, granule, granules};
+use super::blocks::{FillAttempt, WantedRegions, granule, granules};
 use super::free::Report;
 use super::shared::Cache;
 
@@ -86,16 +86,18 @@ impl Cache<'_> {
         let wish = self.wish(block, touched, extent);
         for _ in 0..MAX_ATTEMPTS {
             let (slot, regions, is_new) = match self.blocks.begin_fill(block, &wish, || self.free.pop()) {
-                Start::Begun {
+                FillAttempt::Begun {
                     slot,
                     regions,
                     is_new,
                 } => (slot, regions, is_new),
-                Start::Busy => return FillStart::Busy,
-                Start::Readable => return FillStart::Readable,
-                Start::NoRoom | Start::Unverified | Start::Scattered => return FillStart::Later,
-                Start::Written => return FillStart::Refused,
-                Start::Lost(slot) => {
+                FillAttempt::Busy => return FillStart::Busy,
+                FillAttempt::Readable => return FillStart::Readable,
+                FillAttempt::NoRoom | FillAttempt::Unverified | FillAttempt::Scattered => {
+                    return FillStart::Later;
+                }
+                FillAttempt::Written => return FillStart::Refused,
+                FillAttempt::Lost(slot) => {
                     self.free.report(Report { slot, priority });
                     continue;
                 }
@@ -177,10 +179,10 @@ impl Cache<'_> {
     }
 
     /// A wish for these regions of a block, and what `extent` covers around them.
-    pub(super) fn wish(&self, block: u32, needed: u16, extent: Extent) -> Wish {
+    pub(super) fn wish(&self, block: u32, needed: u16, extent: Extent) -> WantedRegions {
         let all = self.regions_of(block);
         let wanted = granules(granule(self.shape().shift), |granule| granule & needed != 0);
-        Wish {
+        WantedRegions {
             needed,
             wanted: extent.cover(wanted) & all,
             all,

@@ -6,13 +6,13 @@ use loom::sync::atomic::AtomicU64;
 use loom::thread;
 use std::sync::atomic::Ordering::SeqCst;
 
-use super::blocks::{Blocks, Start, Wish};
+use super::blocks::{Blocks, FillAttempt, WantedRegions};
 
 /// The only region that the threads use, of blocks that have two.
 const REGION: u16 = 1;
 const ALL: u16 = 3;
 
-const WISH: Wish = Wish {
+const WISH: WantedRegions = WantedRegions {
     needed: REGION,
     wanted: ALL,
     all: ALL,
@@ -54,9 +54,9 @@ impl World {
     }
 
     /// A read that misses fills. Whether it did, or the slot that it did not use.
-    fn fill(&self) -> Start {
+    fn fill(&self) -> FillAttempt {
         let start = self.blocks.begin_fill(0, &WISH, || self.free_slot());
-        if let Start::Begun { slot, regions, .. } = start {
+        if let FillAttempt::Begun { slot, regions, .. } = start {
             let content = self.backing.load(SeqCst);
             self.slots[slot as usize].store(content, SeqCst);
             self.blocks.end_fill(0, slot, (regions, regions), ALL);
@@ -165,7 +165,7 @@ fn explore(slots: u32, prepare: fn(&World), threads: &'static [fn(&World)]) {
 }
 
 fn cached(world: &World) {
-    assert!(matches!(world.fill(), Start::Begun { .. }));
+    assert!(matches!(world.fill(), FillAttempt::Begun { .. }));
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn what_was_hidden_is_filled_while_another_writes() {
 #[test]
 fn of_two_fills_one_reads_and_the_other_is_woken() {
     fn wait(of: &World) {
-        if of.fill() == Start::Busy && of.blocks.wait_for_fill(0, REGION, 5) {
+        if of.fill() == FillAttempt::Busy && of.blocks.wait_for_fill(0, REGION, 5) {
             // The other one has ended, or wakes it when it does.
             while !of.blocks.waiters.take().contains(5) {
                 thread::yield_now();

@@ -32,7 +32,7 @@ pub struct Pace {
 
 /// A request, or the part of it that is in one block, and where it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival {
+pub struct PlacedRequest {
     /// As the policy sees it, but for its heat and whether it is cached.
     pub request: Request,
     /// First block that it touches on the device.
@@ -52,7 +52,7 @@ enum Load {
 
 /// A device with a cache, whose requests are issued one after the other. Each ends at once; promotions take their time.
 #[derive(Debug)]
-pub struct Device<'c, 'm> {
+pub struct ReplayDevice<'c, 'm> {
     cache: &'c Cache<'m>,
     maps: &'m Maps,
     mover: Mover<'c, 'm>,
@@ -66,7 +66,7 @@ pub struct Device<'c, 'm> {
     counts: Counts,
 }
 
-impl<'c, 'm> Device<'c, 'm> {
+impl<'c, 'm> ReplayDevice<'c, 'm> {
     /// A device at time 0, with an empty cache whose maps are `maps`.
     #[must_use]
     pub fn new(cache: &'c Cache<'m>, maps: &'m Maps, pace: Pace) -> Self {
@@ -113,7 +113,7 @@ impl<'c, 'm> Device<'c, 'm> {
     pub fn issue(
         &mut self,
         now: Duration,
-        mut arrival: Arrival,
+        mut placed: PlacedRequest,
         decide: &mut dyn FnMut(&Request) -> Decision,
     ) -> (Decision, bool) {
         while let Some(due) = self.due.filter(|&due| due <= now) {
@@ -122,20 +122,20 @@ impl<'c, 'm> Device<'c, 'm> {
         if self.tick <= now {
             self.run_mover(now);
         }
-        let decision = self.classify(&mut arrival, decide);
+        let decision = self.classify(&mut placed, decide);
         self.cache.count_requests(1);
-        let request = &arrival.request;
+        let request = &placed.request;
         let is_hit = match request.op() {
-            Op::Read => self.read(now, &arrival, decision),
-            Op::Write => self.write(&arrival),
+            Op::Read => self.read(now, &placed, decision),
+            Op::Write => self.write(&placed),
             Op::Discard | Op::WriteZeroes => {
-                self.discard(arrival.block, arrival.blocks);
+                self.discard(placed.block, placed.blocks);
                 false
             }
             Op::Flush | Op::Other => false,
         };
-        if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 && arrival.blocks > 0 {
-            self.hint(arrival.block, priority(decision));
+        if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 && placed.blocks > 0 {
+            self.hint(placed.block, priority(decision));
         }
         if self.cache.must_wake() || self.is_due(now) {
             self.run_mover(now);
@@ -144,30 +144,30 @@ impl<'c, 'm> Device<'c, 'm> {
     }
 
     /// What the classifier does: looks the block up, asks the policy, counts the read.
-    fn classify(&self, arrival: &mut Arrival, decide: &mut dyn FnMut(&Request) -> Decision) -> Decision {
-        let request = &mut arrival.request;
-        if arrival.blocks == 0 {
+    fn classify(&self, placed: &mut PlacedRequest, decide: &mut dyn FnMut(&Request) -> Decision) -> Decision {
+        let request = &mut placed.request;
+        if placed.blocks == 0 {
             return checked(decide(request));
         }
-        let entry = IndexEntry(self.maps.index[arrival.block as usize].load(Ordering::Relaxed));
+        let entry = IndexEntry(self.maps.index[placed.block as usize].load(Ordering::Relaxed));
         let touched = regions(self.cache.shape().shift, request.sector, request.nr_sectors);
         if entry.serves(touched) {
             request.flags |= request_flags::CACHED;
         } else if entry.is_present() {
             request.flags |= request_flags::PARTLY_CACHED;
         }
-        request.heat = self.heat(arrival.block).into();
+        request.heat = self.heat(placed.block).into();
         let decision = checked(decide(request));
         if request.is_read() && decision.hints & hint::COLD == 0 && request.heat < HEAT_LIMIT {
-            let place = arrival.block % 8 * 8;
-            self.maps.heat[arrival.block as usize / 8].fetch_add(1 << place, Ordering::Relaxed);
+            let place = placed.block % 8 * 8;
+            self.maps.heat[placed.block as usize / 8].fetch_add(1 << place, Ordering::Relaxed);
         }
         decision
     }
 
     /// What the queue does with a read. Returns whether it needed no read of the backing of its own.
-    fn read(&mut self, now: Duration, arrival: &Arrival, decision: Decision) -> bool {
-        let (offset, length) = self.range(arrival);
+    fn read(&mut self, now: Duration, placed: &PlacedRequest, decision: Decision) -> bool {
+        let (offset, length) = self.range(placed);
         self.counts.reads += 1;
         self.counts.read_bytes += length;
         let extent = Extent::parse((decision.hints & hint::FILL) >> hint::FILL_SHIFT);
@@ -196,7 +196,7 @@ impl<'c, 'm> Device<'c, 'm> {
                         self.due_at(now);
                     }
                 }
-                FillStart::Later => self.hint(arrival.block, priority),
+                FillStart::Later => self.hint(placed.block, priority),
                 FillStart::Refused => {}
             }
         }
@@ -206,7 +206,7 @@ impl<'c, 'm> Device<'c, 'm> {
         match split {
             Some((pin, readable)) => {
                 self.cache.end_read(pin);
-                self.split(arrival, readable);
+                self.split(placed, readable);
             }
             None => self.load(length),
         }
@@ -268,13 +268,13 @@ impl<'c, 'm> Device<'c, 'm> {
     }
 
     /// A read of which the slot has only these regions: the others come from the backing, one read for each run.
-    fn split(&mut self, arrival: &Arrival, readable: u16) {
+    fn split(&mut self, placed: &PlacedRequest, readable: u16) {
         let shift = self.cache.shape().shift;
         let region_sectors = 1u64 << (shift - 4 - 9);
-        let first = arrival.request.sector & ((1 << (shift - 9)) - 1);
+        let first = placed.request.sector & ((1 << (shift - 9)) - 1);
         let mut was_cached = true;
         for sectors in split(
-            first..first + u64::from(arrival.request.nr_sectors),
+            first..first + u64::from(placed.request.nr_sectors),
             region_sectors,
         ) {
             let is_cached = readable >> (sectors.start / region_sectors) & 1 == 1;
@@ -289,8 +289,8 @@ impl<'c, 'm> Device<'c, 'm> {
         }
     }
 
-    fn write(&mut self, arrival: &Arrival) -> bool {
-        let (offset, length) = self.range(arrival);
+    fn write(&mut self, placed: &PlacedRequest) -> bool {
+        let (offset, length) = self.range(placed);
         let change = self.cache.begin_write(offset, length);
         self.counts.writes += 1;
         self.counts.write_bytes += length;
@@ -321,11 +321,11 @@ impl<'c, 'm> Device<'c, 'm> {
     }
 
     /// Where a read or write is on the device, in bytes.
-    fn range(&self, arrival: &Arrival) -> (u64, u64) {
+    fn range(&self, placed: &PlacedRequest) -> (u64, u64) {
         let shift = self.cache.shape().shift;
-        let within = (arrival.request.sector << 9) & ((1 << shift) - 1);
-        let length = u64::from(arrival.request.nr_sectors) << 9;
-        ((u64::from(arrival.block) << shift) + within, length)
+        let within = (placed.request.sector << 9) & ((1 << shift) - 1);
+        let length = u64::from(placed.request.nr_sectors) << 9;
+        ((u64::from(placed.block) << shift) + within, length)
     }
 
     /// What the mover's driver does at `now`: passes on what completed, and executes what it asks for.

@@ -56,7 +56,7 @@ impl CacheSize {
 
 /// What to replay.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Job {
+pub struct ReplayJob {
     /// Files.
     pub traces: Vec<PathBuf>,
     /// What they do not say about themselves.
@@ -142,7 +142,7 @@ enum What<'a> {
     Reference(Reference),
 }
 
-impl Job {
+impl ReplayJob {
     /// Does the job with these policies, on all CPUs. The rows are in the order of the job.
     ///
     /// # Errors

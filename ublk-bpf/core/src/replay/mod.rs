@@ -24,10 +24,10 @@ mod tests;
 mod trace;
 
 pub use counts::Counts;
-pub use device::{Arrival, Device, Pace};
-pub use job::{CacheSize, Job, JobError, NativePolicy, Progress, Row};
+pub use device::{Pace, PlacedRequest, ReplayDevice};
+pub use job::{CacheSize, JobError, NativePolicy, Progress, ReplayJob, Row};
 pub use owned::OwnedDevice;
 pub use reference::Reference;
-pub use run::{Policy, Setup, replay};
+pub use run::{PolicyFn, Setup, replay};
 pub use stream::{Part, Stream, TooManyBlocks, split};
 pub use trace::{DEFAULT_RATE, Task, Trace, TraceRequest};

@@ -1,7 +1,7 @@
 //! A device that owns its cache and maps.
 
 use super::counts::Counts;
-use super::device::{Device, Pace};
+use super::device::{Pace, ReplayDevice};
 use crate::cache::{Cache, Maps, Shape};
 
 self_cell::self_cell!(
@@ -12,7 +12,7 @@ self_cell::self_cell!(
     }
 );
 
-type DeviceOf<'a> = Device<'a, 'a>;
+type DeviceOf<'a> = ReplayDevice<'a, 'a>;
 
 self_cell::self_cell!(
     struct WithCache {
@@ -22,7 +22,7 @@ self_cell::self_cell!(
     }
 );
 
-/// A [`Device`] that borrows nothing.
+/// A [`ReplayDevice`] that borrows nothing.
 pub struct OwnedDevice(WithCache);
 
 impl OwnedDevice {
@@ -32,7 +32,7 @@ impl OwnedDevice {
         let maps = Maps::of(shape.capacity >> (shape.shift - 9));
         let cache = CacheWithMaps::new(maps, |maps| Cache::new(shape, &maps.index, &maps.heat));
         Self(WithCache::new(cache, |of| {
-            Device::new(of.borrow_dependent(), of.borrow_owner(), pace)
+            ReplayDevice::new(of.borrow_dependent(), of.borrow_owner(), pace)
         }))
     }
 
@@ -43,12 +43,12 @@ impl OwnedDevice {
     }
 
     /// Looks at the device.
-    pub fn with<R>(&self, function: impl for<'d> FnOnce(&'d Device<'d, 'd>) -> R) -> R {
+    pub fn with<R>(&self, function: impl for<'d> FnOnce(&'d ReplayDevice<'d, 'd>) -> R) -> R {
         self.0.with_dependent(|_, device| function(device))
     }
 
     /// Changes the device.
-    pub fn with_mut<R>(&mut self, function: impl for<'d> FnOnce(&mut Device<'d, 'd>) -> R) -> R {
+    pub fn with_mut<R>(&mut self, function: impl for<'d> FnOnce(&mut ReplayDevice<'d, 'd>) -> R) -> R {
         self.0.with_dependent_mut(|_, device| function(device))
     }
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 use ublk_bpf_abi::{Decision, Request, SECTOR_SIZE};
 
 use super::counts::Counts;
-use super::device::{Arrival, Device, Pace};
+use super::device::{Pace, PlacedRequest, ReplayDevice};
 use super::stream::{Part, Stream};
 use super::trace::{Task, Trace};
 use crate::cache::evict::Algorithm;
 use crate::cache::{Cache, Maps, Mode, PromoteLimits, Shape};
 
 /// A policy: the decision for a request that this task submits.
-pub type Policy<'p> = &'p mut dyn FnMut(&Task, &Request) -> Decision;
+pub type PolicyFn<'p> = &'p mut dyn FnMut(&Task, &Request) -> Decision;
 
 /// A configuration of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -39,7 +39,7 @@ pub fn replay(
     trace: &Trace,
     stream: &Stream,
     setup: &Setup,
-    policy: Policy<'_>,
+    policy: PolicyFn<'_>,
     progress: &AtomicU64,
 ) -> Counts {
     let maps = Maps::of(stream.blocks.into());
@@ -58,16 +58,16 @@ pub fn replay(
         },
         latency: setup.promote_latency,
     };
-    let mut device = Device::new(&cache, &maps, pace);
+    let mut device = ReplayDevice::new(&cache, &maps, pace);
     let mut whole = Requests::default();
     for parts in stream.parts.chunks(STEP) {
         for part in parts {
             let request = &trace.requests()[part.request as usize];
             let task = &trace.tasks()[request.task as usize];
             let now = Duration::from_nanos(request.time_ns);
-            let arrival = arrival(part, stream.shift, request);
-            let (_, is_hit) = device.issue(now, arrival, &mut |request| policy(task, request));
-            if arrival.request.is_read() {
+            let placed = placed(part, stream.shift, request);
+            let (_, is_hit) = device.issue(now, placed, &mut |request| policy(task, request));
+            if placed.request.is_read() {
                 whole.count(part.request, is_hit);
             }
         }
@@ -81,8 +81,8 @@ pub fn replay(
     }
 }
 
-fn arrival(part: &Part, shift: u32, of: &super::trace::TraceRequest) -> Arrival {
-    Arrival {
+fn placed(part: &Part, shift: u32, of: &super::trace::TraceRequest) -> PlacedRequest {
+    PlacedRequest {
         request: Request {
             flags: of.flags,
             ioprio: of.ioprio.into(),

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 
 use ublk_bpf_abi::ServerCounters;
 
-use super::super::host::{DeviceSpec, Error, QueueHost};
+use super::super::host::{DeviceSpec, QueueError, QueueHost};
 use super::copy;
 use super::doorbell::{Doorbell, QueueBells};
 use super::memory::{self, Memory};
@@ -53,9 +53,9 @@ pub(super) struct QueueSpec<'e, 'w> {
 
 impl QueueSpec<'_, '_> {
     /// The error of a step that failed in the system.
-    fn cannot(&self, what: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+    fn cannot(&self, what: &'static str) -> impl FnOnce(io::Error) -> QueueError + use<> {
         let queue = self.queue;
-        move |source| Error::System { queue, what, source }
+        move |source| QueueError::System { queue, what, source }
     }
 }
 
@@ -63,7 +63,10 @@ impl QueueSpec<'_, '_> {
 ///
 /// # Errors
 /// If the queue cannot be set up, or the kernel refuses one of its commands for good.
-pub(super) fn run<H: QueueHost>(spec: &QueueSpec<'_, '_>, host: &mut H) -> Result<ServerCounters, Error> {
+pub(super) fn run<H: QueueHost>(
+    spec: &QueueSpec<'_, '_>,
+    host: &mut H,
+) -> Result<ServerCounters, QueueError> {
     let device = spec.device;
     // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
     let config = config(device);
@@ -71,7 +74,7 @@ pub(super) fn run<H: QueueHost>(spec: &QueueSpec<'_, '_>, host: &mut H) -> Resul
     let block_bytes = device.cache.map_or(0, |handles| 1 << handles.cache.shape().shift);
     let fills = (config.fill_buffers, block_bytes);
     let memory = Memory::map(staging, fills).map_err(spec.cannot("get memory"))?;
-    let machine = Machine::new(&config, device.written).map_err(|source| Error::Config {
+    let machine = Machine::new(&config, device.written).map_err(|source| QueueError::Config {
         queue: spec.queue,
         source,
     })?;
@@ -164,7 +167,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
         io: &'q mut io_uring::IoUring,
         kept: &'q mut Kept<'w>,
         host: &'q mut H,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, QueueError> {
         let device = spec.device;
         let Kept { memory, machine } = kept;
         let mut ring = Ring::over(io);
@@ -209,7 +212,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
     }
 
     /// The main loop.
-    fn serve(mut self) -> Result<ServerCounters, Error> {
+    fn serve(mut self) -> Result<ServerCounters, QueueError> {
         loop {
             let all_done = self.carry_out_effects();
             self.publish_counters();
@@ -224,7 +227,7 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             self.machine.idle();
         }
         match self.failure {
-            Some(source) => Err(Error::Failed {
+            Some(source) => Err(QueueError::Failed {
                 queue: self.spec.queue,
                 source,
             }),

@@ -2,7 +2,7 @@
 
 use super::btf::Types;
 use crate::policy::bytes::{part, u16_at, u32_at};
-use crate::policy::verifier::Source;
+use crate::policy::verifier::SourceLine;
 
 const MAGIC: u16 = 0xeb9f;
 const VERSION: u8 = 1;
@@ -75,7 +75,7 @@ impl<'a> Lines<'a> {
 
     /// The author's source line of the instruction at this byte of the section; a library's line if the instruction was
     /// inlined and no line of the author's is near.
-    pub(super) fn source(&self, section: &str, offset: u32, types: &Types<'_>) -> Option<Source> {
+    pub(super) fn source(&self, section: &str, offset: u32, types: &Types<'_>) -> Option<SourceLine> {
         let before = |record: &&LineRecord<'_>| record.section == section && record.offset <= offset;
         let near = self.lines.iter().filter(before).rev().take(16);
         let mut sources = near.filter_map(|record| record.source(types));
@@ -89,10 +89,10 @@ impl<'a> Lines<'a> {
 
 impl LineRecord<'_> {
     /// `struct bpf_line_info` behind the offset: file name, line of text, line and column.
-    fn source(&self, types: &Types<'_>) -> Option<Source> {
+    fn source(&self, types: &Types<'_>) -> Option<SourceLine> {
         let [file, text, line] = [0, 4, 8].map(|at| u32_at(self.rest, at));
         let file = types.string(file?)?.rsplit('/').next()?;
-        Some(Source {
+        Some(SourceLine {
             text: types.string(text?)?.trim().to_owned(),
             place: format!("{file}:{}", line? >> 10),
         })

@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use ublk_bpf_abi::Priority;
 
 use super::ghosts::{Ghosts, Left};
-use super::{Evict, Fallback, MAX_LOOKS, SlotState, SlotView};
+use super::{Evict, MAX_LOOKS, SecondChoice, SlotState, SlotView};
 
 /// Reads in the small queue that move a block to the main one.
 const PROVEN: u8 = 3;
@@ -192,7 +192,7 @@ impl Adaptive {
     }
 
     /// Visits the end of a queue.
-    fn visit(&mut self, of: Queue, passed: &mut Fallback, slots: &mut dyn SlotView) -> Option<Visit> {
+    fn visit(&mut self, of: Queue, passed: &mut SecondChoice, slots: &mut dyn SlotView) -> Option<Visit> {
         let slot = *self.queue(of).front()?;
         let (heat, priority) = match slots.slot_state(slot) {
             SlotState::Resident { heat, priority } => (heat, priority),
@@ -311,7 +311,7 @@ impl Evict for Adaptive {
 
     fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {
         self.is_full = true;
-        let mut passed = Fallback::default();
+        let mut passed = SecondChoice::default();
         let all = self.low.len() + self.small.len() + self.main.len();
         let most = (usize::from(MAX_TURNS) + 2) * all;
         let mut main_visits = 0;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
 
-use super::{Evict, Fallback, MAX_LOOKS, SlotState, SlotView};
+use super::{Evict, MAX_LOOKS, SecondChoice, SlotState, SlotView};
 
 /// What the hand does with a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Evict for Clock {
     }
 
     fn victim(&mut self, slots: &mut dyn SlotView) -> Option<u32> {
-        let mut passed = Fallback::default();
+        let mut passed = SecondChoice::default();
         // Twice round, for what is cooled the first time may go the second.
         let looks = MAX_LOOKS.min(u32::try_from(2 * self.ring.len()).unwrap_or(u32::MAX));
         for _ in 0..looks {

@@ -22,7 +22,7 @@ pub(super) struct Ghost {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct GhostEntry {
     block: u32,
     /// Twice the number of the eviction, plus one if the block left the main queue. 0: the place is empty.
     stamp: u64,
@@ -31,7 +31,7 @@ struct Place {
 /// A table of ghosts: about the last that left, as many as the cache has slots. 16 to 32 bytes a slot.
 #[derive(Debug)]
 pub(super) struct Ghosts {
-    sets: Box<[[Place; WAYS]]>,
+    sets: Box<[[GhostEntry; WAYS]]>,
     evictions: u64,
 }
 
@@ -39,7 +39,7 @@ impl Ghosts {
     /// For so many slots.
     pub(super) fn new(slots: u32) -> Self {
         let sets = (slots as usize).div_ceil(WAYS).next_power_of_two();
-        let empty = Place { block: 0, stamp: 0 };
+        let empty = GhostEntry { block: 0, stamp: 0 };
         Self {
             sets: vec![[empty; WAYS]; sets].into_boxed_slice(),
             evictions: 0,
@@ -56,7 +56,7 @@ impl Ghosts {
             .position(|place| place.stamp > 0 && place.block == block);
         let place = place.or_else(|| (0..WAYS).min_by_key(|&way| set[way].stamp));
         if let Some(place) = place {
-            set[place] = Place { block, stamp };
+            set[place] = GhostEntry { block, stamp };
         }
     }
 
@@ -74,7 +74,7 @@ impl Ghosts {
         })
     }
 
-    fn set(&mut self, block: u32) -> &mut [Place; WAYS] {
+    fn set(&mut self, block: u32) -> &mut [GhostEntry; WAYS] {
         let hash = (u64::from(block).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as usize;
         let at = hash & (self.sets.len() - 1);
         &mut self.sets[at]

@@ -88,12 +88,12 @@ impl Algorithm {
 
 /// The best of the slots that a search kept, in case it finds none to evict.
 #[derive(Clone, Copy, Debug, Default)]
-struct Fallback(Option<(Rank, u32)>);
+struct SecondChoice(Option<(Rank, u32)>);
 
 /// The order of eviction: by priority, then by heat.
 type Rank = (Priority, u8);
 
-impl Fallback {
+impl SecondChoice {
     fn consider(&mut self, slot: u32, heat: u8, priority: Priority) {
         let rank = (priority, heat);
         if self.0.is_none_or(|(best, _)| rank < best) {

@@ -5,7 +5,7 @@ use ublk_bpf_abi::{Extent, Priority};
 
 use super::Mover;
 use super::job::{Job, Kind};
-use crate::cache::blocks::{Start, first_run};
+use crate::cache::blocks::{FillAttempt, first_run};
 
 impl Mover<'_, '_> {
     /// A job that fills what the block misses, unless that is nothing, is being filled or written, or has no slot to go to.
@@ -24,7 +24,7 @@ impl Mover<'_, '_> {
         }
         let wish = cache.wish(block, needed, Extent::Block);
         match cache.blocks.begin_fill(block, &wish, || self.free_slot()) {
-            Start::Begun {
+            FillAttempt::Begun {
                 slot,
                 regions,
                 is_new,
@@ -35,14 +35,14 @@ impl Mover<'_, '_> {
                 let fill = cache.fill(block, slot, regions, is_new.then_some(priority));
                 return Some(Job::new(Kind::Fill, fill, priority));
             }
-            Start::Readable => self.residents.set_priority(cache.entry(block).slot(), priority),
-            Start::Unverified => self.verify_soon(cache.entry(block).slot(), priority),
-            Start::NoRoom => self.counters.no_room += 1,
-            Start::Lost(slot) => {
+            FillAttempt::Readable => self.residents.set_priority(cache.entry(block).slot(), priority),
+            FillAttempt::Unverified => self.verify_soon(cache.entry(block).slot(), priority),
+            FillAttempt::NoRoom => self.counters.no_room += 1,
+            FillAttempt::Lost(slot) => {
                 self.release(slot);
                 self.counters.overtaken += 1;
             }
-            Start::Busy | Start::Written | Start::Scattered => {}
+            FillAttempt::Busy | FillAttempt::Written | FillAttempt::Scattered => {}
         }
         None
     }

@@ -43,7 +43,7 @@ pub(super) enum Step {
 
 /// What follows a step's operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum AfterStep {
     /// Another operation, of this step or the next.
     Continues,
     /// The last step is done.
@@ -87,7 +87,7 @@ impl Job {
     }
 
     /// The step's operation completed with this result: bytes moved, or a negative errno.
-    pub(super) fn advance(&mut self, result: i32) -> Progress {
+    pub(super) fn advance(&mut self, result: i32) -> AfterStep {
         let asked = self.fill.length - self.moved;
         let bytes = result.unsigned_abs();
         match Errno::of_result(result) {
@@ -97,18 +97,18 @@ impl Job {
                 self.retries += 1;
                 self.moved += bytes / ALIGNMENT * ALIGNMENT;
             }
-            errno => return Progress::Failed(errno.unwrap_or(Errno::EIO)),
+            errno => return AfterStep::Failed(errno.unwrap_or(Errno::EIO)),
         }
-        Progress::Continues
+        AfterStep::Continues
     }
 
-    const fn next_step(&mut self) -> Progress {
+    const fn next_step(&mut self) -> AfterStep {
         if self.at + 1 == self.kind.steps().len() {
-            return Progress::Done;
+            return AfterStep::Done;
         }
         self.at += 1;
         (self.moved, self.retries) = (0, 0);
-        Progress::Continues
+        AfterStep::Continues
     }
 
     /// What is left of the step, as an operation of job number `job`. `buffer` is the second buffer, of a verification.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use ublk_bpf_abi::CacheCounters;
 
 use self::budget::Budget;
-use self::job::{Job, Kind, Progress, Step};
+use self::job::{AfterStep, Job, Kind, Step};
 use self::residents::Residents;
 use self::room::SlotStock;
 use self::verify::Unverified;
@@ -294,9 +294,9 @@ impl<'c, 'm> Mover<'c, 'm> {
         let progress = job.advance(result);
         let job = *job;
         match progress {
-            Progress::Continues => return Some(self.io(number, &job)),
-            Progress::Done => self.end(number, &job),
-            Progress::Failed(errno) => self.fail(number, &job, errno),
+            AfterStep::Continues => return Some(self.io(number, &job)),
+            AfterStep::Done => self.end(number, &job),
+            AfterStep::Failed(errno) => self.fail(number, &job, errno),
         }
         None
     }

@@ -4,7 +4,7 @@ use ublk_bpf_abi::{BlockState, Extent};
 
 use super::*;
 use crate::cache::Maps;
-use crate::cache::blocks::Start;
+use crate::cache::blocks::FillAttempt;
 
 const SHIFT: u32 = 16;
 const BLOCK: u64 = 1 << SHIFT;
@@ -25,7 +25,7 @@ fn cache_of(maps: &Maps, mode: Mode) -> Cache<'_> {
 }
 
 /// A fill of all of the block begins, if it may; there is no free slot.
-fn begin_fill(cache: &Cache<'_>, block: u32) -> Start {
+fn begin_fill(cache: &Cache<'_>, block: u32) -> FillAttempt {
     let wish = cache.wish(block, u16::MAX, Extent::Block);
     cache.blocks.begin_fill(block, &wish, || None)
 }
@@ -92,7 +92,7 @@ fn overlapping_writes_empty_the_block_and_others_do_not() {
     assert!(beside.claim.is_some());
     let over = cache.begin_write(3 * BLOCK + 2048, 4096);
     assert_eq!((over.claim, over.invalidated), (None, 1));
-    assert_eq!(begin_fill(&cache, 3), Start::Written);
+    assert_eq!(begin_fill(&cache, 3), FillAttempt::Written);
     assert!(!cache.blocks.slots.take(2), "in use");
     cache.end_change(3 * BLOCK, 4096, first.claim, true);
     cache.end_change(3 * BLOCK + 2048, 4096, over.claim, true);
@@ -137,7 +137,7 @@ fn a_discard_empties_what_it_touches() {
     let change = cache.begin_discard(BLOCK, 4 * BLOCK);
     assert_eq!(change.invalidated, 1);
     for block in 1..5 {
-        assert_eq!(begin_fill(&cache, block), Start::Written);
+        assert_eq!(begin_fill(&cache, block), FillAttempt::Written);
     }
     cache.end_change(BLOCK, 4 * BLOCK, None, true);
     assert!(maps.index.iter().all(|word| word.load(Ordering::SeqCst) == 0));

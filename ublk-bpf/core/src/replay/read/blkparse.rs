@@ -32,7 +32,7 @@ pub(super) fn read(text: &str, trace: &mut Trace) -> Result<(), Fault> {
         if line.starts_with("CPU") || line.starts_with("Total") {
             break;
         }
-        let event = Event::parse(at, line)?;
+        let event = TraceLine::parse(at, line)?;
         let trace = match event.action {
             "D" => &mut *trace,
             "Q" => &mut queued,
@@ -52,7 +52,7 @@ pub(super) fn read(text: &str, trace: &mut Trace) -> Result<(), Fault> {
 }
 
 /// A line of the trace.
-struct Event<'t> {
+struct TraceLine<'t> {
     at: At,
     device: (u32, u32),
     time_ns: u64,
@@ -62,7 +62,7 @@ struct Event<'t> {
     rest: &'t str,
 }
 
-impl<'t> Event<'t> {
+impl<'t> TraceLine<'t> {
     fn parse(at: At, line: &'t str) -> Result<Self, Fault> {
         let mut rest = line;
         let mut word = || {

@@ -89,14 +89,14 @@ pub(super) fn read(text: &str, trace: &mut Trace) -> Result<(), Fault> {
         return Err(Fault::new(at, wanted, quoted(first)));
     }
     for (at, line) in lines {
-        let row = Row::parse(at, line, &columns)?;
+        let row = CsvLine::parse(at, line, &columns)?;
         row.add_to(trace)?;
     }
     Ok(())
 }
 
 /// A line, parsed.
-struct Row {
+struct CsvLine {
     at: At,
     /// First byte and length, or first sector and sectors.
     start: Place,
@@ -121,7 +121,7 @@ impl Place {
     }
 }
 
-impl Row {
+impl CsvLine {
     fn parse(at: At, line: &str, columns: &[Column]) -> Result<Self, Fault> {
         let mut row = Self {
             at,

@@ -35,7 +35,7 @@ use crate::trace::MAGIC;
 /// The format of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Format {
+pub enum TraceFormat {
     /// What `ublk-bpf trace --record` writes.
     UblkBpf,
     /// Comma-separated values with a line of column names.
@@ -54,7 +54,7 @@ pub enum Format {
     Pages,
 }
 
-impl Format {
+impl TraceFormat {
     /// All formats.
     pub const ALL: [Self; 8] = [
         Self::UblkBpf,
@@ -100,7 +100,7 @@ impl Format {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ReadOptions {
     /// The format; `None`: recognise it.
-    pub format: Option<Format>,
+    pub format: Option<TraceFormat>,
     /// Bytes that one number stands for in `oracle-general` and `pages`: a multiple of 512. `None`: a sector and 4 KiB.
     pub unit: Option<u32>,
     /// Requests a second of a trace without times.
@@ -128,20 +128,20 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<Trace, ReadError> {
 }
 
 fn parse(bytes: &[u8], options: &ReadOptions) -> Result<Trace, Fault> {
-    let format = options.format.or_else(|| Format::of(bytes));
+    let format = options.format.or_else(|| TraceFormat::of(bytes));
     let Some(format) = format else {
         return Err(unknown(bytes));
     };
     let mut trace = Trace::default();
     match format {
-        Format::UblkBpf => recorded::read(bytes, &mut trace)?,
-        Format::Csv => csv::read(text::whole(bytes)?, &mut trace)?,
-        Format::Blkparse => blkparse::read(text::whole(bytes)?, &mut trace)?,
-        Format::Fio => fio::read(text::whole(bytes)?, &mut trace)?,
-        Format::OracleGeneral => oracle::read(bytes, options.unit, &mut trace)?,
-        Format::Vscsi => vscsi::read(bytes, &mut trace)?,
-        Format::Records => records::read(bytes, &mut trace)?,
-        Format::Pages => pages::read(bytes, options.unit, &mut trace)?,
+        TraceFormat::UblkBpf => recorded::read(bytes, &mut trace)?,
+        TraceFormat::Csv => csv::read(text::whole(bytes)?, &mut trace)?,
+        TraceFormat::Blkparse => blkparse::read(text::whole(bytes)?, &mut trace)?,
+        TraceFormat::Fio => fio::read(text::whole(bytes)?, &mut trace)?,
+        TraceFormat::OracleGeneral => oracle::read(bytes, options.unit, &mut trace)?,
+        TraceFormat::Vscsi => vscsi::read(bytes, &mut trace)?,
+        TraceFormat::Records => records::read(bytes, &mut trace)?,
+        TraceFormat::Pages => pages::read(bytes, options.unit, &mut trace)?,
     }
     if trace.requests().is_empty() {
         return Err(Fault::file("at least one request", "none"));

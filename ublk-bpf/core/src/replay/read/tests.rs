@@ -93,17 +93,17 @@ fn recorded() -> Vec<u8> {
     writer.finish(0).unwrap().into_inner()
 }
 
-fn samples() -> Vec<(Format, Vec<u8>)> {
+fn samples() -> Vec<(TraceFormat, Vec<u8>)> {
     vec![
-        (Format::UblkBpf, recorded()),
-        (Format::Csv, CSV.into()),
-        (Format::Blkparse, BLKPARSE.into()),
-        (Format::Fio, FIO2.into()),
-        (Format::Fio, FIO3.into()),
-        (Format::OracleGeneral, oracle()),
-        (Format::Vscsi, vscsi1()),
-        (Format::Vscsi, vscsi2()),
-        (Format::Records, records()),
+        (TraceFormat::UblkBpf, recorded()),
+        (TraceFormat::Csv, CSV.into()),
+        (TraceFormat::Blkparse, BLKPARSE.into()),
+        (TraceFormat::Fio, FIO2.into()),
+        (TraceFormat::Fio, FIO3.into()),
+        (TraceFormat::OracleGeneral, oracle()),
+        (TraceFormat::Vscsi, vscsi1()),
+        (TraceFormat::Vscsi, vscsi2()),
+        (TraceFormat::Records, records()),
     ]
 }
 
@@ -126,7 +126,7 @@ fn fault(text: &str) -> String {
 #[test]
 fn each_format_is_recognised_by_its_content() {
     for (format, bytes) in samples() {
-        assert_eq!(Format::of(&bytes), Some(format));
+        assert_eq!(TraceFormat::of(&bytes), Some(format));
     }
 }
 
@@ -214,7 +214,7 @@ fn page_lists_must_be_named() {
     let bytes = [7u32.to_be_bytes(), 9u32.to_be_bytes()].concat();
     assert!(parse(&bytes, &ReadOptions::default()).is_err());
     let options = ReadOptions {
-        format: Some(Format::Pages),
+        format: Some(TraceFormat::Pages),
         unit: Some(1024),
         rate: 1000,
     };

@@ -10,7 +10,7 @@ use crate::replay::trace::{Trace, TraceRequest};
 
 /// Where the fields of a version are in its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct VscsiLayout {
     version: u8,
     bytes: usize,
     version_at: usize,
@@ -20,7 +20,7 @@ pub(super) struct Layout {
     time_at: usize,
 }
 
-const V1: Layout = Layout {
+const V1: VscsiLayout = VscsiLayout {
     version: 1,
     bytes: 32,
     version_at: 14,
@@ -30,7 +30,7 @@ const V1: Layout = Layout {
     time_at: 24,
 };
 
-const V2: Layout = Layout {
+const V2: VscsiLayout = VscsiLayout {
     version: 2,
     bytes: 40,
     version_at: 2,
@@ -44,14 +44,14 @@ const V2: Layout = Layout {
 const LOOKED_AT: usize = 100;
 
 /// The layout of the file's records, if it is such a trace.
-pub(super) fn version(bytes: &[u8]) -> Option<Layout> {
+pub(super) fn version(bytes: &[u8]) -> Option<VscsiLayout> {
     [V2, V1].into_iter().find(|layout| {
         let mut records = bytes.chunks_exact(layout.bytes).take(LOOKED_AT).peekable();
         records.peek().is_some() && records.all(|record| layout.is_of_version(record))
     })
 }
 
-impl Layout {
+impl VscsiLayout {
     /// The version is in the high byte.
     fn is_of_version(&self, record: &[u8]) -> bool {
         u16_at(record, self.version_at) >> 8 == self.version.into()
@@ -70,7 +70,7 @@ pub(super) fn read(bytes: &[u8], trace: &mut Trace) -> Result<(), Fault> {
     }
 }
 
-fn records<const N: usize>(bytes: &[u8], layout: &Layout, trace: &mut Trace) -> Result<(), Fault> {
+fn records<const N: usize>(bytes: &[u8], layout: &VscsiLayout, trace: &mut Trace) -> Result<(), Fault> {
     for (at, record) in binary::records::<N>(bytes) {
         if !layout.is_of_version(record) {
             let found = u16_at(record, layout.version_at);
