@@ -136,7 +136,9 @@ mod classify {
         }
         let answer = checked(policy(&request));
         store_verdict(&request, slot, answer);
-        count(&request, answer);
+        if config!(uncounted) == 0 {
+            count(&request, answer);
+        }
         if !heat.is_null() {
             warm(&request, heat, answer);
         }

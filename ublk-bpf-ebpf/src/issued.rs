@@ -20,7 +20,7 @@ pub(crate) static CONFIG: Global<Config> = Global::new(Config {
     queues: 0,
     cache_shift: 0,
     heat_limit: 0,
-    reserved: 0,
+    uncounted: 0,
 });
 
 /// One field of [`CONFIG`]. The compiler must not constant-fold this load; the verifier does.

@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf/core/src"];
 
 /// The pages whose links are checked.
-const PAGES: [&str; 10] = [
+const PAGES: [&str; 11] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "docs/benchmarks.md",
     "docs/caching.md",
+    "docs/observability.md",
     "docs/operations.md",
     "docs/policies.md",
     "docs/traces.md",

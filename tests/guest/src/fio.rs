@@ -20,6 +20,8 @@ pub struct Done {
     pub writes: u64,
     /// Trims issued.
     pub trims: u64,
+    /// Completion latencies of the last job's reads, in nanoseconds: the median and the 99th percentile. 0 without reads.
+    pub read_ns: [u64; 2],
 }
 
 /// A job that runs in the background.
@@ -124,6 +126,10 @@ impl Running {
             done.reads += ios("read");
             done.writes += ios("write");
             done.trims += ios("trim");
+            done.read_ns = ["50.000000", "99.000000"].map(|part| {
+                let value = &job["read"]["clat_ns"]["percentile"][part];
+                value.as_u64().unwrap_or(0)
+            });
         }
         done
     }

@@ -56,6 +56,12 @@ impl Mapper {
         self.switch(&self.table("delay", &format!("0 0 {} 0 {milliseconds}", self.below)));
     }
 
+    /// From now on every request takes so many milliseconds.
+    pub fn delay(&self, milliseconds: u32) {
+        run("modprobe", &["dm_delay"]);
+        self.switch(&self.table("delay", &format!("0 {milliseconds}")));
+    }
+
     /// From now on everything passes through again.
     pub fn heal(&self) {
         self.switch(&self.table("linear", "0"));

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use ublk_bpf::observe::{self, OpDecisions};
 use ublk_bpf::policy::{
-    self, Classifier, ClassifierSpec, DEFAULT_POLICY_MEMORY, Disk, Policy, PolicyError, PolicyObject,
-    WrittenSpec,
+    self, Classifier, ClassifierSpec, DEFAULT_POLICY_MEMORY, Disk, Observe, Policy, PolicyError,
+    PolicyObject, WrittenSpec,
 };
 use ublk_bpf_abi::{FaultRange, Op, Reason, ServerCounters, Verdict, hint};
 use ublk_bpf_guest::aligned::Aligned;
@@ -70,6 +70,7 @@ impl Fixture {
             depth: DEPTH,
             written,
             cache: None,
+            observe: Observe::Counters,
         };
         Self {
             _alone: None,

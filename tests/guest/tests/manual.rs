@@ -1,9 +1,10 @@
-//! The commands of `docs/operations.md`, one after the other.
+//! The commands of pages of the manual, one after the other.
 
 use ublk_bpf_guest::leftover::nothing_is_left;
 use ublk_bpf_guest::run;
 
-const PAGE: &str = include_str!("../../../docs/operations.md");
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+const OBSERVABILITY: &str = include_str!("../../../docs/observability.md");
 
 /// The commands of the blocks for a console: each from its `$` to the next.
 fn commands(page: &str) -> Vec<String> {
@@ -21,30 +22,59 @@ fn commands(page: &str) -> Vec<String> {
     commands
 }
 
+/// Runs them; returns each with what it printed.
+fn performed(page: &str) -> Vec<(String, String)> {
+    let commands = commands(page).into_iter();
+    let done = commands.map(|command| {
+        let said = run("sh", &["-c", &command]);
+        (command, said)
+    });
+    done.collect()
+}
+
+/// What the commands printed that begin like this.
+fn said<'a>(done: &'a [(String, String)], start: &str) -> Vec<&'a str> {
+    let meant = done.iter().filter(|(command, _)| command.starts_with(start));
+    meant.map(|(_, said)| said.as_str()).collect()
+}
+
 #[test]
 fn the_page_of_operations_works_as_it_stands() {
     std::fs::create_dir_all("/srv").unwrap_or_else(|e| panic!("{e}"));
     run("mount", &["-t", "tmpfs", "tmpfs", "/srv"]);
-    let commands = commands(PAGE);
-    assert!(commands.len() > 20, "{commands:#?}");
-    let said: Vec<String> = commands
-        .iter()
-        .map(|command| run("sh", &["-c", command]))
-        .collect();
-    let of = |start: &str| {
-        let found = commands
-            .iter()
-            .zip(&said)
-            .filter(|(command, _)| command.starts_with(start));
-        found.map(|(_, said)| said.as_str()).collect::<Vec<_>>()
-    };
+    let done = performed(OPERATIONS);
+    assert!(done.len() > 20, "{done:#?}");
+    let of = |start| said(&done, start);
     assert!(!of("ublk-bpf check")[0].contains("MISSING"));
     assert!(of("ublk-bpf run --config")[0].contains(" (data) is ready: "));
     let [first, second] = of("ublk-bpf run --recover --all")[..] else {
-        panic!("{commands:#?}")
+        panic!("{done:#?}")
     };
     assert!(first.contains(" (data) is ready: "), "{first}");
     assert_eq!(second, "no device waits for a server\n");
     run("umount", &["/srv"]);
+    nothing_is_left();
+}
+
+#[test]
+fn the_page_of_observability_works_as_it_stands() {
+    let done = performed(OBSERVABILITY);
+    let [table, json] = said(&done, "ublk-bpf stats")[..] else {
+        panic!("{done:#?}")
+    };
+    assert!(table.starts_with("since start "), "{table}");
+    for words in [" p50 ", " p99\n", "\n    passthrough "] {
+        assert!(table.contains(words), "no {words:?} in {table}");
+    }
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    assert!(json.contains("\"schema\": 1"), "{json}");
+    for (map, field) in [
+        ("latencies", "log2_ns"),
+        ("sizes", "log2_bytes"),
+        ("decisions", "never_written"),
+    ] {
+        let command = format!("bpftool map dump pinned /sys/fs/bpf/ublk-bpf/ublkb0/{map}");
+        assert!(said(&done, &command)[0].contains(field), "{map}");
+    }
     nothing_is_left();
 }

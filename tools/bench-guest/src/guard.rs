@@ -30,6 +30,8 @@ enum Made {
     With(&'static str, &'static str),
     /// The same device as [`NULL`], while its requests are recorded.
     Recorded,
+    /// The same device as [`RAM`], with this value of `--observe`.
+    Observed(&'static str),
     /// A ram disk before another, with all that is read in the cache.
     Cached,
 }
@@ -41,7 +43,7 @@ const NULL: Made = Made::With("passthrough", "null:8G,unfilled");
 const DROP: Made = Made::With("sparse", "mem:1G");
 
 /// Those with the same device stand together.
-const CASES: [Case; 7] = [
+const CASES: [Case; 9] = [
     Case {
         name: "passthrough-brd-4k",
         device: RAM,
@@ -51,6 +53,16 @@ const CASES: [Case; 7] = [
         name: "passthrough-brd-64k",
         device: RAM,
         block: "64k",
+    },
+    Case {
+        name: "uncounted-brd-4k",
+        device: Made::Observed("off"),
+        block: "4k",
+    },
+    Case {
+        name: "observed-brd-4k",
+        device: Made::Observed("full"),
+        block: "4k",
     },
     Case {
         name: "passthrough-null-4k",
@@ -119,8 +131,9 @@ impl Case {
 
 impl Made {
     fn start(self) -> Result<Device> {
-        let (policy, backing) = match self {
-            Self::With(policy, backing) => (policy, backing),
+        let (policy, backing, observe) = match self {
+            Self::With(policy, backing) => (policy, backing, "counters"),
+            Self::Observed(observe) => ("passthrough", FAST, observe),
             Self::Recorded => return NULL.start(),
             Self::Cached => {
                 let device = hits::warm(CACHED_MIB, 1, 128)?;
@@ -130,14 +143,14 @@ impl Made {
             }
         };
         let options = ["--queues", "1", "--depth", "128", "--policy", policy];
-        Device::start(&[&["--backing", backing], &options[..]].concat())
+        Device::start(&[&["--backing", backing, "--observe", observe], &options[..]].concat())
     }
 
     /// Makes sure that what was read was served as the cases' names say.
     fn check(self, device: &Device) -> Result<()> {
         let counter = match self {
             Self::With("sparse", _) => "dropped",
-            Self::With(..) | Self::Recorded => "passthrough",
+            Self::With(..) | Self::Observed(_) | Self::Recorded => "passthrough",
             Self::Cached => "hits",
         };
         let stats = device.stats()?;
@@ -175,6 +188,7 @@ mod tests {
             match self {
                 Self::With(_, backing) => backing,
                 Self::Recorded => "recorded",
+                Self::Observed(observe) => observe,
                 Self::Cached => "cached",
             }
         }

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 12] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -25,6 +25,7 @@ pub const NAMES: [&str; 11] = [
     "frugal",
     "watch",
     "recorder",
+    "histograms",
 ];
 /// The folder of the objects, wherever cargo builds everything else.
 pub const FOLDER: &str = "target/ebpf";

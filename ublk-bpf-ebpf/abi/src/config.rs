@@ -29,8 +29,8 @@ pub struct Config {
     pub cache_shift: u32,
     /// Maximum heat of a block ([`map::HEAT`](crate::map::HEAT)): 1 to 255.
     pub heat_limit: u32,
-    /// Zero. Pads the struct to whole words.
-    pub reserved: u32,
+    /// 0: decisions are counted in [`map::DECISIONS`](crate::map::DECISIONS).
+    pub uncounted: u32,
 }
 
 numbered! {

@@ -49,6 +49,7 @@ macro_rules! numbered {
 mod config;
 mod counters;
 mod decision;
+mod histograms;
 mod index;
 mod request;
 mod trace;
@@ -56,6 +57,7 @@ mod trace;
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
+pub use histograms::{Issue, Latencies, Latency, Sizes, log2};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 pub use trace::TraceRecord;
@@ -88,6 +90,12 @@ pub mod map {
     pub const CACHE: &str = "cache";
     /// `codes[code]`: per-CPU array of `u64`: number of decisions with this reason of the policy's own.
     pub const CODES: &str = "codes";
+    /// `issues[qid * depth + tag]`: array of [`Issue`](crate::Issue), of the histograms' two programs.
+    pub const ISSUES: &str = "issues";
+    /// `latencies[op]`: per-CPU array of [`Latencies`](crate::Latencies).
+    pub const LATENCIES: &str = "latencies";
+    /// `sizes[op]`: per-CPU array of [`Sizes`](crate::Sizes).
+    pub const SIZES: &str = "sizes";
     /// Ring of [`TraceRecord`](crate::TraceRecord)s, the recorder's.
     pub const RECORDS: &str = "records";
     /// Per-CPU array of one `u64`: requests for which [`RECORDS`] had no room.
@@ -101,13 +109,16 @@ pub const POLICY_FUNCTION: &str = "policy";
 
 const _: () = {
     // `Config` has no padding: it is passed as bytes.
-    assert!(core::mem::offset_of!(Config, reserved) + 4 == size_of::<Config>());
+    assert!(core::mem::offset_of!(Config, uncounted) + 4 == size_of::<Config>());
     assert!(size_of::<Config>() == 2 * 8 + (8 + request_flags::FROM_KERNEL) * 4);
     assert!(size_of::<Request>() == 40);
     assert!(size_of::<VerdictSlot>() == 16);
     assert!(size_of::<Decisions>() == Decisions::WORDS * 8);
     assert!(size_of::<ServerCounters>().is_multiple_of(8));
     assert!(size_of::<CacheCounters>().is_multiple_of(8));
+    assert!(size_of::<Latencies>() == Latencies::WORDS * 8);
+    assert!(core::mem::offset_of!(Latencies, slow) == Verdict::Slow as usize * Latency::WORDS * 8);
+    assert!(size_of::<Sizes>() == Sizes::WORDS * 8);
     assert!(size_of::<IndexEntry>() == 8);
     assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
     assert!(size_of::<TraceRecord>() == 64);
@@ -149,6 +160,16 @@ mod tests {
         assert!(!Decision::is_answer(Decision::BAD_ANSWER.pack()));
         for raw in [0, 5, 0x0700 | 1, 1 << 24 | 1, u32::MAX] {
             assert!(!Decision::is_answer(raw), "{raw:#x}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_is_a_power_of_two() {
+        assert_eq!(log2(0), 0);
+        for bit in 0..u64::BITS {
+            let first = 1_u64 << bit;
+            assert_eq!(log2(first), bit);
+            assert_eq!(log2(first | (first - 1)), bit);
         }
     }
 

@@ -8,6 +8,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::Recovery;
+use crate::policy::Observe;
 use crate::replay::read::TraceFormat;
 
 fn choice<T>(values: impl IntoIterator<Item = PossibleValue>) -> impl TypedValueParser<Value = T>
@@ -38,6 +39,21 @@ pub(super) fn recovery() -> impl TypedValueParser<Value = Recovery> {
         value(
             "fail-all",
             "The device waits for a new server: requests in flight fail, and new ones fail until it starts",
+        ),
+    ])
+}
+
+/// Values of `--observe`.
+pub(super) fn observe() -> impl TypedValueParser<Value = Observe> {
+    choice([
+        value("off", "Nothing: `stats` has only the server's own counters"),
+        value(
+            "counters",
+            "The decisions of the policy, by operation, verdict and reason",
+        ),
+        value(
+            "full",
+            "These, and histograms of latency and size, which `stats`, --metrics and bpftool show",
         ),
     ])
 }
@@ -133,6 +149,7 @@ mod tests {
             }
         }
         check(recovery(), &Recovery::ALL);
+        check(observe(), &Observe::ALL);
         check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
         check(trace_format(), &TraceFormat::ALL);
         check(cache_eviction(), &[Algorithm::Clock, Algorithm::Adaptive]);

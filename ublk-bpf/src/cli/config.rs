@@ -19,6 +19,7 @@ use crate::cache::evict::Algorithm;
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, Recovery};
 use crate::path_text::ShowPath as _;
+use crate::policy::Observe;
 use crate::registry::{DeviceName, Scheduler};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
@@ -130,6 +131,9 @@ settings! {
     /// Let the policy lose data and fail requests; without this the worst it can do is slow the device down
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Shared allow_lossy: bool,
+    /// What BPF programs count of the device's requests [default: counters]
+    #[arg(long, value_parser = choice::observe())]
+    Shared observe: Observe,
     /// Cache reads on a faster device: PATH or mem:SIZE
     #[arg(long, value_name = "CACHE", value_parser = spec_parser())]
     #[serde(default, deserialize_with = "spec")]

@@ -75,6 +75,7 @@ fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
         scheduler: said.scheduler.unwrap_or_default(),
         recovery: said.recovery.unwrap_or_default(),
         allow_lossy: said.allow_lossy.unwrap_or(false),
+        observe: said.observe.unwrap_or_default(),
         cache,
     };
     if matches!(options.backing, Spec::Memory(_)) && options.recovery != Recovery::None {

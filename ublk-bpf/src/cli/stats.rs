@@ -1,5 +1,6 @@
 //! `ublk-bpf stats`.
 
+use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -14,11 +15,13 @@ use crate::sys::bpf::count_run_time;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Moves the cursor to the top left corner and clears the screen below it.
 const CLEAR: &str = "\x1b[H\x1b[J";
+/// Between two readings where there is no screen to clear.
+const NEXT: &str = "\n";
 
 /// Show statistics: what the classifier decided and what the server did
 ///
 /// Counters start when the device is made. Counters that are zero are omitted, except in JSON. Of a cache, it shows what it
-/// saves of the backing device's reads, and what it costs.
+/// saves of the backing device's reads, and what it costs. Latencies are shown if the device runs with --observe full.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -26,7 +29,7 @@ pub(super) struct Args {
     /// Measure the run time of classifier and policy for a second; the kernel times all BPF programs meanwhile
     #[arg(long)]
     run_time: bool,
-    /// Repeat every second, with what happened in that second, until Ctrl-C or the end of the device; with --json one line each time
+    /// Repeat every second, with the rates in that second, until Ctrl-C or the end of the device; with --json one line each time
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -49,11 +52,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.watch {
         return print_stats(&reading.1, args.format.json, "");
     }
+    let is_screen = io::stdout().is_terminal();
+    let mut before = if is_screen { CLEAR } else { "" };
     loop {
         if args.format.json {
             print_line(serde_json::to_string(&reading.1)?)?;
         } else {
-            print_stats(&reading.1, false, CLEAR)?;
+            print_stats(&reading.1, false, before)?;
+        }
+        if !is_screen {
+            before = NEXT;
         }
         let next = next(&disk, &reading);
         if Record::read(args.device.id).is_err() {

@@ -2,6 +2,9 @@
 //!
 //! Nothing here needs the server: the maps exist as long as the device, even after its server died.
 
+mod amount;
+mod histograms;
+mod overview;
 mod read;
 mod recording;
 mod savings;
@@ -12,16 +15,27 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
+pub use histograms::{Histogram, Histograms, LatencyOf, SizeOf};
 pub use read::{program, stats};
 pub use recording::{Recorded, Recording, RecordingError, Summary};
 pub use savings::Savings;
 pub use table::Table;
 
+use crate::policy::Observe;
+
+/// Version of the JSON form of [`Stats`]. New fields do not change it; it changes when a field disappears or its meaning
+/// changes.
+pub const SCHEMA: u32 = 1;
+
 /// Everything counted for one device. The names of its fields, as JSON has them, are stable.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stats {
+    /// [`SCHEMA`].
+    pub schema: u32,
     /// The device's disk, such as `ublkb0`.
     pub disk: String,
+    /// What BPF programs count of its requests.
+    pub observe: Observe,
     /// The kernel's statistics of the classifier.
     pub classifier: ProgramStats,
     /// The same for the policy, if one replaces the default one.
@@ -39,6 +53,8 @@ pub struct Stats {
     pub codes: BTreeMap<u8, u64>,
     /// What the cache saved and cost since the device was created; none without a cache.
     pub savings: Option<Savings>,
+    /// Latencies and sizes since the device was created, if they are counted.
+    pub histograms: Option<Histograms>,
     /// The last interval, if there is an earlier reading.
     pub interval: Option<Interval>,
     /// The run time of the classifier with the policy in it, if it was measured.
@@ -54,6 +70,8 @@ pub struct Interval {
     pub requests: Vec<OpRequests>,
     /// What the cache saved and cost in it.
     pub savings: Option<Savings>,
+    /// Latencies and sizes in it.
+    pub histograms: Option<Histograms>,
 }
 
 /// Requests of an operation.
@@ -66,6 +84,31 @@ pub struct OpRequests {
     pub requests: u64,
     /// Sectors of these requests.
     pub sectors: u64,
+    /// The requests by verdict, in the order of [`VERDICTS`].
+    #[serde(serialize_with = "by_verdict")]
+    pub verdicts: [u64; VERDICTS.len()],
+}
+
+impl OpRequests {
+    /// Those since the start.
+    const fn of(decisions: &OpDecisions) -> Self {
+        Self {
+            op: decisions.op,
+            requests: decisions.requests,
+            sectors: decisions.sectors,
+            verdicts: decisions.verdicts,
+        }
+    }
+
+    fn between(before: &OpDecisions, after: &OpDecisions) -> Self {
+        let verdict = |at: usize| after.verdicts[at].wrapping_sub(before.verdicts[at]);
+        Self {
+            op: after.op,
+            requests: after.requests.wrapping_sub(before.requests),
+            sectors: after.sectors.wrapping_sub(before.sectors),
+            verdicts: std::array::from_fn(verdict),
+        }
+    }
 }
 
 impl Interval {
@@ -76,16 +119,17 @@ impl Interval {
         Self {
             seconds,
             requests: pairs
-                .map(|(after, before)| OpRequests {
-                    op: after.op,
-                    requests: after.requests.wrapping_sub(before.requests),
-                    sectors: after.sectors.wrapping_sub(before.sectors),
-                })
+                .map(|(after, before)| OpRequests::between(before, after))
                 .collect(),
             savings: after
                 .savings
                 .zip(before.savings)
                 .map(|(after, before)| after.since(&before)),
+            histograms: after
+                .histograms
+                .as_ref()
+                .zip(before.histograms.as_ref())
+                .map(|(after, before)| after.since(before)),
         }
     }
 }
@@ -217,7 +261,9 @@ pub(crate) mod tests {
             ..Default::default()
         });
         Stats {
+            schema: SCHEMA,
             disk: "ublkb3".to_owned(),
+            observe: Observe::Counters,
             classifier: program,
             policy: None,
             decisions: decisions.to_vec(),
@@ -226,6 +272,7 @@ pub(crate) mod tests {
             cache: None,
             codes: BTreeMap::new(),
             savings: None,
+            histograms: None,
             interval: None,
             run_time: None,
         }
@@ -236,11 +283,13 @@ pub(crate) mod tests {
         let (before, mut after) = (sample(), sample());
         after.decisions[0].requests += 5;
         after.decisions[0].sectors += 40;
+        after.decisions[0].verdicts[0] += 5;
         let interval = Interval::between(&before, &after, 1.0);
         let read = OpRequests {
             op: Op::Read,
             requests: 5,
             sectors: 40,
+            verdicts: [5, 0, 0, 0],
         };
         assert_eq!(interval.requests[0], read);
         assert!(interval.requests[1..].iter().all(|of| of.requests == 0));
@@ -269,5 +318,57 @@ pub(crate) mod tests {
         assert_eq!(json["queues"][0]["arrived"], 11);
         assert_eq!(json["classifier"]["recursion_misses"], 1);
         assert!(json["policy"].is_null());
+    }
+
+    /// Every key below a value, but not the names of counters, verdicts and reasons.
+    fn keys(json: &serde_json::Value, found: &mut Vec<String>) {
+        const NAMED: [&str; 5] = ["server", "queues", "cache", "verdicts", "reasons"];
+        for value in json.as_array().into_iter().flatten() {
+            keys(value, found);
+        }
+        for (key, value) in json.as_object().into_iter().flatten() {
+            found.push(key.clone());
+            if !NAMED.contains(&key.as_str()) {
+                keys(value, found);
+            }
+        }
+    }
+
+    #[test]
+    fn the_manual_names_every_field_of_the_json_form() {
+        const PAGE: &str = include_str!("../../../docs/observability.md");
+        let histogram = Histogram {
+            buckets: vec![1],
+            sum: 1,
+        };
+        let histograms = Histograms {
+            latencies: vec![LatencyOf {
+                op: Op::Read,
+                verdict: Verdict::Hit,
+                ns: histogram.clone(),
+            }],
+            sizes: vec![SizeOf {
+                op: Op::Read,
+                bytes: histogram,
+            }],
+            skipped: 0,
+        };
+        let mut full = Stats {
+            savings: Some(Savings::default()),
+            histograms: Some(histograms),
+            run_time: Some(RunTime {
+                runs: 0,
+                mean_ns: None,
+            }),
+            ..sample()
+        };
+        full.interval = Some(Interval::between(&full, &full, 1.0));
+        let mut found = Vec::new();
+        keys(&serde_json::to_value(&full).unwrap(), &mut found);
+        assert!(found.len() > 40, "{found:?}");
+        for key in found {
+            assert!(PAGE.contains(&format!("`{key}`")), "{key}");
+        }
+        assert!(PAGE.contains(&format!("`schema` is its version, now {SCHEMA}:")));
     }
 }

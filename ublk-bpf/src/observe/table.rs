@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use ublk_bpf_abi::{CacheCounters, Reason, SECTOR_SIZE, ServerCounters};
+use ublk_bpf_abi::{CacheCounters, Reason, ServerCounters};
 
+use super::amount::{amount, percent, signed};
+use super::overview::Overview;
 use super::{Interval, OpDecisions, RunTime, Savings, Stats, VERDICTS};
+use crate::policy::Observe;
 
-/// Prints the counts as tables: decisions by verdict and reason for each operation, then the server's counters.
+/// Prints an overview, then the counts as tables: decisions by verdict and reason for each operation, and the server's.
 /// Counts of zero are omitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a>(pub &'a Stats);
@@ -21,10 +24,12 @@ const COLUMNS: usize = 80;
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = self.0;
-        if let Some(interval) = &stats.interval {
-            rates(f, interval)?;
+        if stats.observe == Observe::Off {
+            writeln!(f, "requests are not counted: the device runs with --observe off")?;
+        } else {
+            writeln!(f, "{}", Overview::of(stats))?;
+            self.decisions(f)?;
         }
-        self.decisions(f)?;
         if let Some(savings) = &stats.savings {
             writeln!(f)?;
             savings_table(f, savings, stats.interval.as_ref())?;
@@ -58,9 +63,6 @@ impl fmt::Display for Table<'_> {
 impl Table<'_> {
     fn decisions(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ops: Vec<&OpDecisions> = self.0.decisions.iter().filter(|of| of.requests != 0).collect();
-        if ops.is_empty() {
-            return writeln!(f, "no request was classified yet");
-        }
         let row = |f: &mut fmt::Formatter<'_>, name: &str, count: &dyn Fn(&OpDecisions) -> u64| {
             let counts: Vec<u64> = ops.iter().map(|of| count(of)).collect();
             if counts.iter().all(|&count| count == 0) {
@@ -107,41 +109,6 @@ impl Table<'_> {
     }
 }
 
-/// Requests and bytes per second of each operation.
-fn rates(f: &mut fmt::Formatter<'_>, interval: &Interval) -> fmt::Result {
-    let busy: Vec<_> = interval.requests.iter().filter(|of| of.requests != 0).collect();
-    let seconds = interval.seconds;
-    if busy.is_empty() {
-        return writeln!(f, "no request in the last {seconds:.1} s\n");
-    }
-    writeln!(
-        f,
-        "{:<NAME$}{:>COUNT$}{:>COUNT$}",
-        format!("last {seconds:.1} s"),
-        "requests/s",
-        "bytes/s"
-    )?;
-    for of in busy {
-        let bytes = amount(per_second(of.sectors.saturating_mul(SECTOR_SIZE), seconds));
-        let requests = per_second(of.requests, seconds);
-        writeln!(f, "  {:<WORD$}{requests:>COUNT$}{bytes:>COUNT$}", of.op.name())?;
-    }
-    writeln!(f)
-}
-
-/// [`NAME`] without its indentation.
-const WORD: usize = NAME - 2;
-
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_sign_loss,
-    clippy::cast_possible_truncation,
-    reason = "rounded"
-)]
-fn per_second(count: u64, seconds: f64) -> u64 {
-    (count as f64 / seconds.max(0.001)).round() as u64
-}
-
 /// What the cache saved and cost, since the start and in the last interval.
 fn savings_table(f: &mut fmt::Formatter<'_>, total: &Savings, interval: Option<&Interval>) -> fmt::Result {
     const NAME: usize = 29;
@@ -179,33 +146,6 @@ fn savings_table(f: &mut fmt::Formatter<'_>, total: &Savings, interval: Option<&
     Ok(())
 }
 
-fn percent(ratio: Option<f64>) -> String {
-    ratio.map_or("-".to_owned(), |ratio| format!("{:.1} %", ratio * 100.0))
-}
-
-fn signed(bytes: i64) -> String {
-    let sign = if bytes < 0 { "-" } else { "" };
-    format!("{sign}{}", amount(bytes.unsigned_abs()))
-}
-
-/// Bytes with three or more digits in the largest unit that they fill.
-#[expect(clippy::cast_precision_loss, reason = "rounded")]
-fn amount(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64;
-    let mut unit = "";
-    for larger in UNITS {
-        if value < 1024.0 {
-            break;
-        }
-        (value, unit) = (value / 1024.0, larger);
-    }
-    format!("{value:.1} {unit}")
-}
-
 /// Counters with their descriptions, wrapped to a terminal's width.
 fn counters(f: &mut fmt::Formatter<'_>, fields: &[(&str, &str)], values: &[u64]) -> fmt::Result {
     const NAME: usize = 18;
@@ -231,13 +171,20 @@ fn counters(f: &mut fmt::Formatter<'_>, fields: &[(&str, &str)], values: &[u64])
 
 #[cfg(test)]
 mod tests {
+    use ublk_bpf_abi::{Op, Verdict};
+
     use super::super::tests::sample;
+    use super::super::{Histogram, Histograms, LatencyOf};
     use super::*;
 
     #[test]
     fn what_happened_is_shown_and_the_rest_is_not() {
         let text = Table(&sample()).to_string();
         let expected = "\
+since start               requests          bytes
+  read                          10       40.0 KiB
+    passthrough                 10
+
 decisions               read
   requests                10
   sectors                 80
@@ -280,6 +227,16 @@ server
             hit_ratio: None,
             ..savings
         });
+        let mut buckets = vec![0; 40];
+        (buckets[14], buckets[16]) = (70, 30);
+        interval.histograms = Some(Histograms {
+            latencies: vec![LatencyOf {
+                op: Op::Read,
+                verdict: Verdict::Hit,
+                ns: Histogram { buckets, sum: 1 },
+            }],
+            ..Histograms::default()
+        });
         stats.interval = Some(interval);
         let values = ServerCounters::FIELDS.iter().map(|_| 123_456_789_012);
         let values: Vec<u64> = values.collect();
@@ -321,10 +278,18 @@ server
     #[test]
     fn rates_are_of_the_interval() {
         let text = Table(&busy()).to_string();
-        assert!(
-            text.starts_with("last 1.0 s        requests/s      bytes/s\n  read  "),
-            "{text}"
-        );
+        let first: Vec<&str> = text.lines().take(3).collect();
+        let expected = [
+            "last 1.0 s              requests/s        bytes/s         p50         p99",
+            "  read                121036067649      450.9 TiB",
+            "    hit                          0                    28.1 us    128.9 us",
+        ];
+        assert_eq!(first, expected);
+        let cache = [
+            "  hits of all reads              -         50.0 %",
+            "  backing saved                -39       -1.5 GiB",
+        ];
+        assert!(text.contains(&cache.join("\n")), "{text}");
         let mut idle = sample();
         idle.interval = Some(Interval::between(&sample(), &sample(), 2.0));
         assert!(
@@ -335,14 +300,13 @@ server
     }
 
     #[test]
-    fn amounts_have_a_unit() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1536, "1.5 KiB"),
-            (1 << 30, "1.0 GiB"),
-        ] {
-            assert_eq!(amount(bytes), text);
-        }
+    fn a_device_that_counts_nothing_says_so() {
+        let off = Stats {
+            observe: Observe::Off,
+            ..sample()
+        };
+        let text = Table(&off).to_string();
+        assert!(text.starts_with("requests are not counted: the device runs with --observe off\n"));
+        assert!(!text.contains("by verdict"), "{text}");
     }
 }

@@ -13,6 +13,8 @@ pub(super) static CLASSIFIER: &[u8] = object!("classifier");
 pub(super) static WATCH: &[u8] = object!("watch");
 /// The recorder of requests.
 pub(super) static RECORDER: &[u8] = object!("recorder");
+/// The histograms of requests.
+pub(super) static HISTOGRAMS: &[u8] = object!("histograms");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
 

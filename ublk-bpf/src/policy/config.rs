@@ -18,6 +18,11 @@ const CONFIG_WORDS: usize = size_of::<Config>() / size_of::<u64>();
 /// [`Config`] as words.
 pub(super) type ConfigWords = [u64; CONFIG_WORDS];
 
+/// Whether the pinned classifier counts its decisions.
+pub fn is_counting(pins: &PinDir) -> Result<bool, PolicyError> {
+    Ok(number(&config_words(pins)?, offset_of!(Config, uncounted)) == 0)
+}
+
 /// Whether the pinned classifier is configured with a cache.
 pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
     let words = config_words(pins)?;

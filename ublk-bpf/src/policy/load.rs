@@ -11,12 +11,13 @@ use super::builtin::CLASSIFIER;
 use super::causes::chain;
 use super::config::{CONFIG_PIN, check_config};
 use super::error::PolicyError;
+use super::histograms;
 use super::loader::{Loaded, Loader};
 use super::maps::{CacheMaps, DeviceCounters, Verdicts, WrittenMap};
 use super::offsets::KernelLayout;
 use super::patch::patch;
 use super::pin::{PinDir, open_map, pin_at};
-use super::spec::{CacheSpec, ClassifierSpec};
+use super::spec::{CacheSpec, ClassifierSpec, Observe};
 use crate::sys::bpf::load::{Hook, attach};
 
 /// The object and its program, for messages, and the program's name.
@@ -57,10 +58,16 @@ impl Classifier {
     /// name.
     pub fn load(spec: &ClassifierSpec) -> Result<Self, PolicyError> {
         let mut loaded = load_object(spec)?;
-        name_operations(&mut loaded)?;
+        name_operations::<{ Decisions::WORDS }>(&mut loaded, map::DECISIONS)?;
         let pins = PinDir::of(&spec.disk);
         pins.create()?;
-        let pinned = attach_and_pin(&loaded, &pins).and_then(|()| Self::open(spec, &pins));
+        let observe = || match spec.observe {
+            Observe::Full => histograms::attach_and_pin(&pins),
+            Observe::Off | Observe::Counters => Ok(()),
+        };
+        let pinned = attach_and_pin(&loaded, &pins)
+            .and_then(|()| observe())
+            .and_then(|()| Self::open(spec, &pins));
         if pinned.is_err() {
             // Report the first error, not another one of the clean-up.
             let _ = pins.remove();
@@ -186,21 +193,21 @@ pub(super) fn verified(loaded: &Loaded) -> Result<(OwnedFd, Hook<'static>), Poli
     Ok((loaded.program(PROGRAM, hook)?, hook))
 }
 
-/// Writes each operation's number into its entry, so that a dump of the map is readable.
-fn name_operations(loaded: &mut Loaded) -> Result<(), PolicyError> {
-    let failed = |detail: String| PolicyError::Access {
-        map: map::DECISIONS,
-        detail,
-    };
+/// Writes each operation's number into the last word of its entry, so that a dump of the map is readable.
+pub(super) fn name_operations<const WORDS: usize>(
+    loaded: &mut Loaded,
+    name: &'static str,
+) -> Result<(), PolicyError> {
+    let failed = |detail: String| PolicyError::Access { map: name, detail };
     let map = loaded
-        .map_mut(map::DECISIONS)
+        .map_mut(name)
         .ok_or_else(|| failed("the object has none".to_owned()))?;
-    let mut entries: PerCpuArray<_, [u64; Decisions::WORDS]> =
+    let mut entries: PerCpuArray<_, [u64; WORDS]> =
         PerCpuArray::try_from(map).map_err(|e| failed(chain(&e)))?;
     let cpus = aya::util::nr_cpus().map_err(|(path, e)| failed(format!("{path}: {e}")))?;
     for op in Op::ALL {
-        let mut entry = [0; Decisions::WORDS];
-        entry[Decisions::WORDS - 1] = op as u64;
+        let mut entry = [0; WORDS];
+        entry[WORDS - 1] = op as u64;
         let values = PerCpuValues::try_from(vec![entry; cpus]).map_err(|e| failed(e.to_string()))?;
         entries.set(op as u32, values, 0).map_err(|e| failed(chain(&e)))?;
     }

@@ -149,12 +149,17 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Pins each of its maps at the path for the map's name.
     pub(super) fn pin_maps(&self, path: impl Fn(&str) -> PathBuf) -> Result<(), PolicyError> {
-        for (name, map) in &self.maps {
-            let path = path(name);
-            map.pin(&path)
-                .map_err(|e| pin_error("pinning to", path, io::Error::other(chain(&e))))?;
+        for name in self.maps.keys() {
+            self.pin_map(name, path(name))?;
         }
         Ok(())
+    }
+
+    /// Pins one of its maps.
+    pub(super) fn pin_map(&self, name: &str, path: PathBuf) -> Result<(), PolicyError> {
+        let map = self.maps.get(name).ok_or_else(|| self.lacks("map", name))?;
+        map.pin(&path)
+            .map_err(|e| pin_error("pinning to", path, io::Error::other(chain(&e))))
     }
 
     /// One of its maps.
@@ -173,10 +178,7 @@ impl Loaded {
             let function = self.object.functions.get(&program.function_key())?;
             Some((program, function))
         });
-        let (program, function) = function.ok_or_else(|| PolicyError::Load {
-            what: self.what.clone(),
-            detail: format!("no program `{name}` in it"),
-        })?;
+        let (program, function) = function.ok_or_else(|| self.lacks("program", name))?;
         load::load_program(name, &program.license, function, self.types.as_fd(), hook).map_err(|refused| {
             let Refused { error, log } = refused;
             if error.raw_os_error() == Some(libc::EPERM) {
@@ -184,6 +186,13 @@ impl Loaded {
             }
             Refusal::from_log(&self.what, &error, &log).into()
         })
+    }
+
+    fn lacks(&self, what: &str, name: &str) -> PolicyError {
+        PolicyError::Load {
+            what: self.what.clone(),
+            detail: format!("no {what} `{name}` in it"),
+        }
     }
 }
 

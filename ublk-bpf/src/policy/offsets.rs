@@ -49,6 +49,11 @@ const ISSUE: Wanted = Wanted {
     kind: KIND_TYPEDEF,
     name: "btf_trace_block_rq_issue",
 };
+/// The tracepoint `block_rq_complete`.
+const COMPLETE: Wanted = Wanted {
+    kind: KIND_TYPEDEF,
+    name: "btf_trace_block_rq_complete",
+};
 /// The function that truncates a file.
 const NOTIFY_CHANGE: Wanted = Wanted {
     kind: KIND_FUNC,
@@ -64,6 +69,8 @@ pub struct KernelLayout {
     pub flag_masks: [u32; request_flags::FROM_KERNEL],
     /// The number of the type of tracepoint `block_rq_issue`, by which a program is attached to it.
     pub issue: u32,
+    /// The same of `block_rq_complete`.
+    pub complete: u32,
     /// The same of function `notify_change`, if this kernel has it.
     pub notify_change: Option<u32>,
 }
@@ -138,18 +145,29 @@ impl KernelLayout {
     }
 
     fn from_btf(bytes: &[u8]) -> Result<Self, BtfError> {
-        const OTHERS: [Wanted; 4] = [OPERATIONS, FLAG_BITS, ISSUE, NOTIFY_CHANGE];
+        const OTHERS: [Wanted; 5] = [OPERATIONS, FLAG_BITS, ISSUE, COMPLETE, NOTIFY_CHANGE];
         let mut wanted = [ISSUE; STRUCTURES.len() + OTHERS.len()];
         wanted[..STRUCTURES.len()].copy_from_slice(&STRUCTURES);
         wanted[STRUCTURES.len()..].copy_from_slice(&OTHERS);
         let (types, found) = KernelTypes::find(bytes, &wanted).ok_or(BtfError::Damaged)?;
-        let [structures @ .., operations, flag_bits, issue, notify_change] = found;
+        let [
+            structures @ ..,
+            operations,
+            flag_bits,
+            issue,
+            complete,
+            notify_change,
+        ] = found;
         check_operations(&types, operations)?;
-        let issue = issue.ok_or_else(|| BtfError::NoType(ISSUE.name.to_owned()))?;
+        let tracepoint = |found: Option<KernelType>, wanted: Wanted| {
+            let found = found.ok_or_else(|| BtfError::NoType(wanted.name.to_owned()))?;
+            Ok(found.id)
+        };
         Ok(Self {
             offsets: offsets(&types, &structures)?,
             flag_masks: flag_masks(&types, flag_bits)?,
-            issue: issue.id,
+            issue: tracepoint(issue, ISSUE)?,
+            complete: tracepoint(complete, COMPLETE)?,
             notify_change: notify_change.map(|found| found.id),
         })
     }
@@ -346,6 +364,7 @@ mod tests {
         let flags: Vec<(&str, u32)> = FLAGS.into_iter().zip(8..).collect();
         btf.enumeration("req_flag_bits", &flags);
         btf.plain(KIND_FUNC, "btf_trace_block_rq_issue");
+        btf.plain(KIND_TYPEDEF, "btf_trace_block_rq_complete");
         btf.plain(KIND_TYPEDEF, "btf_trace_block_rq_issue");
         btf.plain(KIND_FUNC, "notify_change");
         btf
@@ -373,6 +392,7 @@ mod tests {
         );
         // The last two types: an earlier one has the tracepoint's name and is of another kind.
         assert_eq!(layout.notify_change, Some(layout.issue + 1));
+        assert_eq!(layout.complete, layout.issue - 1);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!     verdicts  decisions  server  written  config  memory
 //!     index  heat  cache  codes         the classifier's maps (`ublk_bpf_abi::map`)
 //!     maps/                             the policy's own maps
+//!     latencies  sizes                  histograms, if they are wanted
+//!     histogram_*                       the programs that count them, and their attachments
 //! ```
 //!
 //! Only root may enter, write to or replace a directory: a user who can create a pin there can run a program for the
@@ -145,6 +147,12 @@ impl PinDir {
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// One of the programs that count the histograms, or its attachment: `issue`, `complete`, or one of them with `_link`.
+    #[must_use]
+    pub fn histogram(&self, name: &str) -> PathBuf {
+        self.path.join(format!("histogram_{name}"))
     }
 
     /// The directory of the policy's own maps.

@@ -1,5 +1,6 @@
 //! What a classifier is for, and the shapes of its maps.
 
+use serde::{Deserialize, Serialize};
 use ublk_bpf_abi::{ABI_VERSION, Config};
 
 use super::offsets::KernelLayout;
@@ -19,6 +20,32 @@ pub struct ClassifierSpec {
     pub written: Option<WrittenSpec>,
     /// The maps of its cache, if it has one.
     pub cache: Option<CacheSpec>,
+    /// What is counted of its requests.
+    pub observe: Observe,
+}
+
+/// What BPF programs count of a device's requests. It costs time of every request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Observe {
+    /// Nothing.
+    Off,
+    /// The decisions of the policy.
+    #[default]
+    Counters,
+    /// These, and histograms of the requests' latencies and sizes.
+    Full,
+}
+
+impl Observe {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Counters, Self::Full];
+
+    /// Whether this is the default, which records omit.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The shape of the maps of a cache.
@@ -82,7 +109,7 @@ impl ClassifierSpec {
             queues: self.queues.into(),
             cache_shift: self.cache.map_or(0, |cache| cache.shift),
             heat_limit: HEAT_LIMIT,
-            reserved: 0,
+            uncounted: u32::from(self.observe == Observe::Off),
         }
     }
 

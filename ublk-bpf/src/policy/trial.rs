@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 
 use super::error::PolicyError;
 use super::pin::Disk;
-use super::spec::ClassifierSpec;
+use super::spec::{ClassifierSpec, Observe};
 use super::swap::{DEFAULT_POLICY, Policy};
 use super::{load, swap, watch};
 
@@ -24,6 +24,7 @@ pub fn try_classifier() -> Result<Result<(), PolicyError>, PolicyError> {
         depth: 2,
         written: None,
         cache: None,
+        observe: Observe::default(),
     };
     let (classifier, _) = load::verified(&load::load_object(&spec)?)?;
     let what = format!("policy {DEFAULT_POLICY}");

@@ -10,6 +10,7 @@ use crate::backend::Spec;
 use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::control::{DeviceId, Recovery};
+use crate::policy::Observe;
 
 /// The options of a device, as given to `ublk-bpf run`, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct DeviceOptions {
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
+    /// What is counted of its requests.
+    pub observe: Observe,
     /// The cache, if one is wanted.
     pub cache: Option<CacheOptions>,
 }

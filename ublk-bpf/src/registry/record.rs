@@ -16,7 +16,7 @@ use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, StorageStack};
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
-use crate::policy::DEFAULT_POLICY_MEMORY;
+use crate::policy::{DEFAULT_POLICY_MEMORY, Observe};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
 /// Version of the record's format.
@@ -67,6 +67,9 @@ pub struct Record {
     pub recovery: Recovery,
     /// The policy may lose data or fail requests.
     pub allow_lossy: bool,
+    /// What is counted of its requests.
+    #[serde(default, skip_serializing_if = "Observe::is_default")]
+    pub observe: Observe,
     /// Its cache, if it has one.
     pub cache: Option<CacheRecord>,
 }
@@ -128,6 +131,7 @@ impl Record {
             read_only: options.read_only,
             recovery: options.recovery,
             allow_lossy: options.allow_lossy,
+            observe: options.observe,
             cache,
         }
     }
@@ -154,6 +158,7 @@ impl Record {
             scheduler: Scheduler::default(),
             recovery: self.recovery,
             allow_lossy: self.allow_lossy,
+            observe: self.observe,
             cache: self.cache.as_ref().map(|cache| cache.options.clone()),
         }
     }
@@ -349,6 +354,7 @@ mod tests {
             scheduler: Scheduler::default(),
             recovery: Recovery::Reissue,
             allow_lossy: false,
+            observe: Observe::Full,
             cache: Some(CacheOptions::on(Spec::Path("/dev/fast".into()))),
         };
         let info = DeviceInfo {

@@ -53,7 +53,7 @@ impl Device for NewDevice {
         let params = facts.params(claim.info.max_io_bytes);
         let params = cache.map_or(params, |cache| cache.adapt(params));
         control.set_params(&claim.info, &params)?;
-        let spec = classifier_spec(&claim.info, backend, facts.sectors, cache)?;
+        let spec = classifier_spec(&claim.info, backend, facts.sectors, cache, options.observe)?;
         let classifier = Classifier::load(&spec)?;
         mark_data(backend, &classifier)?;
         let verified = policy::swap(&spec.disk, &self.policy)?;

@@ -7,7 +7,7 @@ use super::life::{End, Host};
 use super::running::RunningDevice;
 use crate::backend::{Backend, BackingKind, NullReads};
 use crate::control::{DeviceId, DeviceInfo, Recovery};
-use crate::policy::{self, Classifier, Disk, WrittenSpec};
+use crate::policy::{self, Classifier, Disk, Observe, WrittenSpec};
 use crate::queue::Written;
 use crate::registry::owners::{Opening, StorageError};
 use crate::registry::{DeviceOptions, Record, Role, Scheduler};
@@ -100,6 +100,7 @@ pub(super) fn classifier_spec(
     backend: &Backend,
     sectors: u64,
     cache: Option<&CacheDevice>,
+    observe: Observe,
 ) -> Result<policy::ClassifierSpec, CacheError> {
     let is_tracked = matches!(
         backend.kind(),
@@ -114,6 +115,7 @@ pub(super) fn classifier_spec(
         depth: info.depth,
         written: WrittenSpec::for_device(sectors, WRITTEN_SHIFT).filter(|_| is_tracked),
         cache: cache.map(|cache| cache.maps(sectors)).transpose()?,
+        observe,
     })
 }
 

@@ -110,7 +110,13 @@ impl Device for OrphanedDevice {
         let id = self.info.id;
         let sectors = self.before.sectors;
         start_recovery(control, id)?;
-        let spec = classifier_spec(&self.info, &self.backend, sectors, self.cache.as_ref())?;
+        let spec = classifier_spec(
+            &self.info,
+            &self.backend,
+            sectors,
+            self.cache.as_ref(),
+            self.options.observe,
+        )?;
         let classifier = self.classifier(&spec)?;
         if self.options.policy != DEFAULT_POLICY && !classifier.pins().policy_link().exists() {
             // Data matters more than advice about it.
