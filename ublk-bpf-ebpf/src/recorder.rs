@@ -9,31 +9,29 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod advice;
+#[cfg(target_arch = "bpf")]
 mod issued;
 #[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod traced;
 
 #[cfg(target_arch = "bpf")]
 mod record {
-    use core::mem::MaybeUninit;
-
     use aya_ebpf::{
-        bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP},
-        btf_maps::{Array, PerCpuArray, RingBuf},
-        helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+        bindings::BPF_RB_NO_WAKEUP,
+        btf_maps::{PerCpuArray, RingBuf},
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
-    use ublk_bpf_abi::{Member, Op, TraceRecord, VerdictSlot, req_op};
+    use ublk_bpf_abi::TraceRecord;
     // Brings the panic handler.
     use ublk_bpf_policy as _;
 
-    use crate::issued::{config, flags, ioprio, is_ours, locate};
+    use crate::issued::{is_ours, locate};
     use crate::kernel::KernelPtr;
-
-    /// The classifier's map, which the loader reuses.
-    #[btf_map(name = "verdicts")]
-    static VERDICTS: Array<VerdictSlot, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+    use crate::traced::fill;
 
     /// Requests that user space has not read yet. The loader sets its size.
     #[btf_map(name = "records")]
@@ -66,60 +64,6 @@ mod record {
             }
         }
         0
-    }
-
-    /// Writes every field.
-    #[inline(always)]
-    fn fill(record: &mut MaybeUninit<TraceRecord>, rq: KernelPtr, qid: u32, slot: u32) {
-        let cmd_flags = rq.load::<u32>(Member::RequestFlags);
-        let sector = rq.load::<u64>(Member::RequestSector);
-        let nr_sectors = rq.load::<u32>(Member::RequestBytes) >> 9;
-        let op = Op::from_req_op(cmd_flags & req_op::MASK) as u32;
-        let task = bpf_get_current_pid_tgid();
-        record.write(TraceRecord {
-            // SAFETY: the helper takes no arguments and returns a number.
-            time: unsafe { bpf_ktime_get_ns() },
-            sector,
-            nr_sectors,
-            op_and_advice: op | advice(slot, sector, nr_sectors, op) << 8,
-            flags: if cmd_flags & config!(any_flag) != 0 {
-                flags(cmd_flags) as u16
-            } else {
-                0
-            },
-            ioprio: ioprio(rq) as u16,
-            pid: task as u32,
-            tgid: (task >> 32) as u32,
-            qid: qid as u16,
-            reserved: 0,
-            // SAFETY: as above.
-            cgroup_id: unsafe { generated::bpf_get_current_cgroup_id() },
-            comm: [0; 16],
-        });
-        // SAFETY: it was written above.
-        let comm = unsafe { &raw mut record.assume_init_mut().comm };
-        // SAFETY: the name has 16 bytes. If the helper fails, they are zeroes.
-        unsafe { generated::bpf_get_current_comm(comm.cast(), 16) };
-    }
-
-    /// The first three bytes of the tag's slot, if it holds the verdict of this request; 0 if the kernel did not run the
-    /// classifier for it.
-    #[inline(always)]
-    fn advice(slot: u32, sector: u64, nr_sectors: u32, op: u32) -> u32 {
-        let Some(slot) = VERDICTS.get_ptr(slot) else {
-            return 0;
-        };
-        let words = slot.cast::<u64>();
-        // SAFETY: a slot is two words. The server, which clears the first one, has not seen the request yet.
-        let head = unsafe { words.read_volatile() };
-        // SAFETY: as above.
-        let of_sector = unsafe { words.add(1).read_volatile() };
-        let packed = head as u32 & 0x00ff_ffff;
-        if of_sector == sector && head == VerdictSlot::head(packed, op, nr_sectors) {
-            packed
-        } else {
-            0
-        }
     }
 
     /// Only this program writes this CPU's counter, and it does not nest.
