@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf/core/src"];
 
 /// The pages whose links are checked.
-const PAGES: [&str; 11] = [
+const PAGES: [&str; 12] = [
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -21,6 +21,7 @@ const PAGES: [&str; 11] = [
     "docs/benchmarks.md",
     "docs/caching.md",
     "docs/observability.md",
+    "docs/live.md",
     "docs/operations.md",
     "docs/policies.md",
     "docs/traces.md",

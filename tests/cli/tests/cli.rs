@@ -13,7 +13,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["run"],
         &["list"],
@@ -28,6 +28,7 @@ fn every_command_explains_itself() {
         &["cache"],
         &["cache", "inspect"],
         &["trace"],
+        &["why"],
         &["replay"],
         &["stop"],
     ];

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 15] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -26,6 +26,9 @@ pub const NAMES: [&str; 12] = [
     "watch",
     "recorder",
     "histograms",
+    "tracer",
+    "asker",
+    "shadow",
 ];
 /// The folder of the objects, wherever cargo builds everything else.
 pub const FOLDER: &str = "target/ebpf";

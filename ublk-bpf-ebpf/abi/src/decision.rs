@@ -227,6 +227,21 @@ impl Decision {
             && (packed >> 24 == 0 || reason == Reason::User as u32)
     }
 
+    /// The decision that this number packs, if each of its parts is defined: [`Self::BAD_ANSWER`] too.
+    #[must_use]
+    pub const fn unpack(packed: u32) -> Option<Self> {
+        let [verdict, reason, hints, code] = packed.to_le_bytes();
+        match (Verdict::parse(verdict), Reason::parse(reason)) {
+            (Some(verdict), Some(reason)) if hints & !hint::ALL == 0 => Some(Self {
+                verdict,
+                reason,
+                hints,
+                code,
+            }),
+            _ => None,
+        }
+    }
+
     /// What the classifier substitutes for an invalid decision.
     pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
 }
@@ -308,5 +323,11 @@ mod tests {
         assert!(Decision::is_answer(fill.pack()));
         assert!(!Decision::is_answer(fill.with_hints(1 << 7).pack()));
         assert_eq!(Extent::parse(0), None);
+        assert_eq!(Decision::unpack(fill.pack()), Some(fill));
+        assert_eq!(Decision::unpack(fill.with_hints(1 << 7).pack()), None);
+        assert_eq!(
+            Decision::unpack(Decision::BAD_ANSWER.pack()),
+            Some(Decision::BAD_ANSWER)
+        );
     }
 }

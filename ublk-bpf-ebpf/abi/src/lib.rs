@@ -46,6 +46,8 @@ macro_rules! numbered {
     };
 }
 
+mod asked;
+mod compared;
 mod config;
 mod counters;
 mod decision;
@@ -54,13 +56,15 @@ mod index;
 mod request;
 mod trace;
 
+pub use asked::{ANSWERED, ASKED, ASKER_GLOBAL, Question};
+pub use compared::{AboutShadow, Compared};
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 pub use histograms::{Issue, Latencies, Latency, Sizes, log2};
 pub use index::{BlockState, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
-pub use trace::TraceRecord;
+pub use trace::{EndedRecord, TraceRecord};
 
 /// Version of this interface. A server does not take over pinned maps and programs of another version.
 pub const ABI_VERSION: u32 = 4;
@@ -100,6 +104,21 @@ pub mod map {
     pub const RECORDS: &str = "records";
     /// Per-CPU array of one `u64`: requests for which [`RECORDS`] had no room.
     pub const DROPPED: &str = "dropped";
+    /// `issued[qid * depth + tag]`: array of [`TraceRecord`](crate::TraceRecord)s, the tracer's: requests that have not
+    /// ended; a time of 0: none.
+    pub const ISSUED: &str = "issued";
+    /// Ring of [`EndedRecord`](crate::EndedRecord)s, the tracer's.
+    pub const ENDED: &str = "ended";
+    /// Array of one `u64`: the tracer traces one request in so many, chosen at random.
+    pub const EVERY: &str = "every";
+    /// Array of one [`Question`](crate::Question), the asker's.
+    pub const QUESTION: &str = "question";
+    /// `compared[op]`: per-CPU array of [`Compared`](crate::Compared), the shadow's.
+    pub const COMPARED: &str = "compared";
+    /// `shadow_codes[code]`: as [`CODES`], of the shadow policy.
+    pub const SHADOW_CODES: &str = "shadow_codes";
+    /// Array of one [`AboutShadow`](crate::AboutShadow).
+    pub const ABOUT: &str = "about";
     /// Array of one [`FaultRange`](crate::FaultRange), owned by the policy `fault`.
     pub const FAULT_RANGE: &str = "fault_range";
 }
@@ -124,6 +143,11 @@ const _: () = {
     assert!(size_of::<TraceRecord>() == 64);
     assert!(core::mem::offset_of!(TraceRecord, op_and_advice) == 20);
     assert!(core::mem::offset_of!(TraceRecord, comm) == 48);
+    assert!(size_of::<EndedRecord>() == 80);
+    assert!(size_of::<Question>() == 48);
+    assert!(size_of::<Compared>() == 8 * Compared::WORDS);
+    assert!(core::mem::offset_of!(Compared, cached) == 8 * Compared::CACHED);
+    assert!(size_of::<AboutShadow>() == 4096);
     assert!(size_of::<Reasons>() == 8 * Reason::COUNT);
     assert!(core::mem::offset_of!(Decisions, slow) == 8 * Decisions::word(Verdict::Slow, Reason::Default));
     assert!(core::mem::offset_of!(Decisions, sectors) == 8 * Decisions::SECTORS);

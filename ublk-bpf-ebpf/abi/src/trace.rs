@@ -31,3 +31,15 @@ pub struct TraceRecord {
     /// Its name, zero padded.
     pub comm: [u8; 16],
 }
+
+/// A request that has ended, as the tracer saw it: [`map::ENDED`](crate::map::ENDED) is a ring of these.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedRecord {
+    /// The request when it was issued.
+    pub record: TraceRecord,
+    /// Nanoseconds from its issue to its end.
+    pub latency: u64,
+    /// The kernel's `blk_status_t` of the end; 0: no error.
+    pub status: u64,
+}

@@ -22,6 +22,7 @@ mod stats;
 mod stop;
 mod table;
 mod trace;
+mod why;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ Examples:
   ublk-bpf stats 0 --watch                    statistics of ublkb0, every second
   ublk-bpf policy swap 0 sparse               change the policy of the running device
   ublk-bpf set 0 promote-limit=20M            change an option of the running device
+  ublk-bpf why 0 4096                         what happens to a read of sector 4096, and why
+  ublk-bpf trace 0 --slower-than 5ms          the requests that take longer than 5 ms, as they end
   ublk-bpf replay disk.trace                  what a cache would save, by a trace of requests
   ublk-bpf stop 0
 
@@ -68,6 +71,7 @@ enum Command {
     Policy(policy::Args),
     Cache(cache::Args),
     Set(set::Args),
+    Why(why::Args),
     Trace(trace::Args),
     Replay(replay::Args),
     Stop(stop::Args),
@@ -98,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Set(args) => set::run(&args),
+        Command::Why(args) => why::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Stop(args) => stop::run(&args),

@@ -1,5 +1,7 @@
 //! `ublk-bpf trace`.
 
+mod live;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,41 +24,74 @@ use crate::registry::Record;
 /// How often the requests are written. The ring holds what is issued meanwhile.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Record the requests to a device
+/// Show the requests to a device live, or record them
 ///
-/// The trace has each request with its time, task, cgroup, flags and verdict; docs/traces.md describes the file, and
-/// `ublk-bpf replay` reads it. Recording ends with Ctrl-C, at a limit, or with the device. Without it, a device pays
-/// nothing.
+/// Each request is a line when it has ended, with its task, what the policy decided, and how long it took. With --record,
+/// requests go to a file instead, as they are issued: docs/traces.md describes it, and `ublk-bpf replay` reads it. Either
+/// ends with Ctrl-C, at a limit, or with the device. Without it, a device pays nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArg,
     /// Write the requests to this file; not one on the device itself
     #[arg(long, value_name = "FILE")]
-    record: PathBuf,
+    record: Option<PathBuf>,
     /// End after so many seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// End after so many requests
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// With --record: end after so many requests
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "record")]
     count: Option<u64>,
     /// Kernel memory for requests that are not written yet, 64 bytes each, up to 1G; more are dropped and counted
     #[arg(long, value_name = "SIZE", value_parser = ring_size, default_value = "8M")]
     buffer: u32,
     #[command(flatten)]
+    live: live::LiveOptions,
+    #[command(flatten)]
     format: OutputFormat,
 }
 
-/// Records until something ends it, and says what there is.
+/// Records or shows requests until something ends it, and says what there is.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let record = Record::read(args.device.id)?;
+    let until = Until::begin(args.seconds)?;
+    match &args.record {
+        Some(file) => record_to(file, args, &record, &until),
+        None => live::run(args, &record, &until),
+    }
+}
+
+/// When the user wants it to end.
+struct Until {
+    signal: Arc<AtomicBool>,
+    time: Option<Instant>,
+}
+
+impl Until {
+    /// From now on, a signal no longer ends the process by itself.
+    fn begin(seconds: Option<u64>) -> anyhow::Result<Self> {
+        let signal = Arc::new(AtomicBool::new(false));
+        for number in [SIGINT, SIGTERM] {
+            flag::register(number, Arc::clone(&signal)).context("cannot catch signals")?;
+        }
+        // More seconds than the clock has are no limit.
+        let time = seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+        Ok(Self { signal, time })
+    }
+
+    fn is_over(&self) -> bool {
+        self.signal.load(Relaxed) || self.time.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+fn record_to(path: &Path, args: &Args, record: &Record, until: &Until) -> anyhow::Result<()> {
     let device = Recorded {
         sectors: record.sectors,
-        block_bytes: record.cache.map(|cache| cache.options.block),
+        block_bytes: record.cache.as_ref().map(|cache| cache.options.block),
     };
     let disk = Disk::ublk(args.device.id.number());
-    let file = create(&args.record)?;
-    let recording = Recording::start(&disk, device, file, args.buffer, args.count)?;
+    let file = create(path)?;
+    let mut recording = Recording::start(&disk, device, file, args.buffer, args.count)?;
     if !args.format.json {
         print_line(format_args!(
             "recording the requests of {} until {}",
@@ -64,7 +99,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             ends(args)
         ))?;
     }
-    let summary = record_until_end(recording, args.seconds)?;
+    while recording.poll()? && !until.is_over() {
+        thread::sleep(INTERVAL);
+    }
+    let summary = recording.finish()?;
     if args.format.json {
         print_line(serde_json::to_string(&summary)?)?;
     } else {
@@ -83,20 +121,6 @@ fn create(path: &Path) -> anyhow::Result<File> {
         path.shown()
     );
     Ok(file)
-}
-
-fn record_until_end(mut recording: Recording, seconds: Option<u64>) -> anyhow::Result<Summary> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, Arc::clone(&stop)).context("cannot catch signals")?;
-    }
-    // More seconds than the clock has are no limit.
-    let end = seconds.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
-    let is_over = || stop.load(Relaxed) || end.is_some_and(|end| Instant::now() >= end);
-    while recording.poll()? && !is_over() {
-        thread::sleep(INTERVAL);
-    }
-    Ok(recording.finish()?)
 }
 
 /// What ends the recording.

@@ -3,12 +3,17 @@
 //! Nothing here needs the server: the maps exist as long as the device, even after its server died.
 
 mod amount;
+mod classified;
 mod histograms;
+mod line;
+mod live;
 mod overview;
 mod read;
 mod recording;
 mod savings;
 mod table;
+mod why;
+mod words;
 
 use std::collections::BTreeMap;
 
@@ -16,10 +21,13 @@ use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
 pub use histograms::{Histogram, Histograms, LatencyOf, SizeOf};
+pub use line::{TraceLine, duration};
+pub use live::{Ended, Live, RequestFilter};
 pub use read::{program, stats};
 pub use recording::{Recorded, Recording, RecordingError, Summary};
 pub use savings::Savings;
 pub use table::Table;
+pub use why::{Cached, ExplainedBlock, PolicyAnswer, SectorRange, Why, WhyError, why};
 
 use crate::policy::Observe;
 

@@ -6,8 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::read::program;
-use crate::policy::{Disk, PinDir, PolicyError, Recorder};
+use super::classified::Classified;
+use crate::policy::{Disk, PolicyError, Recorder};
 use crate::sys::bpf::ktime_ns;
 use crate::trace::{Header, TracedRequest, Writer};
 
@@ -46,9 +46,7 @@ pub struct Summary {
 pub struct Recording {
     recorder: Recorder,
     writer: Writer<File>,
-    pins: PinDir,
-    /// The program id of the device's classifier: another one belongs to another device.
-    classifier: u32,
+    classified: Classified,
     sectors: u64,
     /// The recorder's clock when it started.
     start: u64,
@@ -71,10 +69,7 @@ impl Recording {
         ring_bytes: u32,
         limit: Option<u64>,
     ) -> Result<Self, RecordingError> {
-        let pins = PinDir::open(disk)?;
-        let classifier = program(&pins.classifier())?.ok_or_else(|| PolicyError::NotClassified {
-            path: pins.path().to_owned(),
-        })?;
+        let classified = Classified::of(disk)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let header = Header {
             device_sectors: device.sectors,
@@ -89,8 +84,7 @@ impl Recording {
         Ok(Self {
             recorder: Recorder::attach(disk, ring_bytes)?,
             writer,
-            pins,
-            classifier: classifier.id,
+            classified,
             sectors: device.sectors,
             start,
             limit: limit.unwrap_or(u64::MAX),
@@ -104,10 +98,9 @@ impl Recording {
     /// # Errors
     /// If the file cannot be written.
     pub fn poll(&mut self) -> Result<bool, RecordingError> {
-        let exists =
-            matches!(program(&self.pins.classifier()), Ok(Some(found)) if found.id == self.classifier);
+        let is_there = self.classified.is_there();
         self.drain()?;
-        Ok(exists && self.writer.recorded() < self.limit)
+        Ok(is_there && self.writer.recorded() < self.limit)
     }
 
     /// Detaches the recorder, writes what it still holds, and ends the trace.

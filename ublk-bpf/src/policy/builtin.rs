@@ -15,6 +15,10 @@ pub(super) static WATCH: &[u8] = object!("watch");
 pub(super) static RECORDER: &[u8] = object!("recorder");
 /// The histograms of requests.
 pub(super) static HISTOGRAMS: &[u8] = object!("histograms");
+/// The asker of policies.
+pub(super) static ASKER: &[u8] = object!("asker");
+/// The tracer of requests from issue to end.
+pub(super) static TRACER: &[u8] = object!("tracer");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
 

@@ -29,6 +29,31 @@ pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
     Ok(number(&words, offset_of!(Config, cache_shift)) != 0)
 }
 
+/// The sizes of the blocks by which the pinned classifier looks at a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockShifts {
+    /// log2 of a cache block's bytes; none without a cache.
+    pub cache: Option<u32>,
+    /// log2 of the bytes of a block of [`map::WRITTEN`](ublk_bpf_abi::map::WRITTEN); none if the map is not used.
+    pub written: Option<u32>,
+}
+
+/// The block sizes of the pinned classifier.
+///
+/// # Errors
+/// If it cannot be read, or is of another version of the interface.
+pub fn block_shifts(pins: &PinDir) -> Result<BlockShifts, PolicyError> {
+    let (words, _) = config_of_device(pins)?;
+    let shift = |at, sizes: std::ops::RangeInclusive<u32>| {
+        let shift = u32::try_from(number(&words, at)).ok();
+        shift.filter(|shift| sizes.contains(shift))
+    };
+    Ok(BlockShifts {
+        cache: shift(offset_of!(Config, cache_shift), 12..=20),
+        written: shift(offset_of!(Config, written_shift), 12..=30),
+    })
+}
+
 /// The 32-bit number at this byte of the configuration.
 fn number(words: &ConfigWords, at: usize) -> u64 {
     let half = if at.is_multiple_of(8) { 0 } else { 32 };

@@ -4,6 +4,7 @@
 //! threads. Other processes use the pins: [`swap()`] and [`reset`] replace the policy under load, [`crate::observe`]
 //! reads the counters.
 
+mod ask;
 mod btf_format;
 mod builtin;
 mod bytes;
@@ -23,13 +24,15 @@ mod pin;
 mod recorder;
 mod spec;
 mod swap;
+mod tracer;
 mod trial;
 mod verifier;
 mod watch;
 
+pub use ask::Asker;
 pub use builtin::{Builtin, builtin};
 pub(crate) use causes::chain;
-pub use config::{has_cache, is_counting};
+pub use config::{BlockShifts, block_shifts, has_cache, is_counting};
 pub use error::PolicyError;
 pub use fault::set_fault_range;
 pub use load::Classifier;
@@ -42,6 +45,7 @@ pub use pin::{Disk, PinDir, check_bpffs, ensure_bpffs, pinned_disks, remove_stal
 pub use recorder::Recorder;
 pub use spec::{CacheSpec, ClassifierSpec, Observe, WrittenSpec};
 pub use swap::{DEFAULT_POLICY, Policy, Verified, reset, swap};
+pub use tracer::Tracer;
 pub use trial::{try_classifier, try_watch};
 pub use verifier::Refusal;
 pub use watch::Watch;

@@ -173,6 +173,26 @@ impl KernelLayout {
     }
 }
 
+/// The number of the type of another tracepoint, which has the prefix `btf_trace_`. Reads the kernel's type information.
+///
+/// # Errors
+/// If there is none, or the kernel has no such tracepoint.
+pub(super) fn tracepoint(name: &'static str) -> Result<u32, BtfError> {
+    let path = Path::new(VMLINUX_BTF);
+    let bytes = fs::read(path).map_err(|source| BtfError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let wanted = Wanted {
+        kind: KIND_TYPEDEF,
+        name,
+    };
+    let (_, [found]) = KernelTypes::find(&bytes, &[wanted]).ok_or(BtfError::Damaged)?;
+    found
+        .map(|found| found.id)
+        .ok_or_else(|| BtfError::NoType(name.to_owned()))
+}
+
 /// `found` are the [`STRUCTURES`].
 fn offsets(types: &KernelTypes<'_>, found: &[Option<KernelType>]) -> Result<Offsets, BtfError> {
     let mut offsets = [0; Member::COUNT];

@@ -51,8 +51,8 @@ impl Recorder {
             .pinned(map::VERDICTS, &verdicts)
             .entries(map::RECORDS, ring_bytes)
             .load(&object, WHAT)?;
-        let records = taken(&mut loaded, map::RECORDS)?;
-        let dropped = taken(&mut loaded, map::DROPPED)?;
+        let records = taken(&mut loaded, WHAT, map::RECORDS)?;
+        let dropped = taken(&mut loaded, WHAT, map::DROPPED)?;
         let hook = Hook::Tracepoint(layout.issue);
         let program = loaded.program(PROGRAM, hook)?;
         let link = load::attach(program.as_fd(), hook).map_err(|e| failed(e.to_string()))?;
@@ -80,11 +80,7 @@ impl Recorder {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn dropped(&self) -> Result<u64, PolicyError> {
-        let cpus = self.dropped.get(&0, 0).map_err(|e| PolicyError::Access {
-            map: map::DROPPED,
-            detail: chain(&e),
-        })?;
-        Ok(cpus.iter().fold(0, |sum, count| sum.wrapping_add(*count)))
+        dropped(&self.dropped)
     }
 
     /// Requests of any disk for which the kernel did not run the recorder, because it already ran on their CPU.
@@ -104,14 +100,24 @@ fn failed(detail: String) -> PolicyError {
     }
 }
 
-/// A map of the object.
-fn taken<M>(loaded: &mut Loaded, name: &'static str) -> Result<M, PolicyError>
+/// Sums over CPUs the requests that found a ring full.
+pub(super) fn dropped(counts: &PerCpuArray<MapData, u64>) -> Result<u64, PolicyError> {
+    let cpus = counts.get(&0, 0).map_err(|e| PolicyError::Access {
+        map: map::DROPPED,
+        detail: chain(&e),
+    })?;
+    Ok(cpus.iter().fold(0, |sum, count| sum.wrapping_add(*count)))
+}
+
+/// A map of the object, which is `what`.
+pub(super) fn taken<M>(loaded: &mut Loaded, what: &str, name: &'static str) -> Result<M, PolicyError>
 where
     M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
 {
-    let map = loaded
-        .take_map(name)
-        .ok_or_else(|| failed(format!("no map {name}")))?;
+    let map = loaded.take_map(name).ok_or_else(|| PolicyError::Load {
+        what: what.to_owned(),
+        detail: format!("no map {name}"),
+    })?;
     M::try_from(map).map_err(|e| PolicyError::Access {
         map: name,
         detail: chain(&e),

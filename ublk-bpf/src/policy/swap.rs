@@ -169,8 +169,8 @@ pub(super) fn verified<'a>(
     Ok((loaded.program(POLICY_FUNCTION, hook)?, hook))
 }
 
-/// The number of the function that a policy replaces, in the classifier's type information.
-fn policy_function(classifier: BorrowedFd<'_>, what: &str) -> Result<u32, PolicyError> {
+/// The number of the function that a policy replaces, in the type information of a program that calls it.
+pub(super) fn policy_function(classifier: BorrowedFd<'_>, what: &str) -> Result<u32, PolicyError> {
     let types = load::types_of(classifier).map_err(|e| failed(what, &e))?;
     let types = Btf::parse(&types, Endianness::Little).map_err(|e| failed(what, &e))?;
     let function = types.id_by_type_name_kind(POLICY_FUNCTION, BtfKind::Func);
