@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 /// What a path in ARCHITECTURE.md may be relative to.
 const ROOTS: [&str; 3] = ["", "ublk-bpf/src", "ublk-bpf/core/src"];
 
-/// The pages whose links are checked.
-const PAGES: [&str; 12] = [
+/// The pages whose links and lines are checked.
+const PAGES: &[&str] = &[
     "ARCHITECTURE.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -25,6 +25,10 @@ const PAGES: [&str; 12] = [
     "docs/operations.md",
     "docs/policies.md",
     "docs/traces.md",
+    "examples/cgroup-tiers/README.md",
+    "examples/metadata-first/README.md",
+    "examples/pin-range/README.md",
+    "examples/size-histogram/README.md",
     "fuzz/README.md",
 ];
 
@@ -66,6 +70,42 @@ fn no_source_file_is_too_long() {
     let lengths = sources(&checkout()).map(|path| (read(&path).lines().count(), path));
     let long: Vec<_> = lengths.filter(|(lines, _)| *lines > MAX_LINES).collect();
     assert!(long.is_empty(), "more than {MAX_LINES} lines: {long:?}");
+}
+
+#[test]
+fn no_line_of_a_page_is_too_long() {
+    const MAX_COLUMNS: usize = 120;
+    let checkout = checkout();
+    let mut long = Vec::new();
+    for page in PAGES {
+        for (line, text) in (1..).zip(read(&checkout.join(page)).lines()) {
+            let columns = text.chars().count();
+            if columns > MAX_COLUMNS {
+                long.push(format!(
+                    "{page}:{line}: {columns} columns, at most {MAX_COLUMNS} are allowed"
+                ));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn every_page_is_checked() {
+    let checkout = checkout();
+    for folder in ["", "docs"] {
+        let entries = fs::read_dir(checkout.join(folder)).expect("a folder");
+        for path in entries.map(|entry| entry.expect("read").path()) {
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let known = PAGES.iter().any(|page| path.ends_with(page));
+                assert!(
+                    known,
+                    "{} is not among the pages that are checked",
+                    path.display()
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub fn kinds() -> Vec<Kind> {
         kind(
             "ublk-bpf-hit",
             Raw::Brd,
-            "`--backing /dev/ram1 --cache /dev/ram0 --cache-mode write-through --policy lru`, warm",
+            "`--backing /dev/ram1 --cache /dev/ram0 --policy lru`, warm",
             hit,
         ),
     ]

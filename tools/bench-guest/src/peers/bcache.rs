@@ -24,7 +24,7 @@ const HEAD: u64 = 16 * SECTOR;
 pub(crate) const KINDS: [Kind; 1] = [Kind {
     name: "bcache",
     raw: Raw::Brd,
-    options: "write-through, `sequential_cutoff` 0, no congestion thresholds, all of it cached",
+    options: "write-through, `sequential_cutoff` 0, no congestion limits, fully cached",
     version: kernel_version,
     start: |_| Ok(Box::new(Bcache::start()?)),
 }];

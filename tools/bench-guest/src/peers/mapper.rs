@@ -36,7 +36,7 @@ pub(crate) const KINDS: [Kind; 2] = [
     Kind {
         name: "dm-cache",
         raw: Raw::Brd,
-        options: "`writethrough smq`, blocks of 64k, all of it cached",
+        options: "`writethrough smq`, blocks of 64k, fully cached",
         version: kernel_version,
         start: |_| {
             empty(FAST)?;

@@ -13,9 +13,9 @@ pub(crate) const PLAN: Plan = Plan {
     how: "\
 `null`, 4 KiB random reads, depth 128, policy `passthrough`; a guest for each line. *One of each*: one queue and one client, pinned to a CPU, on a machine with so
 many. *As many*: a queue, a server thread and a pinned client for each CPU. The clock counts the instructions of all CPUs together, so a perfect program would have the same
-figure in every line; it says nothing about how many I/Os a second so many real CPUs make. Switches and interrupts are those of *as many*, with what starting fio adds to them in every line.",
+figure in every line; it says nothing about how many I/Os a second so many real CPUs make. Context switches, IPIs and timer ticks are those of *as many* for 1000 I/Os, with what starting fio adds to them in every line.",
     head: "\
-| CPUs | instructions per I/O, one of each | as many | against one of each | context switches per 1000 I/Os | IPIs per 1000 | timer ticks per 1000 |
+| CPUs | one of each, instr./I/O | as many, instr./I/O | difference | switches | IPIs | timer ticks |
 |---|---|---|---|---|---|---|",
     guests: &[
         guest(1),

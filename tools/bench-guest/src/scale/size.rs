@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::Guest;
 use super::{Plan, available_mib, instructions, resident_mib};
@@ -12,10 +12,10 @@ pub(crate) const PLAN: Plan = Plan {
     title: "Size",
     how: "\
 One queue of depth 128 on one CPU, policy `passthrough`, 4 KiB random reads over the whole device. `mem:` is memory of which none is taken; the cache is one of 1 GiB, which stays empty: what is
-seen is the index. *Start* is from the command to the line that says that the device is ready, *stop* until it is gone; on this clock a millisecond is a million instructions. *Memory taken* is what
-the system has less of while the device is there.",
+seen is the index. *Start* is from the command to the line that says that the device is ready, *stop* until it is gone; on this clock a millisecond is a million instructions. *Maps* are the index and the heat,
+*taken* is the memory that the system has less of while the device is there, and *RSS* is the server's.",
     head: "\
-| backing | cache block | start, ms | stop, ms | index and heat, MiB | memory taken, MiB | server's RSS, MiB | instructions per I/O |
+| backing | cache block | start, ms | stop, ms | maps, MiB | taken, MiB | RSS, MiB | instr./I/O |
 |---|---|---|---|---|---|---|---|",
     guests: &[Guest {
         cpus: 1,
@@ -46,6 +46,9 @@ const CASES: [(&str, Option<&str>); 10] = [
     ("mem:16T", Some("4K")),
 ];
 
+/// What a start says about a device with too many blocks for a cache.
+const TOO_MANY: &str = "too many cache blocks";
+
 /// The kernel frees a map some time after its last user has gone.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -74,13 +77,14 @@ fn row((backing, block): (&str, Option<&str>)) -> Result<()> {
     let (before, started) = (available_mib()?, Instant::now());
     let device = match Device::start(&options) {
         Ok(device) => device,
-        // A limit is a result too.
+        // This limit is a result too.
         Err(error) => {
             let said = error.to_string().replace(['\n', '|'], " ");
             let why = said
                 .rsplit_once("ublk-bpf: ")
                 .map_or(said.as_str(), |(_, why)| why);
-            println!("{name}| refused: {why} | | | | | |");
+            ensure!(why.contains(TOO_MANY), "{backing}: {why}");
+            println!("{name}| refused: {TOO_MANY} | | | | | |");
             return Ok(());
         }
     };

@@ -13,7 +13,7 @@ use bench_guest::compared::result::{Block, Case, plural};
 const HOW: &str = "\
 Each figure is what everything together takes for an I/O: the program that asks (fio), the kernel and the server. It is
 measured in a guest whose clock counts instructions, one nanosecond each, so that it repeats from run to run and from
-machine to machine: **IOPS are 1e9 divided by the instructions of an I/O**. They say what work there is, not how fast a
+machine to machine: **IOPS are 1e9 divided by the instructions of an I/O** (*instr.*). They say what work there is, not how fast a
 real machine does it: an instruction that misses the CPU's caches counts as one that does not.
 
 - **Raw device:** what nothing can be cheaper than. For what ends in memory that is `brd`, the kernel's RAM disk; for what
@@ -49,12 +49,12 @@ pub(super) fn section(results: &Results, took: Duration) -> String {
     text.push_str(&floors(results));
     text.push_str("\n## Every case\n\n");
     text.push_str(&matrix(results));
-    text.push_str("\n## Who was measured\n\n");
+    text.push_str("\n## What was measured\n\n");
     text.push_str(&versions(results));
     let minutes = took.as_secs().div_ceil(60);
     let _ = write!(
         text,
-        "\n## Again\n\n`cargo xtask bench --only compared` measures all this and writes this page; it took {minutes} minutes \
+        "\n## Repeating it\n\n`cargo xtask bench --only compared` measures all this and writes this page; it took {minutes} minutes \
          here.\n`cargo xtask bench --quick` measures the first table alone, and `--only NAME,NAME` some of the subjects \
          (`--list` names them);\nneither touches this page.\n{}",
         idle(results)
@@ -65,7 +65,7 @@ pub(super) fn section(results: &Results, took: Duration) -> String {
 /// Both sizes side by side.
 fn headlines(results: &Results) -> String {
     let mut text = String::from(
-        "| | 4k: IOPS | spread | instructions | added | server | calls | 64k: IOPS | spread | instructions | added | server | calls |\n\
+        "| | 4k: IOPS | spread | instr. | added | server | calls | 64k: IOPS | spread | instr. | added | server | calls |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for subject in results.subjects() {
@@ -133,7 +133,8 @@ fn floors(results: &Results) -> String {
     text
 }
 
-/// A table to unfold for each pattern, size and number of CPUs, with all depths side by side.
+/// A table to unfold for each pattern, size and number of CPUs, with all depths side by side. It leaves out the IOPS, which
+/// follow from the instructions: no line of the page may be too long.
 fn matrix(results: &Results) -> String {
     let mut text = String::new();
     let cases = results.cases();
@@ -146,25 +147,21 @@ fn matrix(results: &Results) -> String {
         let first = depths[0];
         let _ = write!(
             text,
-            "<details><summary>{}, {}, {} and {}</summary>\n\n|",
+            "<details><summary>{}, {}, {} and {}, by depth</summary>\n\n|",
             first.pattern,
             first.block,
             plural(first.cpus, "queue"),
             plural(first.cpus, "CPU")
         );
         for case in depths {
-            let _ = write!(
-                text,
-                " | depth {}: IOPS | instructions | added | server | calls",
-                case.depth
-            );
+            let _ = write!(text, " | {}: instr. | added | server | calls", case.depth);
         }
-        let _ = writeln!(text, " |\n|---{}|", "|--:".repeat(5 * depths.len()));
+        let _ = writeln!(text, " |\n|---{}|", "|--:".repeat(4 * depths.len()));
         for subject in results.subjects() {
             let _ = write!(text, "| {}", styled(subject));
             for case in depths {
                 let cell = results.cell(subject, *case);
-                text.push_str(&cell.map_or_else(|| " |".repeat(5), |cell| narrow(&cell)));
+                text.push_str(&cell.map_or_else(|| " |".repeat(4), |cell| narrow(&cell)));
             }
             text.push_str(" |\n");
         }
@@ -175,8 +172,7 @@ fn matrix(results: &Results) -> String {
 
 fn narrow(cell: &Cell) -> String {
     format!(
-        " | {} | {} | {} | {:.0} % | {}",
-        grouped(cell.iops.median),
+        " | {} | {} | {:.0} % | {}",
         grouped(cell.instructions),
         added(cell),
         cell.server * 100.0,
