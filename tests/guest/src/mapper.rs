@@ -50,7 +50,7 @@ impl Mapper {
         self.switch(&format!("0 {sectors} linear {} 0", self.below));
     }
 
-    /// From now on every write takes so many milliseconds, and reads do not.
+    /// From now on every write takes this many milliseconds; reads are not delayed.
     pub fn delay_writes(&self, milliseconds: u32) {
         run("modprobe", &["dm_delay"]);
         self.switch(&self.table("delay", &format!("0 0 {} 0 {milliseconds}", self.below)));

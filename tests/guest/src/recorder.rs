@@ -33,7 +33,7 @@ impl Recorder {
         run("kill", &[signal, &self.child.id().to_string()]);
     }
 
-    /// Waits for its end, and returns what it said.
+    /// Waits for its end, and returns its output.
     #[must_use]
     pub fn end(mut self) -> (ExitStatus, String) {
         let mut said = String::new();

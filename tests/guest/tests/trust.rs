@@ -1,4 +1,4 @@
-//! Who can change what the server leaves for later commands of root's: root alone, whatever the umask is; and what
+//! What the server leaves for later commands can be changed by root alone, whatever the umask is; and what
 //! others could have changed is refused.
 
 use std::fs::{self, Permissions};

@@ -1,4 +1,4 @@
-//! Who uses a device, found through partitions and the devices on top of it.
+//! The users of a device, found through partitions and the devices on top of it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;

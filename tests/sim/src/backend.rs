@@ -229,7 +229,7 @@ impl Sim<'_> {
         let request = &mut self.queue.kernel.tag(op.tag).request;
         let mut moved = 1 + self.rng.below32(len);
         if device && (moved < block || self.rng.chance(500)) {
-            // Whole blocks, or at least one if this goes on for too long.
+            // Whole blocks, or at least one if this happens too often in a row.
             moved = (moved / block * block).max(if request.again < MAX_IN_A_ROW { 1 } else { block });
         }
         if moved == len {

@@ -30,13 +30,13 @@ bugs! {
     ForgetDurable,
     /// FLUSH does nothing.
     SkipFlush,
-    /// Pages that shall read as zeroes are not filled.
+    /// Pages that must read as zeroes are not filled.
     SkipZero,
     /// A write is acknowledged and not made.
     SkipWrite,
     /// A tag that arrived is lost.
     LoseTag,
-    /// The machine believes that it may lose data.
+    /// The machine assumes that it may lose data.
     ObeyDrops,
     /// Writes are not marked: what they wrote seems to read as zeroes.
     ForgetWritten,
@@ -60,9 +60,9 @@ bugs! {
     PublishFailedWrite,
     /// A write-around leaves its block in the cache.
     ForgetToInvalidate,
-    /// Recovery believes entries of blocks that are being filled or written.
+    /// Recovery trusts entries of blocks that are being filled or written.
     TrustUnfinished,
-    /// The index of before a power failure is believed.
+    /// The index from before a power failure is trusted.
     TrustAfterPowerCut,
     /// The mover is not woken.
     ForgetToWake,

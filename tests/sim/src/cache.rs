@@ -16,10 +16,10 @@ use ublk_bpf::cache::{Cache, Mover, MoverIo, PromoteLimits, Resident, Rest, Shap
 /// Servers of a run with a cache: each has a cache of its own.
 const MAX_SERVERS: usize = 512;
 
-/// Where the first slot is: behind what a real device has there.
+/// Offset of the first slot: after what a real device keeps in front of it.
 const DATA_OFFSET: u64 = 1 << 20;
 
-/// What a sector of a slot or of a staging buffer holds: who wrote it, and where. `None`: unknown.
+/// What a sector of a slot or of a staging buffer holds: its writer, and where. `None`: unknown.
 type Copied = Option<(Writer, u64)>;
 
 /// What outlives servers: the maps, and room for each server's cache.
@@ -269,7 +269,7 @@ impl<'w> Side<'w> {
         if !self.mover.is_idle() {
             return Ok(false);
         }
-        // It may have to leave the cache still.
+        // It may still have to leave the cache.
         if let Ok(effect) = self.mover.poll(Duration::ZERO) {
             return Err(format!("the mover began {effect:?} after it was stopped"));
         }

@@ -390,7 +390,7 @@ impl Sim<'_> {
         reads.map(|tag| tag.request.began).min().unwrap_or(u64::MAX)
     }
 
-    /// Whether a client may find in its pages what is there.
+    /// Whether a client's pages may hold what they hold.
     fn check_read(&self, request: &Request) -> Check {
         if self.world.backing == (Backing::Null { filled: false }) {
             return Ok(());

@@ -246,7 +246,7 @@ impl Sim<'_> {
         Ok(())
     }
 
-    /// Someone rings for these queues.
+    /// These queues are rung.
     pub(super) fn ring(&mut self, queues: QueueSet, caller: Option<u16>) {
         if self.bug == Some(Bug::ForgetToRing) {
             return;

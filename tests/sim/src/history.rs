@@ -79,8 +79,8 @@ impl History {
         self.sectors[sector].push(change);
     }
 
-    /// It has ended. `oldest_read` is when the oldest read that is in flight began: what no read can find any
-    /// more, now or after a power failure, is forgotten.
+    /// It has ended. `oldest_read` is when the oldest read that is in flight began: what no later read
+    /// can find, now or after a power failure, is forgotten.
     pub(super) fn end(&mut self, sector: usize, request: u64, end: End, now: u64, oldest_read: u64) {
         let changes = &mut self.sectors[sector];
         for change in changes.iter_mut().filter(|change| change.request == request) {

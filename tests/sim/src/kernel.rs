@@ -12,7 +12,7 @@ use ublk_bpf_abi::TakenVerdict;
 /// Tags of one FETCH completion, at most (`MAX_NR_TAG`).
 const MAX_TAGS: usize = 128;
 
-/// Failures in a row that the kernel is given to have: it recovers.
+/// Failures in a row that the modelled kernel may have: then it recovers.
 pub(super) const MAX_IN_A_ROW: u8 = 8;
 
 /// Where a tag is.

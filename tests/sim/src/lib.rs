@@ -34,8 +34,8 @@
 //! | COMMIT stops at an element | it is not the server's (`ublk_batch_commit_io_check`: `-EBUSY`). No path of this driver takes a tag from a living server, so the model invents one: the client's request fails, and its tag may carry another at once |
 //! | COMMIT handles nothing | the elements could not be read (`-EFAULT`), or io_uring had no memory. At most eight in a row |
 //! | `UBLK_IO_F_NEED_REG_BUF` | the ring's table has no room at that index, or no memory (`ublk_auto_buf_register`) |
-//! | backend operations are short, end inside a block, fail, or come back with `-EAGAIN` or `-EINTR` | any file may; a device's direct I/O goes on at block boundaries only |
-//! | a backend moves nothing, or claims more than was asked | a truncated file; the claim is no kernel's, and not to be believed |
+//! | backend operations are short, end inside a block, fail, or come back with `-EAGAIN` or `-EINTR` | any file may; a device's direct I/O continues only at block boundaries |
+//! | a backend moves nothing, or claims more than was asked | a truncated file; the claim is no kernel's, and must not be trusted |
 //! | user copy is short or fails | the server's memory cannot be read or written (`ublk_copy_user_bvec`) |
 //! | completions come in any order | io_uring promises none |
 //! | verdicts are missing or stale | the classifier is skipped where it is running already on the CPU |
@@ -47,7 +47,7 @@
 //! | the mover's operations fail, come short, or come back with `-EAGAIN` or `-EINTR` | as any others |
 //! | a server begins with the index of one that died, with what one saved, or with nothing | recovery, a clean stop, a power failure |
 //! | a client changes the buffer that it writes from | any program may, and a page cache without stable writes does |
-//! | the backing device is written to between two servers | anyone who may write to it can |
+//! | the backing device is written to between two servers | any program with write access can |
 //! | the power fails | of each sector any version remains that was there since it was last made durable |
 
 mod backend;

@@ -1,4 +1,4 @@
-//! What sectors hold: bytes that say who wrote them, and where.
+//! The content of sectors: bytes that name their writer and their place.
 
 /// Bytes of a sector.
 pub(super) const SECTOR: usize = 512;
@@ -9,7 +9,7 @@ pub(super) const POISON: u8 = 0xa5;
 /// What a slot holds that was not filled whole.
 pub(super) const STALE: u8 = 0x5c;
 
-/// Who wrote a sector. 0: it reads as zeroes.
+/// The writer of a sector. 0: it reads as zeroes.
 pub(super) type Writer = u64;
 
 /// Word `i` of a sector, beyond the first, which is the writer itself.
@@ -31,7 +31,7 @@ pub(super) fn fill(bytes: &mut [u8], writer: Writer, sector: u64) {
     }
 }
 
-/// Who wrote this sector; `None` if no one writer wrote all of it, here.
+/// The writer of this sector; `None` if no single writer wrote all of it at this place.
 pub(super) fn writer_of(bytes: &[u8], sector: u64) -> Option<Writer> {
     let mut words = bytes
         .chunks_exact(8)

@@ -125,7 +125,7 @@ impl World {
         world
     }
 
-    /// Any world with a cache of this kind. Little of what has nothing to do with the cache goes on in it.
+    /// Any world with a cache of this kind, with little activity that does not concern the cache.
     #[must_use]
     pub fn cached(seed: u64, mode: Mode, algorithm: Algorithm) -> Self {
         let rng = &mut Rng::new(seed ^ 0xcac4e);

@@ -1,6 +1,6 @@
 //! Ten million operations over a cache: promotions race with requests of one or two queues.
 //!
-//! `SIM_OPS=N` is for so many operations, `SIM_SEED=N` runs that one world of each kind.
+//! `SIM_OPS=N` sets the number of operations, `SIM_SEED=N` runs that one world of each kind.
 
 use sim_tests::variable;
 use sim_tests::{Fault, Report, RunOptions, World, run};
@@ -25,7 +25,7 @@ fn simulate(seed: u64, mode: Mode, algorithm: Algorithm) -> Report {
     })
 }
 
-/// Worlds of one kind, until so many operations were done.
+/// Worlds of one kind, until this many operations are done.
 fn all(mode: Mode, algorithm: Algorithm) {
     if let Some(seed) = variable("SIM_SEED") {
         println!("seed {seed}: {:#?}", simulate(seed, mode, algorithm));

@@ -1,4 +1,4 @@
-//! Runs fio, with random reads unless something else is asked for, and reads what came of it.
+//! Runs fio, with random reads unless something else is asked for, and parses its result.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,7 +1,7 @@
-//! A cache of ours that has everything that is asked of it.
+//! A cache of ours that holds everything that is read.
 //!
 //! A promotion writes to the fast device, and a read of a ram disk's written page copies it, which at 64k takes half the
-//! instructions and drowns the rest. So the pages can be discarded behind the cache's back: they read as zeroes before
+//! instructions and drowns the rest. So the pages can be discarded below the cache: they read as zeroes before
 //! and do after.
 
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use super::load::{DEPTH, Reader};
 use super::ours::Device;
 use super::peers::{self, BLOCK, FAST, SLOW};
 
-/// Promotion runs behind the reads.
+/// Promotion follows the reads.
 const WARM_LIMIT: Duration = Duration::from_secs(60);
 
-/// A device with so many queues of this depth that has its first MiBs in its cache.
+/// A device with this many queues of this depth and its first MiBs in its cache.
 pub fn warm(mib: u64, queues: u16, depth: u16) -> Result<Device> {
     discard_fast()?;
     let (queues, depth) = (queues.to_string(), depth.to_string());
@@ -62,7 +62,7 @@ fn read_until_promoted(device: &Device, blocks: u64) -> Result<()> {
 }
 
 /// Leaves the fast device without any page. What ublk-bpf keeps there about the cache goes too: it writes that anew
-/// when it stops, and no one reads it before.
+/// when it stops, and does not read it before.
 pub fn discard_fast() -> Result<()> {
     peers::empty(FAST)
 }

@@ -172,7 +172,7 @@ impl Reader {
     }
 }
 
-/// Holds a load back to so many reads a second, over its whole time.
+/// Limits a load to this many reads a second on average.
 pub struct Pace {
     since: Instant,
     reads: u32,

@@ -68,7 +68,7 @@ fn measure(part: Part) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says how a table ended in which so many lines are bad.
+/// The exit status of a table with this many bad lines.
 fn verdict(bad: usize, good: &str, wrong: &str) -> ExitCode {
     if bad == 0 {
         println!("\n{good}");

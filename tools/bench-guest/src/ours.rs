@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::counts::{Cached, Counts};
 use host::command;
 
-/// A client that has ended does not use a device for longer.
+/// A client that has ended releases a device within this time.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 const STOP_PAUSE: Duration = Duration::from_millis(20);
 
@@ -64,7 +64,7 @@ impl Device {
         pid.with_context(|| format!("{} has no server", self.path.display()))
     }
 
-    /// Everything that it counts, as it tells it.
+    /// All its counters, as `stats` prints them.
     pub fn stats(&self) -> Result<Value> {
         let text = command::output(Command::new("ublk-bpf").args(["stats", &self.id, "--json"]))?;
         serde_json::from_str(&text).context("the statistics are no JSON")
@@ -149,7 +149,7 @@ impl Cached for Device {
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.stopped {
-            // On the way out of an error, which is what will be told.
+            // This runs while an error is returned, which is reported instead.
             let _ = stop(&self.id);
         }
     }

@@ -1,6 +1,6 @@
 //! How many reads hit a cache of a tenth of the device, and what a scan of the whole device takes from that.
 //!
-//! The same reads in the same order for everyone: one reader, a batch of reads at a time, at a pace that leaves
+//! The same reads in the same order for each cache: one reader, a batch of reads at a time, at a pace that leaves
 //! every cache time to promote. Some blocks are read far more often than others (a zipfian distribution, as in YCSB's loads). The
 //! scan is cut into slices, which come between stretches of the load; only the load's own hits count.
 
@@ -25,14 +25,14 @@ const SEED: u64 = 1;
 const READ: u64 = 4096;
 const WARM_UP: u32 = 100_000;
 const MEASURED: u32 = 100_000;
-/// dm-cache's smq works by the clock. Every 60 s it sorts anew what it holds, and then hits less for long (60 to 62 per
+/// dm-cache's smq works by the clock. Every 60 s it re-sorts what it holds, and then hits less for a long time (60 to 62 per
 /// cent of this load, 66 to 67 before); this pace lets it fill the cache and end within its first, its best minute.
 const PER_SECOND: u32 = 15_000;
 /// Stretches of the load, and slices of the scan: few, for counts are read around each.
 const ROUNDS: u32 = 50;
 /// Bytes of the scan's reads: one for each block, and several.
 const SCANS: [(&str, u64); 2] = [("64k", BLOCK), ("16k", 16 << 10)];
-/// Points that the scan may take from the policy that is to resist it.
+/// Points that the scan may cost the policy that resists it.
 const MAY_LOSE: f64 = 3.0;
 
 /// What one cache did, from cold, with one of [`SCANS`]. The ratios are the parts of the load's reads that hit, in per cent.
@@ -88,7 +88,7 @@ fn line(name: &str, scan: &str, row: &Row) -> String {
     )
 }
 
-/// What is said of the policy that is to resist scans, and whether it is so.
+/// The claim about the policy that resists scans, and whether it holds.
 fn claims(resistant: &[Row], smq: &[Row]) -> Vec<(String, bool)> {
     let mut claims = Vec::new();
     for ((scan, _), (row, peer)) in SCANS.iter().zip(resistant.iter().zip(smq)) {
@@ -183,7 +183,7 @@ fn measure(cache: &dyn Cached, scan: u64) -> Result<Row> {
     })
 }
 
-/// What the load alone counts while a scan in reads of so many bytes goes on.
+/// What the load alone counts during a scan in reads of this size.
 fn with_scan(cache: &dyn Cached, load: &mut Load, read: u64) -> Result<Counts> {
     let mut scan = Scan {
         reader: Reader::open(cache.path(), usize::try_from(read)?)?,
@@ -193,7 +193,7 @@ fn with_scan(cache: &dyn Cached, load: &mut Load, read: u64) -> Result<Counts> {
     let (slices, to_do) = mpsc::channel();
     let (done, results) = mpsc::channel();
     std::thread::scope(|scope| {
-        // A task of its own, as a scan is in life: policies tell runs of reads apart by their task.
+        // A task of its own, as a real scan has: policies tell runs of reads apart by their task.
         scope.spawn(move || {
             for end in to_do {
                 if done.send(scan.up_to(end)).is_err() {
@@ -222,7 +222,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// Goes on to `end`, or a read further.
+    /// Continues to `end`, or one read further.
     fn up_to(&mut self, end: u64) -> Result<()> {
         while self.at < end {
             let reads = (end - self.at).div_ceil(self.read).min(DEPTH as u64);

@@ -25,12 +25,12 @@ pub trait Subject {
     }
 }
 
-/// The device that does nothing but what must be done: what a subject is compared with.
+/// The device that does only the necessary work: what a subject is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Raw {
     /// The kernel's ram disk, for what ends in memory.
     Brd,
-    /// What forgets everything, for what forgets everything.
+    /// null_blk, for subjects that keep nothing.
     NullBlk,
 }
 
@@ -53,7 +53,7 @@ pub struct Kind {
     pub raw: Raw,
     /// The options that make it what it is, as the page tells them.
     pub options: &'static str,
-    /// Who makes it, with the version.
+    /// The version of what makes it.
     pub version: fn() -> Result<String>,
     /// Makes one.
     pub start: fn(Shape) -> Result<Box<dyn Subject>>,

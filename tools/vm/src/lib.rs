@@ -49,7 +49,7 @@ pub enum Outcome {
     Hung(String),
 }
 
-/// Who gets the command's output as it comes, and answers its questions.
+/// Receives the command's output as it comes, and answers its questions.
 pub trait Sink {
     /// Takes standard output.
     fn out(&mut self, bytes: &[u8]);

@@ -67,7 +67,7 @@ fn is_write_protected(error: &io::Error) -> bool {
     )
 }
 
-/// Who holds the device, in words: where it is mounted, if that is known.
+/// The holder of the device, in words: where it is mounted, if that is known.
 fn holder_of(path: &Path) -> String {
     let mounted_at = || {
         let device = fs::canonicalize(path).ok()?;
@@ -130,7 +130,7 @@ fn facts(
         rotational: sysfs.queue("rotational") == Some(1),
         throttle: sysfs.throttle(),
         stable_writes: sysfs.queue("stable_writes") == Some(1),
-        // What cannot be read is taken for the worse: a superfluous flush does no harm.
+        // If it cannot be read, assume a volatile cache: a superfluous flush does no harm.
         volatile_cache: sysfs
             .queue_text("write_cache")
             .is_none_or(|mode| mode != "write through"),

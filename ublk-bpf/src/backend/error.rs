@@ -20,7 +20,7 @@ pub enum BackendError {
         /// What it is.
         what: &'static str,
     },
-    /// Someone else holds it.
+    /// Another program holds it.
     #[error("{}: in use {by}: unmount, detach or stop that first", path.shown())]
     InUse {
         /// What was named.

@@ -16,7 +16,7 @@ use super::sysfs::BlockSysfs;
 use crate::path_text::ShowPath as _;
 use crate::sys;
 
-/// The file system blocks that ublk can have as its own.
+/// File system block sizes that ublk can have as logical blocks.
 const MAX_BLOCK: u32 = 4096;
 
 /// Whether the path names a block device.
@@ -91,7 +91,7 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<(Facts, File), Backen
         memory_align: memory_align.clamp(4, MAX_BLOCK),
         rotational: disk.as_ref().and_then(|disk| disk.queue("rotational")) == Some(1),
         throttle: disk.as_ref().and_then(BlockSysfs::throttle),
-        // The file system sees to that for its own disk.
+        // The file system does that for its own disk.
         stable_writes: false,
         // Even where the disk has no cache, the file's extents become durable only by fsync.
         volatile_cache: true,
@@ -255,7 +255,7 @@ fn probe_block(file: &File) -> Option<u32> {
     found
 }
 
-/// Tries the operation in a scratch file, or where there can be none behind the end of the file itself, where it
+/// Tries the operation in a scratch file, or if there can be none beyond the end of the file itself, where it
 /// changes no data; but it changes the file's time stamps, by which a cache knows that its backing is as it was.
 fn punches_holes(path: &Path, file: &File, found: &fs::Metadata) -> Result<bool, BackendError> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -276,8 +276,8 @@ fn punches_holes(path: &Path, file: &File, found: &fs::Metadata) -> Result<bool,
     Ok(sys::file::fallocate(file.as_fd(), mode, behind, 4096).is_ok())
 }
 
-/// Tries the operation in a scratch file, because it would allocate space behind the end of the file itself. What
-/// cannot be tried is taken for impossible.
+/// Tries the operation in a scratch file, because it would allocate space beyond the end of the file itself. What
+/// cannot be tried counts as unsupported.
 fn zeroes_ranges(path: &Path, dev: u64) -> bool {
     let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
     scratch_beside(path, dev)

@@ -1,4 +1,4 @@
-//! What the command line calls a backing device.
+//! The names of backings on the command line.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -58,7 +58,7 @@ pub enum SpecError {
         /// What that means.
         bytes: u64,
     },
-    /// Something else than `unfilled` behind the size.
+    /// Something other than `unfilled` after the size.
     #[error("not an option of null: {0:?}: only null:SIZE,unfilled is known")]
     NullOption(String),
 }

@@ -92,7 +92,7 @@ impl BlockSysfs {
         is_counted && !self.is_fed_from_elsewhere()
     }
 
-    /// Whether its content is another's, who can change it without this machine's block layer.
+    /// Whether its content is on another device or machine, and can change without a request to this disk.
     fn is_fed_from_elsewhere(&self) -> bool {
         let path = self.device.to_string_lossy();
         // Loop, device-mapper, md, zram, nbd, ublk, NVMe over fabrics and with several paths are under `virtual`. So is
@@ -124,7 +124,7 @@ impl BlockSysfs {
             .custom_flags(libc::O_NONBLOCK)
             .open(Path::new("/dev").join(self.name()));
         let asked = node.ok().and_then(|file| loop_device::attached(&file).ok());
-        // Without its node, as in some containers, its path has to do.
+        // Without its node, as in some containers, use its path.
         asked.or_else(|| {
             let found = fs::metadata(Path::new(&path)).ok()?;
             Some(Attached {
@@ -136,7 +136,7 @@ impl BlockSysfs {
         })
     }
 
-    /// The numbers of the devices that it is put together from.
+    /// The numbers of the devices that it consists of.
     pub(super) fn slaves(&self) -> impl Iterator<Item = u64> {
         let slaves = fs::read_dir(self.device.join("slaves"));
         let slaves = slaves.into_iter().flatten().flatten();

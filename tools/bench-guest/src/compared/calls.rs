@@ -12,7 +12,7 @@ const EVENT: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter";
 /// Counts by thread, as Documentation/trace/histogram.rst has it.
 const TRIGGER: &str = "hist:keys=common_pid";
 
-/// A count that is going on; dropped, it ends.
+/// A running count; dropping it ends it.
 pub(crate) struct Counting {
     event: PathBuf,
 }
@@ -36,7 +36,7 @@ impl Counting {
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        // One that stays counts on, and the next start says that it is there.
+        // One that stays keeps counting, and the next start reports it.
         let _ = trigger(&self.event, &format!("!{TRIGGER}"));
     }
 }

@@ -1,5 +1,5 @@
 //! Part `compared`, in a guest: every subject has its turn, and then every one again; a turn makes the device, runs fio on
-//! it case by case, and unmakes it. In the first turn a run before each counts the servers' system calls.
+//! it case by case, and removes it. In the first turn a run before each counts the servers' system calls.
 
 mod calls;
 mod measure;
@@ -52,7 +52,7 @@ impl Plan {
         if self.quick { &[1] } else { &[1, 2] }
     }
 
-    /// Turns of each subject with so many CPUs.
+    /// Turns of each subject with this many CPUs.
     pub fn rounds(&self, cpus: u16) -> usize {
         if self.quick || cpus > 1 { 1 } else { 2 }
     }

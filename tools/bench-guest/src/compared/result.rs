@@ -1,4 +1,4 @@
-//! What the guest tells the host: one line of JSON for each thing, between whatever else is printed.
+//! What the guest reports to the host: one line of JSON for each thing, between whatever else is printed.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// What such a line begins with.
 const PREFIX: &str = "bench-result: ";
 
-/// What is asked of a device.
+/// A load on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Case {
     /// CPUs of the guest, and as many queues, each with its own reader or writer on a CPU of its own.
@@ -54,14 +54,14 @@ pub struct Sample {
     pub idle: f64,
 }
 
-/// One thing that the guest has to tell.
+/// One report of the guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Who makes the subject.
+    /// A subject and its version.
     Version {
         /// The subject's name.
         subject: String,
-        /// The maker's version.
+        /// The version of what makes it.
         version: String,
     },
     /// A subject's turn begins.
@@ -73,16 +73,16 @@ pub enum Message {
     Run {
         /// The subject's name.
         subject: String,
-        /// What was asked of it.
+        /// The load.
         case: Case,
-        /// What came of it.
+        /// The result.
         sample: Sample,
     },
     /// System calls of the servers.
     Calls {
         /// The subject's name.
         subject: String,
-        /// What was asked of it.
+        /// The load.
         case: Case,
         /// Calls for an I/O.
         per_io: f64,
@@ -94,7 +94,7 @@ pub enum Message {
         /// What went wrong.
         why: String,
     },
-    /// The guest ended before its end: what it had told until then counts. The host puts this here itself.
+    /// The guest ended too early: what it reported until then counts. The host adds this itself.
     Ended(String),
 }
 

@@ -32,7 +32,7 @@ pub(crate) const KINDS: [Kind; 1] = [Kind {
 /// A write-through bcache that holds all of its device; dropped, it is gone.
 struct Bcache {
     path: PathBuf,
-    /// In front of the ram disk, for it counts what comes through, which a ram disk does not.
+    /// In front of the RAM disk, because it counts the reads that reach it, which a RAM disk does not.
     backing: Mapped,
 }
 
@@ -50,7 +50,7 @@ impl Bcache {
         // In order and by blocks first: what is promoted by small random reads makes a larger tree, and slower hits.
         read_all(&cache.path)?;
         warm(&cache.path, RANGE_MIB, || cache.misses())?;
-        // Of bcache's own data on the cache device only the tree of what is where would be read again, and that is small
+        // Of bcache's own data on the cache device only its index would be read again, and that is small
         // enough here to stay in memory.
         empty(FAST)?;
         Ok(cache)
@@ -65,7 +65,7 @@ impl Bcache {
         write(&set.join("congested_write_threshold_us"), "0")
     }
 
-    /// Reads that came through to the backing. bcache's own counts lag behind by many seconds.
+    /// Reads that reached the backing. bcache's own counters lag by many seconds.
     fn misses(&self) -> Result<u64> {
         let stat = block_folder(self.backing.path())?.join("stat");
         let text = fs::read_to_string(&stat).with_context(|| format!("cannot read {}", stat.display()))?;
@@ -100,7 +100,7 @@ impl Subject for Bcache {
 
 impl Drop for Bcache {
     fn drop(&mut self) {
-        // What cannot be stopped is in the way of the next one, which will tell.
+        // If it cannot be stopped, the next one fails and says so.
         let _ = self.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! The ram disks that everybody's data is on.
+//! The RAM disks that hold the data of all subjects.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ pub const SLOW: &str = "/dev/ram1";
 /// The ram disk of dm-cache's metadata.
 pub(crate) const META: &str = "/dev/ram2";
 
-/// Makes the ram disks, of so many MiB each. They are empty: memory is taken only for what is written.
+/// Makes the RAM disks, of this many MiB each. They are empty: memory is taken only for what is written.
 pub fn make_ram_disks(mib: u64) -> Result<()> {
     let size = format!("rd_size={}", mib << 10);
     command::output(Command::new("modprobe").args(["brd", "rd_nr=3", &size])).map(drop)
@@ -29,7 +29,7 @@ pub fn fill(device: &str, mib: u64) -> Result<()> {
     command::output(&mut dd).map(drop)
 }
 
-/// Leaves a ram disk without any page, also behind the back of a cache that uses it.
+/// Discards all pages of a RAM disk, even while a cache uses it.
 pub fn empty(device: &str) -> Result<()> {
     discard(device, RAM_DISK_MIB << 20)
 }

@@ -1,4 +1,4 @@
-//! Devices that the kernel makes alone, without device-mapper: a ram disk as it is, null_blk, and loop.
+//! Devices that the kernel makes alone, without device-mapper: a plain RAM disk, null_blk, and loop.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -96,12 +96,12 @@ impl Subject for NullBlk {
 
 impl Drop for NullBlk {
     fn drop(&mut self) {
-        // What cannot be unloaded is in the way of the next one, which will tell.
+        // If it cannot be unloaded, the next one fails and says so.
         let _ = command::output(Command::new("rmmod").arg("null_blk"));
     }
 }
 
-/// A loop device, with direct I/O to the block device that it stands for: no file system is between them. Its one
+/// A loop device, with direct I/O to its block device: no file system is between them. Its one
 /// queue of depth 128 is the module's default.
 struct Loop {
     path: PathBuf,
@@ -124,7 +124,7 @@ impl Loop {
         Ok(attached)
     }
 
-    /// What the kernel shows of it while it stands for something.
+    /// What the kernel shows of it while it is attached.
     fn settings(&self) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default();
         Path::new("/sys/block").join(name).join("loop")
@@ -143,7 +143,7 @@ impl Subject for Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // As above. What is detached is let go a little later.
+        // As above. The kernel releases a detached file a little later.
         let _ = command::output(Command::new("losetup").arg("--detach").arg(&self.path));
         let _ = wait_until("the loop device is detached", || !self.settings().exists());
     }

@@ -1,4 +1,4 @@
-//! Device-mapper: dm-linear, the least that stands before a device, and dm-cache.
+//! Device-mapper: dm-linear, the smallest layer above a device, and dm-cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +19,7 @@ pub const BLOCK: u64 = 64 << 10;
 pub(crate) const SECTOR: u64 = 512;
 /// The MiB of the metadata that says whether there is any.
 const META_HEAD_MIB: u64 = 1;
-/// So much may be on its way to dm-cache's fast device: the default, 2048 sectors, only makes the warming slow.
+/// Sectors that may be in flight to dm-cache's fast device: with the default, 2048, warming is slow.
 const FAST_MIGRATION: u64 = 204_800;
 
 pub(crate) const KINDS: [Kind; 2] = [
@@ -81,7 +81,7 @@ impl Subject for Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // What cannot be removed is in the way of the next one, which will tell.
+        // If it cannot be removed, the next one fails and says so.
         let _ = command::output(dmsetup().args(["remove", "--retry", self.name]));
     }
 }
@@ -120,7 +120,7 @@ impl DmCache {
         Ok(Self { mapped })
     }
 
-    /// Sets how many sectors may be on their way between its devices at once.
+    /// Sets how many sectors may be in flight between its devices.
     pub fn set_migration_threshold(&self, sectors: u64) -> Result<()> {
         let setting = ["migration_threshold", &sectors.to_string()].map(str::to_owned);
         command::output(dmsetup().args(["message", self.mapped.name, "0"]).args(setting)).map(drop)

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::subject::Kind;
 
-/// Where the guest has the version of the sources that kublk was built from: it cannot say it.
+/// Where the guest has the version of the sources that kublk was built from: it does not print it.
 pub const KUBLK_VERSION: &str = "/usr/local/share/kublk/version";
 
 pub use check::table;
@@ -39,7 +39,7 @@ pub fn schedule(device: &Path, scheduler: &str) -> Result<bool> {
     Ok(can)
 }
 
-/// What takes longer to appear or to end will not.
+/// What takes longer than this to appear or to end has failed.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// All of them. They use the ram disks, which [`make_ram_disks`] has to have made; so only one may exist at a time.
@@ -62,7 +62,7 @@ fn kernel_version() -> Result<String> {
     Ok(format!("Linux {}", release.trim()))
 }
 
-/// Waits until something is so; `what` says it.
+/// Waits for a condition, which `what` describes.
 fn wait_until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
     let started = Instant::now();
     while !is_so() {

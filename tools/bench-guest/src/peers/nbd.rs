@@ -64,7 +64,7 @@ impl Subject for Nbd {
 
 impl Drop for Nbd {
     fn drop(&mut self) {
-        // What is left is in the way of the next one, which will tell.
+        // If something is left, the next one fails and says so.
         let _ = command::output(Command::new("nbd-client").args(["-d", DEVICE]));
         let _ = self.nbdkit.kill();
         let _ = self.nbdkit.wait();

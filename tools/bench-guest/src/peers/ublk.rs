@@ -42,7 +42,7 @@ pub(crate) const KUBLK: [Kind; 8] = [
     ),
 ];
 
-/// rublk as it is fastest. Its null never looks at the data, and copies none in user copy mode; its loop has zero copy.
+/// rublk in its fastest modes. Its null never looks at the data, and copies none in user copy mode; its loop has zero copy.
 pub(crate) const RUBLK: [Kind; 2] = [
     Kind {
         name: "rublk-null",
@@ -107,7 +107,7 @@ struct Server {
 }
 
 impl Server {
-    /// kublk and rublk have the same words for what both can.
+    /// kublk and rublk have the same options for what both can do.
     fn start(program: &'static str, shape: Shape, options: &[&str]) -> Result<Box<dyn Subject>> {
         let mut add = Command::new(program);
         add.arg("add").args(options);
@@ -139,7 +139,7 @@ impl Subject for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // What cannot be removed is in the way of the next one on the same disk, which will tell.
+        // If it cannot be removed, the next one on the same disk fails and says so.
         let _ = command::output(Command::new(self.program).args(["del", "-n", &self.id.to_string()]));
         // rublk deletes its device first and ends later, with the backing open until then.
         let process = PathBuf::from(format!("/proc/{}", self.pid));

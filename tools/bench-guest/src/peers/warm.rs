@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::fio::{self, Job};
 
-/// Promotion runs behind the reads.
+/// Promotion follows the reads.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the first MiBs of a device at random until nothing of it misses.

@@ -1,5 +1,5 @@
 //! Where the instructions of an I/O go: fio reads, perf samples the whole guest, and each sample's stack is given to a
-//! part of the I/O's way.
+//! part of the I/O's path.
 //!
 //! perf's `cpu-clock` is a timer, and on the instruction clock a timer counts instructions. A sample that falls due
 //! while interrupts are off is taken where they come on again. What the interrupt itself costs is in no sample: so the
@@ -35,7 +35,7 @@ const DEPTH: u16 = 128;
 const IN_FLIGHT: &str = "--iodepth=128";
 /// Where perf keeps its samples.
 const SAMPLES: &str = "/tmp/samples";
-/// What perf may spend, how deep it looks, and how: not stopped for being slow, and past the kernel's deepest stacks.
+/// perf's limits: it is not throttled for being slow, and it sees the kernel's deepest stacks.
 const SETTINGS: [(&str, &str); 3] = [
     ("/proc/sys/kernel/perf_cpu_time_max_percent", "0"),
     ("/proc/sys/kernel/perf_event_max_stack", "64"),

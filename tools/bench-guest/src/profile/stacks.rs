@@ -34,7 +34,7 @@ pub fn read_perf(text: &str) -> Counted {
         let mut lines = sample.lines().filter(|line| !line.trim().is_empty());
         let Some(task) = lines.next() else { continue };
         let mut frames: Vec<Frame> = lines.filter_map(frame).collect();
-        // Programs are built without frame pointers: beyond the first of their functions all is chance.
+        // Programs are built without frame pointers: only the first of their functions is reliable.
         let own = frames.iter().position(|frame| !frame.in_kernel);
         frames.truncate(own.map_or(frames.len(), |first| first + 1));
         frames.reverse();

@@ -54,7 +54,7 @@ fn rows() -> Result<()> {
     Ok(())
 }
 
-/// So many devices, all served by one process.
+/// This many devices, all served by one process.
 fn start(count: usize) -> Result<Vec<Device>> {
     let table = format!("[[device]]\nbacking = \"{NULL}\"\n");
     fs::write(CONFIG, table.repeat(count)).with_context(|| format!("cannot write {CONFIG}"))?;

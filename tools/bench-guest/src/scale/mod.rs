@@ -19,7 +19,7 @@ use clap::ValueEnum;
 use super::fio::{self, Job, Summary};
 use super::ours::Device;
 
-/// What costs least itself, so that what grows is seen best.
+/// The cheapest backing, so that growth is most visible.
 const NULL: &str = "null:8G,unfilled";
 /// Runs of fio that count, for each case, after one that does not.
 const RUNS: usize = 3;
@@ -64,7 +64,7 @@ pub struct Guest {
     pub memory: &'static str,
 }
 
-/// How a step is measured and told.
+/// How a step is measured and described.
 pub struct Plan {
     /// What the page calls it.
     title: &'static str,
@@ -149,7 +149,7 @@ fn resident_mib(device: &Device) -> Result<f64> {
     field_mib(&text, "VmRSS:")
 }
 
-/// The memory that the system could still give, in MiB.
+/// The available memory of the system, in MiB.
 fn available_mib() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     field_mib(&text, "MemAvailable:")

@@ -1,4 +1,4 @@
-//! Part `compared`: what an I/O costs with each peer and with each way of ours, side by side on the instruction clock.
+//! Part `compared`: what an I/O costs with each peer and each of our modes, side by side on the instruction clock.
 //!
 //! Two guests are booted, one with one CPU and one with two, and may run at the same time: their clocks count
 //! instructions, whatever the machine does. What they do is in `bench_guest::compared`.
@@ -45,7 +45,7 @@ pub(crate) fn run(plan: &Plan) -> Result<ExitCode> {
         ));
         let outcome = boot::run(&config, &kernel, &plan.arguments(), &mut collector)?;
         if outcome != Outcome::Exited(0) {
-            // What it had told until then is shown.
+            // What it reported until then is shown.
             let ended = vm::describe(&outcome);
             collector.messages.push(Message::Ended(format!(
                 "the guest with {} {ended}",
@@ -82,7 +82,7 @@ pub(crate) fn run(plan: &Plan) -> Result<ExitCode> {
     })
 }
 
-/// Writes the page, or for less than the whole a page of its own that no one keeps.
+/// Writes the page; a partial run writes a temporary page instead.
 fn write(plan: &Plan, results: &Results, took: Duration) -> Result<()> {
     let (section, pictures) = (page::section(results, took), plot::pictures(results)?);
     if plan.is_whole() && results.is_good() {
@@ -110,10 +110,10 @@ fn write(plan: &Plan, results: &Results, took: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Collects what a guest tells, and shows how far it is.
+/// Collects what a guest reports, and shows its progress.
 struct Collector {
     messages: Vec<Message>,
-    /// What has come of a line that is not whole.
+    /// The received part of an incomplete line.
     line: Vec<u8>,
     cpus: u16,
     turns: usize,

@@ -9,7 +9,7 @@ use super::results::{Cell, Results, calls};
 use bench_guest::compared::result::headline;
 use bench_guest::compared::result::{Block, Case, plural};
 
-/// What the page says of how all this was measured.
+/// The page's text about how this was measured.
 const HOW: &str = "\
 Each figure is what everything together takes for an I/O: the program that asks (fio), the kernel and the server. It is
 measured in a guest whose clock counts instructions, one nanosecond each, so that it repeats from run to run and from
@@ -79,7 +79,7 @@ fn headlines(results: &Results) -> String {
     text
 }
 
-/// Ours are set off.
+/// Ours are in bold.
 fn styled(subject: &str) -> String {
     if subject.starts_with("ublk-bpf") {
         format!("**{subject}**")
@@ -133,8 +133,8 @@ fn floors(results: &Results) -> String {
     text
 }
 
-/// A table to unfold for each pattern, size and number of CPUs, with all depths side by side. It leaves out the IOPS, which
-/// follow from the instructions: no line of the page may be too long.
+/// A table to unfold for each pattern, size and number of CPUs, with all depths side by side. It leaves out the IOPS,
+/// which follow from the instructions: no line of the page may be too long.
 fn matrix(results: &Results) -> String {
     let mut text = String::new();
     let cases = results.cases();

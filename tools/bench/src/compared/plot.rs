@@ -9,7 +9,7 @@ use super::results::{Cell, Results};
 use bench_guest::compared::result::Block;
 use bench_guest::compared::result::headline;
 
-/// Their names, and what they show.
+/// The pictures' names and captions.
 pub(super) const PICTURES: [(&str, &str); 2] = [
     (
         "compared-4k",
@@ -26,7 +26,7 @@ struct Panel {
     title: &'static str,
     unit: &'static str,
     value: fn(&Cell) -> Option<f64>,
-    /// Digits behind the point.
+    /// Decimal places.
     digits: usize,
 }
 
@@ -59,7 +59,7 @@ const PANELS: [Panel; 4] = [
 
 const NAMES_WIDTH: i32 = 190;
 const PANEL_WIDTH: i32 = 200;
-/// Room at a panel's right for the number behind its longest bar.
+/// Room at the right of a panel for the number after its longest bar.
 const NUMBER_WIDTH: i32 = 58;
 const ROW: i32 = 23;
 const HEAD: i32 = 62;
@@ -73,7 +73,7 @@ const OURS: RGBColor = RGBColor(31, 122, 224);
 const PEER: RGBColor = RGBColor(154, 164, 175);
 const RAW: RGBColor = RGBColor(201, 138, 27);
 
-/// For a reader who has it dark. The picture has a paper of its own: a page's may be of the other kind.
+/// Colours for a dark theme. The picture has its own background, because the page's may be light or dark.
 const DARK: &str = "<style>@media (prefers-color-scheme: dark) {\
     [fill=\"#FFFFFF\"]{fill:#0D1117} [fill=\"#24292F\"]{fill:#E6EDF3} [fill=\"#656D76\"]{fill:#9198A1} \
     [stroke=\"#D8DEE4\"]{stroke:#3D444D}}</style>\n";
@@ -102,7 +102,7 @@ fn picture(results: &Results, block: Block) -> Result<String> {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         draw(&area, &rows, block).map_err(|error| anyhow!("cannot draw: {error}"))?;
     }
-    // The rules go right behind the opening tag.
+    // The rules go right after the opening tag.
     let begin = svg
         .find("<svg")
         .and_then(|tag| Some(tag + svg[tag..].find('>')? + 1));

@@ -1,4 +1,4 @@
-//! Everything that was measured, and what is made of it.
+//! All measurements, and what is derived from them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use bench_guest::fio::Summary;
 use bench_guest::modes;
 use bench_guest::subject::Kind;
 
-/// What the guests told.
+/// What the guests reported.
 #[derive(Default)]
 pub(super) struct Results {
     /// In the order of tables.
@@ -135,7 +135,7 @@ fn summary(samples: &[Sample], value: fn(&Sample) -> f64) -> Option<Summary> {
     Summary::of(samples.iter().map(value).collect()).ok()
 }
 
-/// System calls for an I/O in so many places, or a dash.
+/// System calls per I/O with this many decimal places, or a dash.
 pub(super) fn calls(cell: &Cell, places: usize) -> String {
     let number = |calls| format!("{calls:.places$}");
     cell.calls.map_or_else(|| "-".to_owned(), number)

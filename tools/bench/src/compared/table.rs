@@ -15,7 +15,7 @@ pub(super) fn text(results: &Results) -> String {
     text
 }
 
-/// So many subjects are not the whole matrix: all cases are shown.
+/// Up to this many subjects, all cases are shown.
 const FEW: usize = 5;
 
 fn table(results: &Results, case: Case) -> String {

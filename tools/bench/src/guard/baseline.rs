@@ -1,4 +1,4 @@
-//! The file with what each case cost when it was last looked at, and what it was measured with.
+//! The file with each case's recorded cost, and what it was measured with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,7 +55,7 @@ impl Environment {
         })
     }
 
-    /// A line for each that is another one in `now`.
+    /// A line for each one that differs in `now`.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         self.named()
             .into_iter()

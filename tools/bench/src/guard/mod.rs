@@ -1,7 +1,7 @@
 //! `cargo xtask bench --guard`: fails when an I/O costs noticeably more than it did.
 //!
 //! A short run of what matters most, on the instruction clock, is compared with a file of this repository. What the
-//! figures depend on beside the project, the kernel and the tools, stands in that file too: where they are not the
+//! figures also depend on, the kernel and the tools, is in that file too: where they are not the
 //! same, the comparison is made too, but less strictly.
 
 mod baseline;
@@ -17,9 +17,9 @@ use crate::boot;
 use baseline::{Baseline, Environment, Figures, UPDATE};
 use host::{progress, setup};
 
-/// So much more than the baseline, in per cent, is too much. Runs of the same program differ by some 0.5.
+/// The limit of a rise above the baseline, in per cent. Runs of the same program differ by about 0.5.
 const LIMIT: u32 = 3;
-/// The same where the kernel or a tool is another one than the baseline's.
+/// The same if the kernel or a tool differs from the baseline's.
 const LIMIT_ELSEWHERE: u32 = 10;
 
 /// Measures; then compares with the baseline, or writes it.
@@ -40,7 +40,7 @@ pub(crate) fn run(update: bool) -> Result<ExitCode> {
 
 /// Measures, prints how that compares with the baseline, and gives whether nothing rose too much.
 fn holds() -> Result<bool> {
-    // First what can be wrong without a guest.
+    // First the checks that need no guest.
     let baseline = baseline::read()?;
     let comparison = Comparison::of(&baseline, &measure()?);
     print!("{}", comparison.text);
@@ -60,7 +60,7 @@ fn measure() -> Result<Baseline> {
     })
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 struct Comparison {
     /// What is printed.
     text: String,
@@ -141,7 +141,7 @@ fn pairs<'a>(
     cases::names().filter_map(|case| Some((case, *baseline.get(case)?, *measured.get(case)?)))
 }
 
-/// Whether a cost moved by more than so many per cent, and which way.
+/// Whether a cost moved by more than this many per cent, and in which direction.
 fn beyond(limit: u32, was: u32, is: u32) -> Ordering {
     let (was, is) = (u64::from(was), u64::from(is) * 100);
     if is > was * u64::from(100 + limit) {

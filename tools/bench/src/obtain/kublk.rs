@@ -1,5 +1,5 @@
 //! kublk, the kernel's own ublk server for its tests: from the sources of the guest's kernel, built statically with
-//! the liburing of a Debian that has batch mode's needs.
+//! a liburing from Debian that supports batch mode.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use host::setup::kernel::{self, Kernel, SUITES, numbers, one};
 use host::{cache, command, progress};
 
 const SOURCES: &str = "tools/testing/selftests/ublk";
-/// A program of its own beside kublk's sources.
+/// A separate program beside kublk's sources.
 const NOT_KUBLK: &str = "metadata_size.c";
 /// Suites with a liburing >= 2.9, in order.
 const LIBURING_SUITES: [&str; 2] = ["trixie", "sid"];
@@ -52,7 +52,7 @@ pub(super) fn present() -> Result<Option<Kublk>> {
     Ok(folders.find(fits).map(|folder| Kublk::in_folder(&folder)))
 }
 
-/// The program in the cache, built if it is not there. The caller holds the cache's lock, and has seen to the headers.
+/// The program in the cache, built if it is not there. The caller holds the cache's lock and has installed the headers.
 pub(super) fn obtain(kernel: &Kernel) -> Result<Kublk> {
     if let Some(kublk) = present()? {
         return Ok(kublk);
@@ -80,7 +80,7 @@ fn folder() -> Result<PathBuf> {
     Ok(cache::dir()?.join("kublk"))
 }
 
-/// `7.3` of `7.3.4+deb13-cloud-amd64`: Debian names the sources' package by it, and ublk changes from one to the next.
+/// `7.3` of `7.3.4+deb13-cloud-amd64`: Debian's source package has it in its name, and ublk changes between series.
 fn series(version: &str) -> Vec<u32> {
     let mut numbers = numbers(version).0;
     numbers.truncate(2);
@@ -139,7 +139,7 @@ fn unpack_liburing(work: &Path) -> Result<PathBuf> {
     )
 }
 
-/// Compiles as the sources' own Makefile does, but statically and for one program alone.
+/// Compiles as the sources' own Makefile does, but statically, and only this program.
 fn compile(sources: &Path, headers: &Path, liburing: &Path, program: &Path) -> Result<()> {
     let headers = headers.join("usr/include");
     let mut gcc = Command::new("gcc");

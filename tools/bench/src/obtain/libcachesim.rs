@@ -34,7 +34,7 @@ pub(super) fn obtain() -> Result<PathBuf> {
     command::output(&mut venv)
         .context("a virtual environment needs Debian's package python3-venv, or its like")?;
     let python = folder.join(PYTHON);
-    // Of what the wheel depends on, its cache algorithms need numpy alone.
+    // Of the wheel's dependencies, its cache algorithms need only numpy.
     let wheel = format!("libcachesim=={VERSION}");
     for wanted in [&["numpy"][..], &["--no-deps", &wheel]] {
         let mut pip = Command::new(&python);

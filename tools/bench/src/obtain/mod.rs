@@ -1,4 +1,4 @@
-//! What the benchmark compares ublk-bpf with, as far as the guest's kernel does not bring it: kublk and rublk are
+//! Programs that the benchmark compares ublk-bpf with and that are not in the guest's kernel: kublk and rublk are
 //! built, nbdkit, nbd-client, make-bcache and losetup are Debian's.
 
 mod kublk;
@@ -22,7 +22,7 @@ const GUEST_BIN: &str = "/usr/local/bin";
 /// nbdkit's plugin that holds nothing.
 const NBDKIT_PLUGIN: &str = "nbdkit-null-plugin.so";
 
-/// What the benchmark compares with, as far as it is Debian's.
+/// Debian packages that the benchmark compares with.
 const PEERS: [Program; 4] = [
     Program {
         name: "nbdkit",
@@ -42,7 +42,7 @@ const PEERS: [Program; 4] = [
     },
 ];
 
-/// What building the others that it compares with needs. libublk's build script wants libclang, which comes with clang.
+/// Debian packages that are needed to build the others. libublk's build script wants libclang, which comes with clang.
 const PEERS_BUILD: [Program; 2] = [
     Program {
         name: "gcc",
@@ -54,13 +54,13 @@ const PEERS_BUILD: [Program; 2] = [
     },
 ];
 
-/// What the benchmark profiles with.
+/// Debian packages that the benchmark profiles with.
 const PROFILER: [Program; 1] = [Program {
     name: "perf",
     package: "linux-perf",
 }];
 
-/// Everything that a guest has to be given.
+/// Everything that is copied to a guest.
 #[derive(Debug)]
 pub(crate) struct Peers {
     kublk: Kublk,
@@ -69,9 +69,9 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Adds them to what a guest is made of.
+    /// Adds them to the guest's files.
     pub(crate) fn hand_to(self, config: &mut Config) {
-        // nbdkit looks for its plugin in the same place here and there.
+        // nbdkit looks for its plugin in the same place in the guest as here.
         let plugin_in_guest = self.nbdkit_plugin.to_string_lossy().into_owned();
         config.built.extend([
             (self.kublk.program, format!("{GUEST_BIN}/kublk")),
@@ -84,12 +84,12 @@ impl Peers {
     }
 }
 
-/// Obtains what the benchmark profiles with.
+/// Obtains the profiler.
 pub(crate) fn profiler() -> Result<()> {
     packages::obtain(&PROFILER)
 }
 
-/// What is not there.
+/// What is missing.
 pub(crate) fn missing() -> Result<Vec<String>> {
     let mut missing = setup::missing_packages(PEERS.iter().chain(&PROFILER));
     if kublk::present()?.is_none() {
@@ -113,7 +113,7 @@ pub(crate) fn algorithms() -> Result<()> {
     Ok(())
 }
 
-/// Everything, obtained as far as it is missing.
+/// Obtains everything that is missing.
 pub(crate) fn peers() -> Result<Peers> {
     packages::obtain(&PEERS)?;
     let built = (kublk::present()?, rublk::present()?);

@@ -9,8 +9,8 @@ use host::setup::crates_io::Crate;
 const RUBLK: Crate = Crate {
     name: "rublk",
     version: "0.2.15",
-    // Static, for the guest: with a target said, the flags are not those of build scripts and macros. Without the
-    // default features, which are a target on OpenCL's memory.
+    // Static, for the guest: with a `--target`, the flags do not apply to build scripts and macros. Without the
+    // default features, which add a target in OpenCL memory.
     options: &["--no-default-features", "--target", "x86_64-unknown-linux-gnu"],
     flags: Some("-C target-feature=+crt-static"),
 };

@@ -14,7 +14,7 @@ use vm::{Config, Outcome};
 
 use crate::{boot, obtain, report};
 
-/// What came of a case.
+/// The result of a case.
 struct Profile {
     case: &'static Case,
     /// Instructions of an I/O, without perf.

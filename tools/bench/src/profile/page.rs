@@ -8,7 +8,7 @@ use super::parts::{self, Part};
 use super::{Case, Profile, stacks};
 use bench_guest::profile::PERIODS;
 
-/// Narrower functions are left out of a picture, in per cent: they would be lines without a name.
+/// Functions narrower than this, in per cent, are left out of a picture: their names would not fit.
 const NARROWEST: f64 = 0.2;
 
 /// The section's text.

@@ -1,12 +1,12 @@
-//! Which part of an I/O's way a stack belongs to.
+//! Which part of an I/O's path a stack belongs to.
 //!
-//! The innermost function that [`RULES`] name decides: so a lock or a copy is charged to who asked for it. What the
+//! The innermost function that [`RULES`] name decides: so a lock or a copy is charged to its caller. What the
 //! block layer and io_uring do is done on two sides, for the client's I/O on our device and for the server's on the
 //! backing device; the task tells which, and where one side calls into the other, the stack.
 
 use bench_guest::profile::stacks::{Frame, Stack};
 
-/// A part of an I/O's way.
+/// A part of an I/O's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Client,
@@ -49,7 +49,7 @@ impl Part {
     }
 }
 
-/// What a kernel function is known as before it is known for whom it works.
+/// A kernel function's layer, before it is known whether it works for the client or the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layer {
     Classifier,

@@ -29,7 +29,7 @@ use crate::report;
 
 /// Sizes of the cache, in per cent of the blocks that a trace reads.
 const SIZES: [f64; 2] = [5.0, 10.0];
-/// The policies that are shown, as far as there are such, the one to look at first in front.
+/// The policies to show, where they exist, the most important first.
 const POLICIES: [&str; 4] = ["auto", "frugal", "scan-resistant", "lru"];
 /// How long promotions take, in the section about that.
 const LATENCIES: [Duration; 3] = [
@@ -196,7 +196,7 @@ fn measure(subject: &Subject, python: Option<&Path>) -> Result<Measured> {
     })
 }
 
-/// The first policy with promotions that take time, and with few of them.
+/// The first policy with slow promotions, and with a limit on them.
 fn strained(
     subject: &Subject,
     policy: &[(&str, &dyn NativePolicy)],

@@ -41,7 +41,7 @@ impl Line {
         }
     }
 
-    /// The mean over the traces of one kind; none if one of them is missing, or there are none.
+    /// The mean over the traces of one kind; `None` if one was not measured, or there are no traces.
     fn mean_of(&self, kind: Kind, measured: &[Measured]) -> Option<f64> {
         let of_kind = measured
             .iter()
@@ -146,7 +146,7 @@ fn hits(measured: &[Measured]) -> String {
     text
 }
 
-/// The peers that are shown where not all of them are: the best in hits, and the most usual one.
+/// The peers of the short tables: the one with the most hits, and the most common one.
 const SHOWN: usize = 1;
 
 fn backing(measured: &[Measured]) -> String {

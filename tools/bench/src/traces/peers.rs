@@ -39,7 +39,7 @@ pub(super) const ALGORITHMS: [&str; 20] = [
     "GDSF",
 ];
 
-/// What each algorithm made of the reads of a trace, by its name and the number of slots.
+/// Each algorithm's result on a trace's reads, by its name and the number of slots.
 pub(super) type Results = HashMap<(String, u64), Counts>;
 
 /// Runs all of them, in as many processes as there are CPUs.

@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 
 use crate::sys::aligned::Aligned;
 
-/// What is read at either end.
+/// Bytes that are read at either end.
 pub(super) const END: u64 = 64 << 10;
-/// How much a sample between the ends has.
+/// Bytes of a sample between the ends.
 const SAMPLE: u64 = 4096;
-/// How many there are.
+/// Samples between the ends.
 const SAMPLES: u64 = 64;
 
 /// The CRC-32C of both ends and of the samples between them. `bytes` is whole logical blocks.

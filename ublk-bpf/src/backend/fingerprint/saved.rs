@@ -52,7 +52,7 @@ const MEMORY: u8 = 3;
 const NULL: u8 = 4;
 
 impl SavedIdentity {
-    /// The identity as it is kept.
+    /// The identity as it is stored.
     pub(crate) fn new(identity: &Identity) -> Self {
         let mut saved = Self::new_zeroed();
         saved.bytes = identity.bytes().into();
@@ -109,7 +109,7 @@ impl SavedIdentity {
         }
     }
 
-    /// What it says; `None` if it is no identity.
+    /// The stored identity; `None` if these bytes are none.
     pub(crate) fn parse(&self) -> Option<Identity> {
         let bytes = self.bytes.get();
         let identity = match self.kind {
@@ -139,7 +139,7 @@ impl SavedIdentity {
             _ => return None,
         };
         let sized = bytes > 0 && bytes.is_multiple_of(SECTOR_SIZE) && i64::try_from(bytes).is_ok();
-        // What says the same when written again has nothing in it that was not understood.
+        // If it is the same when written again, every byte of it was understood.
         (sized && Self::new(&identity).as_bytes() == self.as_bytes()).then_some(identity)
     }
 }

@@ -235,7 +235,7 @@ fn an_identity_of_an_older_program_is_read_and_proves_nothing() {
     let file = identity(&file_in(&folder, "backing"));
     for (identity, boot) in [(file, 72..88), (Identity::Block(block()), 0..0)] {
         let mut saved = SavedIdentity::new(&identity);
-        // What it did not know was zero: a file's boot, and all that is behind the name.
+        // Fields that it did not know were zero: a file's boot, and everything after the name.
         let bytes = saved.as_mut_bytes();
         bytes[boot].fill(0);
         bytes[220..].fill(0);

@@ -58,7 +58,7 @@ struct TraceLine<'t> {
     time_ns: u64,
     pid: u32,
     action: &'t str,
-    /// Behind the action.
+    /// The rest of the line, after the action.
     rest: &'t str,
 }
 
