@@ -32,7 +32,7 @@ pub(super) fn show(folder: &Path) -> Result<()> {
         .and_then(|file| file.set_len(CACHE_BYTES))
         .context("cannot make the fast file")?;
     let fast_text = fast.display().to_string();
-    let options = ["--cache", &fast_text, "--policy", "lru"];
+    let options = ["--cache", &fast_text];
     let device = Device::start(&slow, &options)?;
     for round in ["first", "second"] {
         read_all(&device, folder, &content)?;
@@ -85,7 +85,7 @@ fn settle(device: &Device) -> Result<()> {
     while counter(device, "/cache/used")? < BLOCKS {
         ensure!(
             start.elapsed() < PATIENCE,
-            "the blocks do not come into the cache"
+            "the blocks are still not in the cache"
         );
         sleep(Duration::from_millis(50));
     }
@@ -94,10 +94,10 @@ fn settle(device: &Device) -> Result<()> {
 
 fn summary(device: &Device) -> Result<String> {
     Ok(format!(
-        "{} hits so far, {} requests passed through, {} blocks promoted",
+        "{} hits so far, {} requests passed through, {} reads of the backing that filled blocks",
         counter(device, "/server/hits")?,
         counter(device, "/server/passthrough")?,
-        counter(device, "/cache/promoted")?
+        counter(device, "/server/fills")?
     ))
 }
 
