@@ -116,6 +116,11 @@ impl Device {
         wait_until("the device's server is dead", SOON, || self.state() == then);
     }
 
+    /// Serves the waiting device again, and returns what the start printed.
+    pub fn recover(&self) -> String {
+        run("ublk-bpf", &["run", "--daemon", "--recover", &self.id()])
+    }
+
     /// Replaces the policy.
     pub fn swap(&self, policy: &str) {
         run("ublk-bpf", &["policy", "swap", &self.id(), policy]);

@@ -66,7 +66,7 @@ fn a_cache_with_larger_blocks_needs_leave() {
     let block = || read(device.sysfs("queue/logical_block_size"));
     assert_eq!(block(), "4096");
     device.kill_server("waiting");
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     assert_eq!(block(), "4096");
     FileSystem::Ext4.make(device.path_str());
     drop(FileSystem::Ext4.mount(device.path_str(), "noatime"));
@@ -242,7 +242,7 @@ fn any_path_is_served_recovered_and_shown_in_a_line() {
     assert_eq!(device.show()["backing"], shown);
     assert!(run("ublk-bpf", &["list"]).contains(shown));
     device.kill_server("waiting");
-    let said = run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    let said = device.recover();
     assert!(said.contains(shown), "{said}");
     device.stop();
     fs::remove_file(name).unwrap_or_else(|e| panic!("{e}"));

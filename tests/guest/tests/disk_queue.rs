@@ -49,7 +49,7 @@ fn a_recovered_disk_keeps_the_scheduler_that_it_was_given_since() {
     let device = with(&["--recovery", "reissue"]);
     write(device.sysfs("queue/scheduler"), "mq-deadline");
     device.kill_server("waiting");
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     assert_eq!(scheduler(&device), "mq-deadline");
     device.stop();
 }

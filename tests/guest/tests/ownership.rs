@@ -338,7 +338,7 @@ fn a_device_is_recovered_while_its_dead_server_still_holds_a_slow_cache() {
     // What is promoted now is being written for long after the server's death.
     let device = on_slow_cache(&backing, &cache, "reissue", 4_000);
     run("kill", &["-KILL", &device.server()]);
-    let said = run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    let said = device.recover();
     assert!(said.contains("is ready"), "{said}");
     cache.heal();
     read_all(&device, 4);
@@ -382,7 +382,7 @@ fn a_device_is_not_recovered_on_a_loop_device_that_was_attached_to_another_file(
     let said = refused_start(&["--backing", first.spec()]);
     assert!(said.contains("which waits for a server"), "{said}");
     attach(first.spec());
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     device.stop();
     nothing_is_left();
 }

@@ -130,7 +130,7 @@ fn a_device_is_not_recovered_on_another_backing() {
     open(path)
         .write_all_at(&[0xa5; 4096], 8 << 20)
         .unwrap_or_else(|e| panic!("{e}"));
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     assert_eq!(device.show()["size"], 16 << 20);
     let mut found = [0; 4096];
     open(device.path())
@@ -152,7 +152,7 @@ fn a_device_is_recovered_without_its_policys_object() {
         if !pins {
             fs::remove_file(device.pins().join("link")).unwrap_or_else(|e| panic!("{e}"));
         }
-        run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+        device.recover();
         let policy = device.show()["policy"].clone();
         assert_eq!(policy, if pins { "/tmp/gone.o" } else { "passthrough" });
         Fio::verify(device.path()).arg("size", "4m").run();

@@ -32,7 +32,7 @@ fn a_killed_server_leaves_the_cache_warm() {
     let pair = Pair::files(MIB, 16);
     let (device, report) = warmed(&pair, &["--recovery", "reissue"]);
     device.kill_server("waiting");
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     verified(&device);
     assert_eq!(number(&device.stats(), "cache", "differing"), 0);
     all_hits(&device);
@@ -51,7 +51,7 @@ fn a_killed_servers_cache_is_compared_with_its_backing_block_by_block() {
     device.kill_server("waiting");
     let path = pair.backing.path().expect("a file has a path");
     let changes = [change_a_sector(path, 1_234_944), change_a_sector(path, 3_000_320)];
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     for _ in 0..2 {
         read_set(&device);
         changes
@@ -94,7 +94,7 @@ fn a_server_that_leaves_by_a_signal_leaves_the_cache_warm() {
     wait_until("the device waits for a server", SOON, || {
         device.state() == "waiting"
     });
-    run("ublk-bpf", &["run", "--daemon", "--recover", &device.id()]);
+    device.recover();
     all_hits(&device);
     report.compare(device.path());
     device.stop();
