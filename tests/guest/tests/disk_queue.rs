@@ -1,7 +1,7 @@
 //! What a server sets on its disk's request queue, on a kernel that has mq-deadline loaded, as distributions do.
 
 use ublk_bpf_guest::leftover::{nothing_is_left, refused};
-use ublk_bpf_guest::{Device, read, run, write};
+use ublk_bpf_guest::{Device, read, write};
 
 const BACKING: [&str; 2] = ["--backing", "null:1G"];
 
