@@ -87,7 +87,7 @@ pub struct Live {
 
 impl Live {
     /// Starts to trace a disk of `sectors` sectors. The kernel holds `ring_bytes` of requests that have ended until
-    /// [`poll`](Self::poll) takes them.
+    /// [`next`](Self::next) takes them.
     ///
     /// # Errors
     /// If there is no classifier of this version, or the kernel refuses a program.
