@@ -11,17 +11,19 @@ use bench_guest::compared::result::{Block, Case, plural};
 
 /// The page's text about how this was measured.
 const HOW: &str = "\
-Each figure is what everything together takes for an I/O: the program that asks (fio), the kernel and the server. It is
-measured in a guest whose clock counts instructions, one nanosecond each, so that it repeats from run to run and from
-machine to machine: **IOPS are 1e9 divided by the instructions of an I/O** (*instr.*). They say what work there is, not how fast a
-real machine does it: an instruction that misses the CPU's caches counts as one that does not.
+Each figure is the total cost of an I/O: of the client (fio), the kernel and the server. It is measured in a guest whose
+clock counts instructions, one nanosecond each, so that it repeats from run to run and from machine to machine: **IOPS
+are 1e9 divided by the instructions of an I/O** (*instr.*). They show how much work an I/O takes, not how fast a real
+machine does it: an instruction that misses the CPU's caches counts as one that does not.
 
-- **Raw device:** what nothing can be cheaper than. For what ends in memory that is `brd`, the kernel's RAM disk; for what
-  forgets everything (`...null`, `...drop`, and nbdkit with its null plugin) it is `null_blk`. *Added* is what an I/O takes beyond it.
-- **All in one boot and by turns:** each subject is made, measured and unmade, then all of them once more for the cases of
-  the first table, which show the better of the two and how far apart they were (*spread*). All other cases are measured once.
-- **Each as it is fastest:** rublk copies nothing (user copy for its null, which does not look at the data, zero copy for its
-  loop); kublk is there in four modes, one request at a time or in batches, with copies or with automatic buffers (`zc`).
+- **Raw device:** the lower bound. For subjects that end in memory it is `brd`, the kernel's RAM disk; for those that
+  keep nothing (`...null`, `...drop`, and nbdkit with its null plugin) it is `null_blk`. *Added* is the cost beyond it.
+- **All in one boot and by turns:** each subject is created, measured and removed, then all of them again for the cases
+  of the first table, which show the better of the two and how far apart they were (*spread*). All other cases are
+  measured once.
+- **Each in its fastest mode:** rublk copies nothing (user copy for its null, which does not look at the data, zero copy
+  for its loop); kublk has four modes, one request at a time or in batches, with copies or with automatic buffers
+  (`zc`).
 - **Server:** the server's part of the CPUs' time. **Calls:** its system calls for an I/O, counted with one CPU in a run of
   their own.
 - RAM disks are empty when they are read (a page that was never written is cleared for the reader, not copied) and full
@@ -33,9 +35,10 @@ real machine does it: an instruction that misses the CPU's caches counts as one 
 
 /// What each of our modes is.
 const MODES: &str = "\
-`ublk-bpf-null` passes everything to a backing that forgets it and leaves the reader's pages as they are, as kublk's null does;
-`ublk-bpf-drop` has the policy `sparse` on memory that nothing was written to, so that reads are filled with zeroes without I/O;
-`ublk-bpf-brd` passes everything to a RAM disk; `ublk-bpf-hit` has a RAM disk as the cache of another and all that is read in it.";
+`ublk-bpf-null` passes everything to a backing that keeps nothing and leaves the reader's pages as they are, as kublk's
+null does; `ublk-bpf-drop` has the policy `sparse` on memory that nothing was written to, so that reads are filled with
+zeroes without I/O; `ublk-bpf-brd` passes everything to a RAM disk; `ublk-bpf-hit` has a RAM disk as the cache of
+another, which holds all that is read.";
 
 /// The section `compared` of docs/benchmarks.md.
 pub(super) fn section(results: &Results, took: Duration) -> String {
