@@ -34,7 +34,7 @@ fn saved(folder: &Path) -> (File, Layout, Identity) {
         heat: 1,
         valid: if slot == 2 { 0x00ff } else { u16::MAX },
     };
-    disk::save(&file, &layout, &identity, [2, 5].into_iter().map(entry)).expect("prepared");
+    disk::save(&file, &layout, &identity, None, [2, 5].into_iter().map(entry)).expect("prepared");
     (file, layout, identity)
 }
 
@@ -72,7 +72,7 @@ fn a_clean_cache_is_told_and_left_alone() {
     assert_eq!(
         outcome.stdout,
         format!(
-            "format       version 2\n\
+            "format       version 3\n\
              state        clean: the next start uses its content if the backing is unchanged\n\
              block size   64K\n\
              slots        15\n\
@@ -88,7 +88,7 @@ fn a_clean_cache_is_told_and_left_alone() {
     assert_eq!(layout.slots, 15);
     let json = json(at);
     for (name, value) in [
-        ("version", 2.into()),
+        ("version", 3.into()),
         ("clean", true.into()),
         ("block_bytes", 65536.into()),
         ("slots", 15.into()),

@@ -118,11 +118,12 @@ fn a_block_device_keeps_a_cache() {
         valid: 0x8001,
     };
     let (target, opened) = open();
-    assert_eq!(opened.unwrap(), Opened::New);
+    assert_eq!(opened.unwrap().opened, Opened::New);
     disk::save(
         target.file().unwrap(),
         &layout,
         &identity(path),
+        None,
         std::iter::once(entry),
     )
     .unwrap();
@@ -134,11 +135,12 @@ fn a_block_device_keeps_a_cache() {
     );
     drop_caches();
     let (target, opened) = open();
-    assert_eq!(opened.unwrap(), Opened::Warm(vec![entry]));
+    assert_eq!(opened.unwrap().opened, Opened::Warm(vec![entry]));
     disk::save(
         target.file().unwrap(),
         &layout,
         &identity(path),
+        None,
         std::iter::once(entry),
     )
     .unwrap();

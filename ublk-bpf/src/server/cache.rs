@@ -12,7 +12,7 @@ use super::isolation::protect_thread;
 use super::{limits, panics};
 use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, BackingKind, Size};
-use crate::cache::disk::{self, DiskError, Layout, Opened, SavedEntry};
+use crate::cache::disk::{self, Abandon, DiskError, Layout, Opened, SavedEntry};
 use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Resident, Shape, Trust};
 use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::{CacheHandles, Engine};
@@ -160,10 +160,14 @@ impl CacheDevice {
         let identity = Identity::of(backing).map_err(CacheError::Identity)?;
         let failed = |source| self.failed(source);
         if self.options.reset {
-            disk::reset(&self.file, &self.layout, &identity).map_err(failed)?;
+            disk::reset(&self.file, &self.layout, &identity, Abandon::Nothing).map_err(failed)?;
             return Ok(Contents::NONE);
         }
-        match disk::open(&self.file, &self.layout, &identity).map_err(failed)? {
+        let started = disk::open(&self.file, &self.layout, &identity).map_err(failed)?;
+        if !started.dirty.is_empty() {
+            return Err(failed(DiskError::Dirty(started.dirty.len())));
+        }
+        match started.opened {
             Opened::New => Ok(Contents::NONE),
             Opened::Cold { reason } => {
                 tracing::warn!("the cache {} {reason}: it begins empty", self.options.device);
@@ -202,7 +206,7 @@ impl CacheDevice {
     fn compare(&self, backing: &Backend, entries: &[SavedEntry]) -> Result<(), DiskError> {
         let bytes = backing.facts().sectors * SECTOR_SIZE;
         match backing.file() {
-            Some(file) => disk::sample_matches(&self.file, file, &self.layout, entries, bytes, SAMPLES),
+            Some(file) => disk::sample_matches(&self.file, file, &self.layout, entries, &[], bytes, SAMPLES),
             None => Ok(()),
         }
     }
@@ -213,7 +217,7 @@ impl CacheDevice {
             file.sync_all().map_err(CacheError::Sync)?;
         }
         let identity = Identity::of(backing).map_err(CacheError::Identity)?;
-        disk::save(&self.file, &self.layout, &identity, entries).map_err(|source| self.failed(source))
+        disk::save(&self.file, &self.layout, &identity, None, entries).map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: DiskError) -> CacheError {

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::backend::Size;
 use crate::backend::fingerprint::Difference;
+use crate::cache::log::Damage;
 
 /// Why a cache device cannot be used as it is. One line, to follow the device's name and a colon: what was wanted,
 /// what was found, what to do.
@@ -60,6 +61,38 @@ pub enum DiskError {
     /// The cache is not of this backing, or not of what it holds now.
     #[error("{0}: name the right one, or empty the cache with --cache-reset")]
     Backing(#[from] Difference),
+    /// The cache has what its backing has not, and this is not that backing, or not as it was left.
+    #[error(
+        "holds {blocks} dirty blocks, which its backing has yet to get, and {difference}: name the right one, or lose \
+         them with --cache-reset --abandon-dirty"
+    )]
+    DirtyBacking {
+        /// How many blocks have dirty regions.
+        blocks: usize,
+        /// What is wrong with the backing.
+        difference: Difference,
+    },
+    /// The cache has what its backing has not, and is to be emptied.
+    #[error(
+        "holds {0} dirty blocks, which its backing has yet to get: start it without --cache-reset, or lose them with \
+         --cache-reset --abandon-dirty"
+    )]
+    Dirty(usize),
+    /// The cache has what its backing has not, and what that is cannot be found.
+    #[error(
+        "holds dirty blocks, which its backing has yet to get, and the record of them is damaged, {0}: look with \
+         `ublk-bpf cache verify`, or lose them with --cache-reset --abandon-dirty"
+    )]
+    Log(Damage),
+    /// The list of blocks and the log contradict each other.
+    #[error(
+        "holds dirty blocks, which its backing has yet to get, and its list of blocks has something else in slot {0}: \
+         look with `ublk-bpf cache verify`, or lose them with --cache-reset --abandon-dirty"
+    )]
+    Contradiction(u32),
+    /// The superblock is not what this server wrote.
+    #[error("its superblock was changed by another program while it was in use")]
+    Superseded,
     /// Cache blocks of another size.
     #[error(
         "its cache blocks have {}, not {}: run with --cache-block {}, or empty it with --cache-reset",

@@ -1,6 +1,7 @@
 //! Where things are on a cache device.
 
 use super::DiskError;
+use crate::cache::log::{LogLayout, MIN_LOG_PAGES};
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::sys::aligned;
 
@@ -13,7 +14,11 @@ const ENTRIES: u64 = 2 * PAGE;
 /// Bytes of a slot's entry.
 pub(super) const ENTRY: u64 = 16;
 /// Slot numbers have 30 bits in the index.
-const SLOTS: u64 = (1 << 30) - 1;
+const SLOTS: u32 = (1 << 30) - 1;
+/// Pages of a log: as many as an area for each slot's entry, but no more than 64 MiB; and at least as many as make
+/// transactions of 64 KiB, unless that is more than a 64th of the slots' data.
+const MOST_LOG_PAGES: u32 = 16 << 10;
+const LEAST_LOG_PAGES: u32 = 64;
 
 /// How a cache device is divided. There is one for each number of slots and size of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +39,14 @@ impl Layout {
     /// # Errors
     /// If `block_bytes` is no size of a block, or there is no room for one slot.
     pub fn plan(device_bytes: u64, block_bytes: u32) -> Result<Self, DiskError> {
-        let fits = |slots| Self::of(slots, block_bytes).filter(|layout| layout.end() <= device_bytes);
         let Some(least) = Self::of(1, block_bytes) else {
             return Err(DiskError::BlockSize(block_bytes));
         };
-        // Without what alignment takes, which is less than a few slots.
         let most = device_bytes.saturating_sub(ENTRIES) / (u64::from(block_bytes) + ENTRY);
-        let most = u32::try_from(most.min(SLOTS)).unwrap_or(u32::MAX);
-        let found = (1..=most).rev().take(4).find_map(fits);
+        let most = u32::try_from(most).unwrap_or(SLOTS).min(SLOTS);
+        let found = most_fitting(most, |slots| {
+            Self::of(slots, block_bytes).filter(|layout| layout.end() <= device_bytes)
+        });
         found.ok_or(DiskError::TooSmall {
             found: device_bytes,
             needed: least.end(),
@@ -51,17 +56,43 @@ impl Layout {
 
     /// The layout of so many slots of this size; `None` if that is not a size or a number of slots.
     pub(super) fn of(slots: u32, block_bytes: u32) -> Option<Self> {
-        let sized = block_bytes.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block_bytes);
-        if !sized || slots == 0 || u64::from(slots) > SLOTS {
-            return None;
-        }
-        let entries_end = ENTRIES + (u64::from(slots) * ENTRY).next_multiple_of(PAGE);
+        let before = Self::without_log(slots, block_bytes)?;
+        let data_offset = before.log().end().next_multiple_of(block_bytes.into());
         Some(Self {
+            data_offset,
+            ..before
+        })
+    }
+
+    /// The same in the versions of the format that had no log: the slots' data follows the entries.
+    pub(super) fn without_log(slots: u32, block_bytes: u32) -> Option<Self> {
+        let sized = block_bytes.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block_bytes);
+        (sized && (1..=SLOTS).contains(&slots)).then(|| Self {
             block_bytes,
             slots,
             entries_offset: ENTRIES,
-            data_offset: entries_end.next_multiple_of(block_bytes.into()),
+            data_offset: entries_end(slots).next_multiple_of(block_bytes.into()),
         })
+    }
+
+    /// Whether this layout without a log is the one that a device of so many bytes was given.
+    pub(super) fn fills(&self, device_bytes: u64) -> bool {
+        let more = Self::without_log(self.slots + 1, self.block_bytes);
+        self.end() <= device_bytes && more.is_none_or(|more| more.end() > device_bytes)
+    }
+
+    /// Where the log is that says what is dirty: between the entries and the slots' data.
+    #[must_use]
+    pub fn log(&self) -> LogLayout {
+        let data_pages = u64::from(self.slots) * u64::from(self.block_bytes) / PAGE;
+        let share = u32::try_from(data_pages / 64).unwrap_or(u32::MAX);
+        let least = share.clamp(MIN_LOG_PAGES, LEAST_LOG_PAGES);
+        let areas = LogLayout::new(0, self.slots, 0).area_pages;
+        LogLayout::new(
+            entries_end(self.slots),
+            self.slots,
+            areas.clamp(least, MOST_LOG_PAGES),
+        )
     }
 
     /// Where a slot's data starts, in bytes.
@@ -83,6 +114,23 @@ impl Layout {
     }
 }
 
+fn entries_end(slots: u32) -> u64 {
+    ENTRIES + (u64::from(slots) * ENTRY).next_multiple_of(PAGE)
+}
+
+/// The layout of the most slots, up to `most`, that there is one of; what is fewer than one that fits does too.
+fn most_fitting(most: u32, layout: impl Fn(u32) -> Option<Layout>) -> Option<Layout> {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        match layout(middle) {
+            Some(_) => low = middle,
+            None => high = middle - 1,
+        }
+    }
+    layout(low)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -99,7 +147,7 @@ mod tests {
         assert_eq!(Layout::plan(128 << 10, 64 << 10).unwrap().slots, 1);
         assert!(matches!(
             Layout::plan(0, 4096),
-            Err(DiskError::TooSmall { needed: 16384, .. })
+            Err(DiskError::TooSmall { needed: 65536, .. })
         ));
     }
 
@@ -119,17 +167,36 @@ mod tests {
         assert_eq!(Layout::plan(u64::MAX, 1 << 20).unwrap().slots, (1 << 30) - 1);
     }
 
+    #[test]
+    fn the_log_grows_with_the_slots() {
+        for (device, block, area_pages, log_pages) in [
+            (128 << 10, 65536, 1, 8),
+            (8 << 20, 65536, 1, 31),
+            (1 << 30, 65536, 65, 65),
+            (1 << 40, 65536, 66_523, 16384),
+        ] {
+            let log = Layout::plan(device, block).unwrap().log();
+            assert_eq!(
+                (log.area_pages, log.log_pages),
+                (area_pages, log_pages),
+                "{device}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn everything_is_in_its_place_and_no_room_is_wasted(bytes in 0_u64..1 << 50, shift in 12_u32..=20) {
             let block = 1 << shift;
             let Ok(layout) = Layout::plan(bytes, block) else {
-                prop_assert!(bytes < 12288 + 2 * u64::from(block));
+                prop_assert!(bytes < 61440 + 2 * u64::from(block));
                 return Ok(());
             };
             prop_assert!(layout.entries_offset.is_multiple_of(PAGE));
             prop_assert!(layout.data_offset.is_multiple_of(block.into()));
-            prop_assert!(layout.entries_offset + u64::from(layout.slots) * ENTRY <= layout.data_offset);
+            prop_assert!(layout.entries_offset + u64::from(layout.slots) * ENTRY <= layout.log().heads_offset);
+            prop_assert!(layout.log().end() <= layout.data_offset);
+            prop_assert!(layout.log().area_pages * 252 >= layout.slots);
             prop_assert!(layout.end() <= bytes);
             let more = Layout::of(layout.slots + 1, block);
             prop_assert!(more.is_none_or(|more| more.end() > bytes));

@@ -1,14 +1,16 @@
-//! What a cache device holds: its format, version 2.
+//! What a cache device holds: its format, version 3.
 //!
 //! | where | what |
 //! |---|---|
 //! | 0 | the superblock, copy A: 4 KiB, CRC-32C |
 //! | 4096 | the same, copy B |
 //! | 8192 | an entry of 16 bytes for every slot, each with a CRC-32C that is sealed with the save it belongs to |
+//! | [`Layout::log`] | the log of what is dirty: [`ublk_bpf_core::cache::log`] |
 //! | [`Layout::data_offset`] | the slots' data, a cache block each |
 //!
-//! Version 1 differs in its entries, which have no mask of the regions that a slot holds: its blocks are cached as a whole.
-//! It is read, and what is written is of version 2.
+//! Versions 1 and 2 have no log, and the slots' data in its place; version 1 has no mask of the regions that a slot
+//! holds: its blocks are cached as a whole. They are read, and what is written is of version 3: the first slots are
+//! lost to the log, the others get other numbers.
 //!
 //! All numbers are little endian; all metadata is read and written in whole, aligned blocks of 4 KiB.
 //!
@@ -30,6 +32,17 @@
 //!    it promises is durable already, so the next start is warm, and rightly.
 //! 6. fsync, then the other copy, fsync.
 //!
+//! # What is dirty
+//!
+//! The superblock has the id of a log while the slots may hold what the backing has not: from [`mark_dirty`], which is to
+//! be called before the first such write, to [`clear_dirty`] or a [`save`] without a log. No crash and no start loses that:
+//! whatever the entries are worth, [`open`] returns what the log says, and refuses the cache if that cannot be known.
+//!
+//! `open` and [`resume`] go on under a new log id. They write what is dirty to the places that the old log does not need,
+//! and flush, before the superblock has the new id; until then the next start finds the old log whole.
+//!
+//! # The seal
+//!
 //! The seal covers what this order cannot: a device that loses a write which it said was durable. Entries of an older
 //! save then fail their checksum, and are refused.
 
@@ -37,6 +50,8 @@ mod entries;
 mod error;
 pub mod inspect;
 mod layout;
+mod log;
+mod sample;
 mod storage;
 mod superblock;
 #[cfg(test)]
@@ -46,14 +61,15 @@ use std::fs::File;
 
 use storage::{Storage, failed};
 use superblock::{Copies, Superblock};
-use ublk_bpf_abi::REGIONS;
 
-use crate::backend::fingerprint::{Identity, scatter};
+use crate::backend::fingerprint::Identity;
+use crate::cache::log::{Log, LogEntry, LogSeal};
 use crate::sys::aligned::{self, Aligned};
 
 pub use entries::SavedEntry;
 pub use error::DiskError;
 pub use layout::Layout;
+pub use sample::sample_matches;
 
 /// What [`open`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +94,20 @@ pub enum Opened {
     },
 }
 
+/// A cache device that was taken into use.
+#[derive(Debug)]
+pub struct Started {
+    /// What it holds, dirty or not.
+    pub opened: Opened,
+    /// What the backing has yet to get, in ascending order of slots. Of a warm or unproven cache, these blocks are among the
+    /// entries, with more regions perhaps; of a cold one these regions are all that is left.
+    pub dirty: Vec<LogEntry>,
+    /// The log to go on with; there is one if anything is dirty.
+    pub log: Option<Log>,
+    /// The cache's random id.
+    pub cache_id: [u8; 16],
+}
+
 /// Takes the cache device into use for the backing `identity`, which must be as it was found at the start, before
 /// anything is written to it. From the return on the device says that it is in use.
 ///
@@ -87,53 +117,212 @@ pub enum Opened {
 /// # Errors
 /// One line for everything else than these outcomes: other data, another version, damage, another
 /// backing, a backing that was changed meanwhile, other blocks, another size. Nothing was written then.
-pub fn open(file: &File, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
+pub fn open(file: &File, layout: &Layout, identity: &Identity) -> Result<Started, DiskError> {
     open_on(file, layout, identity)
+}
+
+/// Goes on with the log of a server that was killed, on the same cache: what the log says is dirty, which is what is
+/// durable, and a new log. `None` if nothing was dirty.
+///
+/// # Errors
+/// If the superblock is not that of a cache in use, the log is damaged, or the device fails.
+pub fn resume(file: &File, layout: &Layout) -> Result<Option<(Vec<LogEntry>, Log)>, DiskError> {
+    resume_on(file, layout)
+}
+
+/// Says that slots are to be dirty, of a cache that is in use and has no log. From the return on no start takes the cache for
+/// one without dirty blocks.
+///
+/// # Errors
+/// If the superblock is not that of a cache in use without a log, or the device fails.
+pub fn mark_dirty(file: &File, layout: &Layout) -> Result<Log, DiskError> {
+    mark_dirty_on(file, layout)
+}
+
+/// Says that nothing is dirty. The backing must have everything durably, and the log must say so too.
+///
+/// # Errors
+/// If the superblock is not that of a cache in use with this log, or the device fails: then the log still counts.
+pub fn clear_dirty(file: &File, layout: &Layout, log: &Log) -> Result<(), DiskError> {
+    clear_dirty_on(file, layout, log)
 }
 
 /// Saves what the slots hold, in ascending order of slots, and says that the cache was stopped in good order. Whatever
 /// was written to slots and backing must be complete; `identity` is that of the backing after its fsync.
 ///
+/// With a `log`, what that says is dirty stays so. The entries have those blocks too, and their dirty regions as valid.
+/// Without one, nothing is dirty.
+///
 /// # Errors
-/// If an entry's slot is out of order or the device fails: then the next start is cold. The blocks are checked when they
-/// are read.
+/// If an entry's slot is out of order or the device fails: then the next start is cold, but for what is dirty. The blocks are
+/// checked when they are read.
 pub fn save(
     file: &File,
     layout: &Layout,
     identity: &Identity,
+    log: Option<&Log>,
     entries: impl Iterator<Item = SavedEntry>,
 ) -> Result<(), DiskError> {
-    save_on(file, layout, identity, entries)
+    save_on(file, layout, identity, log, entries)
 }
 
-/// Makes the device an empty cache in use, whatever is on it.
+/// What becomes of dirty blocks in a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abandon {
+    /// A cache with any is refused.
+    Nothing,
+    /// They are lost.
+    Dirty,
+}
+
+/// Makes the device an empty cache in use, whatever is on it, and says how many dirty blocks were lost with it, as far as
+/// the log can be read.
 ///
 /// # Errors
-/// If the device fails.
-pub fn reset(file: &File, layout: &Layout, identity: &Identity) -> Result<(), DiskError> {
-    let copies = Copies::read(file)?;
-    copies.replace(file, &copies.empty(layout, identity)?)
+/// If it holds dirty blocks that are not to be abandoned, or the device fails.
+pub fn reset(
+    file: &File,
+    layout: &Layout,
+    identity: &Identity,
+    abandon: Abandon,
+) -> Result<usize, DiskError> {
+    reset_on(file, layout, identity, abandon)
 }
 
-fn open_on(storage: &impl Storage, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
+fn reset_on(
+    storage: &impl Storage,
+    layout: &Layout,
+    identity: &Identity,
+    abandon: Abandon,
+) -> Result<usize, DiskError> {
+    let copies = Copies::read(storage)?;
+    let dirty = match copies.newest_good() {
+        Some(saved) if !saved.identity.is_volatile() => log::count(storage, saved),
+        _ => Ok(0),
+    };
+    let lost = match (dirty, abandon) {
+        (Ok(0), _) => 0,
+        (Ok(blocks), Abandon::Nothing) => return Err(DiskError::Dirty(blocks)),
+        (Err(error), Abandon::Nothing) => return Err(error),
+        (dirty, Abandon::Dirty) => dirty.unwrap_or(0),
+    };
+    copies.replace(storage, &copies.empty(layout, identity)?)?;
+    Ok(lost)
+}
+
+fn open_on(storage: &impl Storage, layout: &Layout, identity: &Identity) -> Result<Started, DiskError> {
     let copies = Copies::read(storage)?;
     let Some(saved) = copies.best()? else {
         require_blank(storage)?;
-        copies.replace(storage, &copies.empty(layout, identity)?)?;
-        return Ok(Opened::New);
+        return begin(storage, &copies, &copies.empty(layout, identity)?, Opened::New);
     };
-    saved.require(layout)?;
+    saved.require(layout, storage.bytes().map_err(failed("ask for its size"))?)?;
+    if saved.log_id.is_some() && !saved.identity.is_volatile() {
+        return open_dirty(storage, &copies, saved, identity);
+    }
     if let Some(reason) = why_cold(saved, identity)? {
-        copies.replace(storage, &copies.empty(layout, identity)?)?;
-        return Ok(Opened::Cold { reason });
+        let empty = copies.empty(layout, identity)?;
+        return begin(storage, &copies, &empty, Opened::Cold { reason });
     }
     saved.identity.compare(identity)?;
     let entries = entries::read(storage, saved)?;
-    copies.replace(storage, &saved.next(false))?;
-    Ok(match saved.identity.unproven(identity) {
+    let mut next = saved.next(false, None);
+    next.layout = *layout;
+    let entries = renumbered(entries, &saved.layout, layout);
+    begin(storage, &copies, &next, opened(saved, identity, entries))
+}
+
+/// A cache in use where nothing is dirty.
+fn begin(
+    storage: &impl Storage,
+    copies: &Copies,
+    superblock: &Superblock,
+    opened: Opened,
+) -> Result<Started, DiskError> {
+    copies.replace(storage, superblock)?;
+    Ok(Started {
+        opened,
+        dirty: Vec::new(),
+        log: None,
+        cache_id: superblock.seal.id,
+    })
+}
+
+/// A cache of this backing and no other, whose dirty blocks are not lost, whatever became of the others.
+fn open_dirty(
+    storage: &impl Storage,
+    copies: &Copies,
+    saved: &Superblock,
+    identity: &Identity,
+) -> Result<Started, DiskError> {
+    let replayed = log::replay(storage, saved)?;
+    let is_same = match saved.clean {
+        true => saved.identity.compare(identity),
+        false => saved.identity.same_backing(identity),
+    };
+    is_same.map_err(|difference| DiskError::DirtyBacking {
+        blocks: replayed.dirty.len(),
+        difference,
+    })?;
+    let opened = match saved.clean {
+        true => opened_with(storage, saved, identity, &replayed.dirty)?,
+        false => Opened::Cold {
+            reason: "was not stopped cleanly",
+        },
+    };
+    let log = log::go_on(storage, copies, saved, &replayed)?;
+    Ok(Started {
+        opened,
+        dirty: replayed.dirty,
+        log,
+        cache_id: saved.seal.id,
+    })
+}
+
+/// What was saved beside what is dirty. If its list is damaged, that is no reason to keep what is dirty from its backing.
+fn opened_with(
+    storage: &impl Storage,
+    saved: &Superblock,
+    identity: &Identity,
+    dirty: &[LogEntry],
+) -> Result<Opened, DiskError> {
+    let entries = match entries::read(storage, saved) {
+        Err(DiskError::Entry { .. }) => {
+            return Ok(Opened::Cold {
+                reason: "has a damaged list of blocks",
+            });
+        }
+        entries => entries?,
+    };
+    if let Some(entry) = dirty.iter().find(|entry| !is_listed(&entries, entry)) {
+        return Err(DiskError::Contradiction(entry.slot));
+    }
+    Ok(opened(saved, identity, entries))
+}
+
+fn is_listed(entries: &[SavedEntry], dirty: &LogEntry) -> bool {
+    let at = entries.binary_search_by_key(&dirty.slot, |entry| entry.slot);
+    at.is_ok_and(|at| {
+        entries[at].block == u64::from(dirty.block) && entries[at].valid & dirty.dirty == dirty.dirty
+    })
+}
+
+fn opened(saved: &Superblock, identity: &Identity, entries: Vec<SavedEntry>) -> Opened {
+    match saved.identity.unproven(identity) {
         None => Opened::Warm(entries),
         Some(reason) => Opened::Unproven { entries, reason },
-    })
+    }
+}
+
+/// The entries by the slots of a layout whose data starts later; those before that are lost.
+fn renumbered(entries: Vec<SavedEntry>, from: &Layout, to: &Layout) -> Vec<SavedEntry> {
+    let moved = to.data_offset.saturating_sub(from.data_offset) / u64::from(to.block_bytes);
+    let moved = u32::try_from(moved).unwrap_or(u32::MAX);
+    let slot = |entry: &SavedEntry| entry.slot.checked_sub(moved).filter(|&slot| slot < to.slots);
+    let entries = entries.into_iter();
+    entries
+        .filter_map(|entry| slot(&entry).map(|slot| SavedEntry { slot, ..entry }))
+        .collect()
 }
 
 /// Why the cache, of this backing or of none that still is, has nothing of use.
@@ -148,31 +337,81 @@ fn why_cold(saved: &Superblock, identity: &Identity) -> Result<Option<&'static s
     Ok(Some("was not stopped cleanly"))
 }
 
+fn resume_on(storage: &impl Storage, layout: &Layout) -> Result<Option<(Vec<LogEntry>, Log)>, DiskError> {
+    let copies = Copies::read(storage)?;
+    let saved = copies.best()?.ok_or(DiskError::Superseded)?;
+    if saved.clean || saved.layout != *layout {
+        return Err(DiskError::Superseded);
+    }
+    if saved.log_id.is_none() {
+        return Ok(None);
+    }
+    let replayed = log::replay(storage, saved)?;
+    let log = log::go_on(storage, &copies, saved, &replayed)?;
+    Ok(log.map(|log| (replayed.dirty, log)))
+}
+
+fn mark_dirty_on(storage: &impl Storage, layout: &Layout) -> Result<Log, DiskError> {
+    let copies = Copies::read(storage)?;
+    let found = in_use(&copies, layout, None).filter(|found| found.log_id.is_none());
+    let found = found.ok_or(DiskError::Superseded)?;
+    let mut log = Log::new(layout.log(), log::new_seal(found)?);
+    log::checkpoint(storage, &mut log, &[])?;
+    copies.replace(storage, &found.next(false, Some(log.seal().log_id)))?;
+    Ok(log)
+}
+
+fn clear_dirty_on(storage: &impl Storage, layout: &Layout, log: &Log) -> Result<(), DiskError> {
+    let copies = Copies::read(storage)?;
+    let found = in_use(&copies, layout, Some(log)).ok_or(DiskError::Superseded)?;
+    copies.replace(storage, &found.next(false, None))
+}
+
 fn save_on(
     storage: &impl Storage,
     layout: &Layout,
     identity: &Identity,
+    log: Option<&Log>,
     entries: impl Iterator<Item = SavedEntry>,
 ) -> Result<(), DiskError> {
-    let mut superblock = in_use(storage, layout, identity)?.next(true);
+    let log_id = log.map(|log| log.seal().log_id);
+    let mut superblock = require_in_use(storage, layout, identity, log)?.next(true, log_id);
     superblock.identity = identity.clone();
     superblock.in_use = entries::write(storage, layout, &superblock.seal, entries)?;
     storage.sync().map_err(failed("write its list of blocks"))?;
     Copies::read(storage)?.replace(storage, &superblock)
 }
 
-/// What the device's superblock says. If that is not what [`open`] wrote, both copies are written anew: entries are
+/// What the device's superblock says. If that is not what the server wrote, both copies are written anew: entries are
 /// never changed below a copy that calls them clean.
-fn in_use(storage: &impl Storage, layout: &Layout, identity: &Identity) -> Result<Superblock, DiskError> {
+fn require_in_use(
+    storage: &impl Storage,
+    layout: &Layout,
+    identity: &Identity,
+    log: Option<&Log>,
+) -> Result<Superblock, DiskError> {
     let copies = Copies::read(storage)?;
-    match copies.best() {
-        Ok(Some(found)) if copies.both(|copy| !copy.clean && copy.layout == *layout) => Ok(found.clone()),
-        _ => {
-            let empty = copies.empty(layout, identity)?;
-            copies.replace(storage, &empty)?;
-            Ok(empty)
-        }
+    if let Some(found) = in_use(&copies, layout, log) {
+        return Ok(found.clone());
     }
+    let mut anew = copies.empty(layout, identity)?;
+    if let Some(LogSeal { cache_id, log_id }) = log.map(Log::seal) {
+        anew.seal.id = cache_id;
+        anew.log_id = Some(log_id);
+    }
+    copies.replace(storage, &anew)?;
+    Ok(anew)
+}
+
+/// The superblock, if both copies say that the cache is in use, and with this log. Without one, a log that there is has
+/// nothing to say.
+fn in_use<'a>(copies: &'a Copies, layout: &Layout, log: Option<&Log>) -> Option<&'a Superblock> {
+    let is_it = |copy: &Superblock| !copy.clean && copy.layout == *layout;
+    let is_logged = |copy: &Superblock| log.is_none_or(|log| copy.log_seal() == Some(log.seal()));
+    let found = copies.newest_good()?;
+    copies
+        .both(|copy| is_it(copy) && is_logged(copy))
+        .then_some(found)
 }
 
 /// How far from the start other formats keep what tells them (btrfs 64 KiB, ZFS 16 KiB, ISO 9660 32 KiB).
@@ -195,62 +434,4 @@ fn require_blank(storage: &impl Storage) -> Result<(), DiskError> {
         }
     }
     Ok(())
-}
-
-/// Compares up to `n` of the slots in use, as far as they are valid, with the backing of `capacity_bytes`: always the same ones of
-/// the same entries, spread over all. Nothing may write to either meanwhile.
-///
-/// # Errors
-/// At the first one that is not what the backing has, and if one cannot be read.
-pub fn sample_matches(
-    cache: &File,
-    backing: &File,
-    layout: &Layout,
-    entries: &[SavedEntry],
-    capacity_bytes: u64,
-    n: usize,
-) -> Result<(), DiskError> {
-    let block_bytes = layout.block_bytes as usize;
-    let (mut cached, mut backed) = (Aligned::new(block_bytes), Aligned::new(block_bytes));
-    for entry in sampled(entries, n) {
-        let at = entry.block * u64::from(layout.block_bytes);
-        // The last block may be shorter. Its slot is not.
-        let len = capacity_bytes.saturating_sub(at).min(layout.block_bytes.into());
-        let backed = &mut backed[..usize::try_from(len).unwrap_or(block_bytes)];
-        backing
-            .read(backed, at)
-            .map_err(failed("read the backing to compare with it"))?;
-        cache
-            .read(&mut cached, layout.data_of(entry.slot))
-            .map_err(failed("read a slot"))?;
-        if !is_same_where_valid(entry.valid, block_bytes, &cached, backed) {
-            return Err(DiskError::Stale {
-                block: entry.block,
-                slot: entry.slot,
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Whether the valid regions of a block are the same, up to the backing's end.
-fn is_same_where_valid(valid: u16, block_bytes: usize, cached: &[u8], backed: &[u8]) -> bool {
-    let regions = REGIONS as usize;
-    let size = block_bytes / regions;
-    (0..regions)
-        .filter(|region| valid >> region & 1 == 1)
-        .all(|region| {
-            let end = ((region + 1) * size).min(backed.len());
-            let start = (region * size).min(end);
-            cached[start..end] == backed[start..end]
-        })
-}
-
-/// One of each of `n` equal parts, at a place that looks random; all of them if there are no more.
-fn sampled(entries: &[SavedEntry], n: usize) -> impl Iterator<Item = &SavedEntry> {
-    let n = n.min(entries.len());
-    (0..n).map(move |part| {
-        let (from, to) = (part * entries.len() / n, (part + 1) * entries.len() / n);
-        &entries[from + usize::try_from(scatter(part as u64)).unwrap_or(0) % (to - from)]
-    })
 }

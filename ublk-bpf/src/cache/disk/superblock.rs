@@ -9,14 +9,17 @@ use super::DiskError;
 use super::layout::{COPIES, Layout, PAGE};
 use super::storage::{Storage, failed};
 use crate::backend::fingerprint::{Identity, SavedIdentity};
+use crate::cache::log::LogSeal;
 use crate::sys;
 use crate::sys::aligned::Aligned;
 
 /// What a copy starts with.
 const MAGIC: [u8; 8] = *b"ublkbpfC";
 /// The version of the format that this program writes.
-pub(super) const VERSION: u32 = 2;
-/// The version before, which it reads as well: all blocks are cached as a whole.
+pub(super) const VERSION: u32 = 3;
+/// The version before, which it reads as well: without a log, so that nothing is dirty, and with the slots in its place.
+pub(super) const WITHOUT_LOG: u32 = 2;
+/// The same, and all blocks are cached as a whole.
 pub(super) const WHOLE_BLOCKS: u32 = 1;
 
 /// Which saved list of blocks: no two saves of any caches have the same. Entries are sealed with it, so that those of
@@ -32,13 +35,15 @@ pub(super) struct Seal {
 /// What a copy of the superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Superblock {
-    /// The version of the copy that was read; what is written is always of [`VERSION`].
+    /// The version of the copy that was read; what is [next](Self::next) is always of [`VERSION`].
     pub(super) version: u32,
     pub(super) layout: Layout,
     /// Whether the entries are those of a cache that was stopped in good order and not started since.
     pub(super) clean: bool,
     /// How many slots are in use, if it is clean; else zero.
     pub(super) in_use: u32,
+    /// The id of the log that says what is dirty; `None`: nothing is.
+    pub(super) log_id: Option<u64>,
     pub(super) seal: Seal,
     pub(super) identity: Identity,
 }
@@ -112,6 +117,11 @@ impl Copies {
         }
     }
 
+    /// The newest good copy, whatever the other place has.
+    pub(super) fn newest_good(&self) -> Option<&Superblock> {
+        self.newest().map(|(_, newest)| newest)
+    }
+
     /// Whether both copies are good and this holds for them.
     pub(super) fn both(&self, holds: impl Fn(&Superblock) -> bool) -> bool {
         self.0
@@ -127,6 +137,7 @@ impl Copies {
             layout: *layout,
             clean: false,
             in_use: 0,
+            log_id: None,
             seal: Seal {
                 id: sys::process::random().map_err(failed("get random numbers for its id"))?,
                 generation: before + 1,
@@ -166,18 +177,19 @@ impl Copies {
 }
 
 impl Superblock {
-    /// This one in its next generation, clean or not; the other values stay.
-    pub(super) fn next(&self, clean: bool) -> Self {
+    /// This one in its next generation, clean or not, with this log; the other values stay.
+    pub(super) fn next(&self, clean: bool, log_id: Option<u64>) -> Self {
         let mut next = self.clone();
         next.version = VERSION;
         next.clean = clean;
+        next.log_id = log_id;
         next.in_use = 0;
         next.seal.generation += 1;
         next
     }
 
-    /// `Ok` if the device is still divided as the cache was made, and as is wanted now.
-    pub(super) fn require(&self, layout: &Layout) -> Result<(), DiskError> {
+    /// `Ok` if the device of `bytes` is still divided as the cache was made, and as is wanted now.
+    pub(super) fn require(&self, layout: &Layout, bytes: u64) -> Result<(), DiskError> {
         let saved = &self.layout;
         if saved.block_bytes != layout.block_bytes {
             return Err(DiskError::BlockChanged {
@@ -185,13 +197,23 @@ impl Superblock {
                 asked: layout.block_bytes,
             });
         }
-        if saved != layout {
+        let is_same = match self.version {
+            VERSION => saved == layout,
+            _ => saved.fills(bytes),
+        };
+        if !is_same {
             return Err(DiskError::DeviceChanged {
                 saved: saved.slots,
                 now: layout.slots,
             });
         }
         Ok(())
+    }
+
+    /// What tells the log's blocks, if there is a log.
+    pub(super) fn log_seal(&self) -> Option<LogSeal> {
+        let cache_id = self.seal.id;
+        self.log_id.map(|log_id| LogSeal { cache_id, log_id })
     }
 }
 
@@ -223,7 +245,9 @@ struct Raw {
     clean: u8,
     reserved: [u8; 7],
     identity: SavedIdentity,
-    rest: [u8; 3764],
+    /// 0: nothing is dirty.
+    log_id: U64,
+    rest: [u8; 3756],
     /// CRC-32C of everything before it.
     crc: U32,
 }
@@ -235,7 +259,7 @@ impl Raw {
         let layout = &superblock.layout;
         let mut raw = Self::new_zeroed();
         raw.magic = MAGIC;
-        raw.version = VERSION.into();
+        raw.version = superblock.version.into();
         raw.block_bytes = layout.block_bytes.into();
         raw.slots = layout.slots.into();
         raw.in_use = superblock.in_use.into();
@@ -245,6 +269,7 @@ impl Raw {
         raw.id = superblock.seal.id;
         raw.clean = superblock.clean.into();
         raw.identity = SavedIdentity::new(&superblock.identity);
+        raw.log_id = superblock.log_id.unwrap_or(0).into();
         raw.crc = raw.checksum().into();
         raw
     }
@@ -257,7 +282,9 @@ impl Raw {
     /// What it says, checksum and version being right.
     fn values(&self) -> Result<Superblock, &'static str> {
         let (slots, block_bytes) = (self.slots.get(), self.block_bytes.get());
-        let layout = Layout::of(slots, block_bytes).ok_or("impossible slots or block size")?;
+        let has_log = self.version.get() == VERSION;
+        let of = if has_log { Layout::of } else { Layout::without_log };
+        let layout = of(slots, block_bytes).ok_or("impossible slots or block size")?;
         if (layout.entries_offset, layout.data_offset) != (self.entries_offset.get(), self.data_offset.get())
         {
             return Err("impossible offsets");
@@ -271,7 +298,9 @@ impl Raw {
         if self.clean > 1 || in_use > if clean { slots } else { 0 } {
             return Err("impossible state");
         }
-        if self.reserved.iter().chain(&self.rest).any(|&byte| byte != 0) {
+        let log_id = self.log_id.get();
+        let is_unknown = !has_log && log_id != 0;
+        if is_unknown || self.reserved.iter().chain(&self.rest).any(|&byte| byte != 0) {
             return Err("unknown values");
         }
         Ok(Superblock {
@@ -279,6 +308,7 @@ impl Raw {
             layout,
             clean,
             in_use,
+            log_id: (log_id != 0).then_some(log_id),
             seal: Seal {
                 id: self.id,
                 generation,
@@ -302,7 +332,7 @@ fn parse(bytes: &[u8]) -> Found {
     if raw.crc.get() != raw.checksum() {
         return Found::Damaged("wrong checksum");
     }
-    if ![VERSION, WHOLE_BLOCKS].contains(&raw.version.get()) {
+    if ![VERSION, WITHOUT_LOG, WHOLE_BLOCKS].contains(&raw.version.get()) {
         return Found::Version(raw.version.get());
     }
     match raw.values() {

@@ -1,7 +1,9 @@
 //! The format on a model of a device that loses power, and on files.
 
 mod damage;
+mod dirty;
 mod model;
+mod versions;
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,11 +16,34 @@ use super::*;
 use crate::backend::{Backend, Spec};
 
 const BLOCK: u32 = 4096;
-const DEVICE: u64 = 256 << 10;
+const DEVICE: u64 = 304 << 10;
 const CAPACITY: u64 = (1 << 20) + 512;
 
 fn layout() -> Layout {
     Layout::plan(DEVICE, BLOCK).unwrap()
+}
+
+/// What a start finds of a cache without dirty blocks.
+fn open_on(disk: &Disk, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
+    super::open_on(disk, layout, identity).map(clean)
+}
+
+fn open(file: &File, layout: &Layout, identity: &Identity) -> Result<Opened, DiskError> {
+    super::open(file, layout, identity).map(clean)
+}
+
+fn clean(started: Started) -> Opened {
+    assert!(started.dirty.is_empty() && started.log.is_none());
+    started.opened
+}
+
+fn save_on(
+    disk: &Disk,
+    layout: &Layout,
+    identity: &Identity,
+    entries: impl Iterator<Item = SavedEntry>,
+) -> Result<(), DiskError> {
+    super::save_on(disk, layout, identity, None, entries)
 }
 
 /// A backing's folder, its path, and its identity.
@@ -228,7 +253,7 @@ fn another_layout_is_refused() {
     let device = Layout::plan(2 * DEVICE, BLOCK).unwrap();
     let message = refusal(open_on(&disk, &device, &identity));
     assert!(
-        message.contains("with 61 slots, and has room for 125"),
+        message.contains("with 61 slots, and has room for 137"),
         "{message}"
     );
 }
@@ -326,7 +351,7 @@ fn files_with_direct_io_and_memory_keep_a_cache() {
         let file = backend.file().unwrap();
         assert_eq!(open(file, &layout(), &identity).unwrap(), Opened::New);
         assert_eq!(inspect::inspect(file).unwrap().unwrap().in_use, None);
-        save(file, &layout(), &identity, entries(7).into_iter()).unwrap();
+        save(file, &layout(), &identity, None, entries(7).into_iter()).unwrap();
         let found = inspect::inspect(file).unwrap().unwrap();
         assert_eq!((found.clean, found.in_use, found.damage), (true, Some(21), None));
         assert_eq!(
@@ -347,7 +372,7 @@ fn a_reset_empties_whatever_was_there() {
         std::fs::write(&cache, content).unwrap();
         let backend = direct(&cache);
         let file = backend.file().unwrap();
-        reset(file, &layout(), &identity).unwrap();
+        assert_eq!(reset(file, &layout(), &identity, Abandon::Nothing).unwrap(), 0);
         assert!(is_cold(&open(file, &layout(), &self::identity(&path)).unwrap()));
     }
 }
@@ -379,7 +404,17 @@ fn samples_find_a_slot_that_is_not_what_the_backing_has() {
     }
     buffered.sync_data().unwrap();
     let cache = direct(&cache);
-    let check = |n| sample_matches(cache.file().unwrap(), &backing, &layout(), &entries, CAPACITY, n);
+    let check = |n| {
+        sample_matches(
+            cache.file().unwrap(),
+            &backing,
+            &layout(),
+            &entries,
+            &[],
+            CAPACITY,
+            n,
+        )
+    };
     for n in [0, 1, 5, 64] {
         check(n).unwrap();
     }
