@@ -106,8 +106,8 @@ fn parse(text: &str) -> Result<Run> {
     let run = Run {
         iops: sum("iops")?,
         ios: sum("total_ios")?,
-        // Milliseconds; one of the two is 0, for nothing is read and written at once.
-        seconds: sum("runtime")? / 1e3,
+        // Milliseconds; one of the two is 0 where only the other is done.
+        seconds: number("/jobs/0/read/runtime")?.max(number("/jobs/0/write/runtime")?) / 1e3,
     };
     ensure!(run.iops > 0.0 && run.seconds > 0.0, "fio's result names no IOPS");
     Ok(run)

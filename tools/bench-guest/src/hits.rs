@@ -42,7 +42,7 @@ pub fn warm(mib: u64, queues: u16, depth: u16) -> Result<Device> {
 }
 
 /// Reads the first blocks until every one of them is promoted.
-fn read_until_promoted(device: &Device, blocks: u64) -> Result<()> {
+pub(crate) fn read_until_promoted(device: &Device, blocks: u64) -> Result<()> {
     let block = usize::try_from(BLOCK)?;
     let mut reader = Reader::open(device.path(), block)?;
     let started = Instant::now();

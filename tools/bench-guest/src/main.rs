@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bench_guest::sizes::RAM_DISK_MIB;
-use bench_guest::{compared, guard, peers, profile, ratio, scale};
+use bench_guest::{compared, guard, native, peers, profile, ratio, scale, writeback};
 use clap::Parser;
 
 /// What is measured.
@@ -28,6 +28,10 @@ enum Part {
         /// With what
         step: scale::Step,
     },
+    /// What a write costs behind a write-back cache
+    Writeback,
+    /// What fio measures on disks of this machine, by the clock on the wall
+    Native(native::Options),
     /// Whether everything that ublk-bpf is compared with works
     Peers,
     /// What the guard compares with its baseline
@@ -45,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(part: Part) -> Result<ExitCode> {
-    if !matches!(part, Part::Scale { .. }) {
+    if !matches!(part, Part::Scale { .. } | Part::Writeback | Part::Native(_)) {
         peers::make_ram_disks(RAM_DISK_MIB)?;
     }
     match part {
@@ -58,7 +62,9 @@ fn measure(part: Part) -> Result<ExitCode> {
             ));
         }
         Part::Profile => profile::measure_all()?,
-        Part::Scale { step } => step.measure()?,
+        Part::Scale { step } => step.plan().measure()?,
+        Part::Writeback => writeback::PLAN.measure()?,
+        Part::Native(options) => native::measure(&options)?,
         Part::Peers => {
             let good = "all of them work, and leave nothing behind";
             return Ok(verdict(peers::table(), good, "do not work"));

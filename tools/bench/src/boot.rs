@@ -9,6 +9,8 @@ use host::setup::kernel::Kernel;
 use host::{build, progress, setup};
 use vm::{Config, Inherit, Outcome, Sink};
 
+use crate::obtain;
+
 /// Where the guest has the runner.
 const RUNNER: &str = "/usr/local/bin/bench-guest";
 /// A measurement says nothing before its end.
@@ -39,20 +41,24 @@ pub(crate) fn run(
 }
 
 /// Has the runner measure in a guest whose clock counts instructions, and gives what it printed.
-pub(crate) fn output(guest: &Guest, what: &str, arguments: &[&str]) -> Result<String> {
+pub(crate) fn output(guest: &Guest, needs_peers: bool, arguments: &[&str]) -> Result<String> {
     setup::guest_tools()?;
     let built = vec![runner()?, vm::server()?];
     let kernel = setup::guest()?;
-    let config = Config {
+    let mut config = Config {
         cpus: guest.cpus,
         memory: guest.memory.to_owned(),
         icount: true,
         built,
         ..machine()
     };
+    if needs_peers {
+        obtain::peers()?.hand_to(&mut config);
+    }
+    let what = arguments.join(" ");
     progress::note(&format!(
-        "booting Linux {} on the instruction clock {what}",
-        kernel.release
+        "booting Linux {} on the instruction clock, CPUs {}: {what}",
+        kernel.release, guest.cpus
     ));
     let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     let mut said = Said::default();

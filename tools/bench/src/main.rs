@@ -10,6 +10,7 @@
 mod boot;
 mod compared;
 mod guard;
+mod native;
 mod obtain;
 mod profile;
 mod report;
@@ -54,6 +55,19 @@ struct Options {
     /// The folder of the part `traces`: block traces, in a format that `ublk-bpf replay` reads
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
+    /// Measure on disks of this machine, as root and by the clock on the wall: a backing, and a cache device if there is
+    /// one. Needs Linux >= 7.0
+    #[arg(long, value_name = "DEVICE", num_args = 1..=2, conflicts_with_all = ["only", "quick", "guard"])]
+    native: Vec<String>,
+    /// Overwrite them, whatever they hold
+    #[arg(long, requires = "native")]
+    destroy_data: bool,
+    /// How many seconds each load runs on them
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "native")]
+    seconds: u32,
+    /// How many MiB of them are read and written, half of a device at most
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "native")]
+    mib: u64,
     /// Obtain what is compared and profiled with, and nothing else
     #[arg(long, hide = true)]
     obtain: bool,
@@ -73,11 +87,16 @@ enum Part {
     Profile,
     /// How cost and memory grow with queues, depth, size and devices
     Scale,
+    /// What a write costs behind a write-back cache, in instructions and operations of both devices
+    Writeback,
     /// What the cache saves on traces of requests, beside libCacheSim's algorithms (needs --traces)
     Traces,
     /// Whether everything that ublk-bpf is compared with works
     #[value(hide = true)]
     Peers,
+    /// Whether --native works, on the RAM disks of a guest
+    #[value(hide = true)]
+    Native,
 }
 
 impl Part {
@@ -156,7 +175,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures, and fails if a floor is not reached or a claim does not hold.
+/// Measures, and fails if something could not be measured, a claim does not hold or the guard finds a cost that rose.
 fn run(options: &Options) -> Result<ExitCode> {
     if options.list {
         list();
@@ -175,6 +194,10 @@ fn run(options: &Options) -> Result<ExitCode> {
     if options.guard {
         return guard::run(options.update);
     }
+    if !options.native.is_empty() {
+        let numbers = [("--seconds", options.seconds.into()), ("--mib", options.mib)];
+        return native::run(&options.native, options.destroy_data, &numbers);
+    }
     measure(options)
 }
 
@@ -191,8 +214,10 @@ fn measure(options: &Options) -> Result<ExitCode> {
             Part::Ratio => ratio()?,
             Part::Profile => profile::run()?,
             Part::Scale => scale::run(options.step)?,
+            Part::Writeback => scale::writeback()?,
             Part::Traces => traces::run(options.traces.as_deref())?,
             Part::Peers => peers()?,
+            Part::Native => native::in_guest()?,
         };
         if result != ExitCode::SUCCESS {
             code = result;
@@ -255,7 +280,13 @@ mod tests {
         let all = selection(&[]).expect("selected");
         assert_eq!(
             all.parts,
-            [Part::Compared, Part::Ratio, Part::Profile, Part::Scale]
+            [
+                Part::Compared,
+                Part::Ratio,
+                Part::Profile,
+                Part::Scale,
+                Part::Writeback
+            ]
         );
         let some = selection(&["--only", "brd,ublk-bpf-hit"]).expect("selected");
         assert_eq!(some.parts, [Part::Compared]);

@@ -1,9 +1,11 @@
-//! Part `scale`: how cost and memory grow. What is measured in the guests is in `bench_guest::scale`.
+//! Parts `scale` and `writeback`: sections whose rows the guests print. What is measured there is in
+//! `bench_guest::scale` and `bench_guest::writeback`.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bench_guest::scale::Step;
+use bench_guest::scale::{Plan, Step};
+use bench_guest::writeback::PLAN as WRITEBACK;
 
 use crate::{boot, report};
 
@@ -15,15 +17,21 @@ pub(crate) fn run(step: Option<Step>) -> Result<ExitCode> {
 }
 
 fn run_step(step: Step) -> Result<()> {
-    let plan = step.plan();
+    let name = step.name();
+    section(step.plan(), &format!("scale-{name}"), &["scale", name])
+}
+
+/// Measures what writes cost behind a write-back cache, and writes its section.
+pub(crate) fn writeback() -> Result<ExitCode> {
+    section(&WRITEBACK, "writeback", &["writeback"])?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Measures a section's rows in its guests, with these arguments of the runner, and writes it.
+fn section(plan: &Plan, name: &str, arguments: &[&str]) -> Result<()> {
     let mut rows = String::new();
     for guest in plan.guests {
-        let what = format!("with {} CPUs, for how cost grows: {}", guest.cpus, step.name());
-        rows.push_str(&boot::output(guest, &what, &["scale", step.name()])?);
+        rows.push_str(&boot::output(guest, plan.needs_peers, arguments)?);
     }
-    report::replace(
-        report::BENCHMARKS,
-        &format!("scale-{}", step.name()),
-        &plan.section(&rows),
-    )
+    report::replace(report::BENCHMARKS, name, &plan.section(&rows))
 }

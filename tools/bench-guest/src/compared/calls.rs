@@ -1,49 +1,25 @@
-//! Counts the system calls of processes, by the kernel's own histogram of them. Counting costs instructions: nothing
-//! else is measured meanwhile.
+//! Counts the system calls of processes.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-/// The tracepoint that every system call passes. The guest has tracefs there.
-const EVENT: &str = "/sys/kernel/tracing/events/raw_syscalls/sys_enter";
-/// Counts by thread, as Documentation/trace/histogram.rst has it.
-const TRIGGER: &str = "hist:keys=common_pid";
+use crate::histogram::Histogram;
 
 /// A running count; dropping it ends it.
-pub(crate) struct Counting {
-    event: PathBuf,
-}
+pub(crate) struct Counting(Histogram);
 
 impl Counting {
-    /// Begins at 0.
+    /// Begins at 0, by thread. Every system call passes this tracepoint.
     pub(crate) fn start() -> Result<Self> {
-        let event = PathBuf::from(EVENT);
-        trigger(&event, TRIGGER).context("cannot count system calls")?;
-        Ok(Self { event })
+        Histogram::start("raw_syscalls/sys_enter", "keys=common_pid").map(Self)
     }
 
     /// The calls of these threads so far.
     pub(crate) fn of(&self, threads: &[u32]) -> Result<u64> {
-        let path = self.event.join("hist");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let counts = parse(&text);
+        let counts = parse(&self.0.text()?);
         Ok(threads.iter().filter_map(|thread| counts.get(thread)).sum())
     }
-}
-
-impl Drop for Counting {
-    fn drop(&mut self) {
-        // One that stays keeps counting, and the next start reports it.
-        let _ = trigger(&self.event, &format!("!{TRIGGER}"));
-    }
-}
-
-fn trigger(event: &Path, text: &str) -> Result<()> {
-    let path = event.join("trigger");
-    fs::write(&path, text).with_context(|| format!("cannot write {text} to {}", path.display()))
 }
 
 /// Reads lines such as `{ common_pid:        123 } hitcount:         45`.

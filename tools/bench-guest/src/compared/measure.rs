@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use super::calls::Counting;
 use super::result::{Case, Sample};
+use crate::busy::run_time;
 use crate::fio::{self, Job, Run};
 use crate::sizes::RANGE_MIB;
 use crate::subject::Subject;
@@ -24,9 +25,9 @@ const BATCH: u16 = 32;
 /// A run that counts.
 pub(crate) fn sample(subject: &dyn Subject, case: Case) -> Result<Sample> {
     let before = run_times(subject)?;
-    let (started, busy) = (Instant::now(), busy()?);
+    let (started, busy) = (Instant::now(), run_time()?);
     let run = run(subject.path(), case, LENGTH)?;
-    let idle = (started.elapsed() * u32::from(case.cpus)).saturating_sub(self::busy()? - busy);
+    let idle = (started.elapsed() * u32::from(case.cpus)).saturating_sub(run_time()? - busy);
     let after = run_times(subject)?;
     // A thread that is new has run for nothing before; of one that has ended only what it ran before is known.
     let nanoseconds: u64 = after
@@ -103,24 +104,6 @@ fn run_times(subject: &dyn Subject) -> Result<BTreeMap<u32, u64>> {
     Ok(times)
 }
 
-/// For how long all CPUs together have run anything.
-fn busy() -> Result<Duration> {
-    let path = "/proc/schedstat";
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    parse_busy(&text).with_context(|| format!("{path} has no CPU's run time: {text}"))
-}
-
-/// The seventh number of each CPU's line, as Documentation/scheduler/sched-stats.rst has it.
-fn parse_busy(text: &str) -> Option<Duration> {
-    let times = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let cpu = words.next()?.strip_prefix("cpu")?;
-        cpu.parse::<u32>().ok()?;
-        words.nth(6)?.parse().ok()
-    });
-    times.map(Duration::from_nanos).reduce(|sum, time| sum + time)
-}
-
 fn first_number(text: &str) -> Result<u64> {
     let word = text.split_whitespace().next().unwrap_or_default();
     word.parse()
@@ -148,14 +131,6 @@ mod tests {
         for (depth, expected) in [(1, "1"), (2, "1"), (32, "16"), (128, "32")] {
             assert_eq!(batch(depth).as_deref(), Some(expected), "{depth}");
         }
-    }
-
-    #[test]
-    fn the_run_times_of_all_cpus_are_added() {
-        let text = "version 17\ntimestamp 4294892921\ncpu0 0 0 0 0 0 0 2366 4875 2873\ndomain0 MC 3 1 2 3\n\
-                    cpu1 0 0 0 0 0 0 34 5 6\n";
-        assert_eq!(parse_busy(text), Some(Duration::from_nanos(2400)));
-        assert_eq!(parse_busy("version 17\n"), None);
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// Makes one of this table.
     pub fn create(name: &'static str, table: &str) -> Result<Self> {
         command::output(dmsetup().args(["create", name, "--table", table]))?;
         Ok(Self {
@@ -64,6 +65,7 @@ impl Mapped {
         })
     }
 
+    /// The device's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -98,24 +100,27 @@ pub fn linear(device: &str, bytes: u64) -> Result<Mapped> {
     Mapped::create("bench-linear", &format!("0 {} linear {device} 0", bytes / SECTOR))
 }
 
-/// dm-cache with its default policy, smq, write-through.
+/// dm-cache with its default policy, smq.
 pub struct DmCache {
     mapped: Mapped,
 }
 
 impl DmCache {
-    /// A cache, cold, with all of `fast` before the first `bytes` of [`SLOW`].
+    /// A write-through cache, cold, with all of `fast` before the first `bytes` of [`SLOW`].
     pub fn create(fast: &Path, bytes: u64) -> Result<Self> {
+        fill(META, META_HEAD_MIB)?;
+        Self::of([Path::new(META), fast, Path::new(SLOW)], bytes, "writethrough")
+    }
+
+    /// A cache of a metadata device that begins with zeroes, a fast device and the first `bytes` of a slow one, in a
+    /// mode of dm-cache's.
+    pub fn of(devices: [&Path; 3], bytes: u64, mode: &str) -> Result<Self> {
         for module in ["dm_cache", "dm_cache_smq"] {
             command::output(Command::new("modprobe").arg(module))?;
         }
-        fill(META, META_HEAD_MIB)?;
-        let table = format!(
-            "0 {} cache {META} {} {SLOW} {} 1 writethrough smq 0",
-            bytes / SECTOR,
-            fast.display(),
-            BLOCK / SECTOR
-        );
+        let [meta, fast, slow] = devices.map(Path::display);
+        let (sectors, block) = (bytes / SECTOR, BLOCK / SECTOR);
+        let table = format!("0 {sectors} cache {meta} {fast} {slow} {block} 1 {mode} smq 0");
         let mapped = Mapped::create("bench-cache", &table)?;
         Ok(Self { mapped })
     }

@@ -23,9 +23,11 @@ use super::subject::Kind;
 /// Where the guest has the version of the sources that kublk was built from: it does not print it.
 pub const KUBLK_VERSION: &str = "/usr/local/share/kublk/version";
 
+pub(crate) use bcache::Bcache;
 pub use check::table;
 pub use disks::{FAST, SLOW, empty, fill, make_ram_disks};
-pub use mapper::{BLOCK, DmCache, linear};
+pub(crate) use mapper::SECTOR;
+pub use mapper::{BLOCK, DmCache, Mapped, linear};
 
 /// Gives a disk this I/O scheduler, on a kernel that has mq-deadline loaded. `false`: the disk maps bios, and has none to
 /// choose.
@@ -63,7 +65,7 @@ fn kernel_version() -> Result<String> {
 }
 
 /// Waits for a condition, which `what` describes.
-fn wait_until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) -> Result<()> {
     let started = Instant::now();
     while !is_so() {
         ensure!(

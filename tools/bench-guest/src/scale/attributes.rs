@@ -21,6 +21,7 @@ server leaves them. `null`, one queue on one CPU, 4 KiB random reads. Instructio
         cpus: 1,
         memory: "4G",
     }],
+    needs_peers: false,
     rows,
     why: "\
 The server sets three attributes. `scheduler` is `none` on a new disk, since the backing's own queue sorts the requests

@@ -24,17 +24,28 @@ it only with `--scheduler`. A device-mapper disk has no scheduler of its own. In
         cpus: 1,
         memory: "6G",
     }],
+    needs_peers: true,
     rows,
     why: "\
 At depth 1 a device in user space costs two switches between the client and the server and two entries of the kernel by
-the server for each I/O, whatever it then does; a kernel cache pays none of these. For a load of single synchronous
+the server for each I/O, whatever it then does; a kernel cache pays none of these. kublk and
+rublk, the other ublk servers, pay the same. For a load of single synchronous
 reads, or of one request in flight at a time, dm-cache is the better choice. From some 16 requests in flight
-the switches are shared and the difference is small. dm-cache hands the requests of io_uring to a worker thread but
-serves those of libaio and pread in the caller, so that it is at its best with the latter two.",
+the switches are shared and the difference is small. dm-cache and bcache hand the requests of io_uring to a worker thread
+but serve those of libaio and pread in the caller, so that they are at their best with the latter two.",
 };
 
 /// Ours and what it is compared with, by the names of `compared`.
-const SUBJECTS: [&str; 5] = ["brd", "ublk-bpf-null", "ublk-bpf-brd", "ublk-bpf-hit", "dm-cache"];
+const SUBJECTS: [&str; 8] = [
+    "brd",
+    "ublk-bpf-null",
+    "ublk-bpf-brd",
+    "ublk-bpf-hit",
+    "dm-cache",
+    "bcache",
+    "kublk-batch-zc-loop",
+    "rublk-loop",
+];
 
 fn rows() -> Result<()> {
     std::thread::sleep(SETTLE);

@@ -17,6 +17,7 @@ One queue on one CPU, `null`, 4 KiB random reads; fio keeps every tag in use, an
         cpus: 1,
         memory: "4G",
     }],
+    needs_peers: false,
     rows,
     why: "\
 Cost falls until some 64 tags are in use, and is flat from there to 4096. What an entry of the kernel, a wake-up, a FETCH completion and a COMMIT cost is shared by the I/Os that come

@@ -21,6 +21,7 @@ others idle. *All loaded*: a client for each.",
         cpus: 1,
         memory: "4G",
     }],
+    needs_peers: false,
     rows,
     why: "\
 Each further device adds the same to every request of every disk, whether it is used or not: each has a classifier of its own on `block_rq_issue`, which the kernel runs for all requests. It

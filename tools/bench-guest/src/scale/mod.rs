@@ -7,8 +7,11 @@ mod attributes;
 mod clients;
 mod depth;
 mod devices;
+mod filling;
+mod loads;
 mod queues;
 mod size;
+mod waiting;
 
 use std::fs;
 use std::path::Path;
@@ -53,6 +56,12 @@ pub enum Step {
     Clients,
     /// Attributes of the request queue
     Attributes,
+    /// Mixed and large I/O, and disks that hold data
+    Loads,
+    /// A backing that completes later
+    Waiting,
+    /// What it costs to bring a block into the cache
+    Filling,
 }
 
 /// A guest whose clock counts instructions.
@@ -64,31 +73,36 @@ pub struct Guest {
     pub memory: &'static str,
 }
 
-/// How a step is measured and described.
+/// How a section of the page is measured and described.
 pub struct Plan {
     /// What the page calls it.
-    title: &'static str,
+    pub(crate) title: &'static str,
     /// What was done, before the table.
-    how: &'static str,
+    pub(crate) how: &'static str,
     /// The table's first two lines.
-    head: &'static str,
+    pub(crate) head: &'static str,
     /// Where it is measured.
     pub guests: &'static [Guest],
+    /// Whether the guests need the programs that ublk-bpf is compared with.
+    pub needs_peers: bool,
     /// Prints the rows of one guest, in it.
-    rows: fn() -> Result<()>,
+    pub(crate) rows: fn() -> Result<()>,
     /// What the figures say, after the table.
-    why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 impl Step {
     /// In the page's order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Queues,
         Self::Depth,
         Self::Size,
         Self::Devices,
         Self::Clients,
         Self::Attributes,
+        Self::Loads,
+        Self::Waiting,
+        Self::Filling,
     ];
 
     /// As `--step` takes it, and the page's section is called.
@@ -100,6 +114,9 @@ impl Step {
             Self::Devices => "devices",
             Self::Clients => "clients",
             Self::Attributes => "attributes",
+            Self::Loads => "loads",
+            Self::Waiting => "waiting",
+            Self::Filling => "filling",
         }
     }
 
@@ -112,16 +129,19 @@ impl Step {
             Self::Devices => &devices::PLAN,
             Self::Clients => &clients::PLAN,
             Self::Attributes => &attributes::PLAN,
+            Self::Loads => &loads::PLAN,
+            Self::Waiting => &waiting::PLAN,
+            Self::Filling => &filling::PLAN,
         }
-    }
-
-    /// Prints the rows of its table, in a guest.
-    pub fn measure(self) -> Result<()> {
-        (self.plan().rows)()
     }
 }
 
 impl Plan {
+    /// Prints the rows of its table, in a guest.
+    pub fn measure(&self) -> Result<()> {
+        (self.rows)()
+    }
+
     /// Its section of the page, with these rows.
     pub fn section(&self, rows: &str) -> String {
         let [title, how, head, why] = [self.title, self.how, self.head, self.why].map(str::trim);

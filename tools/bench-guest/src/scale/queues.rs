@@ -24,6 +24,7 @@ figure in every line; it says nothing about how many I/Os a second so many real 
         guest(8),
         guest(16),
     ],
+    needs_peers: false,
     rows,
     why: "\
 With a second CPU a server thread runs elsewhere than its client, and a wake-up may be an interrupt to another CPU: that is the step from the first line to the second with one queue, and

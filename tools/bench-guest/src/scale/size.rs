@@ -21,6 +21,7 @@ seen is the index. *Start* is from the command to the line that says that the de
         cpus: 1,
         memory: "8G",
     }],
+    needs_peers: false,
     rows,
     why: "\
 Without a cache the size costs nothing on the way of a request. The map of what was written, a bit for each 64 KiB, is the 32 MiB that 16 TiB take. With a cache the index and the heat have nine bytes for each block of

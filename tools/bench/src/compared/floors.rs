@@ -57,8 +57,8 @@ pub(super) fn verdicts(results: &Results) -> Vec<Verdict> {
     verdicts
 }
 
-/// Says of each whether it was reached; true if all were.
-pub(super) fn print(results: &Results) -> bool {
+/// Says of each whether it was reached, and at the end how many were not.
+pub(super) fn print(results: &Results) {
     let verdicts = verdicts(results);
     for verdict in &verdicts {
         println!(
@@ -70,7 +70,10 @@ pub(super) fn print(results: &Results) -> bool {
             verdict.word()
         );
     }
-    verdicts.iter().all(Verdict::is_reached)
+    let missed = verdicts.iter().filter(|verdict| !verdict.is_reached()).count();
+    if missed > 0 {
+        println!("{missed} of {} floors are missed", verdicts.len());
+    }
 }
 
 #[cfg(test)]

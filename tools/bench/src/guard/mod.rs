@@ -53,7 +53,7 @@ fn measure() -> Result<Baseline> {
         cpus: 1,
         memory: "2G",
     };
-    let figures = boot::output(&guest, "for the guard of what an I/O costs", &["guard"])?;
+    let figures = boot::output(&guest, false, &["guard"])?;
     Ok(Baseline {
         environment: Environment::of(&setup::guest()?.release)?,
         instructions: baseline::parse_figures(&figures)?,
