@@ -47,7 +47,7 @@ At depth 32 a write-back cache spares the write to the backing: dm-writecache an
 of ublk-bpf's write-through, which also copies each write once so that both devices get the same bytes. With an fsync after
 each write, every I/O is at depth 1 twice, as a write and as a flush, and a server in user space pays its switches for
 both: ublk-bpf costs twice what dm-writecache does. For loads of small synchronous writes a kernel cache is the better
-choice. Its write-through never flushes the cache device, for what is there is clean. All kernel caches pass each flush on
+choice. ublk-bpf's write-through never flushes the cache device, for what is there is clean. All kernel caches pass each flush on
 to the backing. dm-writecache overwrites a block that it holds in place, without metadata, which is what is measured here; a
 block that it does not hold yet costs metadata, too. dm-cache keeps its dirty bits in memory until a clean shutdown, and
 so writes none here either, and takes every block for dirty after a crash. bcache writes its journal for each fsync, with
