@@ -204,6 +204,15 @@ impl Identity {
         matches!(self, Self::Volatile(_))
     }
 
+    /// Whether it is told from every other backing: by the file system's id and the inode, or by the device's name.
+    pub(crate) fn is_named(&self) -> bool {
+        match self {
+            Self::File(file) => file.file_system != [0; 16],
+            Self::Block(block) => !block.name.0.is_empty(),
+            Self::Volatile(_) => false,
+        }
+    }
+
     /// `Ok` if nothing shows that `now` is another backing than `self`, the saved one, or holds other data. That alone
     /// proves nothing: see [`unproven`](Self::unproven).
     ///

@@ -1,9 +1,10 @@
 //! What servers leave in `/run/ublk-bpf` for other commands, and what commands do with it without the server.
 //!
 //! [`record`] describes a device, [`lock`] says whether its server is alive, [`stale`] removes what a dead server left,
-//! [`status`] and [`stop`](stop()) are the commands' view, [`ask`] has a running server do something, [`owners`] keeps two devices from sharing storage.
+//! [`dirty_pair`] outlives reboots. [`status`] and [`stop`](stop()) are the commands' view, [`ask`] has a running server do something, [`owners`] keeps two devices from sharing storage.
 
 pub mod ask;
+pub mod dirty_pair;
 mod error;
 pub mod lock;
 pub mod logs;
