@@ -4,8 +4,8 @@
 //! [`queue`] decides what that means and drives the request to its commit, [`backend`] is where bytes are and
 //! [`cache`] where some of them are twice.
 //! [`control`] adds and deletes devices, [`policy`] loads and replaces what classifies requests, [`server`] ties these
-//! together in one process, [`registry`] is what other commands know of it, [`cli`] is the command line, [`log`] writes
-//! its messages.
+//! together in one process, [`registry`] is what other commands know of it, [`cli`] is the command line, [`metrics`]
+//! is what Prometheus reads of it, [`log`] writes its messages.
 
 #![warn(clippy::print_stderr, clippy::print_stdout)] // they panic where nothing can be written
 
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod control;
 pub mod driver;
 pub mod log;
+pub mod metrics;
 pub mod observe;
 pub mod path_text;
 pub mod policy;

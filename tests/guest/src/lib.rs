@@ -12,6 +12,7 @@ pub mod fio;
 pub mod leftover;
 pub mod mapper;
 pub mod mount;
+pub mod openmetrics;
 pub mod recorder;
 pub mod torture;
 pub mod trace;

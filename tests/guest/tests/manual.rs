@@ -1,6 +1,7 @@
 //! The commands of pages of the manual, one after the other.
 
 use ublk_bpf_guest::leftover::nothing_is_left;
+use ublk_bpf_guest::openmetrics::Families;
 use ublk_bpf_guest::run;
 
 const OPERATIONS: &str = include_str!("../../../docs/operations.md");
@@ -76,5 +77,7 @@ fn the_page_of_observability_works_as_it_stands() {
         let command = format!("bpftool map dump pinned /sys/fs/bpf/ublk-bpf/ublkb0/{map}");
         assert!(said(&done, &command)[0].contains(field), "{map}");
     }
+    let metrics = Families::parse(said(&done, "wget")[0]);
+    assert_eq!(metrics.family("ublk_bpf_requests").kind, "counter");
     nothing_is_left();
 }

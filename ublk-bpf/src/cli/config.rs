@@ -18,6 +18,7 @@ use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
 use crate::control::{DeviceId, Recovery};
+use crate::metrics::Address;
 use crate::path_text::ShowPath as _;
 use crate::policy::Observe;
 use crate::registry::{DeviceName, Scheduler};
@@ -125,6 +126,11 @@ settings! {
     /// If a device on the same backing waits for a server, recover it instead of failing
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process recover_waiting: bool,
+    /// Serve the metrics of all devices of the process to Prometheus: PORT (of 127.0.0.1), IP:PORT, or IP:PORT,public for
+    /// an address that other machines can reach
+    #[arg(long, value_name = "ADDR", value_parser = str::parse::<Address>)]
+    #[serde(default, deserialize_with = "address")]
+    Process metrics: Address,
     /// What happens to the device when its server dies or is ended by a signal [default: none]
     #[arg(long, value_parser = choice::recovery())]
     Shared recovery: Recovery,
@@ -261,12 +267,23 @@ fn parse_logical_block(text: &str) -> Result<u32, String> {
 
 /// A number of bytes or a size as text.
 fn logical_block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    let text = match toml::Value::deserialize(deserializer)? {
-        toml::Value::String(text) => text,
-        toml::Value::Integer(bytes) => bytes.to_string(),
-        other => format!("a value of type {}", other.type_str()),
-    };
+    let text = text_or_number(deserializer)?;
     parse_logical_block(&text).map(Some).map_err(Error::custom)
+}
+
+/// An address, or a port as a number.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Address>, D::Error> {
+    let text = text_or_number(deserializer)?;
+    text.parse().map(Some).map_err(Error::custom)
+}
+
+/// What means the same as text and as a number.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) => text,
+        toml::Value::Integer(number) => number.to_string(),
+        other => format!("a value of type {}", other.type_str()),
+    })
 }
 
 fn spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Spec>, D::Error> {
@@ -349,6 +366,10 @@ mod tests {
             (
                 "scheduler = \"a b\"",
                 "line 1: \"a b\" is not the name of an I/O scheduler: give none, kernel,",
+            ),
+            (
+                "metrics = \"0.0.0.0:9464\"",
+                "line 1: other machines can reach 0.0.0.0:9464",
             ),
             ("\nqueues = 0", "line 2: queues is 0: give 1 to 4096"),
             ("id = 2000000", "line 1: id is 2000000: give 0 to 1048575"),

@@ -97,6 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         .recover_waiting
         .or(file.recover_waiting)
         .unwrap_or(false);
+    let metrics = args.settings.metrics.or(file.metrics);
     let start = match args.recover {
         Some(Some(_)) if args.all => {
             bail!(Usage(
@@ -120,6 +121,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         None if recover_waiting => Start::make_or_recover(devices(args.settings, file)?),
         None => Start::make(devices(args.settings, file)?),
     };
+    let start = start.with_metrics(metrics);
     let announce = |ready: &[Ready]| announce(ready, start.devices.len());
     if daemon {
         print_ready(&server::run_in_background(&start, announce)?);

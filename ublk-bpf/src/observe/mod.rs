@@ -330,7 +330,7 @@ pub(crate) mod tests {
 
     /// Every key below a value, but not the names of counters, verdicts and reasons.
     fn keys(json: &serde_json::Value, found: &mut Vec<String>) {
-        const NAMED: [&str; 5] = ["server", "queues", "cache", "verdicts", "reasons"];
+        const NAMED: [&str; 6] = ["server", "queues", "cache", "verdicts", "reasons", "codes"];
         for value in json.as_array().into_iter().flatten() {
             keys(value, found);
         }
@@ -342,34 +342,43 @@ pub(crate) mod tests {
         }
     }
 
-    #[test]
-    fn the_manual_names_every_field_of_the_json_form() {
-        const PAGE: &str = include_str!("../../../docs/observability.md");
-        let histogram = Histogram {
-            buckets: vec![1],
-            sum: 1,
+    /// A device with everything that can be counted.
+    pub(crate) fn full() -> Stats {
+        let histogram = |bucket: usize, count: u64, sum: u64| {
+            let mut buckets = vec![0; 40];
+            buckets[bucket] = count;
+            Histogram { buckets, sum }
         };
         let histograms = Histograms {
             latencies: vec![LatencyOf {
                 op: Op::Read,
                 verdict: Verdict::Hit,
-                ns: histogram.clone(),
+                ns: histogram(14, 4, 80_000),
             }],
             sizes: vec![SizeOf {
                 op: Op::Read,
-                bytes: histogram,
+                bytes: histogram(12, 3, 24576),
             }],
             skipped: 0,
         };
-        let mut full = Stats {
+        Stats {
+            observe: Observe::Full,
+            cache: Some(CacheStats::default()),
             savings: Some(Savings::default()),
             histograms: Some(histograms),
+            codes: BTreeMap::from([(7, 1)]),
             run_time: Some(RunTime {
                 runs: 0,
                 mean_ns: None,
             }),
             ..sample()
-        };
+        }
+    }
+
+    #[test]
+    fn the_manual_names_every_field_of_the_json_form() {
+        const PAGE: &str = include_str!("../../../docs/observability.md");
+        let mut full = full();
         full.interval = Some(Interval::between(&full, &full, 1.0));
         let mut found = Vec::new();
         keys(&serde_json::to_value(&full).unwrap(), &mut found);

@@ -5,6 +5,7 @@ use std::io;
 use crate::backend::Size;
 use crate::cache::disk::DiskError;
 use crate::control::{ControlError, DeviceId, Missing};
+use crate::metrics::Address;
 use crate::policy::PolicyError;
 use crate::registry::owners::StorageError;
 use crate::registry::{DeviceName, RecordError};
@@ -18,6 +19,14 @@ pub enum ServeError {
     /// The control plane's.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The address for metrics cannot be used.
+    #[error("cannot serve metrics at {address}: {source}: give --metrics another address")]
+    Metrics {
+        /// The address.
+        address: Address,
+        /// What the system says.
+        source: io::Error,
+    },
     /// This kernel's ublk lacks something.
     #[error(transparent)]
     Missing(#[from] Missing),

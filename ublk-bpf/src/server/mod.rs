@@ -15,6 +15,7 @@ mod inbox;
 mod isolation;
 mod life;
 mod limits;
+mod metrics;
 mod notify;
 mod panics;
 mod prepared;

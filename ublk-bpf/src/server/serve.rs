@@ -14,12 +14,14 @@ use super::inbox::{Inbox, Outbox, Received};
 use super::isolation::{isolate, protect_thread, settle_memory};
 use super::life::{Device, DeviceEvent, Host, Ready};
 use super::limits;
+use super::metrics::Metrics;
 use super::notify::Manager;
 use super::panics;
 use super::recover::OrphanedDevice;
 use super::start::{Recipe, Start};
 use crate::control::{Control, DeviceId, Features};
 use crate::log;
+use crate::metrics::Devices;
 use crate::policy::ensure_bpffs;
 use crate::registry::Record;
 use crate::registry::lock::Lock;
@@ -74,10 +76,11 @@ pub(super) fn serve_started(
     let control = kernel();
     let devices = open(start, control.as_ref().ok())?;
     let control = control?;
+    let metrics = Metrics::open(start.metrics)?;
     ensure_bpffs()?;
     let manager = Manager::of_environment();
     prepare_process()?;
-    serve_together(&control, devices, start, manager, ready)
+    serve_together(&control, devices, start, (manager, metrics), ready)
 }
 
 /// Opens the backings and caches of all devices by their paths, so before the process leaves its mounts. Without
@@ -164,7 +167,7 @@ fn serve_together<D: Device>(
     control: &Control,
     devices: Vec<D>,
     start: &Start,
-    manager: Manager,
+    (manager, metrics): (Manager, Metrics),
     ready: impl FnOnce(&[Ready]) -> bool,
 ) -> Result<(), ServeError> {
     let catch = |source| ServeError::System {
@@ -176,10 +179,13 @@ fn serve_together<D: Device>(
     let socket = ControlSocket::open()?;
     // The devices' threads end however this returns: the scope waits for them.
     thread::scope(|scope| {
-        let socket = socket;
+        // Both are closed before that.
+        let (socket, metrics) = (socket, metrics);
         let of_clients = outbox.clone();
         socket.serve(scope, move |asked| of_clients.send(News::Asked(asked)))?;
-        let mut server = Server::new(outbox, inbox, devices.len(), start.partly, manager);
+        metrics.serve(scope)?;
+        let mut server = Server::new((outbox, inbox), devices.len(), start.partly, manager);
+        server.metered = metrics.devices();
         for device in devices {
             server.start(scope, control, device);
             while server.is_starting() {
@@ -216,6 +222,8 @@ struct Server {
     stop_requested: bool,
     /// All are ready, and were announced.
     was_announced: bool,
+    /// Those whose metrics are served.
+    metered: Devices,
 }
 
 /// A device with its thread.
@@ -259,7 +267,7 @@ enum Milestone {
 }
 
 impl Server {
-    fn new(outbox: Outbox<News>, inbox: Inbox<News>, of: usize, partly: bool, manager: Manager) -> Self {
+    fn new((outbox, inbox): (Outbox<News>, Inbox<News>), of: usize, partly: bool, manager: Manager) -> Self {
         Self {
             devices: Vec::with_capacity(of),
             of,
@@ -269,6 +277,7 @@ impl Server {
             inbox,
             stop_requested: false,
             was_announced: false,
+            metered: Devices::default(),
         }
     }
 
@@ -367,8 +376,14 @@ impl Server {
     fn note(&mut self, report: DeviceReport) {
         let device = &mut self.devices[report.index];
         match report.what {
-            Milestone::Ready(ready) => device.ready = Some(*ready),
+            Milestone::Ready(ready) => {
+                self.metered.add(ready.record.id());
+                device.ready = Some(*ready);
+            }
             Milestone::Ended(end) => {
+                if let Some(ready) = &device.ready {
+                    self.metered.remove(ready.record.id());
+                }
                 // The other devices may run for long.
                 if let (Err(error), true) = (&end, self.of > 1 && (self.was_announced || self.partly)) {
                     let ready = device.ready.as_ref();

@@ -1,6 +1,7 @@
 //! What a server is asked to serve.
 
 use crate::control::DeviceId;
+use crate::metrics::Address;
 use crate::registry::DeviceOptions;
 
 /// What to serve: devices in this order.
@@ -10,6 +11,8 @@ pub struct Start {
     pub devices: Vec<Recipe>,
     /// Serve those that can be, if not all can: the others are logged. Without this, one that cannot start ends all.
     pub partly: bool,
+    /// Where to serve the devices' metrics, if anywhere.
+    pub metrics: Option<Address>,
 }
 
 /// How to get a device.
@@ -49,13 +52,21 @@ impl Start {
         Self {
             devices,
             partly: true,
+            metrics: None,
         }
+    }
+
+    /// The same devices, with their metrics served.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Option<Address>) -> Self {
+        Self { metrics, ..self }
     }
 
     const fn all(devices: Vec<Recipe>) -> Self {
         Self {
             devices,
             partly: false,
+            metrics: None,
         }
     }
 }

@@ -14,11 +14,12 @@ const ASSETS: &str = "ublk-bpf/dist";
 const DOCUMENTATION: &str = "usr/share/doc/ublk-bpf";
 
 /// Where each of [`ASSETS`] is installed.
-const INSTALLED: [(&str, &str); 4] = [
+const INSTALLED: [(&str, &str); 5] = [
     ("ublk-bpf.service", "usr/lib/systemd/system/ublk-bpf.service"),
     ("60-ublk-bpf.rules", "usr/lib/udev/rules.d/60-ublk-bpf.rules"),
     ("ublk-bpf.tmpfiles", "usr/lib/tmpfiles.d/ublk-bpf.conf"),
     ("devices.toml", "usr/share/doc/ublk-bpf/examples/devices.toml"),
+    ("grafana.json", "usr/share/doc/ublk-bpf/examples/grafana.json"),
 ];
 
 /// Where each shell looks for completions.
