@@ -104,14 +104,17 @@ mod compare {
         let words = compared.cast::<u64>();
         // Each of these is in range; the verifier wants to see it.
         let verdicts = (live & 7) as usize * Verdict::COUNT + (answer & 7) as usize;
-        let reason = (answer >> 8 & 7) as usize;
-        let cached = usize::from(live & CACHES != 0) + 2 * usize::from(answer & CACHES != 0);
-        if verdicts < Compared::REASONS {
+        if verdicts < Compared::LIVE_REASONS {
             // SAFETY: one of `verdicts`.
             increment(unsafe { words.add(verdicts) });
         }
-        // SAFETY: one of `reasons`, of which there are eight.
-        increment(unsafe { words.add(Compared::REASONS + reason) });
+        if live != 0 {
+            // SAFETY: one of `live_reasons`, of which there are eight.
+            increment(unsafe { words.add(Compared::LIVE_REASONS + (live >> 8 & 7) as usize) });
+        }
+        // SAFETY: one of `shadow_reasons`, of which there are eight.
+        increment(unsafe { words.add(Compared::SHADOW_REASONS + (answer >> 8 & 7) as usize) });
+        let cached = usize::from(live & CACHES != 0) + 2 * usize::from(answer & CACHES != 0);
         // SAFETY: one of `cached`, of which there are four.
         increment(unsafe { words.add(Compared::CACHED + cached) });
         // Only a reason of the policy's own has a code.

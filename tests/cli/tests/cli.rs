@@ -13,7 +13,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 19] = [
         &[],
         &["run"],
         &["list"],
@@ -25,6 +25,8 @@ fn every_command_explains_itself() {
         &["policy", "list"],
         &["policy", "swap"],
         &["policy", "reset"],
+        &["policy", "shadow"],
+        &["policy", "promote-shadow"],
         &["cache"],
         &["cache", "inspect"],
         &["trace"],

@@ -8,8 +8,10 @@ use crate::{Op, Reason, Verdict};
 pub struct Compared {
     /// By the live verdict, [`Verdict::None`] too, and the shadow's: none is [`Verdict::None`].
     pub verdicts: [[u64; Verdict::COUNT]; Verdict::COUNT],
+    /// By the live policy's reason, where it has a verdict.
+    pub live_reasons: [u64; Reason::COUNT],
     /// By the shadow's reason.
-    pub reasons: [u64; Reason::COUNT],
+    pub shadow_reasons: [u64; Reason::COUNT],
     /// By whether the live policy brings the block into the cache (bit 0), and the shadow would (bit 1).
     pub cached: [u64; 4],
     /// The operation, so that a dump labels each entry.
@@ -23,10 +25,12 @@ impl Compared {
         live as usize * Verdict::COUNT + shadow as usize
     }
 
-    /// Index of the first of `reasons`, in words.
-    pub const REASONS: usize = Verdict::COUNT * Verdict::COUNT;
+    /// Index of the first of `live_reasons`, in words.
+    pub const LIVE_REASONS: usize = Verdict::COUNT * Verdict::COUNT;
+    /// Index of the first of `shadow_reasons`, in words.
+    pub const SHADOW_REASONS: usize = Self::LIVE_REASONS + Reason::COUNT;
     /// Index of the first of `cached`, in words.
-    pub const CACHED: usize = Self::REASONS + Reason::COUNT;
+    pub const CACHED: usize = Self::SHADOW_REASONS + Reason::COUNT;
     /// Size of this type in words, including `op`.
     pub const WORDS: usize = Self::CACHED + 5;
 }

@@ -1,5 +1,7 @@
 //! `ublk-bpf policy`.
 
+mod shadow;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -14,7 +16,7 @@ use crate::backend::parse_size;
 use crate::log;
 use crate::observe;
 use crate::path_text::ShowPath as _;
-use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, builtin};
+use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, Verified, builtin};
 use crate::registry::Record;
 use crate::registry::record;
 
@@ -40,6 +42,13 @@ enum PolicyAction {
         #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
         policy_memory: u64,
     },
+    /// Have a second policy answer every request without an effect, or show how its answers compare
+    Shadow(shadow::Args),
+    /// Make the shadow policy the one that decides, with what its maps have learned
+    PromoteShadow {
+        #[command(flatten)]
+        device: DeviceArg,
+    },
     /// Remove a device's policy: every request passes through
     Reset {
         #[command(flatten)]
@@ -56,11 +65,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             policy,
             policy_memory,
         } => {
-            let name = absolute(policy)?;
-            let wanted = Policy::parse(&name, *policy_memory)?;
-            if wanted.needs_cache() && Record::read(device.id)?.cache.is_none() {
-                return Err(PolicyError::NeedsCache(name).into());
-            }
+            let (name, wanted) = wanted(*device, policy, *policy_memory)?;
             let swap = |record: &mut Record| {
                 let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
                 record.policy.clone_from(&name);
@@ -68,21 +73,38 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
                 Ok::<_, anyhow::Error>(verified)
             };
             let verified = Record::change(device.id, swap)?;
-            print_line(format_args!(
-                "ublkb{}: policy {name}, {} instructions verified",
-                device.id, verified.instructions
-            ))?;
-            if let Some(warning) = verified.warning() {
-                log::say(format_args!("warning: {warning}"));
-            }
-            Ok(())
+            say(*device, &format!("policy {name}"), verified)
         }
+        PolicyAction::Shadow(args) => shadow::run(args),
+        PolicyAction::PromoteShadow { device } => shadow::promote(*device),
         PolicyAction::Reset { device } => Record::change(device.id, |record| {
             policy::reset(&Disk::ublk(device.id.number()))?;
             DEFAULT_POLICY.clone_into(&mut record.policy);
             Ok(())
         }),
     }
+}
+
+/// The name and the policy that are wanted for a device.
+fn wanted(device: DeviceArg, policy: &OsStr, memory: u64) -> anyhow::Result<(String, Policy)> {
+    let name = absolute(policy)?;
+    let wanted = Policy::parse(&name, memory)?;
+    if wanted.needs_cache() && Record::read(device.id)?.cache.is_none() {
+        return Err(PolicyError::NeedsCache(name).into());
+    }
+    Ok((name, wanted))
+}
+
+/// Says what a device has now, and what that may cost.
+fn say(device: DeviceArg, what: &str, verified: Verified) -> anyhow::Result<()> {
+    print_line(format_args!(
+        "ublkb{}: {what}, {} instructions verified",
+        device.id, verified.instructions
+    ))?;
+    if let Some(warning) = verified.warning() {
+        log::say(format_args!("warning: {warning}"));
+    }
+    Ok(())
 }
 
 /// A row of `policy list`.

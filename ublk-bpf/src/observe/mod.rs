@@ -11,6 +11,7 @@ mod overview;
 mod read;
 mod recording;
 mod savings;
+mod shadow;
 mod table;
 mod why;
 mod words;
@@ -26,6 +27,7 @@ pub use live::{Ended, Live, RequestFilter};
 pub use read::{program, stats};
 pub use recording::{Recorded, Recording, RecordingError, Summary};
 pub use savings::Savings;
+pub use shadow::{OpCompared, ShadowStats, WantsCached};
 pub use table::Table;
 pub use why::{Cached, ExplainedBlock, PolicyAnswer, SectorRange, Why, WhyError, why};
 
@@ -59,6 +61,8 @@ pub struct Stats {
     /// How often the policy decided for each reason of its own, by the reason's number, without those that never
     /// occurred.
     pub codes: BTreeMap<u8, u64>,
+    /// What a shadow policy answers, if there is one.
+    pub shadow: Option<ShadowStats>,
     /// What the cache saved and cost since the device was created; none without a cache.
     pub savings: Option<Savings>,
     /// Latencies and sizes since the device was created, if they are counted.
@@ -279,6 +283,7 @@ pub(crate) mod tests {
             queues: vec![server],
             cache: None,
             codes: BTreeMap::new(),
+            shadow: None,
             savings: None,
             histograms: None,
             interval: None,

@@ -10,6 +10,7 @@ use ublk_bpf_abi::{
     CacheCounters, Decisions, Latencies, Latency, Op, Reason, ServerCounters, Sizes, Verdict, map,
 };
 
+use super::shadow::shadow;
 use super::{
     CacheStats, Histogram, Histograms, LatencyOf, OpDecisions, ProgramStats, SCHEMA, Savings, ServerStats,
     SizeOf, Stats, VERDICTS,
@@ -42,7 +43,8 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
         server: ServerStats(total),
         queues,
         cache: cache(&pins)?,
-        codes: codes(&pins)?,
+        codes: codes_of(&pins.map(map::CODES))?,
+        shadow: shadow(&pins)?,
         savings: None,
         histograms: histograms(&pins)?,
         interval: None,
@@ -128,13 +130,13 @@ fn cache(pins: &PinDir) -> Result<Option<CacheStats>, PolicyError> {
     Ok(Some(CacheStats(CacheCounters::from_values(values))))
 }
 
-/// Sums over CPUs the counts of the policy's own reasons.
-fn codes(pins: &PinDir) -> Result<BTreeMap<u8, u64>, PolicyError> {
+/// Sums over CPUs the counts of a policy's own reasons, from the map that is pinned at `path`.
+pub(super) fn codes_of(path: &Path) -> Result<BTreeMap<u8, u64>, PolicyError> {
     let failed = |e: MapError| PolicyError::Access {
         map: map::CODES,
         detail: chain(&e),
     };
-    let map = MapData::from_pin(pins.map(map::CODES)).map_err(failed)?;
+    let map = MapData::from_pin(path).map_err(failed)?;
     let entries: PerCpuArray<_, u64> = PerCpuArray::try_from(Map::PerCpuArray(map)).map_err(failed)?;
     let mut codes = BTreeMap::new();
     for code in 0..=u8::MAX {

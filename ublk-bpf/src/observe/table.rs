@@ -55,6 +55,9 @@ impl fmt::Display for Table<'_> {
                 "run time of the classifier with the policy: {mean}, {runs} runs"
             )?;
         }
+        if let Some(shadow) = &stats.shadow {
+            write!(f, "\n{shadow}")?;
+        }
         writeln!(f)?;
         self.server(f)
     }

@@ -19,6 +19,8 @@ pub(super) static HISTOGRAMS: &[u8] = object!("histograms");
 pub(super) static ASKER: &[u8] = object!("asker");
 /// The tracer of requests from issue to end.
 pub(super) static TRACER: &[u8] = object!("tracer");
+/// The shadow, which compares a second policy's answers.
+pub(super) static SHADOW: &[u8] = object!("shadow");
 /// The policy `passthrough`, named for the tests.
 pub(super) static PASSTHROUGH: &[u8] = object!("passthrough");
 

@@ -45,6 +45,17 @@ pub enum PolicyError {
     /// A policy that has no effect without a cache.
     #[error("policy {0} needs a cache, and the device has none: it would act as passthrough")]
     NeedsCache(String),
+    /// A device without a shadow policy.
+    #[error("{0} has no shadow policy: attach one with `ublk-bpf policy shadow ID NAME|FILE.o`")]
+    NoShadow(String),
+    /// A policy's name that is too long to keep.
+    #[error("the path of a shadow policy has at most {limit} bytes, and this one has {found}: copy the file")]
+    LongName {
+        /// Its bytes.
+        found: usize,
+        /// The most.
+        limit: usize,
+    },
     /// A user's object cannot be a policy.
     #[error(transparent)]
     Object(#[from] ObjectError),

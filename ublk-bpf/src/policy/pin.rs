@@ -9,6 +9,7 @@
 //!     maps/                             the policy's own maps
 //!     latencies  sizes                  histograms, if they are wanted
 //!     histogram_*                       the programs that count them, and their attachments
+//!     shadow/                           the shadow policy, if any ([`ShadowPins`])
 //! ```
 //!
 //! Only root may enter, write to or replace a directory: a user who can create a pin there can run a program for the
@@ -107,7 +108,13 @@ impl PinDir {
     pub fn open(disk: &Disk) -> Result<Self, PolicyError> {
         check_root()?;
         let pins = Self::of(disk);
-        for path in [pins.path.clone(), pins.policy_maps()] {
+        let shadow = pins.shadow();
+        for path in [
+            pins.path.clone(),
+            pins.policy_maps(),
+            shadow.path.clone(),
+            shadow.policy_maps(),
+        ] {
             trust::check_directory("pin directory", &path).map_err(|error| distrusted(&path, error))?;
         }
         Ok(pins)
@@ -161,16 +168,19 @@ impl PinDir {
         self.path.join("maps")
     }
 
+    /// The pins of the shadow policy.
+    #[must_use]
+    pub(crate) fn shadow(&self) -> ShadowPins {
+        ShadowPins {
+            path: self.path.join("shadow"),
+        }
+    }
+
     /// Creates an empty directory. Removes the pins of an earlier device of the same name.
     pub(super) fn create(&self) -> Result<(), PolicyError> {
         ensure_bpffs()?;
         self.remove()?;
-        let maps = self.policy_maps();
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(DIRECTORY_MODE);
-        builder
-            .create(&maps)
-            .map_err(|e| pin_error("making", maps.clone(), e))?;
+        make_directory(&self.policy_maps())?;
         check_root()
     }
 
@@ -178,15 +188,86 @@ impl PinDir {
     pub fn remove(&self) -> Result<(), PolicyError> {
         check_root()?;
         // The classifier's link first: it must not run while some of its pins are missing.
-        for path in [self.link(), self.policy_link()] {
+        for path in [self.shadow().link(), self.link(), self.policy_link()] {
             unlink(&path)?;
         }
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(pin_error("removing", self.path.clone(), error))
-            }
-            _ => Ok(()),
+        remove_directory(&self.path)
+    }
+}
+
+/// The pins of a device's shadow policy.
+///
+/// ```text
+/// shadow/
+///     program  link            the program that calls it, and its attachment to the tracepoint
+///     policy   policy_link     the policy, and its attachment to that program
+///     compared  shadow_codes  about
+///     maps/                    the policy's own maps
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShadowPins {
+    path: PathBuf,
+}
+
+impl ShadowPins {
+    /// The program that calls the policy.
+    pub(super) fn program(&self) -> PathBuf {
+        self.path.join("program")
+    }
+
+    /// Its attachment to the tracepoint.
+    pub(crate) fn link(&self) -> PathBuf {
+        self.path.join("link")
+    }
+
+    /// The policy.
+    pub(crate) fn policy(&self) -> PathBuf {
+        self.path.join("policy")
+    }
+
+    /// The policy's attachment to the program.
+    pub(super) fn policy_link(&self) -> PathBuf {
+        self.path.join("policy_link")
+    }
+
+    /// A map of the program.
+    pub(crate) fn map(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory of the policy's own maps.
+    pub(super) fn policy_maps(&self) -> PathBuf {
+        self.path.join("maps")
+    }
+
+    /// Makes the directories.
+    pub(super) fn create(&self) -> Result<(), PolicyError> {
+        make_directory(&self.policy_maps())
+    }
+
+    /// Removes the directory with all pins, which detaches the program. It need not exist.
+    pub(super) fn remove(&self) -> Result<(), PolicyError> {
+        unlink(&self.link())?;
+        remove_directory(&self.path)
+    }
+}
+
+/// Makes a directory, and those above it, for root only.
+fn make_directory(path: &Path) -> Result<(), PolicyError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(DIRECTORY_MODE);
+    builder
+        .create(path)
+        .map_err(|e| pin_error("making", path.to_owned(), e))
+}
+
+/// Removes a directory with all that is in it. It need not exist.
+fn remove_directory(path: &Path) -> Result<(), PolicyError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(pin_error("removing", path.to_owned(), error))
         }
+        _ => Ok(()),
     }
 }
 

@@ -149,7 +149,7 @@ pub fn reset(disk: &Disk) -> Result<bool, PolicyError> {
     detach(&pins)
 }
 
-fn open_classifier(pins: &PinDir) -> Result<OwnedFd, PolicyError> {
+pub(super) fn open_classifier(pins: &PinDir) -> Result<OwnedFd, PolicyError> {
     let path = pins.classifier();
     if matches!(path.try_exists(), Ok(false)) {
         return Err(PolicyError::NotClassified {
@@ -185,7 +185,7 @@ fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> PolicyError 
 }
 
 /// Detaches the policy, if there is one, and removes its pins.
-fn detach(pins: &PinDir) -> Result<bool, PolicyError> {
+pub(super) fn detach(pins: &PinDir) -> Result<bool, PolicyError> {
     let path = pins.policy_link();
     let attached = matches!(path.try_exists(), Ok(true));
     if attached {
