@@ -8,6 +8,7 @@ use cli_tests::{Outcome, run_in};
 use ublk_bpf::backend::fingerprint::Identity;
 use ublk_bpf::backend::{Backend, Spec};
 use ublk_bpf::cache::disk::{self, Layout, SavedEntry};
+use ublk_bpf::cache::log::{LOG_BUFFER, LogEntry};
 
 /// Makes a cache of 1 MiB for a backing of 4 MiB, stopped in good order with two blocks in it.
 fn saved(folder: &Path) -> (File, Layout, Identity) {
@@ -182,4 +183,82 @@ fn what_is_no_cache_is_refused_in_one_line() {
             assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         }
     }
+}
+
+/// A cache that was stopped with dirty regions of two blocks.
+fn dirty(folder: &Path) -> (File, Layout) {
+    let (file, layout, identity) = saved(folder);
+    let started = disk::open(&file, &layout, &identity).expect("prepared");
+    assert!(started.dirty.is_empty());
+    let mut log = disk::mark_dirty(&file, &layout).expect("prepared");
+    let entry = |slot: u32, dirty| LogEntry {
+        slot,
+        block: slot + 7,
+        dirty,
+    };
+    let mut buffer = vec![0; LOG_BUFFER];
+    let placed = log.append(&[entry(2, 0x000f), entry(5, 0x8001)], &mut buffer);
+    let placed = placed.expect("prepared");
+    file.write_all_at(&buffer[..placed.length], placed.offset)
+        .expect("prepared");
+    (file, layout)
+}
+
+fn verify(folder: &Path) -> Outcome {
+    run_in(folder, &["cache", "verify", "cache"])
+}
+
+#[test]
+fn dirty_ranges_are_told() {
+    let folder = tempfile::tempdir().expect("prepared");
+    let at = folder.path();
+    dirty(at);
+    let outcome = inspect(at, &["cache"]);
+    assert!(
+        outcome.status == 0
+            && outcome.stdout.contains(
+                "dirty         2 blocks, 24K\n\
+                 dirty ranges  576K+16K 768K+4K 828K+4K\n\
+                 log           1 pages after checkpoint 1\n"
+            ),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(json(at)["dirty"]["bytes"], 24 << 10);
+}
+
+#[test]
+fn what_is_wrong_is_told_by_place() {
+    let folder = tempfile::tempdir().expect("prepared");
+    let at = folder.path();
+    let (file, layout) = dirty(at);
+    let outcome = verify(at);
+    assert_eq!(
+        (outcome.status, outcome.stdout.as_str()),
+        (
+            0,
+            "superblock A    good\n\
+             superblock B    good\n\
+             device          all there\n\
+             list of blocks  does not count before a clean stop\n\
+             log             good: 2 dirty blocks\n"
+        )
+    );
+    file.write_all_at(&[1], 4096 + 500).expect("prepared");
+    let heads = layout.log().heads_offset;
+    file.write_all_at(&[0; 8192], heads).expect("prepared");
+    let outcome = verify(at);
+    assert_eq!(
+        outcome.stderr,
+        "ublk-bpf: cache cache: 2 of 5 parts are damaged\n"
+    );
+    assert!(
+        outcome.status == 1
+            && outcome.stdout.contains("superblock B    wrong checksum\n")
+            && outcome
+                .stdout
+                .contains(&format!("the heads of the log at byte {heads}: neither")),
+        "{}",
+        outcome.stdout
+    );
 }

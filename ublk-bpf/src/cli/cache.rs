@@ -11,10 +11,11 @@ use super::args::OutputFormat;
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
-use crate::cache::disk::inspect::{Inspection, inspect};
+use crate::cache::disk::inspect::{Dirty, Inspection, inspect};
+use crate::cache::disk::verify::verify;
 use crate::path_text::ShowPath as _;
 
-/// Inspect a cache device
+/// Inspect or verify a cache device
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -33,11 +34,40 @@ enum CacheAction {
         #[command(flatten)]
         format: OutputFormat,
     },
+    /// Check every checksum of a cache's metadata and say what is wrong where, without changing it
+    ///
+    /// The exit status is 1 if anything is damaged or it is not a cache.
+    Verify {
+        /// The file or block device that was given with --cache
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
 }
 
-/// Prints what is on a cache device.
+/// Prints what is on a cache device, or whether it is good.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let CacheAction::Inspect { path, format } = &args.action;
+    match &args.action {
+        CacheAction::Inspect { path, format } => show(path, format),
+        CacheAction::Verify { path } => check(path),
+    }
+}
+
+fn check(path: &Path) -> anyhow::Result<()> {
+    let name = || format!("cache {}", path.shown());
+    let file = open(path).with_context(name)?;
+    let Some(parts) = verify(&file).with_context(name)? else {
+        bail!("{}: is blank: there is nothing to verify", name());
+    };
+    let words = |found: &Result<String, String>| found.as_ref().unwrap_or_else(|wrong| wrong).clone();
+    let facts: Vec<_> = parts.iter().map(|part| (part.part, words(&part.found))).collect();
+    table::print_facts(&facts)?;
+    match parts.iter().filter(|part| part.found.is_err()).count() {
+        0 => Ok(()),
+        wrong => bail!("{}: {wrong} of {} parts are damaged", name(), parts.len()),
+    }
+}
+
+fn show(path: &Path, format: &OutputFormat) -> anyhow::Result<()> {
     let name = || format!("cache {}", path.shown());
     let file = open(path).with_context(name)?;
     let Some(found) = inspect(&file).with_context(name)? else {
@@ -83,7 +113,7 @@ fn facts(found: &Inspection) -> Vec<(&'static str, String)> {
         _ => "unknown".to_owned(),
     };
     let [a, b] = &found.copies;
-    vec![
+    let mut facts = vec![
         ("format", format!("version {}", found.version)),
         ("state", state.to_owned()),
         ("block size", Size(found.block_bytes.into()).to_string()),
@@ -98,5 +128,34 @@ fn facts(found: &Inspection) -> Vec<(&'static str, String)> {
         ("generation", found.generation.to_string()),
         ("copy A", a.clone()),
         ("copy B", b.clone()),
-    ]
+    ];
+    if let Some(dirty) = &found.dirty {
+        facts.extend([
+            ("dirty", amount(dirty)),
+            ("dirty ranges", ranges(dirty)),
+            ("log", log(dirty)),
+        ]);
+    }
+    facts
+}
+
+fn amount(dirty: &Dirty) -> String {
+    format!("{} blocks, {}", dirty.blocks, Size(dirty.bytes))
+}
+
+fn log(dirty: &Dirty) -> String {
+    format!("{} pages after checkpoint {}", dirty.log_pages, dirty.checkpoint)
+}
+
+/// Offset and length of the first ranges, and how many more there are.
+fn ranges(dirty: &Dirty) -> String {
+    let first = dirty.first.iter();
+    let mut words: Vec<String> = first
+        .map(|(offset, bytes)| format!("{}+{}", Size(*offset), Size(*bytes)))
+        .collect();
+    let more = dirty.ranges - dirty.first.len();
+    if more != 0 {
+        words.push(format!("and {more} more"));
+    }
+    words.join(" ")
 }

@@ -56,6 +56,7 @@ mod storage;
 mod superblock;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::fs::File;
 
