@@ -13,7 +13,7 @@ fn has_ublk() -> bool {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [&[&str]; 19] = [
+    let commands: [&[&str]; 20] = [
         &[],
         &["run"],
         &["list"],
@@ -30,6 +30,7 @@ fn every_command_explains_itself() {
         &["cache"],
         &["cache", "inspect"],
         &["trace"],
+        &["top"],
         &["why"],
         &["replay"],
         &["stop"],
@@ -129,6 +130,16 @@ fn output_that_cannot_be_written_is_an_error_in_one_line() {
             "ublk-bpf: cannot write to standard output: No space left on device (os error 28)\n"
         );
     }
+}
+
+#[test]
+fn top_wants_a_terminal() {
+    refused(
+        Path::new("."),
+        &["top"],
+        1,
+        "top needs a terminal for its input and output: `ublk-bpf stats ID --watch` writes to a file or pipe",
+    );
 }
 
 #[test]

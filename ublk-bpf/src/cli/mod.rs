@@ -21,6 +21,7 @@ mod show;
 mod stats;
 mod stop;
 mod table;
+mod top;
 mod trace;
 mod why;
 
@@ -38,6 +39,7 @@ Examples:
   ublk-bpf run --config disks.toml --daemon   several devices in one process
   ublk-bpf list                               the running devices
   ublk-bpf stats 0 --watch                    statistics of ublkb0, every second
+  ublk-bpf top                                all devices, on the whole terminal
   ublk-bpf policy swap 0 sparse               change the policy of the running device
   ublk-bpf set 0 promote-limit=20M            change an option of the running device
   ublk-bpf why 0 4096                         what happens to a read of sector 4096, and why
@@ -66,6 +68,7 @@ enum Command {
     List(list::Args),
     Show(show::Args),
     Stats(stats::Args),
+    Top(top::Args),
     Check(check::Args),
     Features(features::Args),
     Policy(policy::Args),
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::List(args) => list::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),

@@ -65,14 +65,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             policy,
             policy_memory,
         } => {
-            let (name, wanted) = wanted(*device, policy, *policy_memory)?;
-            let swap = |record: &mut Record| {
-                let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
-                record.policy.clone_from(&name);
-                record.policy_memory = *policy_memory;
-                Ok::<_, anyhow::Error>(verified)
-            };
-            let verified = Record::change(device.id, swap)?;
+            let (name, verified) = swap(*device, policy, *policy_memory)?;
             say(*device, &format!("policy {name}"), verified)
         }
         PolicyAction::Shadow(args) => shadow::run(args),
@@ -83,6 +76,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             Ok(())
         }),
     }
+}
+
+/// Replaces a device's policy, and notes it in the record.
+pub(super) fn swap(device: DeviceArg, policy: &OsStr, memory: u64) -> anyhow::Result<(String, Verified)> {
+    let (name, wanted) = wanted(device, policy, memory)?;
+    let swap = |record: &mut Record| {
+        let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
+        record.policy.clone_from(&name);
+        record.policy_memory = memory;
+        Ok::<_, anyhow::Error>(verified)
+    };
+    let verified = Record::change(device.id, swap)?;
+    Ok((name, verified))
 }
 
 /// The name and the policy that are wanted for a device.

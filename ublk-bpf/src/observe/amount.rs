@@ -1,8 +1,9 @@
 //! Numbers with units, for people.
 
 /// Bytes in the largest unit that they fill.
+#[must_use]
 #[expect(clippy::cast_precision_loss, reason = "rounded")]
-pub(super) fn amount(bytes: u64) -> String {
+pub fn amount(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -30,8 +31,9 @@ pub(super) fn percent(ratio: Option<f64>) -> String {
 }
 
 /// Nanoseconds in the largest unit that they fill.
+#[must_use]
 #[expect(clippy::cast_precision_loss, reason = "rounded")]
-pub(super) fn duration(ns: u64) -> String {
+pub fn duration(ns: u64) -> String {
     let value = ns as f64;
     match ns {
         0..1_000 => format!("{ns} ns"),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::amount::duration;
 use super::live::Ended;
 use super::words::{hint_words, reason_word};
 use crate::trace::TracedRequest;
@@ -129,18 +130,6 @@ pub(super) fn task_name(comm: &[u8; 16]) -> String {
         .collect()
 }
 
-/// Nanoseconds with three or four digits.
-#[expect(clippy::cast_precision_loss, reason = "rounded")]
-#[must_use]
-pub fn duration(ns: u64) -> String {
-    match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{:.1} us", ns as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
-        _ => format!("{:.1} s", ns as f64 / 1e9),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use ublk_bpf_abi::{Decision, Extent, Op, Priority, Reason, Verdict};
@@ -179,11 +168,5 @@ mod tests {
             at,
             Some(text.replace('\u{fffd}', "?").find("passthrough").unwrap())
         );
-    }
-
-    #[test]
-    fn durations_have_few_digits() {
-        let told = [7, 4_210, 99_900_000, 2_500_000_000].map(duration);
-        assert_eq!(told, ["7 ns", "4.2 us", "99.9 ms", "2.5 s"]);
     }
 }

@@ -21,8 +21,9 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 use ublk_bpf_abi::{CacheCounters, Op, Reason, ServerCounters, Verdict};
 
+pub use amount::{amount, duration};
 pub use histograms::{Histogram, Histograms, LatencyOf, SizeOf};
-pub use line::{TraceLine, duration};
+pub use line::TraceLine;
 pub use live::{Ended, Live, RequestFilter};
 pub use read::{program, stats};
 pub use recording::{Recorded, Recording, RecordingError, Summary};
