@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::amount::duration;
 use super::live::Ended;
-use super::words::{hint_words, reason_word};
+use super::words::{hint_words, reason_word, task_name};
 use crate::trace::TracedRequest;
 
 /// A request in words. The names of its fields, as JSON has them, are stable.
@@ -113,21 +113,6 @@ impl fmt::Display for TraceLine {
 #[expect(clippy::cast_precision_loss, reason = "printed with microseconds")]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
-}
-
-/// The name without what could confuse a terminal.
-pub(super) fn task_name(comm: &[u8; 16]) -> String {
-    let end = comm.iter().position(|&byte| byte == 0).unwrap_or(comm.len());
-    String::from_utf8_lossy(&comm[..end])
-        .chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use ublk_bpf_abi::{EndedRecord, Op, Verdict};
 
 use super::classified::Classified;
-use super::line::task_name;
+use super::words::task_name;
 use crate::policy::{Disk, PolicyError, Tracer};
 use crate::sys::bpf::ktime_ns;
 use crate::trace::{RECORD_BYTES, TracedRequest};
