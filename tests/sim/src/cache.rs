@@ -364,7 +364,9 @@ pub(super) fn trusted(side: &Side<'_>, bug: Option<Bug>) -> Vec<Resident> {
             }
         }
     }
-    surviving(&side.maps.index, side.of.slots)
+    surviving(&side.maps.index, &[], side.of.slots, &[])
+        .expect("nothing is dirty")
+        .clean
 }
 
 /// Whether two ranges, each a start and a length, have a byte in common.

@@ -5,6 +5,9 @@ numbered! {
     BlockState {
         /// Not cached.
         Absent = 0, "absent";
+        /// Cached, and its slot has data that the backing device lacks, or is about to: see [`DirtyEntry`]. It stays until
+        /// that is written back.
+        Dirty = 1, "dirty";
         /// Cached.
         Present = 2, "present";
         /// Its slot held it when an earlier server ended, is not yet compared with the backing device, and must not be
@@ -46,17 +49,33 @@ impl IndexEntry {
     #[inline(always)]
     pub const fn state(self) -> BlockState {
         match self.0 & 3 {
+            1 => BlockState::Dirty,
             2 => BlockState::Present,
             3 => BlockState::Unverified,
             _ => BlockState::Absent,
         }
     }
 
-    /// Whether the block is cached.
+    /// Whether the block is cached: present or dirty.
     #[must_use]
     #[inline(always)]
     pub const fn is_present(self) -> bool {
-        self.0 & 3 == BlockState::Present as u64
+        // 1 or 2 of four values.
+        self.0.wrapping_add(1) & 2 != 0
+    }
+
+    /// Whether the block has dirty regions, or is about to have some.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & 3 == BlockState::Dirty as u64
+    }
+
+    /// The entry in this state, the rest unchanged.
+    #[must_use]
+    #[inline(always)]
+    pub const fn in_state(self, state: BlockState) -> Self {
+        Self(self.0 & !3 | state as u64)
     }
 
     /// The slot; meaningless if the block is absent.
@@ -104,6 +123,66 @@ impl IndexEntry {
     }
 }
 
+/// What of a slot is dirty, in one word: dirty regions in bits 0..16, *held* in bit 16, generation in bits 32..64.
+///
+/// Only the server writes it. A region is *dirty* if the slot has data that the backing device lacks; it is valid then,
+/// whatever the block's [`IndexEntry`] hides. A slot is *held* for its block as long as it is dirty, or the log on the cache
+/// device says so. The generation changes with each write that begins, so that a copy of the slot can be known to be old.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirtyEntry(pub u64);
+
+impl DirtyEntry {
+    const HELD: u64 = 1 << 16;
+    const GENERATION: u64 = 1 << 32;
+
+    /// With these dirty regions, held, in generation 0.
+    #[must_use]
+    pub const fn held_with(dirty: u16) -> Self {
+        Self(dirty as u64 | Self::HELD)
+    }
+
+    /// The dirty regions.
+    #[must_use]
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it is the lowest 16 bits that are meant"
+    )]
+    pub const fn dirty(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Whether the slot is held.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_held(self) -> bool {
+        self.0 & Self::HELD != 0
+    }
+
+    /// The generation.
+    #[must_use]
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The entry with these dirty regions, held or not, in the same generation.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(self, dirty: u16, is_held: bool) -> Self {
+        let generation = self.0 >> 32 << 32;
+        Self(generation | dirty as u64 | if is_held { Self::HELD } else { 0 })
+    }
+
+    /// The entry in its next generation.
+    #[must_use]
+    #[inline(always)]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(Self::GENERATION))
+    }
+}
+
 /// Bit mask of the regions of a cache block of `1 << shift` bytes that `sectors` (not 0) from `sector` on overlap.
 /// `shift` is 12 to 20. A range past the end of the block counts as its last region.
 #[must_use]
@@ -133,9 +212,22 @@ mod tests {
         for state in BlockState::ALL {
             let entry = IndexEntry::new(state, 7).with_writers(1, 1);
             assert_eq!((entry.state(), entry.slot()), (state, 7));
-            assert_eq!(entry.serves(2), state == BlockState::Present);
+            let is_present = matches!(state, BlockState::Present | BlockState::Dirty);
+            assert_eq!((entry.is_present(), entry.serves(2)), (is_present, is_present));
+            assert_eq!(entry.is_dirty(), state == BlockState::Dirty);
+            assert_eq!(entry.in_state(BlockState::Present).slot(), 7);
         }
         assert!(entry.serves(2) && !entry.serves(1));
+    }
+
+    #[test]
+    fn a_generation_changes_nothing_else() {
+        let entry = DirtyEntry(u64::MAX).with(0x8001, true);
+        let next = entry.next();
+        assert_eq!((entry.generation(), next.generation()), (u32::MAX, 0));
+        assert_eq!((next.dirty(), next.is_held()), (0x8001, true));
+        assert_eq!(DirtyEntry::held_with(0x8001), next);
+        assert!(!next.with(1, false).is_held());
     }
 
     #[test]

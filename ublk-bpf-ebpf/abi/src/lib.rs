@@ -62,7 +62,7 @@ pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, Watch
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
 pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 pub use histograms::{Issue, Latencies, Latency, Sizes, log2};
-pub use index::{BlockState, IndexEntry, REGIONS, regions};
+pub use index::{BlockState, DirtyEntry, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
 pub use trace::{EndedRecord, TraceRecord};
 

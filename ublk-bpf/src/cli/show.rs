@@ -149,6 +149,7 @@ fn cache(status: &Status) -> String {
     let mode = match cache.mode {
         Mode::WriteThrough => "write-through",
         Mode::WriteAround => "write-around",
+        Mode::WriteBack => "write-back",
     };
     let mut line = format!(
         "{}: {size} in {} blocks of {}, {mode}",

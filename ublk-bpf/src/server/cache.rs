@@ -194,9 +194,8 @@ impl CacheDevice {
         if self.backend.kind() == BackingKind::Memory {
             return Contents::NONE;
         }
-        let entries = cache::surviving(maps.index(), self.layout.slots)
-            .into_iter()
-            .map(saved_entry);
+        let survivors = cache::surviving(maps.index(), &[], self.layout.slots, &[]);
+        let entries = survivors.unwrap_or_default().clean.into_iter().map(saved_entry);
         Contents {
             entries: entries.collect(),
             trust: Trust::ToVerify,

@@ -5,6 +5,7 @@
 
 use ublk_bpf_abi::{BlockState, IndexEntry, REGIONS};
 
+use super::dirty::DirtyMap;
 use super::slots::SlotTable;
 use super::waiters::Waiters;
 use super::word::{AtomicU64, Word};
@@ -15,6 +16,7 @@ pub(super) struct Blocks<'m, W = AtomicU64> {
     pub(super) index: &'m [W],
     pub(super) slots: SlotTable<W>,
     pub(super) waiters: Waiters<W>,
+    pub(super) dirty: DirtyMap<'m, W>,
     /// Regions are hidden, and filled, in multiples of so many: a power of two.
     granule: u32,
 }
@@ -58,7 +60,18 @@ impl<'m, W: Word> Blocks<'m, W> {
             index,
             slots: SlotTable::new(slots),
             waiters: Waiters::new(slots),
+            dirty: DirtyMap::none(),
         }
+    }
+
+    /// The same with write-back: `words` says of each slot what is dirty.
+    pub(super) fn with_dirty(self, words: &'m [W]) -> Self {
+        let dirty = DirtyMap::new(words, self.slots.count(), self.index.len());
+        Self { dirty, ..self }
+    }
+
+    pub(super) const fn granule(&self) -> u32 {
+        self.granule
     }
 
     pub(super) fn entry(&self, block: u32) -> IndexEntry {
@@ -113,7 +126,7 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Marks a write of these regions of a present block: claims them, and hides them. Returns the slot, and which of them
-    /// were hidden before. `None`: the block is absent, or another claim has one of them.
+    /// were hidden before. `None`: the block is absent, another claim has one of them, or one of them is dirty.
     pub(super) fn begin_write(&self, block: u32, regions: u16) -> Option<(u32, u16)> {
         let word = self.index.get(block as usize)?;
         let mut entry = IndexEntry(word.load());
@@ -121,7 +134,9 @@ impl<'m, W: Word> Blocks<'m, W> {
         if !entry.is_present() || !self.slots.claim(slot, block, regions) {
             return None;
         }
-        while is_in(entry, slot) && entry.writers() < IndexEntry::MAX_WRITERS {
+        // Only the holder of a claim makes its regions dirty.
+        let is_clean = self.dirty.of(slot) & regions == 0;
+        while is_clean && is_in(entry, slot) && entry.writers() < IndexEntry::MAX_WRITERS {
             let marked = entry.with_writers(entry.writers() + 1, entry.hidden() | regions);
             match word.compare_exchange(entry.0, marked.0) {
                 Ok(()) => return Some((slot, entry.hidden() & regions)),
@@ -143,13 +158,17 @@ impl<'m, W: Word> Blocks<'m, W> {
         self.release(slot, regions);
     }
 
-    /// Marks a change of the block that the cache does not follow. Returns whether the block was present.
-    pub(super) fn begin_discard(word: &W) -> bool {
+    /// Marks a change of the block that the cache does not follow. Returns whether the block was present, or `None` if it is
+    /// dirty: then nothing was done.
+    pub(super) fn begin_discard(word: &W) -> Option<bool> {
         let before = update(word, |entry| {
             debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
+            if entry.is_dirty() {
+                return entry;
+            }
             entry.invalidated().with_writers(entry.writers() + 1, 0)
         });
-        before.is_present()
+        (!before.is_dirty()).then(|| before.is_present())
     }
 
     /// Ends it.
@@ -175,7 +194,7 @@ impl<'m, W: Word> Blocks<'m, W> {
                 BlockState::Absent if entry.writers() > 0 => return FillAttempt::Written,
                 BlockState::Absent => return self.begin_fill_of_absent(word, block, wish, free),
                 BlockState::Unverified => return FillAttempt::Unverified,
-                BlockState::Present => {
+                BlockState::Present | BlockState::Dirty => {
                     if let Some(start) = self.begin_fill_of_present(word, entry, block, wish) {
                         return start;
                     }
@@ -271,7 +290,13 @@ impl<'m, W: Word> Blocks<'m, W> {
 
     /// The entry when the claim of these regions ends. A block without a valid granule leaves the cache, unless another
     /// claim is about to make one valid.
-    fn ended(&self, entry: IndexEntry, slot: u32, (regions, valid): (u16, u16), all: u16) -> IndexEntry {
+    pub(super) fn ended(
+        &self,
+        entry: IndexEntry,
+        slot: u32,
+        (regions, valid): (u16, u16),
+        all: u16,
+    ) -> IndexEntry {
         if !is_in(entry, slot) {
             return entry;
         }
@@ -281,6 +306,8 @@ impl<'m, W: Word> Blocks<'m, W> {
         // The regions beside a hidden one are hidden with it, though the slot has them: it is not written where it may be
         // read, and a fill writes whole granules.
         let hidden = (left | granules(self.granule, |granule| granule & left & !others != 0)) & all;
+        // Only the slot has what is dirty.
+        let hidden = hidden & !self.dirty.of(slot);
         if hidden == all && others == 0 {
             return entry.invalidated();
         }
@@ -327,14 +354,15 @@ impl<'m, W: Word> Blocks<'m, W> {
     /// Evicts a block from `slot`, unless it is not there or has a write in flight. Its claims remain until they end.
     pub(super) fn evict(&self, block: u32, slot: u32) -> bool {
         let entry = self.entry(block);
-        is_in(entry, slot) && entry.writers() == 0 && self.swap(block, entry, IndexEntry::ABSENT)
+        let is_clean = is_in(entry, slot) && !entry.is_dirty();
+        is_clean && entry.writers() == 0 && self.swap(block, entry, IndexEntry::ABSENT)
     }
 
-    /// Removes a block from `slot`, if it is there, whatever is in flight.
+    /// Removes a block from `slot`, if it is there and not dirty, whatever is in flight.
     pub(super) fn invalidate(&self, block: u32, slot: u32) {
         if let Some(word) = self.index.get(block as usize) {
             update(word, |entry| {
-                if is_in(entry, slot) {
+                if is_in(entry, slot) && !entry.is_dirty() {
                     entry.invalidated()
                 } else {
                     entry
@@ -343,7 +371,7 @@ impl<'m, W: Word> Blocks<'m, W> {
         }
     }
 
-    fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
+    pub(super) fn swap(&self, block: u32, from: IndexEntry, to: IndexEntry) -> bool {
         let word = self.index.get(block as usize);
         word.is_some_and(|word| word.compare_exchange(from.0, to.0).is_ok())
     }
@@ -367,13 +395,13 @@ impl<'m, W: Word> Blocks<'m, W> {
     }
 
     /// Releases a claim, and wakes who waits for it.
-    fn release(&self, slot: u32, regions: u16) {
+    pub(super) fn release(&self, slot: u32, regions: u16) {
         self.slots.release(slot, regions);
         self.waiters.wake(slot);
     }
 }
 
-const fn is_in(entry: IndexEntry, slot: u32) -> bool {
+pub(super) const fn is_in(entry: IndexEntry, slot: u32) -> bool {
     entry.is_present() && entry.slot() == slot
 }
 

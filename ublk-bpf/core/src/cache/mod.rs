@@ -70,12 +70,17 @@
 //!
 //! Like `queue/`, nothing here knows io_uring, libc or the clock: time and results are passed in.
 
+mod back;
+mod bits;
 mod blocks;
+mod commit;
+mod dirty;
 pub mod evict;
 mod fills;
 mod free;
 mod hints;
 pub mod log;
+
 #[cfg(test)]
 mod loom;
 mod maps;
@@ -88,15 +93,19 @@ mod stress;
 mod upkeep;
 mod waiters;
 mod word;
+mod writeback;
 
+pub use back::BackEnd;
+pub use commit::{CommitIo, CommitNext, CommitTicket, Scope};
 pub use fills::{Fill, FillEnd, FillStart, MAX_FILL_BUFFERS, fill_buffers};
 pub use hints::Hinted;
 pub use maps::Maps;
 pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
-pub use recover::{Resident, Trust, surviving};
+pub use recover::{Damaged, DirtyBlock, Resident, Survivors, Trust, surviving};
 pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin, WriteClaim};
 pub use slots::MAX_TAGS;
 pub use waiters::QueueSet;
+pub use writeback::{BackWrite, ChangeStart, Downgrade};
 
 /// The least bytes that a cache block has.
 pub const MIN_BLOCK: u32 = 4 << 10;

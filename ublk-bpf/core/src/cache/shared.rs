@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
 
 use super::blocks::{Blocks, granule};
+use super::commit::Commits;
 use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
 use super::mover::PromoteLimits;
 use super::waiters::QueueSet;
+use super::writeback::Writeback;
 use crate::errno::Errno;
 
 /// What a write does to the cached block that it touches.
@@ -21,6 +23,8 @@ pub enum Mode {
     WriteThrough,
     /// Invalidates it: the data is written to the backing device alone, without a copy.
     WriteAround,
+    /// Writes the slot alone, without a copy. The backing device gets the data later.
+    WriteBack,
 }
 
 /// The layout of a cache.
@@ -77,7 +81,7 @@ impl WriteClaim {
     }
 }
 
-/// What [`Cache::begin_write`] and [`Cache::begin_discard`] marked; [`Cache::end_change`] removes the marks.
+/// What [`Cache::start_write`] and [`Cache::start_discard`] marked; [`Cache::end_change`] removes the marks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the blocks cannot be filled until the change has ended"]
 pub struct Change {
@@ -108,6 +112,8 @@ pub struct Cache<'m> {
     pub(super) mover_sleeps: AtomicBool,
     /// Requests that arrived, by which the mover decays heat.
     pub(super) requests: AtomicU64,
+    pub(super) writeback: Writeback,
+    pub(super) commits: Commits,
     failure: OnceLock<CacheFailure>,
     /// Whether `failure` is unset, for the price of one load.
     is_attached: AtomicBool,
@@ -131,9 +137,23 @@ impl<'m> Cache<'m> {
             hints: Arriving::new(),
             mover_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            writeback: Writeback::new(shape.mode, 0),
+            commits: Commits::new(),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
         }
+    }
+
+    /// The same with write-back. `dirty` is the map that says of each slot what is dirty, for its successor as well.
+    ///
+    /// # Panics
+    /// If the map is too small for the shape.
+    #[must_use]
+    pub fn with_writeback(mut self, dirty: &'m [AtomicU64]) -> Self {
+        assert!(dirty.len() >= self.shape.slots as usize);
+        self.blocks = self.blocks.with_dirty(dirty);
+        self.writeback = Writeback::new(self.shape.mode, self.blocks.index.len());
+        self
     }
 
     /// Its layout.
@@ -169,7 +189,8 @@ impl<'m> Cache<'m> {
     #[must_use]
     pub fn begin_read(&self, offset: u64, length: u64) -> Option<SlotPin> {
         let block = self.one_block(offset, length)?;
-        if !self.is_attached.load(Ordering::Relaxed) {
+        // Without a cache, only the slot has what is dirty.
+        if !self.is_attached.load(Ordering::Relaxed) && !self.blocks.entry(block).is_dirty() {
             return None;
         }
         let slot = self.blocks.begin_read(block, || self.regions(offset, length))?;
@@ -181,7 +202,7 @@ impl<'m> Cache<'m> {
     #[must_use]
     pub fn begin_split_read(&self, offset: u64, length: u64) -> Option<(SlotPin, u16)> {
         let block = self.one_block(offset, length)?;
-        if !self.is_attached.load(Ordering::Relaxed) {
+        if !self.is_attached.load(Ordering::Relaxed) && !self.blocks.entry(block).is_dirty() {
             return None;
         }
         let (slot, readable) = self
@@ -196,31 +217,39 @@ impl<'m> Cache<'m> {
         self.blocks.slots.unpin(pin.0);
     }
 
-    /// Marks a write of `length` bytes (not 0) at `offset`. Call it before the write is issued to either device.
-    pub fn begin_write(&self, offset: u64, length: u64) -> Change {
+    /// Marks a write of `length` bytes (not 0) at `offset` that ends on the backing device. Call it before the write is issued
+    /// to either device. `None`: a dirty block is in its way ([`start_write`](Self::start_write) says what to do).
+    pub(super) fn mark_write(&self, offset: u64, length: u64, mode: Mode) -> Option<Change> {
         let claim = self
             .is_attached
             .load(Ordering::Relaxed)
-            .then(|| self.claim_write(offset, length))
+            .then(|| self.claim_write(offset, length, mode))
             .flatten();
         match claim {
-            Some(_) => Change {
+            Some(_) => Some(Change {
                 claim,
                 invalidated: 0,
-            },
-            None => self.begin_discard(offset, length),
+            }),
+            None => self.mark_discard(offset, length),
         }
     }
 
-    /// Marks a discard or write-zeroes of this range and invalidates its blocks. Call it before the operation is issued.
-    /// `length` is not 0.
-    pub fn begin_discard(&self, offset: u64, length: u64) -> Change {
-        let words = self.words(offset, length).iter();
-        let invalidated = words.map(|word| u32::from(Blocks::begin_discard(word))).sum();
-        Change {
+    /// Marks a discard or write-zeroes of this range and invalidates its blocks. `length` is not 0. `None`: a block of it is
+    /// dirty, and nothing is marked.
+    pub(super) fn mark_discard(&self, offset: u64, length: u64) -> Option<Change> {
+        let words = self.words(offset, length);
+        let mut invalidated = 0;
+        for (done, word) in words.iter().enumerate() {
+            let Some(was_present) = Blocks::begin_discard(word) else {
+                words[..done].iter().for_each(Blocks::end_discard);
+                return None;
+            };
+            invalidated += u32::from(was_present);
+        }
+        Some(Change {
             claim: None,
             invalidated,
-        }
+        })
     }
 
     /// Ends a change of this range that began with this claim. `is_good`: a slot that the claim [stores
@@ -312,13 +341,13 @@ impl<'m> Cache<'m> {
         1 << self.shape.shift
     }
 
-    fn claim_write(&self, offset: u64, length: u64) -> Option<WriteClaim> {
+    fn claim_write(&self, offset: u64, length: u64, mode: Mode) -> Option<WriteClaim> {
         let block = self.one_block(offset, length)?;
         let regions = self.regions(offset, length);
         let (slot, invalid) = self.blocks.begin_write(block, regions)?;
-        let becomes_valid = match self.shape.mode {
+        let becomes_valid = match mode {
             // What is left of an invalid region would be missing.
-            Mode::WriteThrough => regions & (self.whole_regions(offset, length) | !invalid),
+            Mode::WriteThrough | Mode::WriteBack => regions & (self.whole_regions(offset, length) | !invalid),
             Mode::WriteAround => 0,
         };
         Some(WriteClaim {
@@ -342,7 +371,7 @@ impl<'m> Cache<'m> {
     }
 
     /// The regions of its block that a range covers whole. The last one ends with the device.
-    fn whole_regions(&self, offset: u64, length: u64) -> u16 {
+    pub(super) fn whole_regions(&self, offset: u64, length: u64) -> u16 {
         let in_block = self.block_bytes() - 1;
         let size = self.region_bytes();
         let is_last = offset + length >= self.shape.capacity * SECTOR_SIZE;
@@ -362,10 +391,24 @@ impl<'m> Cache<'m> {
     }
 
     /// The index words of the blocks that a range touches.
-    fn words(&self, offset: u64, length: u64) -> &[AtomicU64] {
+    pub(super) fn words(&self, offset: u64, length: u64) -> &[AtomicU64] {
         let index = |offset: u64| usize::try_from(offset >> self.shape.shift).unwrap_or(usize::MAX);
         let (first, last) = (index(offset), index(offset + (length - 1)));
         self.blocks.index.get(first..=last).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+impl Cache<'_> {
+    /// A write of a cache that nothing of is dirty.
+    pub(super) fn marked_write(&self, offset: u64, length: u64) -> Change {
+        self.mark_write(offset, length, self.mode())
+            .expect("nothing is dirty")
+    }
+
+    /// A discard, likewise.
+    pub(super) fn marked_discard(&self, offset: u64, length: u64) -> Change {
+        self.mark_discard(offset, length).expect("nothing is dirty")
     }
 }
 

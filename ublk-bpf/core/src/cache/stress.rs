@@ -76,7 +76,7 @@ impl Queue<'_> {
                 0..4 if offset / REGION % THREADS == self.own => self.write(offset),
                 4 if self.below(8) == 0 => {
                     // A discard that was dropped.
-                    let change = self.cache.begin_discard(offset, BLOCK);
+                    let change = self.cache.marked_discard(offset, BLOCK);
                     self.cache.end_change(offset, BLOCK, change.claim, true);
                 }
                 5 => {
@@ -97,7 +97,7 @@ impl Queue<'_> {
     fn write(&self, offset: u64) {
         let (cache, devices) = (self.cache, self.devices);
         let content = at(&devices.completed, offset).load(Ordering::SeqCst) + 1;
-        let change = cache.begin_write(offset, REGION);
+        let change = cache.marked_write(offset, REGION);
         at(&devices.backing, offset).store(content, Ordering::SeqCst);
         if let Some(claim) = change.claim.filter(|&claim| WriteClaim::stores(claim)) {
             let in_slot = cache.slot_delta(claim.pin(), offset).wrapping_add(offset);

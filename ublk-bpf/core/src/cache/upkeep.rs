@@ -23,10 +23,17 @@ impl Cache<'_> {
         self.blocks.entry(block)
     }
 
-    /// Removes every block from the index.
+    /// Removes every block from the index that is not dirty. Of the others, only the dirty regions remain.
     pub(super) fn empty(&self) {
-        for word in self.blocks.index {
-            update(word, IndexEntry::invalidated);
+        for (word, block) in self.blocks.index.iter().zip(0..) {
+            let all = self.regions_of(block);
+            update(word, |entry| {
+                if entry.is_dirty() {
+                    let clean = all & !self.blocks.dirty.of(entry.slot());
+                    return entry.with_writers(entry.writers(), entry.hidden() | clean);
+                }
+                entry.invalidated()
+            });
         }
     }
 

@@ -64,6 +64,13 @@ impl<W: Word> Waiters<W> {
         }
     }
 
+    /// Wakes these queues, for something other than a claim.
+    pub(super) fn wake_queues(&self, queues: u64) {
+        if queues != 0 {
+            self.woken.fetch_or(queues);
+        }
+    }
+
     /// Wakes all.
     pub(super) fn wake_all(&self) {
         for word in &self.of {

@@ -12,8 +12,8 @@ use super::counts::Counts;
 use super::stream::split;
 use crate::cache::evict::Algorithm;
 use crate::cache::{
-    Cache, Fill, FillStart, HEAT_LIMIT, Hinted, Maps, Mover, MoverIo, PromoteLimits, Resident, Rest,
-    WriteClaim, fill_buffers,
+    Cache, ChangeStart, Fill, FillStart, HEAT_LIMIT, Hinted, Maps, Mover, MoverIo, PromoteLimits, Resident,
+    Rest, WriteClaim, fill_buffers,
 };
 
 /// How long the mover sleeps at most, as the server's driver has it.
@@ -291,9 +291,12 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
 
     fn write(&mut self, placed: &PlacedRequest) -> bool {
         let (offset, length) = self.range(placed);
-        let change = self.cache.begin_write(offset, length);
         self.counts.writes += 1;
         self.counts.write_bytes += length;
+        // A replay has no dirty blocks: its figures are those of reads.
+        let ChangeStart::Marked(change, _) = self.cache.start_write(offset, length, None) else {
+            return false;
+        };
         self.counts.invalidated += u64::from(change.invalidated);
         if change.claim.is_some_and(WriteClaim::stores) {
             self.counts.updated_bytes += length;
@@ -307,7 +310,9 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         let shift = self.cache.shape().shift;
         let (offset, length) = (u64::from(block) << shift, u64::from(blocks) << shift);
         if length > 0 {
-            let change = self.cache.begin_discard(offset, length);
+            let ChangeStart::Marked(change, _) = self.cache.start_discard(offset, length) else {
+                return;
+            };
             self.counts.invalidated += u64::from(change.invalidated);
             self.cache.end_change(offset, length, None, true);
         }

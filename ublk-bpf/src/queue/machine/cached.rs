@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use super::{Action, BlockRequest, Errno, InFlight, Legs, Machine, Next, SECTOR_SIZE};
-use crate::cache::{Cache, CacheFailure, Hinted};
+use crate::cache::{Cache, CacheFailure, ChangeStart, Hinted};
 use crate::queue::event::Direct;
 use crate::queue::fill::Wish;
 use crate::queue::legs::Fallback;
@@ -46,9 +46,13 @@ impl<'w> Machine<'w> {
 
     fn mark_change(&mut self, cache: &Cache<'_>, request: &BlockRequest) -> (Legs, u64) {
         let (offset, length) = (request.offset, request.length);
-        let change = match request.action {
-            Action::Write => cache.begin_write(offset, length),
-            _ => cache.begin_discard(offset, length),
+        let start = match request.action {
+            Action::Write => cache.start_write(offset, length, None),
+            _ => cache.start_discard(offset, length),
+        };
+        let ChangeStart::Marked(change, _) = start else {
+            // Of a cache with write-back alone.
+            return (Legs::Marked, 0);
         };
         // Its claim may have been tried in vain, while others waited for its end.
         self.wake.queues();
@@ -68,9 +72,11 @@ impl<'w> Machine<'w> {
         if let Some(cache) = self.cache
             && request.action == Action::Discard
         {
-            let change = cache.begin_discard(request.offset, request.length);
-            self.counters.invalidated += u64::from(change.invalidated);
-            cache.end_change(request.offset, request.length, None, true);
+            // What is dirty may stay as well.
+            if let ChangeStart::Marked(change, _) = cache.start_discard(request.offset, request.length) {
+                self.counters.invalidated += u64::from(change.invalidated);
+                cache.end_change(request.offset, request.length, None, true);
+            }
         }
     }
 

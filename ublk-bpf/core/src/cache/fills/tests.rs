@@ -112,7 +112,7 @@ fn the_end_of_the_device_is_the_end_of_a_fill() {
     );
     assert!(cache.end_fill(&last, true).is_published);
     assert_eq!(cache.blocks.entry(8).hidden(), 0);
-    let change = cache.begin_write(8 * BLOCK + 2 * REGION, 2048);
+    let change = cache.marked_write(8 * BLOCK + 2 * REGION, 2048);
     assert!(change.claim.is_some_and(WriteClaim::stores));
     cache.end_change(8 * BLOCK + 2 * REGION, 2048, change.claim, true);
     assert!(cache.begin_read(8 * BLOCK, CAPACITY - 8 * BLOCK).is_some());
@@ -126,10 +126,10 @@ fn a_write_overtakes_the_fill_that_it_meets_and_no_other() {
             let cache = cache_of(&maps, mode);
             let mut mover = mover(&cache);
             let fill = begun(&cache, BLOCK, 2, Extent::Request);
-            let beside = cache.begin_write(BLOCK + 2 * REGION, REGION);
+            let beside = cache.marked_write(BLOCK + 2 * REGION, REGION);
             assert!(beside.claim.is_some() && cache.is_current(&fill));
             cache.end_change(BLOCK + 2 * REGION, REGION, beside.claim, true);
-            let over = cache.begin_write(BLOCK + REGION, REGION);
+            let over = cache.marked_write(BLOCK + REGION, REGION);
             assert_eq!((over.claim, over.invalidated), (None, 1));
             assert!(!cache.is_current(&fill), "no read may join it now");
             assert_eq!(begin(&cache, BLOCK, 1, Extent::Request), FillStart::Refused);
@@ -153,7 +153,7 @@ fn a_block_that_came_back_is_not_published_by_the_fill_that_was_overtaken() {
     let cache = cache_of(&maps, Mode::WriteThrough);
     let mut mover = mover(&cache);
     let old = begun(&cache, BLOCK, 2, Extent::Request);
-    let over = cache.begin_write(BLOCK, REGION);
+    let over = cache.marked_write(BLOCK, REGION);
     cache.end_change(BLOCK, REGION, over.claim, true);
     assert!(mover.poll(Duration::ZERO).is_err());
     let new = begun(&cache, BLOCK, 1, Extent::Request);
@@ -186,7 +186,7 @@ fn a_read_of_what_is_being_filled_waits_and_is_woken_once() {
         assert!(cache.take_woken().is_empty());
         assert!(!cache.wait_for_fill(BLOCK + REGION, REGION, 70), "it has ended");
         let _ = cache.take_woken();
-        let discard = cache.begin_discard(BLOCK, BLOCK);
+        let discard = cache.marked_discard(BLOCK, BLOCK);
         cache.end_change(BLOCK, BLOCK, discard.claim, true);
     }
 }
@@ -231,7 +231,7 @@ fn a_write_through_makes_valid_what_it_covers_whole() {
     let cache = cache_of(&maps, Mode::WriteThrough);
     let _mover = mover(&cache);
     fill(&cache, BLOCK, 1, Extent::Request);
-    let part = cache.begin_write(BLOCK + REGION, 512);
+    let part = cache.marked_write(BLOCK + REGION, 512);
     assert!(
         part.claim.is_some_and(|claim| !claim.stores()),
         "the rest would be missing"
@@ -243,7 +243,7 @@ fn a_write_through_makes_valid_what_it_covers_whole() {
     cache.end_change(BLOCK + REGION, 512, part.claim, true);
     assert!(!is_hit(&cache, BLOCK + REGION, 1));
     // The end of a valid region, a whole invalid one, and the start of another.
-    let over = cache.begin_write(BLOCK + 2048, 2 * REGION);
+    let over = cache.marked_write(BLOCK + 2048, 2 * REGION);
     assert!(over.claim.is_some_and(WriteClaim::stores));
     cache.end_change(BLOCK + 2048, 2 * REGION, over.claim, true);
     assert!(is_hit(&cache, BLOCK, 2) && !is_hit(&cache, BLOCK + 2 * REGION, 1));
@@ -269,14 +269,14 @@ fn small_blocks_are_hidden_and_filled_by_4_kib() {
     };
     assert_eq!((whole.offset, whole.length), (0, 4096));
     assert!(cache.end_fill(&whole, true).is_published);
-    let [first, second] = [0, 512].map(|offset| cache.begin_write(offset, 512));
+    let [first, second] = [0, 512].map(|offset| cache.marked_write(offset, 512));
     cache.end_change(0, 512, first.claim, true);
     cache.end_change(512, 512, second.claim, true);
     assert!(cache.begin_read(0, 4096).is_some_and(|pin| {
         cache.end_read(pin);
         true
     }));
-    let failed = cache.begin_write(512, 512);
+    let failed = cache.marked_write(512, 512);
     cache.end_change(512, 512, failed.claim, false);
     assert_eq!(
         cache.blocks.entry(0),

@@ -13,9 +13,10 @@ mod room;
 mod verify;
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ublk_bpf_abi::CacheCounters;
+use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
 
 use self::budget::Budget;
 use self::job::{AfterStep, Job, Kind, Step};
@@ -24,7 +25,7 @@ use self::room::SlotStock;
 use self::verify::Unverified;
 use super::evict::{Algorithm, Evict, SlotState, SlotView as _};
 use super::hints::Hints;
-use super::recover::{Resident, Trust};
+use super::recover::{DirtyBlock, Resident, Trust};
 use super::shared::{Cache, CacheFailure};
 use crate::errno::Errno;
 
@@ -168,14 +169,45 @@ impl<'c, 'm> Mover<'c, 'm> {
             }
         }
         if restored > 0 {
-            // Fresh slots have no gaps between them.
-            self.free.fresh = slots;
-            let unused = (0..slots)
-                .rev()
-                .filter(|&slot| self.cache.blocks.slots.owner(slot).is_none());
-            self.free.free.extend(unused);
+            self.use_unowned_slots();
         }
         restored
+    }
+
+    /// Restores the dirty blocks of an earlier server, before anything else is. A slot that is not dirty but that the log calls so
+    /// is kept from use until the log is written.
+    pub fn restore_dirty(&mut self, saved: impl IntoIterator<Item = DirtyBlock>) {
+        let cache = self.cache;
+        for DirtyBlock {
+            slot,
+            block,
+            dirty,
+            logged,
+        } in saved
+        {
+            let blocks = &cache.blocks;
+            blocks.slots.give(slot, block);
+            blocks.dirty.restore(&blocks.slots, slot, block, (dirty, logged));
+            if dirty == 0 {
+                self.free.draining.push(slot);
+                continue;
+            }
+            let entry =
+                IndexEntry::new(BlockState::Dirty, slot).with_writers(0, cache.regions_of(block) & !dirty);
+            blocks.index[block as usize].store(entry.0, Ordering::SeqCst);
+            self.settle(slot, Priority::Normal);
+        }
+        self.use_unowned_slots();
+    }
+
+    /// Slots without a block are free from now on, all of them: fresh ones have no gaps between them.
+    fn use_unowned_slots(&mut self) {
+        let slots = self.cache.blocks.slots.count();
+        self.free.fresh = slots;
+        let unused = (0..slots)
+            .rev()
+            .filter(|&slot| self.cache.blocks.slots.owner(slot).is_none());
+        self.free.free = unused.collect();
     }
 
     /// Jobs that may be in flight at once. [`restore`](Self::restore) may add to them.

@@ -66,7 +66,7 @@ fn a_block_that_is_written_while_it_is_filled_is_not_published() {
         let cache = cache_of(&maps, 4);
         let mut mover = mover(&cache);
         begin(&mut mover, 5).expect("no write is in flight");
-        let change = cache.begin_write(5 * BLOCK, 512);
+        let change = cache.marked_write(5 * BLOCK, 512);
         assert_eq!(change.claim, None);
         if write_ends_first {
             cache.end_change(5 * BLOCK, 512, None, true);
@@ -83,7 +83,7 @@ fn a_block_that_is_discarded_while_it_is_filled_is_not_published() {
     let cache = cache_of(&maps, 4);
     let mut mover = mover(&cache);
     begin(&mut mover, 5).expect("no write is in flight");
-    let _ = cache.begin_discard(0, 16 * BLOCK);
+    let _ = cache.marked_discard(0, 16 * BLOCK);
     cache.end_change(0, 16 * BLOCK, None, true);
     end(&mut mover);
     assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
@@ -95,8 +95,8 @@ fn a_block_that_is_being_written_or_discarded_is_not_begun_to_be_filled() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 4);
     let mut mover = mover(&cache);
-    let _ = cache.begin_write(5 * BLOCK, 512);
-    let _ = cache.begin_discard(6 * BLOCK, BLOCK);
+    let _ = cache.marked_write(5 * BLOCK, 512);
+    let _ = cache.marked_discard(6 * BLOCK, BLOCK);
     assert_eq!(begin(&mut mover, 5), None);
     assert_eq!(begin(&mut mover, 6), None);
     cache.end_change(5 * BLOCK, 512, None, true);
@@ -124,7 +124,7 @@ fn nor_when_its_block_has_left_it() {
     let mut mover = mover(&cache);
     promote(&mut mover, 5);
     let pin = cache.begin_read(5 * BLOCK, 512).expect("it is there");
-    let _ = cache.begin_discard(5 * BLOCK, BLOCK);
+    let _ = cache.marked_discard(5 * BLOCK, BLOCK);
     cache.end_change(5 * BLOCK, BLOCK, None, true);
     assert_eq!(begin(&mut mover, 5), None, "not even to the same");
     cache.end_read(pin);
@@ -137,8 +137,8 @@ fn a_block_whose_write_overlapped_another_comes_back_when_both_have_ended() {
     let cache = cache_of(&maps, 1);
     let mut mover = mover(&cache);
     promote(&mut mover, 5);
-    let first = cache.begin_write(5 * BLOCK, 512);
-    let second = cache.begin_write(5 * BLOCK, 1024);
+    let first = cache.marked_write(5 * BLOCK, 512);
+    let second = cache.marked_write(5 * BLOCK, 1024);
     assert!(first.claim.is_some() && second.claim.is_none());
     cache.end_change(5 * BLOCK, 1024, None, true);
     assert_eq!(begin(&mut mover, 5), None, "the first goes to the slot still");
@@ -155,7 +155,7 @@ fn what_survives_is_put_back_and_the_rest_of_the_slots_is_free() {
     promote(&mut first, 5);
     begin(&mut first, 6).expect("there is a slot");
     let cache = cache_of(&maps, 2);
-    let survivors = surviving(&maps.index, 2);
+    let survivors = surviving(&maps.index, &[], 2, &[]).unwrap().clean;
     assert_eq!(survivors, [resident(0, 5, Priority::Normal)]);
     let mut second = mover(&cache);
     assert_eq!(second.restore(survivors, Trust::Proven), 1);
@@ -395,7 +395,7 @@ fn a_block_that_is_written_while_it_is_verified_is_not_published() {
         let cache = cache_of(&maps, 4);
         let mut mover = successor(&cache, 1);
         let (job, _) = begin_verification(&mut mover).expect("there is one");
-        let change = cache.begin_write(0, 512);
+        let change = cache.marked_write(0, 512);
         assert_eq!(change.claim, None);
         if write_ends_first {
             cache.end_change(0, 512, None, true);
@@ -415,7 +415,7 @@ fn what_was_written_before_its_turn_is_not_verified() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, 2);
     let mut mover = successor(&cache, 2);
-    let _ = cache.begin_write(0, 512);
+    let _ = cache.marked_write(0, 512);
     let begun = begin_verification(&mut mover);
     assert_eq!(begun.map(|(_, block)| block), Some(1));
     cache.end_change(0, 512, None, true);

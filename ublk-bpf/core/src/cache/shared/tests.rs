@@ -65,7 +65,7 @@ fn a_scribbled_index_finds_no_other_blocks_slot() {
     for slot in [2, 3, 4, IndexEntry::MAX_SLOTS - 1] {
         maps.index[5].store(IndexEntry::new(BlockState::Present, slot).0, Ordering::SeqCst);
         assert_eq!(cache.begin_read(5 * BLOCK, 512), None);
-        assert_eq!(cache.begin_write(5 * BLOCK, 512).claim, None);
+        assert_eq!(cache.marked_write(5 * BLOCK, 512).claim, None);
         assert!(!cache.blocks.slots.is_pinned(2));
     }
 }
@@ -74,7 +74,7 @@ fn a_scribbled_index_finds_no_other_blocks_slot() {
 fn a_write_through_hides_its_regions_until_its_end() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteThrough);
-    let change = cache.begin_write(3 * BLOCK, 4096);
+    let change = cache.marked_write(3 * BLOCK, 4096);
     assert!(change.claim.is_some());
     assert_eq!(cache.begin_read(3 * BLOCK + 512, 512), None, "where it writes");
     cache.end_read(cache.begin_read(3 * BLOCK + 8192, 512).expect("elsewhere"));
@@ -87,10 +87,10 @@ fn a_write_through_hides_its_regions_until_its_end() {
 fn overlapping_writes_empty_the_block_and_others_do_not() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteThrough);
-    let first = cache.begin_write(3 * BLOCK, 4096);
-    let beside = cache.begin_write(3 * BLOCK + 4096, 4096);
+    let first = cache.marked_write(3 * BLOCK, 4096);
+    let beside = cache.marked_write(3 * BLOCK + 4096, 4096);
     assert!(beside.claim.is_some());
-    let over = cache.begin_write(3 * BLOCK + 2048, 4096);
+    let over = cache.marked_write(3 * BLOCK + 2048, 4096);
     assert_eq!((over.claim, over.invalidated), (None, 1));
     assert_eq!(begin_fill(&cache, 3), FillAttempt::Written);
     assert!(!cache.blocks.slots.take(2), "in use");
@@ -105,11 +105,11 @@ fn overlapping_writes_empty_the_block_and_others_do_not() {
 fn what_a_failed_write_touched_stays_hidden_and_a_block_without_more_leaves() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteThrough);
-    let change = cache.begin_write(3 * BLOCK, 4096);
+    let change = cache.marked_write(3 * BLOCK, 4096);
     cache.end_change(3 * BLOCK, 4096, change.claim, false);
     assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
     cache.end_read(cache.begin_read(3 * BLOCK + 4096, 512).expect("elsewhere"));
-    let change = cache.begin_write(3 * BLOCK, BLOCK);
+    let change = cache.marked_write(3 * BLOCK, BLOCK);
     cache.end_change(3 * BLOCK, BLOCK, change.claim, false);
     assert_eq!(cache.entry(3), IndexEntry::ABSENT);
     assert!(cache.blocks.slots.take(2));
@@ -119,12 +119,12 @@ fn what_a_failed_write_touched_stays_hidden_and_a_block_without_more_leaves() {
 fn a_write_around_hides_what_it_touches() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteAround);
-    let change = cache.begin_write(3 * BLOCK, 512);
+    let change = cache.marked_write(3 * BLOCK, 512);
     assert!(change.claim.is_some_and(|claim| !claim.stores()));
     cache.end_change(3 * BLOCK, 512, change.claim, true);
     assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
     cache.end_read(cache.begin_read(3 * BLOCK + 4096, 512).expect("elsewhere"));
-    let change = cache.begin_write(3 * BLOCK + 4096, BLOCK - 4096);
+    let change = cache.marked_write(3 * BLOCK + 4096, BLOCK - 4096);
     cache.end_change(3 * BLOCK + 4096, BLOCK - 4096, change.claim, true);
     assert_eq!(cache.entry(3), IndexEntry::ABSENT, "nothing is left of it");
     assert!(cache.blocks.slots.take(2));
@@ -134,7 +134,7 @@ fn a_write_around_hides_what_it_touches() {
 fn a_discard_empties_what_it_touches() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteThrough);
-    let change = cache.begin_discard(BLOCK, 4 * BLOCK);
+    let change = cache.marked_discard(BLOCK, 4 * BLOCK);
     assert_eq!(change.invalidated, 1);
     for block in 1..5 {
         assert_eq!(begin_fill(&cache, block), FillAttempt::Written);
@@ -153,7 +153,7 @@ fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
     };
     cache.detach(failure);
     assert_eq!(cache.begin_read(3 * BLOCK, 512), None);
-    let change = cache.begin_write(3 * BLOCK, 512);
+    let change = cache.marked_write(3 * BLOCK, 512);
     assert_eq!((change.claim, change.invalidated), (None, 1));
     assert_eq!(cache.hint(0, Priority::Normal), Hinted::Refused);
     assert_eq!(cache.failure(), Some(&failure));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ublk_bpf_abi::{CacheCounters, Decision, Extent, Priority};
 
 use crate::cache::evict::Algorithm;
-use crate::cache::{Cache, Maps, Mode, Mover, PromoteLimits, Shape};
+use crate::cache::{Cache, ChangeStart, Maps, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{CONFIG, PASSTHROUGH, READ, WRITE, arrive, committed, done, effects};
 use crate::queue::{Effect, Event, FillBuffer, FillIo, Io, Machine, QueueConfig, Tier, UserCopy, Written};
 
@@ -274,7 +274,9 @@ fn a_read_of_a_block_that_is_cached_in_part_has_a_leg_on_each_device() {
     filled(&mut machine, 4096);
     done(&mut machine, 0, 4096);
     committed(&mut machine);
-    let hidden = cache.begin_write(4096, 1024);
+    let ChangeStart::Marked(hidden, _) = cache.start_write(4096, 1024, None) else {
+        panic!("nothing is dirty");
+    };
     arrive(&mut machine, 1, READ, 8, HIT);
     let read = |from, offset, at, len| {
         let io = Io::Read {

@@ -1,0 +1,404 @@
+//! Commits: what makes dirty data durable.
+//!
+//! A commit flushes the slots, and then has the log on the cache device say which regions of them are dirty. One thread at
+//! a time leads one, for all that wait: a queue with a FLUSH, or the mover.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::log::{Checkpoint, LOG_BUFFER, LOG_PAGE, Log, LogEntry, Placed};
+use super::shared::Cache;
+use crate::errno::Errno;
+
+/// A page that direct I/O can write.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+struct Page([u8; LOG_PAGE]);
+
+/// What commits share.
+#[derive(Debug)]
+pub(super) struct Commits {
+    state: Mutex<State>,
+    /// Queues that wait for the end of a commit, or of a checkpoint.
+    waiting: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    log: Option<Log>,
+    /// The leader's record is encoded here, and written from here.
+    buffer: Buffer,
+    /// How many commits have begun, and the number of the last one that has succeeded.
+    begun: u64,
+    succeeded: u64,
+    /// The commit in progress.
+    running: Option<Commit>,
+    /// A record that could not be written. The log goes on behind it, so it comes first.
+    failed: Option<Record>,
+    /// A flush of the cache device does nothing: what it has completed is durable.
+    is_durable: bool,
+    is_full: bool,
+}
+
+#[derive(Default)]
+struct Buffer(Box<[Page]>);
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} pages", self.0.len())
+    }
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Self(vec![Page::new_zeroed(); LOG_BUFFER / LOG_PAGE].into_boxed_slice())
+    }
+}
+
+/// A record of the log that is being written.
+#[derive(Clone, Debug)]
+struct Record {
+    placed: Placed,
+    entries: Vec<LogEntry>,
+}
+
+#[derive(Debug, Default)]
+struct Commit {
+    number: u64,
+    /// It makes everything durable that was written when it began.
+    is_whole: bool,
+    /// The cache device is to be flushed first.
+    must_flush: bool,
+    /// What the log has to say, and how much of that it does.
+    entries: Vec<LogEntry>,
+    at: usize,
+    record: Option<Record>,
+}
+
+/// What a commit makes durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every write to a slot that has ended.
+    All,
+    /// The write of this range, within one block, which has ended and is durable in its slot.
+    Write {
+        /// First byte on the backing device.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+    },
+}
+
+/// What waits for a commit that begins after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitTicket(u64);
+
+/// An operation of a commit on the cache device, which its leader carries out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitIo {
+    /// Flush it.
+    Flush,
+    /// Write so many bytes of [`Cache::record`] at this offset, with FUA.
+    Record {
+        /// Where on the cache device, in bytes.
+        offset: u64,
+        /// Bytes.
+        length: u32,
+    },
+}
+
+/// What to do for a [`CommitTicket`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a commit that has begun must be carried out"]
+pub enum CommitNext {
+    /// It is durable.
+    Done,
+    /// Lead the commit: carry this out, and pass the result to [`Cache::commit_done`].
+    Lead(CommitIo),
+    /// Another thread leads one, or the log needs a checkpoint: ask again when woken.
+    Wait,
+}
+
+impl Commits {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::new(State::default()),
+            waiting: AtomicU64::new(0),
+        }
+    }
+
+    /// A thread that panicked has left the state between two steps, where it is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache<'_> {
+    /// The log that commits write, whose first checkpoint has ended. `is_durable`: what the cache device has completed needs no
+    /// flush.
+    pub fn set_log(&self, log: Log, is_durable: bool) {
+        let mut state = self.commits.lock();
+        state.log = Some(log);
+        state.is_durable = is_durable;
+        state.buffer = Buffer::new();
+    }
+
+    /// A FLUSH has arrived, or a write that must be durable has ended.
+    #[must_use]
+    pub fn begin_flush(&self) -> CommitTicket {
+        CommitTicket(self.commits.lock().begun + 1)
+    }
+
+    /// What to do now for what waits since it got its ticket. `queue` is woken if it has to wait.
+    pub fn commit(&self, ticket: CommitTicket, scope: Scope, queue: u16) -> CommitNext {
+        let mut state = self.commits.lock();
+        if state.succeeded >= ticket.0 {
+            return CommitNext::Done;
+        }
+        if state.running.is_some() || state.is_full {
+            // Under the lock, so that the end of the commit finds it.
+            self.commits.waiting.fetch_or(1 << (queue % 64), Ordering::SeqCst);
+            return CommitNext::Wait;
+        }
+        self.lead(&mut state, scope)
+    }
+
+    /// Leads a commit of everything, if none is in progress and there is something to commit. As for
+    /// [`commit`](Self::commit), but nothing waits for it.
+    pub(super) fn autocommit(&self) -> Option<CommitIo> {
+        let is_needed =
+            self.writeback.is_unflushed.load(Ordering::SeqCst) || self.blocks.dirty.changed.next(0).is_some();
+        let mut state = self.commits.lock();
+        if !is_needed || state.running.is_some() || state.is_full || state.log.is_none() {
+            return None;
+        }
+        match self.lead(&mut state, Scope::All) {
+            CommitNext::Lead(io) => Some(io),
+            CommitNext::Done | CommitNext::Wait => None,
+        }
+    }
+
+    fn lead(&self, state: &mut State, scope: Scope) -> CommitNext {
+        state.begun += 1;
+        let mut commit = Commit {
+            number: state.begun,
+            ..Commit::default()
+        };
+        match scope {
+            // The snapshot is taken before the flush is issued: what it says is in the slots by then.
+            Scope::All => {
+                commit.is_whole = true;
+                commit.must_flush = self.writeback.is_unflushed.swap(false, Ordering::SeqCst);
+                commit.entries = self.snapshot();
+            }
+            Scope::Write { offset, length } => {
+                commit.entries = self.durable_write(offset, length).into_iter().collect()
+            }
+        }
+        commit.must_flush &= !state.is_durable;
+        state.running = Some(commit);
+        self.next(state)
+    }
+
+    /// Every slot whose dirty regions are not those that the log has.
+    fn snapshot(&self) -> Vec<LogEntry> {
+        let dirty = &self.blocks.dirty;
+        let mut entries = Vec::new();
+        let mut from = 0;
+        while let Some(slot) = dirty.changed.next(from) {
+            from = slot + 1;
+            // First: a change after it is another commit's.
+            dirty.changed.remove(slot);
+            let now = dirty.of(slot);
+            if now == dirty.logged(slot) {
+                self.release_slot(slot);
+            } else if let Some(block) = self.blocks.slots.owner(slot) {
+                entries.push(LogEntry {
+                    slot,
+                    block,
+                    dirty: now,
+                });
+            }
+        }
+        entries
+    }
+
+    /// The entry of a write whose data is durable in its slot, unless the log has it.
+    fn durable_write(&self, offset: u64, length: u64) -> Option<LogEntry> {
+        let block = self.one_block(offset, length)?;
+        let slot = self.entry(block).slot();
+        let touched = self.blocks.dirty_regions(block) & self.regions(offset, length);
+        let logged = self.blocks.dirty.logged(slot);
+        (touched & !logged != 0).then_some(LogEntry {
+            slot,
+            block,
+            dirty: logged | touched,
+        })
+    }
+
+    /// The next operation of the commit in progress.
+    fn next(&self, state: &mut State) -> CommitNext {
+        let State {
+            log,
+            buffer,
+            running,
+            failed,
+            ..
+        } = state;
+        let Some(commit) = running.as_mut() else {
+            return CommitNext::Done;
+        };
+        if commit.must_flush {
+            return CommitNext::Lead(CommitIo::Flush);
+        }
+        if commit.record.is_none() {
+            commit.record = failed.take();
+        }
+        if let Some(record) = &commit.record {
+            return CommitNext::Lead(record.io());
+        }
+        let rest = &commit.entries[commit.at..];
+        let Some(log) = log.as_mut().filter(|_| !rest.is_empty()) else {
+            return self.succeed(state);
+        };
+        let entries = rest[..rest.len().min(log.max_entries())].to_vec();
+        let Ok(placed) = log.append(&entries, buffer.0.as_mut_bytes()) else {
+            return self.wait_for_room(state);
+        };
+        for entry in &entries {
+            // Until it is written, either may be true.
+            let before = self.blocks.dirty.logged(entry.slot);
+            self.blocks.dirty.set_logged(entry.slot, before | entry.dirty);
+        }
+        let record = Record { placed, entries };
+        let io = record.io();
+        commit.record = Some(record);
+        CommitNext::Lead(io)
+    }
+
+    /// An operation of the commit that the caller leads has ended.
+    ///
+    /// # Errors
+    /// That of the operation, if it failed: then the commit has ended.
+    pub fn commit_done(&self, io: CommitIo, result: Result<(), Errno>) -> Result<CommitNext, Errno> {
+        let mut state = self.commits.lock();
+        let Some(commit) = state.running.as_mut() else {
+            debug_assert!(false, "{io:?} of no commit");
+            return Ok(CommitNext::Done);
+        };
+        if let Err(errno) = result {
+            self.fail(&mut state);
+            return Err(errno);
+        }
+        match io {
+            CommitIo::Flush => commit.must_flush = false,
+            CommitIo::Record { .. } => {
+                let written = commit.record.take();
+                self.recorded(commit, written);
+            }
+        }
+        Ok(self.next(&mut state))
+    }
+
+    /// A record is durable.
+    fn recorded(&self, commit: &mut Commit, record: Option<Record>) {
+        for entry in record.into_iter().flat_map(|record| record.entries) {
+            // A record that an earlier commit could not write has other entries than this one's.
+            if commit.entries.get(commit.at) == Some(&entry) {
+                commit.at += 1;
+            }
+            self.blocks.dirty.set_logged(entry.slot, entry.dirty);
+            self.release_slot(entry.slot);
+        }
+    }
+
+    fn release_slot(&self, slot: u32) {
+        self.blocks.dirty.release(&self.blocks.slots, slot);
+    }
+
+    fn succeed(&self, state: &mut State) -> CommitNext {
+        if let Some(commit) = state.running.take()
+            && commit.is_whole
+        {
+            state.succeeded = commit.number;
+        }
+        self.wake_committers();
+        CommitNext::Done
+    }
+
+    /// The commit ends without success. What it left out is another one's.
+    #[cold]
+    fn fail(&self, state: &mut State) {
+        let Some(commit) = state.running.take() else {
+            return;
+        };
+        if commit.must_flush {
+            self.writeback.is_unflushed.store(true, Ordering::SeqCst);
+        }
+        for entry in &commit.entries[commit.at..] {
+            self.blocks.dirty.changed.insert(entry.slot);
+        }
+        state.failed = commit.record;
+        self.wake_committers();
+    }
+
+    /// The log is full. Whoever needs the commit waits until the mover has written a checkpoint.
+    #[cold]
+    fn wait_for_room(&self, state: &mut State) -> CommitNext {
+        self.fail(state);
+        state.is_full = true;
+        CommitNext::Wait
+    }
+
+    fn wake_committers(&self) {
+        let waiting = self.commits.waiting.swap(0, Ordering::SeqCst);
+        self.blocks.waiters.wake_queues(waiting);
+    }
+
+    /// The bytes of the record that [`CommitIo::Record`] writes. They stay as they are until [`commit_done`](Self::commit_done).
+    #[must_use]
+    pub fn record(&self) -> *const u8 {
+        self.commits.lock().buffer.0.as_ptr().cast()
+    }
+
+    /// Whether the mover should write a checkpoint.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let state = self.commits.lock();
+        state.is_full || state.log.as_ref().is_some_and(Log::is_half_full)
+    }
+
+    /// Begins a checkpoint. The log says of every slot what [`checkpoint_entries`](Self::checkpoint_entries) gives after this.
+    pub(super) fn begin_checkpoint(&self) -> Option<Checkpoint> {
+        self.commits.lock().log.as_mut().map(Log::begin_checkpoint)
+    }
+
+    /// What the log says of the slots from `from` on, as far as they are dirty.
+    pub(super) fn checkpoint_entries(&self, from: u32) -> impl Iterator<Item = LogEntry> + '_ {
+        (from..self.blocks.slots.count()).filter_map(|slot| {
+            let dirty = self.blocks.dirty.logged(slot);
+            let block = self.blocks.slots.owner(slot).filter(|_| dirty != 0)?;
+            Some(LogEntry { slot, block, dirty })
+        })
+    }
+
+    /// The checkpoint is durable: what was before it in the log is free.
+    pub(super) fn end_checkpoint(&self, checkpoint: &Checkpoint) {
+        let mut state = self.commits.lock();
+        if let Some(log) = state.log.as_mut() {
+            log.end_checkpoint(checkpoint);
+        }
+        state.is_full = false;
+        self.wake_committers();
+    }
+}
+
+impl Record {
+    fn io(&self) -> CommitIo {
+        CommitIo::Record {
+            offset: self.placed.offset,
+            length: u32::try_from(self.placed.length).unwrap_or(u32::MAX),
+        }
+    }
+}
