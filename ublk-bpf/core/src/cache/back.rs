@@ -182,6 +182,10 @@ impl<W: Word> Blocks<'_, W> {
             });
         }
         self.release(slot, touched);
+        if end != BackEnd::Stored {
+            // Nothing may be dirty of it.
+            self.settle(block, all);
+        }
     }
 
     /// Makes a dirty block present if nothing of its slot is dirty and no change of it is in flight. Returns whether it is not

@@ -186,15 +186,13 @@ impl Cache<'_> {
             number: state.begun,
             ..Commit::default()
         };
-        match scope {
+        match self.own_entry(scope) {
+            Some(entry) => commit.entries = entry.into_iter().collect(),
             // The snapshot is taken before the flush is issued: what it says is in the slots by then.
-            Scope::All => {
+            None => {
                 commit.is_whole = true;
                 commit.must_flush = self.writeback.is_unflushed.swap(false, Ordering::SeqCst);
                 commit.entries = self.snapshot();
-            }
-            Scope::Write { offset, length } => {
-                commit.entries = self.durable_write(offset, length).into_iter().collect()
             }
         }
         commit.must_flush &= !state.is_durable;
@@ -225,17 +223,25 @@ impl Cache<'_> {
         entries
     }
 
-    /// The entry of a write whose data is durable in its slot, unless the log has it.
-    fn durable_write(&self, offset: u64, length: u64) -> Option<LogEntry> {
+    /// The entry that makes a write durable whose data is durable in its slot; inner `None`: the log has it. `None` at all:
+    /// it takes a commit of everything, because of a region that the log will call dirty it has written only a part.
+    fn own_entry(&self, scope: Scope) -> Option<Option<LogEntry>> {
+        let Scope::Write { offset, length } = scope else {
+            return None;
+        };
         let block = self.one_block(offset, length)?;
         let slot = self.entry(block).slot();
         let touched = self.blocks.dirty_regions(block) & self.regions(offset, length);
         let logged = self.blocks.dirty.logged(slot);
-        (touched & !logged != 0).then_some(LogEntry {
+        let new = touched & !logged;
+        if new & !self.whole_regions(offset, length) != 0 {
+            return None;
+        }
+        Some((new != 0).then_some(LogEntry {
             slot,
             block,
             dirty: logged | touched,
-        })
+        }))
     }
 
     /// The next operation of the commit in progress.
@@ -361,6 +367,12 @@ impl Cache<'_> {
     #[must_use]
     pub fn record(&self) -> *const u8 {
         self.commits.lock().buffer.0.as_ptr().cast()
+    }
+
+    /// The same as bytes.
+    #[cfg(test)]
+    pub(super) fn record_bytes(&self, length: usize) -> Vec<u8> {
+        self.commits.lock().buffer.0.as_bytes()[..length].to_vec()
     }
 
     /// Whether the mover should write a checkpoint.

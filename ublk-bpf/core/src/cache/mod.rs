@@ -73,7 +73,10 @@
 mod back;
 mod bits;
 mod blocks;
+mod clean;
 mod commit;
+#[cfg(test)]
+mod crash;
 mod dirty;
 pub mod evict;
 mod fills;

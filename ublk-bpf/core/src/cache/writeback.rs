@@ -238,6 +238,32 @@ impl Cache<'_> {
         }
     }
 
+    /// Starts an operation on the backing device alone that must find nothing of its range dirty.
+    pub fn start_beside_dirty(&self, offset: u64, length: u64) -> ChangeStart {
+        let nothing = Change {
+            claim: None,
+            invalidated: 0,
+        };
+        if self.may_be_dirty(offset, length) {
+            return self.wait_or_fail(offset, length);
+        }
+        ChangeStart::Marked(nothing, None)
+    }
+
+    /// Whether some of this range (`length` is not 0) is dirty, or may become so with a write in flight.
+    #[inline]
+    #[must_use]
+    pub fn may_be_dirty(&self, offset: u64, length: u64) -> bool {
+        match self.one_block(offset, length) {
+            Some(block) if !self.blocks.entry(block).is_dirty() => false,
+            Some(_) => self.is_dirty(offset, length),
+            None => self.words(offset, length).iter().any(|word| {
+                let word = word.load(Ordering::SeqCst);
+                ublk_bpf_abi::IndexEntry(word).is_dirty()
+            }),
+        }
+    }
+
     /// The blocks of a range, first and last.
     fn blocks_of(&self, offset: u64, length: u64) -> (u32, u32) {
         let block = |offset: u64| u32::try_from(offset >> self.shape().shift).unwrap_or(u32::MAX);
