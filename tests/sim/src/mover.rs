@@ -179,7 +179,7 @@ impl Sim<'_> {
                     side.staging[usize::from(buffer)][staged] =
                         side.read(offset + i * 512).filter(|_| is_whole);
                 }
-                MoverIo::Store { .. } | MoverIo::Compare { .. } => {}
+                _ => {}
             }
         }
     }
@@ -295,5 +295,10 @@ const fn parts(effect: &MoverIo) -> (u16, u32, u32) {
         | MoverIo::Store { job, skip, len, .. }
         | MoverIo::LoadSlot { job, skip, len, .. } => (job, skip, len),
         MoverIo::Compare { job, len, .. } => (job, 0, len),
+        MoverIo::StoreBacking { .. }
+        | MoverIo::FlushBacking { .. }
+        | MoverIo::FlushCache { .. }
+        | MoverIo::StoreRecord { .. }
+        | MoverIo::StorePages { .. } => panic!("these caches have no write-back"),
     }
 }

@@ -33,7 +33,11 @@ pub(super) const fn length(io: &Io) -> Option<u32> {
             | UserCopy::In { len, .. }
             | UserCopy::Zero { len, .. },
         ) => Some(len),
-        Io::Flush { .. } | Io::Discard { .. } | Io::WriteZeroes { .. } | Io::Trim { .. } => None,
+        Io::Flush { .. }
+        | Io::Record { .. }
+        | Io::Discard { .. }
+        | Io::WriteZeroes { .. }
+        | Io::Trim { .. } => None,
     }
 }
 
@@ -119,6 +123,8 @@ pub(super) const fn serves(io: &Io, op: u8) -> bool {
         }
         // A WRITE_ZEROES that must be durable is followed by one.
         Io::Flush { .. } => op == UBLK_IO_OP_FLUSH || op == UBLK_IO_OP_WRITE_ZEROES,
+        // These devices have no write-back.
+        Io::Record { .. } => false,
         Io::Discard { .. } => op == UBLK_IO_OP_DISCARD,
         Io::WriteZeroes { .. } => op == UBLK_IO_OP_WRITE_ZEROES,
     }

@@ -140,6 +140,24 @@ counters! {
         cache_writes,
         /// Bytes of these writes.
         cache_write_bytes,
+        /// Writes that ended in the cache device alone.
+        absorbed,
+        /// Bytes of these writes.
+        absorbed_bytes,
+        /// Writes that were to end in the cache, and did not because there was no free slot.
+        back_no_slot,
+        /// The same because they covered a part of regions that are not cached.
+        back_partial,
+        /// The same because as many blocks were dirty as may be.
+        back_limit,
+        /// The same because the cache device has failed.
+        back_failing,
+        /// The same because their block was being written or filled, or was yet to be verified.
+        back_busy,
+        /// Times that a request waited until dirty blocks of its range were clean, or for the end of another change.
+        change_waits,
+        /// Commits of the cache's log that a FLUSH or a durable write has led.
+        log_commits,
         /// Cached blocks invalidated by a write, discard or write-zeroes.
         invalidated,
         /// Promotion hints passed to the mover.

@@ -16,6 +16,16 @@ pub enum Backing {
     Storage(Capabilities),
 }
 
+impl Backing {
+    /// Whether what it has completed is lost with its power until it is flushed.
+    pub(super) const fn has_volatile_cache(self) -> bool {
+        match self {
+            Self::Null { .. } => false,
+            Self::Storage(storage) => storage.volatile_cache,
+        }
+    }
+}
+
 /// A backing that keeps bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {

@@ -199,15 +199,16 @@ pub struct Direct {
 pub enum Way {
     /// From this device to the pages.
     Read(Tier),
-    /// From the pages to the backing device.
-    Write,
+    /// From the pages to this device.
+    Write(Tier),
 }
 
 impl From<Direct> for Io {
     fn from(direct: Direct) -> Self {
         let Direct { way, offset, len } = direct;
         match way {
-            Way::Write => Self::Write {
+            Way::Write(to) => Self::Write {
+                to,
                 offset,
                 at: 0,
                 len,
@@ -245,9 +246,11 @@ pub enum Io {
         /// How many.
         len: u32,
     },
-    /// The request's registered pages to the backing device, and to no other: the client may change its pages while they
-    /// are written, so two writes from them may differ. Data for two devices is copied into a staging buffer once.
+    /// The request's registered pages to one device, and to no other: the client may change its pages while they are
+    /// written, so two writes from them may differ. Data for two devices is copied into a staging buffer once.
     Write {
+        /// Where the bytes go.
+        to: Tier,
         /// Where on the device.
         offset: u64,
         /// Where in the request.
@@ -298,6 +301,14 @@ pub enum Io {
     Flush {
         /// The device.
         device: Tier,
+    },
+    /// A record of the cache's log ([`Cache::record`](crate::cache::Cache::record)) to the cache device, where it is on stable
+    /// media when it completes (`RWF_DSYNC`).
+    Record {
+        /// Where on the device.
+        offset: u64,
+        /// How many.
+        len: u32,
     },
     /// Truncate the backing file to this many bytes: a write that was in flight when another program truncated it may have
     /// extended it again.

@@ -6,9 +6,10 @@ use super::event::{FillBuffer, Io, Staging, Tier, UserCopy};
 use super::legs::Legs;
 use super::plan::Route;
 use super::request::{Action, BlockRequest};
-use crate::cache::SlotPin;
+use crate::cache::{BackWrite, SlotPin};
 use crate::errno::Errno;
 
+mod back;
 mod steps;
 
 /// How often in a row an operation that made no progress is issued again before its request fails.
@@ -32,6 +33,8 @@ pub(super) enum Leg {
     CopyIn,
     Store,
     Flush,
+    /// A record of the log is written.
+    Record,
     Discard,
     WriteZeroes,
     /// The backing file is truncated again, and the request fails.
@@ -124,6 +127,8 @@ pub(super) struct InFlight {
     retries: u8,
     durable: bool,
     keep_allocated: bool,
+    /// The flush of the backing device that it is at is owed for `slot_delta` operations.
+    owes_flush: bool,
     /// Its file was truncated below its range while its operation was in flight: the result means nothing.
     is_cut: bool,
 }
@@ -147,6 +152,7 @@ impl InFlight {
         retries: 0,
         durable: false,
         keep_allocated: false,
+        owes_flush: false,
         is_cut: false,
     };
 
@@ -235,6 +241,23 @@ impl InFlight {
         );
         self.legs = legs;
         self.slot_delta = slot_delta;
+        if matches!(legs, Legs::Back(_)) {
+            self.device = Tier::Cache;
+            if self.step == Leg::Write && !self.durable {
+                self.whole = self.chunk;
+            }
+        }
+    }
+
+    /// At the one operation of a write with registered pages, not durable, to the slot alone.
+    #[inline(always)]
+    pub(super) fn back(request: &BlockRequest, write: BackWrite, slot_delta: u64) -> Self {
+        Self {
+            slot_delta,
+            device: Tier::Cache,
+            legs: Legs::Back(write),
+            ..Self::direct(request)
+        }
     }
 
     /// Whether the cache has to be updated when the request ends.
@@ -348,7 +371,7 @@ impl InFlight {
     #[inline]
     pub(super) fn data(&self) -> u32 {
         match self.step {
-            Leg::Flush | Leg::Discard | Leg::WriteZeroes => 0,
+            Leg::Flush | Leg::Record | Leg::Discard | Leg::WriteZeroes => 0,
             // At most `MAX_DATA_BYTES`: parsed so.
             _ => u32::try_from(self.length).unwrap_or(u32::MAX),
         }
@@ -359,7 +382,9 @@ impl InFlight {
         let last = match self.step {
             Leg::Read | Leg::Write | Leg::Zero | Leg::Flush | Leg::Discard => true,
             Leg::WriteZeroes => !self.durable,
-            Leg::CopyZero | Leg::Load | Leg::CopyOut | Leg::CopyIn | Leg::Store | Leg::Trim => false,
+            Leg::CopyZero | Leg::Load | Leg::CopyOut | Leg::CopyIn | Leg::Store | Leg::Record | Leg::Trim => {
+                false
+            }
         };
         last && result >= 0
             && result.unsigned_abs() == self.chunk - self.moved
@@ -383,8 +408,9 @@ impl InFlight {
             Tier::Backing => self.offset + u64::from(at),
             Tier::Cache => self.offset.wrapping_add(self.slot_delta) + u64::from(at),
         };
-        // The cache is not what survives a power failure.
-        let durable = self.durable && device == Tier::Backing;
+        // Of two copies, that on the backing device survives a power failure.
+        let is_only_copy = device == Tier::Backing || matches!(self.legs, Legs::Back(_));
+        let durable = self.durable && is_only_copy;
         // A leg that needs a buffer is not issued before the request has one.
         let staging = match self.buffer {
             Some(Buffer::Staging(staging)) => staging,
@@ -398,6 +424,7 @@ impl InFlight {
                 len,
             },
             Leg::Write => Io::Write {
+                to: device,
                 offset,
                 at,
                 len,
@@ -441,6 +468,10 @@ impl InFlight {
                 durable,
             },
             Leg::Flush => Io::Flush { device },
+            Leg::Record => Io::Record {
+                offset: self.slot_delta,
+                len: self.chunk,
+            },
             Leg::Trim => Io::Trim { end: self.offset },
             Leg::Discard => Io::Discard {
                 device,

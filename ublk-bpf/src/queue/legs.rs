@@ -3,7 +3,7 @@
 use ublk_bpf_abi::REGIONS;
 
 use super::event::Tier;
-use crate::cache::{SlotPin, WriteClaim};
+use crate::cache::{BackWrite, CommitTicket, Scope, SlotPin, WriteClaim};
 
 /// The legs of a request, as data. A read of a block that is cached in part has several, one for each run of regions that
 /// come from the same place; all other requests repeat theirs chunk by chunk.
@@ -26,6 +26,12 @@ pub(super) enum Legs {
     Through(WriteClaim),
     /// What is left of that after the slot has failed.
     Detached(WriteClaim),
+    /// A write to the slot alone.
+    Back(BackWrite),
+    /// The same to the backing device, since the slot has failed.
+    BackAround(BackWrite),
+    /// A commit, for a request that is otherwise done: a FLUSH, or a write that must be durable.
+    Commit(CommitTicket, Scope),
 }
 
 /// Where a piece of a read comes from.
@@ -44,6 +50,8 @@ pub(super) enum Fallback {
     Restart,
     /// It goes on behind the failed leg, with these legs.
     GoOn(Legs),
+    /// It starts again with these legs, on the backing device.
+    Again(Legs),
 }
 
 impl Legs {
@@ -91,7 +99,14 @@ impl Legs {
         match self {
             Self::Slot(_) | Self::Split { .. } | Self::Filled { .. } => Fallback::Restart,
             Self::Through(claim) => Fallback::GoOn(Self::Detached(claim)),
-            Self::Backing | Self::Marked | Self::Around(_) | Self::Detached(_) => Fallback::None,
+            Self::Back(write) if write.may_go_around() => Fallback::Again(Self::BackAround(write)),
+            Self::Backing
+            | Self::Marked
+            | Self::Around(_)
+            | Self::Detached(_)
+            | Self::Back(_)
+            | Self::BackAround(_)
+            | Self::Commit(..) => Fallback::None,
         }
     }
 

@@ -19,12 +19,14 @@ use super::written::Written;
 use crate::cache::{Cache, QueueSet};
 use crate::errno::Errno;
 
+mod back;
 mod cached;
 mod commands;
 mod cut;
 mod ending;
 mod fills;
 mod plain;
+mod progress;
 mod wake;
 
 /// The phases of a queue's life, in order.
@@ -177,6 +179,8 @@ impl<'w> Machine<'w> {
     #[must_use]
     pub fn with_cache(mut self, cache: Option<&'w Cache<'w>>, number: u16) -> Self {
         self.grain.cache_shift = cache.map_or(0, |cache| cache.shape().shift);
+        // What ends in a slot is durable after a commit.
+        self.volatile_cache |= cache.is_some_and(Cache::has_writeback);
         (self.cache, self.number) = (cache, number);
         self
     }
@@ -309,6 +313,12 @@ impl<'w> Machine<'w> {
     #[inline(never)]
     fn start(&mut self, tag: u16, request: &BlockRequest, plan: &Plan) {
         self.count(request, plan);
+        if request.action == Action::Flush
+            && !matches!(plan.route, Route::Fail(_))
+            && let Some(cache) = self.written_back()
+        {
+            return self.start_flush(cache, tag, request);
+        }
         match plan.route {
             Route::Nothing => {
                 self.forget_dropped(request);
@@ -327,10 +337,19 @@ impl<'w> Machine<'w> {
         if request.action == Action::Write {
             self.terms.written.mark(request.offset, request.length);
         }
-        let (legs, slot_delta) = self.mark(request);
+        let is_change = !matches!(request.action, Action::Read | Action::Flush);
+        if self.cache.is_some() && (is_change || self.may_be_dirty(request)) {
+            self.start_change(tag, request, plan.route);
+        } else {
+            self.begin(tag, request, plan.route, (Legs::Backing, 0));
+        }
+    }
+
+    /// Begins a request with these legs. If one goes to the slot, that is so far behind the position on the backing device.
+    fn begin(&mut self, tag: u16, request: &BlockRequest, route: Route, (legs, slot_delta): (Legs, u64)) {
         // Data for two devices is copied from the client's pages once: the client may change them at any time.
         let is_twofold = matches!(legs, Legs::Through(_));
-        let route = if is_twofold { Route::Copy } else { plan.route };
+        let route = if is_twofold { Route::Copy } else { route };
         let mut in_flight = InFlight::new(request, route, self.volatile_cache, self.staging_bytes);
         in_flight.change(legs, slot_delta);
         self.tags.slot(tag).in_flight = in_flight;
@@ -396,48 +415,19 @@ impl<'w> Machine<'w> {
     #[inline(never)]
     fn complete_slow(&mut self, tag: u16, result: i32) {
         let in_flight = &self.tags.expect_in_flight(tag).in_flight;
-        if in_flight.is_cut() {
+        if in_flight.committed().is_some() {
+            self.commit_io_done(tag, result);
+        } else if in_flight.is_cut() {
             self.cut_done(tag, result);
         } else if in_flight.is_whole(result) {
             let (data, served) = (in_flight.data(), in_flight.served());
+            if let (Some(cache), Some(owed)) = (self.cache, in_flight.flushed()) {
+                cache.backing_flushed(owed);
+            }
             self.finish(tag, data, Outcome::Moved(served));
         } else {
             self.advance(tag, result);
         }
-    }
-
-    /// An operation ended that is not the last one, or not whole.
-    #[cold]
-    fn advance(&mut self, tag: u16, result: i32) {
-        let grain = self.grain;
-        let in_flight = &mut self.tags.expect_in_flight(tag).in_flight;
-        let is_on_cache = in_flight.is_on_cache();
-        let (next, noted) = in_flight.advance(result, grain);
-        self.note(noted);
-        let next = match next {
-            Next::Failed(errno) if is_on_cache => self.cache_failed(tag, errno),
-            next => next,
-        };
-        self.go_on(tag, next);
-    }
-
-    /// Does what follows an operation.
-    fn go_on(&mut self, tag: u16, next: Next) {
-        let in_flight = &self.tags.expect_in_flight(tag).in_flight;
-        let (data, served) = (in_flight.data(), in_flight.served());
-        match next {
-            Next::Done => self.finish(tag, data, Outcome::Moved(served)),
-            Next::Failed(errno) => self.finish(tag, data, Outcome::Failed(errno)),
-            Next::Issue if self.phase >= Phase::Abandoning => self.abandon_request(tag),
-            Next::Issue if in_flight.legs.is_split() => self.issue_piece(tag),
-            Next::Issue => self.todos.push(Todo::Io(tag)),
-        }
-    }
-
-    fn note(&mut self, noted: Noted) {
-        self.counters.short_io += u64::from(noted.short);
-        self.counters.io_errors += u64::from(noted.error);
-        self.counters.user_copy_bytes += u64::from(noted.copied);
     }
 
     /// Fails a request before any operation was issued for it.
@@ -452,11 +442,16 @@ impl<'w> Machine<'w> {
         let result = result_of(data, outcome);
         let in_flight = &self.tags.expect_in_flight(tag).in_flight;
         let is_buffered = in_flight.buffer.is_some();
+        let scope = self.scope_of(tag).filter(|_| result >= 0);
+        let in_flight = &self.tags.expect_in_flight(tag).in_flight;
         if in_flight.concerns_cache() {
             self.release_cache(tag, result >= 0);
         }
         if is_buffered {
             self.release_buffer(tag);
+        }
+        if let (Some(scope), Some(cache)) = (scope, self.cache) {
+            return self.commit_for(cache, tag, data, scope);
         }
         self.answer(tag, result);
     }

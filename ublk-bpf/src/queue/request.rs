@@ -174,7 +174,7 @@ impl BlockRequest {
     pub(super) fn direct(&self) -> Direct {
         Direct {
             way: if self.action == Action::Write {
-                Way::Write
+                Way::Write(Tier::Backing)
             } else {
                 Way::Read(Tier::Backing)
             },
@@ -183,11 +183,15 @@ impl BlockRequest {
         }
     }
 
-    /// The operation that is all of a READ with registered pages on the cache device, `slot_delta` further on.
+    /// The operation that is all of a READ or WRITE with registered pages on the cache device, `slot_delta` further on.
     #[inline(always)]
-    pub(super) fn direct_hit(&self, slot_delta: u64) -> Direct {
+    pub(super) fn direct_on_slot(&self, slot_delta: u64) -> Direct {
         Direct {
-            way: Way::Read(Tier::Cache),
+            way: if self.action == Action::Write {
+                Way::Write(Tier::Cache)
+            } else {
+                Way::Read(Tier::Cache)
+            },
             offset: self.offset.wrapping_add(slot_delta),
             len: self.data(),
         }

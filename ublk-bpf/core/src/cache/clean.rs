@@ -97,6 +97,11 @@ impl<'c, 'm> Cleaner<'c, 'm> {
             self.copies[copy] = Some(begun);
             return Some(begun.io(copy));
         }
+        self.finish()
+    }
+
+    /// The flush that ends what was copied; no other copy begins.
+    pub(super) fn finish(&mut self) -> Option<CleanIo> {
         // Many copies share a flush: all that can be begun have begun.
         let may_flush = self.flushing == 0 && self.copies.iter().all(Option::is_none);
         if !may_flush || self.written.is_empty() {

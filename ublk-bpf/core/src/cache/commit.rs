@@ -6,16 +6,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
-
-use super::log::{Checkpoint, LOG_BUFFER, LOG_PAGE, Log, LogEntry, Placed};
+use super::log::{Checkpoint, LOG_BUFFER, Log, LogEntry, Placed};
+use super::pages::Pages;
 use super::shared::Cache;
 use crate::errno::Errno;
-
-/// A page that direct I/O can write.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(4096))]
-struct Page([u8; LOG_PAGE]);
 
 /// What commits share.
 #[derive(Debug)]
@@ -29,7 +23,7 @@ pub(super) struct Commits {
 struct State {
     log: Option<Log>,
     /// The leader's record is encoded here, and written from here.
-    buffer: Buffer,
+    buffer: Pages,
     /// How many commits have begun, and the number of the last one that has succeeded.
     begun: u64,
     succeeded: u64,
@@ -40,21 +34,6 @@ struct State {
     /// A flush of the cache device does nothing: what it has completed is durable.
     is_durable: bool,
     is_full: bool,
-}
-
-#[derive(Default)]
-struct Buffer(Box<[Page]>);
-
-impl std::fmt::Debug for Buffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} pages", self.0.len())
-    }
-}
-
-impl Buffer {
-    fn new() -> Self {
-        Self(vec![Page::new_zeroed(); LOG_BUFFER / LOG_PAGE].into_boxed_slice())
-    }
 }
 
 /// A record of the log that is being written.
@@ -142,7 +121,7 @@ impl Cache<'_> {
         let mut state = self.commits.lock();
         state.log = Some(log);
         state.is_durable = is_durable;
-        state.buffer = Buffer::new();
+        state.buffer = Pages::new(LOG_BUFFER);
     }
 
     /// A FLUSH has arrived, or a write that must be durable has ended.
@@ -270,7 +249,7 @@ impl Cache<'_> {
             return self.succeed(state);
         };
         let entries = rest[..rest.len().min(log.max_entries())].to_vec();
-        let Ok(placed) = log.append(&entries, buffer.0.as_mut_bytes()) else {
+        let Ok(placed) = log.append(&entries, buffer.bytes_mut()) else {
             return self.wait_for_room(state);
         };
         for entry in &entries {
@@ -366,13 +345,13 @@ impl Cache<'_> {
     /// The bytes of the record that [`CommitIo::Record`] writes. They stay as they are until [`commit_done`](Self::commit_done).
     #[must_use]
     pub fn record(&self) -> *const u8 {
-        self.commits.lock().buffer.0.as_ptr().cast()
+        self.commits.lock().buffer.address()
     }
 
     /// The same as bytes.
     #[cfg(test)]
     pub(super) fn record_bytes(&self, length: usize) -> Vec<u8> {
-        self.commits.lock().buffer.0.as_bytes()[..length].to_vec()
+        self.commits.lock().buffer.bytes()[..length].to_vec()
     }
 
     /// Whether the mover should write a checkpoint.

@@ -214,9 +214,7 @@ fn promote(mover: &mut Mover<'_, '_>, devices: &Devices, is_over: &AtomicBool) {
                     }
                     (job, len)
                 }
-                MoverIo::LoadSlot { .. } | MoverIo::Compare { .. } => {
-                    unreachable!("there is no earlier server: {effect:?}")
-                }
+                other => unreachable!("{other:?}: there is no earlier server and no write-back"),
             };
             match mover.done(job, len.cast_signed()) {
                 Some(next) => effect = next,

@@ -68,6 +68,16 @@ pub(super) struct Place {
     pub(super) index: Option<u16>,
 }
 
+impl Place {
+    /// A place that is only read from, in no buffer of the ring's table.
+    pub(super) const fn unregistered(address: *const u8) -> Self {
+        Self {
+            address: address.cast_mut(),
+            index: None,
+        }
+    }
+}
+
 impl StagingMemory {
     pub(super) fn map(count: u16, bytes: u32) -> io::Result<Self> {
         Ok(Self {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 use ublk_bpf_abi::CacheCounters;
 
@@ -153,6 +153,30 @@ impl Thread<'_, '_, '_> {
                 let from = self.staging.address(job, skip);
                 (job, opcode::Write::new(cache, from, len).offset(offset).build())
             }
+            MoverIo::StoreBacking {
+                job,
+                buffer,
+                offset,
+                len,
+            } => {
+                let from = self.staging.address(buffer, 0);
+                (job, opcode::Write::new(backing, from, len).offset(offset).build())
+            }
+            MoverIo::FlushBacking { job } => (job, flush(backing)),
+            MoverIo::FlushCache { job } => (job, flush(cache)),
+            MoverIo::StoreRecord { job, offset, len } => (
+                job,
+                store_pages(cache, self.setup.shared.record(), len, offset, true),
+            ),
+            MoverIo::StorePages {
+                job,
+                offset,
+                len,
+                is_durable,
+            } => (
+                job,
+                store_pages(cache, self.mover.pages(), len, offset, is_durable),
+            ),
             MoverIo::Compare { job, buffer, len } => {
                 // SAFETY: both reads of this job have completed, and no other job has these buffers.
                 let is_same = unsafe { self.staging.is_same(job, buffer, len) };
@@ -173,8 +197,8 @@ impl Thread<'_, '_, '_> {
 
     /// There is room for an operation of each job and the doorbell.
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the memory that an entry names is a staging buffer, which is its job's until it completes, or
-        // the doorbell's count; both outlive the ring.
+        // SAFETY: the memory that an entry names is a staging buffer, which is its job's until it completes, the doorbell's
+        // count, or pages of the log, which stay as they are until the job that writes them is told so; all outlive the ring.
         unsafe { self.ring.submission().push(entry) }.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
@@ -213,4 +237,17 @@ impl Thread<'_, '_, '_> {
             }
         }
     }
+}
+
+fn flush(device: Fd) -> squeue::Entry {
+    opcode::Fsync::new(device).flags(FsyncFlags::DATASYNC).build()
+}
+
+/// Pages of the log to the cache device.
+fn store_pages(to: Fd, from: *const u8, len: u32, offset: u64, is_durable: bool) -> squeue::Entry {
+    let flags = if is_durable { libc::RWF_DSYNC } else { 0 };
+    opcode::Write::new(to, from, len)
+        .offset(offset)
+        .rw_flags(flags)
+        .build()
 }

@@ -293,9 +293,13 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
 
     fn carry_out(&mut self, tag: u16, io: Io) {
         let staging = &self.memory.staging;
-        match sqe::executor(tag, io, self.ops, |buffer, skip| staging.place(buffer, skip)) {
+        let cache = self.spec.device.cache;
+        let record = || cache.map_or(std::ptr::null(), |handles| handles.cache.record());
+        let place = |buffer, skip| staging.place(buffer, skip);
+        match sqe::executor(tag, io, self.ops, place, record) {
             // SAFETY: the entry names the request's registered pages, which the kernel checks, or a staging
-            // buffer, which belongs to this tag until its operation has completed and outlives the ring.
+            // buffer, which belongs to this tag until its operation has completed and outlives the ring, or the log's record,
+            // which belongs to the request that leads the commit and is as long as the cache, which outlives the ring too.
             Executor::Ring(entry) => unsafe { self.ring.push(&entry) },
             Executor::Copy(copy) => self.copy(tag, copy),
         }

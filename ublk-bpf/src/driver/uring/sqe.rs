@@ -237,7 +237,7 @@ pub(super) fn wake() -> Entry {
 pub(super) fn direct(tag: u16, direct: &Direct) -> Entry {
     match direct.way {
         Way::Read(from) => read(tag, from, direct.offset, 0, direct.len),
-        Way::Write => write(tag, direct.offset, 0, direct.len, false),
+        Way::Write(to) => write(tag, to, direct.offset, 0, direct.len, false),
     }
 }
 
@@ -250,10 +250,10 @@ pub(super) fn read(tag: u16, from: Tier, offset: u64, at: u32, len: u32) -> Entr
         .user_data(Tagged::Io(tag).pack())
 }
 
-/// The other way, to the backing device.
+/// The other way.
 #[inline]
-pub(super) fn write(tag: u16, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
-    opcode::WriteFixed::new(Fixed(file::BACKING), in_request(at), len, tag)
+pub(super) fn write(tag: u16, to: Tier, offset: u64, at: u32, len: u32, durable: bool) -> Entry {
+    opcode::WriteFixed::new(of(to), in_request(at), len, tag)
         .offset(offset)
         .rw_flags(durably(durable))
         .build()
@@ -305,8 +305,14 @@ fn store(to: Tier, offset: u64, from: Place, len: u32, durable: bool) -> Entry {
     }
 }
 
-/// What executes `io`. `staging` gives the place of a byte of a staging buffer.
-pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32) -> Place) -> Executor {
+/// What executes `io`. `staging` gives the place of a byte of a staging buffer, and `record` that of the log's record.
+pub(super) fn executor(
+    tag: u16,
+    io: Io,
+    ops: RingOps,
+    staging: impl Fn(u16, u32) -> Place,
+    record: impl Fn() -> *const u8,
+) -> Executor {
     let backing = Fixed(file::BACKING);
     let entry = match io {
         Io::Read {
@@ -316,11 +322,12 @@ pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32
             len,
         } => read(tag, from, offset, at, len),
         Io::Write {
+            to,
             offset,
             at,
             len,
             durable,
-        } => write(tag, offset, at, len, durable),
+        } => write(tag, to, offset, at, len, durable),
         Io::Zero { at, len } => opcode::ReadFixed::new(Fixed(file::ZERO), in_request(at), len, tag).build(),
         Io::Load {
             from,
@@ -337,7 +344,8 @@ pub(super) fn executor(tag: u16, io: Io, ops: RingOps, staging: impl Fn(u16, u32
             len,
             durable,
         } => store(to, offset, staging(buffer.0, skip), len, durable),
-        Io::Flush { device: _ } => opcode::Fsync::new(backing).flags(FsyncFlags::DATASYNC).build(),
+        Io::Flush { device } => opcode::Fsync::new(of(device)).flags(FsyncFlags::DATASYNC).build(),
+        Io::Record { offset, len } => store(Tier::Cache, offset, Place::unregistered(record()), len, true),
         Io::Trim { end } => opcode::Ftruncate::new(backing, end).build(),
         Io::Discard {
             device: _,

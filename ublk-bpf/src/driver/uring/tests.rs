@@ -66,7 +66,13 @@ impl Bench {
         // A registered buffer of a request starts at zero; an ordinary one at its address.
         let base = self.pages.0.as_ptr() as u64;
         let staging = &self.memory.staging;
-        let executor = sqe::executor(TAG, io, ops, |buffer, skip| staging.place(buffer, skip));
+        let executor = sqe::executor(
+            TAG,
+            io,
+            ops,
+            |buffer, skip| staging.place(buffer, skip),
+            std::ptr::null,
+        );
         let Executor::Ring(mut entry) = executor else {
             panic!("{io:?} is not the ring's")
         };
@@ -123,6 +129,7 @@ fn data_is_written_and_read_back() {
     each_target(|bench| {
         for durable in [false, true] {
             let write = Io::Write {
+                to: Tier::Backing,
                 offset: 8192,
                 at: 0,
                 len: 2 * BLOCK,
@@ -155,6 +162,7 @@ fn data_is_written_and_read_back() {
 fn staging_buffers_reach_the_target() {
     each_target(|bench| {
         let write = Io::Write {
+            to: Tier::Backing,
             offset: 0,
             at: 0,
             len: 2 * BLOCK,
@@ -210,6 +218,7 @@ fn discards_and_zeroes_clear_their_range_and_nothing_else() {
             },
         ] {
             let write = Io::Write {
+                to: Tier::Backing,
                 offset: 0,
                 at: 0,
                 len: 2 * BLOCK,

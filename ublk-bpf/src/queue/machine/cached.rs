@@ -3,7 +3,7 @@
 use ublk_bpf_abi::Priority;
 
 use super::{Action, BlockRequest, Errno, InFlight, Legs, Machine, Next, SECTOR_SIZE};
-use crate::cache::{Cache, CacheFailure, ChangeStart, Hinted};
+use crate::cache::{BackEnd, Cache, CacheFailure, ChangeStart, Hinted};
 use crate::queue::event::Direct;
 use crate::queue::fill::Wish;
 use crate::queue::legs::Fallback;
@@ -23,7 +23,7 @@ impl<'w> Machine<'w> {
         self.counters.hits += 1;
         self.counters.hit_bytes += request.length;
         self.tags.slot(tag).in_flight = InFlight::hit(request, pin, slot_delta);
-        Some(request.direct_hit(slot_delta))
+        Some(request.direct_on_slot(slot_delta))
     }
 
     #[cold]
@@ -32,39 +32,38 @@ impl<'w> Machine<'w> {
         self.read_cached(tag, &request, Wish::HIT);
     }
 
-    /// Marks the blocks that a request is about to change. Returns its legs, and how far behind a position on the backing
-    /// device that in the slot is, if a leg goes there.
-    #[inline]
-    pub(super) fn mark(&mut self, request: &BlockRequest) -> (Legs, u64) {
-        match self.cache {
-            Some(cache) if !matches!(request.action, Action::Read | Action::Flush) => {
-                self.mark_change(cache, request)
-            }
-            _ => (Legs::Backing, 0),
-        }
-    }
-
-    fn mark_change(&mut self, cache: &Cache<'_>, request: &BlockRequest) -> (Legs, u64) {
+    /// Takes in how the change of a request starts. Returns its legs, and how far behind a position on the backing device that
+    /// in the slot is, if a leg goes there. `None`: it has to wait, or fails.
+    pub(super) fn marked(
+        &mut self,
+        cache: &Cache<'_>,
+        request: &BlockRequest,
+        start: ChangeStart,
+    ) -> Option<(Legs, u64)> {
         let (offset, length) = (request.offset, request.length);
-        let start = match request.action {
-            Action::Write => cache.start_write(offset, length, None),
-            _ => cache.start_discard(offset, length),
-        };
-        let ChangeStart::Marked(change, _) = start else {
-            // Of a cache with write-back alone.
-            return (Legs::Marked, 0);
-        };
-        // Its claim may have been tried in vain, while others waited for its end.
+        // A claim may have been tried in vain, while others waited for its end.
         self.wake.queues();
-        self.counters.invalidated += u64::from(change.invalidated);
-        let Some(claim) = change.claim else {
-            return (Legs::Marked, 0);
-        };
-        if claim.stores() {
-            self.counters.cache_writes += 1;
-            self.counters.cache_write_bytes += length;
+        match start {
+            ChangeStart::Back(write) => {
+                self.count_absorbed(length);
+                Some((Legs::Back(write), cache.slot_delta(write.pin(), offset)))
+            }
+            ChangeStart::Marked(change, downgrade) => {
+                self.counters.invalidated += u64::from(change.invalidated);
+                if let Some(downgrade) = downgrade {
+                    self.count_downgrade(downgrade);
+                }
+                let Some(claim) = change.claim else {
+                    return Some((Legs::Marked, 0));
+                };
+                if claim.stores() {
+                    self.counters.cache_writes += 1;
+                    self.counters.cache_write_bytes += length;
+                }
+                Some((Legs::of_write(claim), cache.slot_delta(claim.pin(), offset)))
+            }
+            ChangeStart::Wait | ChangeStart::Stuck => None,
         }
-        (Legs::of_write(claim), cache.slot_delta(claim.pin(), offset))
     }
 
     /// A dropped discard changes neither device, but its blocks are not worth caching.
@@ -97,9 +96,23 @@ impl<'w> Machine<'w> {
         let in_flight = &mut self.tags.slot(tag).in_flight;
         match std::mem::replace(&mut in_flight.legs, Legs::Backing) {
             Legs::Backing | Legs::Filled { .. } => {}
+            Legs::Commit(..) => {}
             Legs::Slot(pin) | Legs::Split { pin, .. } => cache.end_read(pin),
+            Legs::Back(write) => {
+                let end = if is_good { BackEnd::Stored } else { BackEnd::Failed };
+                self.end_back(cache, tag, write, end);
+            }
+            Legs::BackAround(write) => {
+                let end = if is_good {
+                    BackEnd::WrittenAround
+                } else {
+                    BackEnd::Failed
+                };
+                self.end_back(cache, tag, write, end);
+            }
             legs => {
                 let range = in_flight.range();
+                cache.count_passed();
                 end_change(cache, range, legs, is_good);
                 self.wake.queues();
             }
@@ -134,6 +147,11 @@ impl<'w> Machine<'w> {
         let during = if is_read { "reading" } else { "writing" };
         self.detach(cache, CacheFailure { during, errno });
         self.counters.hits_failed += u64::from(is_read);
+        let (offset, length) = in_flight.range();
+        // The backing device has nothing of what is dirty.
+        if is_read && cache.is_dirty(offset, length) {
+            return Next::Failed(errno);
+        }
         self.fall_back(tag, errno)
     }
 
@@ -152,6 +170,7 @@ impl<'w> Machine<'w> {
         match in_flight.legs.fallback() {
             Fallback::None => return Next::Failed(errno),
             Fallback::GoOn(legs) => return in_flight.go_on_with(legs, self.grain),
+            Fallback::Again(legs) => return in_flight.again_with(legs, self.staging_bytes),
             Fallback::Restart => {}
         }
         self.release_cache(tag, false);

@@ -50,6 +50,7 @@ impl Machine<'_> {
             Advice::Passthrough => advised.fill.is_some(),
             Advice::Drop { .. } | Advice::Slow => false,
         };
+        let wants = wants || (request.action == Action::Read && self.may_be_dirty(request));
         wants && self.cache.is_some() && request.action == Action::Read && request.registered
     }
 
@@ -267,6 +268,11 @@ impl Machine<'_> {
             };
             self.tags.shift(tag, Owner::Waiting, Owner::InFlight);
             let in_flight = self.tags.in_flight(tag);
+            if in_flight.committed().is_some() {
+                self.commit_again(tag);
+                continue;
+            }
+            let waiting = in_flight.as_waiting();
             let request = in_flight.as_read();
             let (extent, promote, waits) = in_flight.unparked();
             let wish = Wish {
@@ -277,6 +283,8 @@ impl Machine<'_> {
             };
             if request.offset + request.length > self.limits.reach * SECTOR_SIZE {
                 self.refuse(tag, Errno::EIO);
+            } else if let Some((request, route)) = waiting {
+                self.start_change(tag, &request, route);
             } else {
                 self.read_cached(tag, &request, wish);
             }

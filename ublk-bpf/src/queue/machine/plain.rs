@@ -8,6 +8,7 @@ use super::{
     Action, Arrival, Backing, BlockRequest, InFlight, Machine, Outcome, Owner, Phase, Todo, result_of,
     verdict,
 };
+use crate::cache::Cache;
 use crate::queue::event::Direct;
 
 impl Machine<'_> {
@@ -29,6 +30,7 @@ impl Machine<'_> {
         self.fetch_ends = 0;
         self.fetch_errors = 0;
         let filling = self.batches.filling();
+        let written_back = self.written_back();
         let slot = self.tags.arrive(arrival.tag, filling);
         if self.phase >= Phase::Abandoning {
             slot.owner = Owner::Abandoned;
@@ -38,6 +40,8 @@ impl Machine<'_> {
             let is_read = request.action == Action::Read;
             if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) {
                 match self.terms.backing {
+                    // The slot may have what the backing device lacks.
+                    Backing::Storage(_) if is_read && is_dirty(written_back, &request) => {}
                     // A write marks its blocks in the cache.
                     Backing::Storage(_) if is_read || self.cache.is_none() => {
                         self.counters.passthrough += 1;
@@ -48,6 +52,11 @@ impl Machine<'_> {
                         slot.in_flight = InFlight::direct(&request);
                         self.in_service += 1;
                         return Some(request.direct());
+                    }
+                    Backing::Storage(_) if let Some(cache) = written_back => {
+                        slot.owner = Owner::InFlight;
+                        self.in_service += 1;
+                        return self.absorb(cache, arrival.tag, &request);
                     }
                     Backing::Null { filled: false } => {
                         self.counters.passthrough += 1;
@@ -115,4 +124,10 @@ impl Machine<'_> {
             self.commit();
         }
     }
+}
+
+/// Whether the slot may have what the backing device lacks of a read.
+#[inline(always)]
+fn is_dirty(cache: Option<&Cache<'_>>, request: &BlockRequest) -> bool {
+    cache.is_some_and(|cache| cache.may_be_dirty(request.offset, request.length))
 }

@@ -150,6 +150,7 @@ fn trying_again_ends() {
     let mut machine = machine();
     arrive(&mut machine, 0, WRITE | FUA, 1, PASSTHROUGH);
     let write = Io::Write {
+        to: Tier::Backing,
         offset: 4096,
         at: 0,
         len: 512,

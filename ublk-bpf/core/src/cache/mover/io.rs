@@ -43,6 +43,47 @@ pub enum MoverIo {
         /// How many.
         len: u32,
     },
+    /// From a staging buffer to the backing device; its result goes to [`Mover::done`].
+    StoreBacking {
+        /// The job.
+        job: u16,
+        /// Its buffer, below [`Mover::buffers`].
+        buffer: u16,
+        /// Where on the backing device.
+        offset: u64,
+        /// How many bytes, from the buffer's start.
+        len: u32,
+    },
+    /// Make what the backing device has completed durable; as above.
+    FlushBacking {
+        /// The job.
+        job: u16,
+    },
+    /// Make what the cache device has completed durable; as above.
+    FlushCache {
+        /// The job.
+        job: u16,
+    },
+    /// The log's record ([`Cache::record`](crate::cache::Cache::record)) to the cache device, durable when it completes; as above.
+    StoreRecord {
+        /// The job.
+        job: u16,
+        /// Where on the cache device.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+    },
+    /// [`Mover::pages`] to the cache device; as above.
+    StorePages {
+        /// The job.
+        job: u16,
+        /// Where on the cache device.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// They are durable when it completes.
+        is_durable: bool,
+    },
     /// Compares two staging buffers; whether they are equal goes to [`Mover::compared`].
     Compare {
         /// The verification, and its first buffer.

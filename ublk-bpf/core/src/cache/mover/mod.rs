@@ -4,6 +4,7 @@
 //! [`Mover`] has the contract. Each kind of job has a file: `fill.rs`, `verify.rs`. `job.rs` has what they share,
 //! `room.rs` where slots come from.
 
+mod back;
 mod budget;
 mod fill;
 mod io;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
 
+use self::back::{BACK_JOBS, BackJobs};
 use self::budget::Budget;
 use self::job::{AfterStep, Job, Kind, Step};
 use self::residents::Residents;
@@ -29,6 +31,7 @@ use super::recover::{DirtyBlock, Resident, Trust};
 use super::shared::{Cache, CacheFailure};
 use crate::errno::Errno;
 
+pub use self::back::CleanLimits;
 pub use self::io::{MoverIo, Rest};
 
 /// Fills in flight: as many as move this many bytes, but at least one and at most the number below.
@@ -102,6 +105,10 @@ pub struct Mover<'c, 'm> {
     free: SlotStock,
     halving: Option<usize>,
     requests: u64,
+    /// All requests so far.
+    requests_seen: u64,
+    /// With write-back.
+    back: Option<Box<BackJobs<'c, 'm>>>,
     is_stopping: bool,
     was_emptied: bool,
     counters: CacheCounters,
@@ -130,6 +137,8 @@ impl<'c, 'm> Mover<'c, 'm> {
             free: SlotStock::default(),
             halving: None,
             requests: 0,
+            requests_seen: 0,
+            back: None,
             is_stopping: false,
             was_emptied: false,
             counters: CacheCounters {
@@ -138,6 +147,13 @@ impl<'c, 'm> Mover<'c, 'm> {
                 ..counters
             },
         }
+    }
+
+    /// The same, with write-back.
+    #[must_use]
+    pub fn with_writeback(mut self, limits: CleanLimits) -> Self {
+        self.back = Some(Box::new(BackJobs::new(self.cache, limits)));
+        self
     }
 
     /// Restores the blocks of an earlier server. Every other slot is free. Skips a block that is beyond the end of the device,
@@ -213,13 +229,15 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// Jobs that may be in flight at once. [`restore`](Self::restore) may add to them.
     #[must_use]
     pub fn jobs(&self) -> u16 {
-        u16::try_from(self.jobs.len()).unwrap_or(u16::MAX)
+        let back = self.back.as_ref().map_or(0, |_| BACK_JOBS);
+        u16::try_from(self.jobs.len() + back).unwrap_or(u16::MAX)
     }
 
     /// Staging buffers that the driver needs: one for each job, and another for each verification.
     #[must_use]
     pub fn buffers(&self) -> u16 {
-        u16::try_from(2 * self.jobs.len() - self.fills).unwrap_or(u16::MAX)
+        let back = self.back.as_ref().map_or(0, |_| BACK_JOBS);
+        u16::try_from(2 * self.jobs.len() - self.fills + back).unwrap_or(u16::MAX)
     }
 
     /// Starts no job from now on.
@@ -230,7 +248,10 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// Whether no job is in flight.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.jobs.iter().all(Option::is_none)
+        let is_back_idle = self.back.as_ref().is_none_or(|back| back.is_idle());
+        let is_drained =
+            self.back.as_ref().is_none_or(|back| !back.is_draining) || self.cache.dirty_slots() == 0;
+        is_back_idle && is_drained && self.jobs.iter().all(Option::is_none)
     }
 
     /// What the mover did so far.
@@ -263,12 +284,15 @@ impl<'c, 'm> Mover<'c, 'm> {
     pub fn poll(&mut self, now: Duration) -> Result<MoverIo, Rest> {
         if self.cache.failure().is_some() {
             self.abandon_cache();
-            return Err(Rest::UntilWoken);
+            return self.poll_back(now).ok_or(Rest::UntilWoken);
         }
         self.decay_heat();
         loop {
             self.serve_queues();
             self.counters.hints_expired += self.hints.take(&self.cache.hints);
+            if let Some(io) = self.poll_back(now) {
+                return Ok(io);
+            }
             if self.is_stopping {
                 break;
             }
@@ -317,6 +341,9 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// If the job has no read or write in flight.
     pub fn done(&mut self, job: u16, result: i32) -> Option<MoverIo> {
         let number = usize::from(job);
+        if number >= self.jobs.len() {
+            return self.back_done(number - self.jobs.len(), result);
+        }
         let Some(job) = self.jobs[number]
             .as_mut()
             .filter(|job| job.step() != Step::Compare)
@@ -370,7 +397,9 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     /// Halves the heat of all blocks at times, some blocks at each call.
     fn decay_heat(&mut self) {
-        self.requests += self.cache.take_requests();
+        let arrived = self.cache.take_requests();
+        self.requests += arrived;
+        self.requests_seen += arrived;
         let period = REQUESTS_A_HALVING * u64::from(self.cache.blocks.slots.count());
         if self.halving.is_none() && self.requests >= period {
             self.requests = 0;

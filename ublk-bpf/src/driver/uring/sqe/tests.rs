@@ -53,7 +53,13 @@ fn place(buffer: u16, skip: u32, index: Option<u16>) -> Place {
 }
 
 fn executor_of(io: Io, ops: RingOps) -> Executor {
-    executor(7, io, ops, |buffer, skip| place(buffer, skip, None))
+    executor(
+        7,
+        io,
+        ops,
+        |buffer, skip| place(buffer, skip, None),
+        std::ptr::null,
+    )
 }
 
 fn operation_fields(io: Io, ops: RingOps) -> Fields {
@@ -104,6 +110,7 @@ fn data_moves_between_the_registered_buffer_of_the_tag_and_the_backing() {
     };
     assert_eq!(operation_fields(read, WAYS), expected);
     let write = |durable| Io::Write {
+        to: Tier::Backing,
         offset: 4096,
         at: 512,
         len: 1024,
