@@ -24,6 +24,8 @@ pub enum Mode {
     /// Invalidates it: the data is written to the backing device alone, without a copy.
     WriteAround,
     /// Writes the slot alone, without a copy. The backing device gets the data later.
+    // No server offers it yet.
+    #[serde(skip)]
     WriteBack,
 }
 
@@ -153,6 +155,7 @@ impl<'m> Cache<'m> {
         assert!(dirty.len() >= self.shape.slots as usize);
         self.blocks = self.blocks.with_dirty(dirty);
         self.writeback = Writeback::new(self.shape.mode, self.blocks.index.len());
+        self.free.is_wanted.store(true, Ordering::Relaxed);
         self
     }
 

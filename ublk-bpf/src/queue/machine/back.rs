@@ -242,3 +242,6 @@ fn change(cache: &Cache<'_>, request: &BlockRequest) -> ChangeStart {
         _ => cache.start_discard(offset, length),
     }
 }
+
+#[cfg(test)]
+mod tests;
