@@ -11,6 +11,9 @@ use super::pages::Pages;
 use super::shared::Cache;
 use crate::errno::Errno;
 
+/// Changed slots that a durable write looks at, before it commits everything.
+const MAX_CHANGED: u32 = 64;
+
 /// What commits share.
 #[derive(Debug)]
 pub(super) struct Commits {
@@ -199,6 +202,8 @@ impl Cache<'_> {
                 });
             }
         }
+        // First what is clean: a block may have another slot by now, and the log has it in one at any time.
+        entries.sort_by_key(|entry| entry.dirty != 0);
         entries
     }
 
@@ -213,7 +218,7 @@ impl Cache<'_> {
         let touched = self.blocks.dirty_regions(block) & self.regions(offset, length);
         let logged = self.blocks.dirty.logged(slot);
         let new = touched & !logged;
-        if new & !self.whole_regions(offset, length) != 0 {
+        if new & !self.whole_regions(offset, length) != 0 || (new != 0 && self.may_be_logged_elsewhere()) {
             return None;
         }
         Some((new != 0).then_some(LogEntry {
@@ -221,6 +226,19 @@ impl Cache<'_> {
             block,
             dirty: logged | touched,
         }))
+    }
+
+    /// Whether the log may say of a slot that it is dirty, with a block that has another slot by now.
+    fn may_be_logged_elsewhere(&self) -> bool {
+        let dirty = &self.blocks.dirty;
+        let mut from = 0;
+        for _ in 0..MAX_CHANGED {
+            match dirty.changed.next(from) {
+                Some(slot) if dirty.of(slot) != 0 => from = slot + 1,
+                found => return found.is_some(),
+            }
+        }
+        true
     }
 
     /// The next operation of the commit in progress.

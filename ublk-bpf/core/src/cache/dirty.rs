@@ -116,6 +116,15 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         has_ended
     }
 
+    /// Forgets which slots an earlier server held: it has left no pins. What is dirty stays.
+    pub(super) fn forget_holds(&self) {
+        for word in self.words {
+            if DirtyEntry(word.load()).dirty() == 0 {
+                word.swap(0);
+            }
+        }
+    }
+
     /// Restores the state of a slot of an earlier server: `dirty` by what that left, `logged` by the log.
     pub(super) fn restore(&self, slots: &SlotTable<W>, slot: u32, block: u32, (dirty, logged): (u16, u16)) {
         let Some(word) = self.words.get(slot as usize) else {

@@ -11,9 +11,7 @@ impl Cache<'_> {
     /// Marks the mover asleep. `false`: there is something to do meanwhile.
     pub(super) fn sleep(&self) -> bool {
         self.mover_sleeps.store(true, Ordering::SeqCst);
-        let is_urgent =
-            !self.writeback.urgent.is_empty() || self.writeback.is_all_urgent.load(Ordering::SeqCst);
-        self.hints.is_empty() && !self.free.want_mover() && !is_urgent && !self.wants_checkpoint()
+        self.hints.is_empty() && !self.free.want_mover()
     }
 
     /// Requests that arrived since the last call.

@@ -291,6 +291,11 @@ impl Cache<'_> {
         ChangeStart::Wait
     }
 
+    /// Whether the mover has yet to learn of blocks to clean.
+    pub(super) fn has_urgent(&self) -> bool {
+        !self.writeback.urgent.is_empty() || self.writeback.is_all_urgent.load(Ordering::SeqCst)
+    }
+
     /// Registers `queue` to be woken when the change may be able to start. `false`: start it again now. As with
     /// [`wait_for_fill`](Self::wait_for_fill), it may be woken for nothing.
     #[must_use]

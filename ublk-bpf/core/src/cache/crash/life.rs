@@ -6,7 +6,7 @@ use std::time::Duration;
 use ublk_bpf_abi::Priority;
 
 use super::devices::Content;
-use super::{BLOCK, BLOCKS, UNIT, UNITS, USED, World};
+use super::{BLOCK, BLOCKS, Omission, UNIT, UNITS, USED, World};
 use crate::cache::clean::{CleanIo, Cleaner, Want};
 use crate::cache::log::LOG_BUFFER;
 use crate::cache::{
@@ -117,6 +117,9 @@ impl Life<'_, '_, '_> {
             Step::Start => {
                 let start = match op.what {
                     What::Flush => {
+                        if self.world.omits(Omission::Commit) {
+                            return self.committed(op);
+                        }
                         let ticket = self.cache.begin_flush();
                         op.step = Step::Committing(ticket, Scope::All);
                         return false;
@@ -169,6 +172,9 @@ impl Life<'_, '_, '_> {
                 if !op.is_durable {
                     return self.acknowledge(op);
                 }
+                if self.world.omits(Omission::CommitAfterDurableWrite) {
+                    return self.acknowledge(op);
+                }
                 Step::Committing(self.cache.begin_flush(), Scope::All)
             }
             Step::Committing(ticket, scope) => match self.cache.commit(ticket, scope, 0) {
@@ -195,17 +201,20 @@ impl Life<'_, '_, '_> {
 
     pub(super) fn carry_out(&mut self, io: CommitIo) {
         match io {
+            CommitIo::Flush if self.world.omits(Omission::FlushOfData) => {}
             CommitIo::Flush => self.world.cache.flush(),
             CommitIo::Record { offset, length } => {
                 let bytes = self.cache.record_bytes(length as usize);
-                self.world.write_pages(offset, &bytes, true);
+                let is_durable = !self.world.omits(Omission::DurableRecord);
+                self.world.write_pages(offset, &bytes, is_durable);
             }
         }
     }
 
     /// What the operation needed of the slots is durable. Returns whether it is acknowledged.
     pub(super) fn committed(&mut self, op: &mut Op) -> bool {
-        match self.cache.owed_to_backing().filter(|_| op.what == What::Flush) {
+        let is_flush = op.what == What::Flush && !self.world.omits(Omission::FlushOfBacking);
+        match self.cache.owed_to_backing().filter(|_| is_flush) {
             Some(owed) => {
                 op.step = Step::FlushingBacking(owed);
                 false
@@ -256,7 +265,9 @@ impl Life<'_, '_, '_> {
                 len
             }
             CleanIo::Flush => {
-                self.world.backing.flush();
+                if !self.world.omits(Omission::FlushOfCleaned) {
+                    self.world.backing.flush();
+                }
                 0
             }
         };

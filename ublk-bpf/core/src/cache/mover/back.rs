@@ -222,6 +222,11 @@ impl Mover<'_, '_> {
         Some(self.back_io(number, &io))
     }
 
+    /// Whether requests have begun to wait for something to be cleaned since the last poll.
+    pub(super) fn has_urgent(&self) -> bool {
+        self.back.is_some() && self.cache.has_urgent()
+    }
+
     /// An operation of write-back has ended, of the job that is so far behind the fills and verifications.
     pub(super) fn back_done(&mut self, number: usize, result: i32) -> Option<MoverIo> {
         let back = self.back.as_mut()?;

@@ -194,6 +194,7 @@ impl<'c, 'm> Mover<'c, 'm> {
     /// is kept from use until the log is written.
     pub fn restore_dirty(&mut self, saved: impl IntoIterator<Item = DirtyBlock>) {
         let cache = self.cache;
+        cache.blocks.dirty.forget_holds();
         for DirtyBlock {
             slot,
             block,
@@ -323,7 +324,7 @@ impl<'c, 'm> Mover<'c, 'm> {
             }
             (Some(number), _) => match self.hints.pop() {
                 Some((block, priority)) => (number, self.begin_fill(block, priority)),
-                None if self.cache.sleep() => return Next::Nothing,
+                None if self.cache.sleep() && !self.has_urgent() => return Next::Nothing,
                 None => return Next::Skipped,
             },
             (None, _) => return Next::Nothing,
