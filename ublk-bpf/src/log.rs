@@ -23,6 +23,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Sends to the thread that writes. Unset: the calling thread writes.
 static WRITER: OnceLock<SyncSender<Message>> = OnceLock::new();
+/// Replaces the filter of what is logged.
+static SET_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 /// Lines dropped since the last one was written.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
@@ -35,21 +37,39 @@ enum Message {
 /// Sends what is logged to standard error from now on: warnings and errors, or more with a `verbose` of 1 to 3; `RUST_LOG`
 /// has precedence. To be called once.
 pub fn start(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| level(verbose));
+    let subscriber = tracing_subscriber::fmt()
         .with_writer(|| Log)
         .with_target(false)
         .with_ansi(false)
         // It would print its own failures, and panic where it cannot.
         .log_internal_errors(false)
-        .init();
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let filter = subscriber.reload_handle();
+    // It is called once.
+    let _ = SET_FILTER.set(Box::new(move |new| {
+        if let Err(error) = filter.reload(new) {
+            say(format_args!("cannot change what is logged: {error}"));
+        }
+    }));
+    subscriber.init();
+}
+
+/// Logs warnings and errors from now on, or more with a `verbose` of 1 to 3.
+pub(crate) fn set_verbosity(verbose: u8) {
+    if let Some(set) = SET_FILTER.get() {
+        set(level(verbose));
+    }
+}
+
+fn level(verbose: u8) -> EnvFilter {
+    EnvFilter::new(match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    })
 }
 
 /// Writes a line for the person at the terminal, whatever level is logged.

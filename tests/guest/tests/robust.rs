@@ -328,6 +328,8 @@ fn a_full_file_system_fails_writes_until_it_has_space() {
 
 #[test]
 fn unprivileged_users_are_refused_in_one_line() {
+    // The server of the test before this one may have a moment to live.
+    nothing_is_left();
     let before = traces();
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "ublk-bpf"];
     for args in [

@@ -5,8 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use ublk_bpf_guest::leftover::{nothing_is_left, refused};
-use ublk_bpf_guest::{Backing, Device, Fio, run, try_run};
+use ublk_bpf_guest::{Backing, Device, Fio, read, run, try_run, wait_until};
 
 fn socket(device: &Device) -> PathBuf {
     format!("/run/ublk-bpf/server-{}.sock", device.server()).into()
@@ -39,17 +41,17 @@ fn a_promote_limit_changes_while_the_device_runs() {
     let device = cached(&["--policy", "lru", "--promote-limit", "64K"]);
     let id = device.id();
     let promoted = || device.stats()["cache"]["promoted"].as_u64().unwrap_or_default();
-    let read = || {
+    let read_it = || {
         let job = Fio::new(device.path()).arg("rw", "read").arg("bs", "64k");
         job.arg("size", "8m").arg("io_size", "16m").start().finish();
     };
-    read();
+    read_it();
     assert!(promoted() < 64, "of 128 blocks: {}", promoted());
     assert_eq!(run("ublk-bpf", &["set", &id, "promote-limit=none"]), "");
     // Twice, because the mover may have slept a second.
     std::thread::sleep(Duration::from_millis(1200));
-    read();
-    ublk_bpf_guest::wait_until("all is promoted", Duration::from_secs(30), || promoted() >= 128);
+    read_it();
+    wait_until("all is promoted", Duration::from_secs(30), || promoted() >= 128);
     assert_eq!(device.show()["cache"]["promote_limit"], serde_json::Value::Null);
     run("ublk-bpf", &["set", &id, "promote-limit=1M"]);
     assert_eq!(device.show()["cache"]["promote_limit"], 1 << 20);
@@ -64,6 +66,83 @@ fn a_promote_limit_changes_while_the_device_runs() {
     );
     assert!(said.contains(&wanted), "{said}");
     plain.stop();
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn what_is_set_survives_a_restart_and_show_says_what_the_device_was_made_with() {
+    let (backing, cache) = (Backing::file("set", 64), Backing::file("set-cache", 16));
+    let options = [
+        "--cache",
+        cache.spec(),
+        "--recovery",
+        "reissue",
+        "--promote-limit",
+        "4M",
+    ];
+    let device = Device::on(&backing, &options);
+    let id = device.id();
+    let changed = || device.show()["changed"].clone();
+    assert_eq!(changed(), json!({}));
+    let set = [
+        "set",
+        &id,
+        "policy=lru",
+        "promote-limit=none",
+        "scheduler=mq-deadline",
+    ];
+    let said = run("ublk-bpf", &set);
+    assert!(said.starts_with(&format!("ublkb{id}: policy lru, ")), "{said}");
+    let differs = json!({"policy": "auto", "promote-limit": "4M", "scheduler": "none"});
+    assert_eq!(changed(), differs);
+    assert!(read(device.sysfs("queue/scheduler")).contains("[mq-deadline]"));
+
+    device.kill_server("waiting");
+    run("ublk-bpf", &["run", "--recover", &id, "--daemon"]);
+    assert_eq!(changed(), differs);
+    let shown = device.show();
+    assert_eq!(
+        (shown["policy"].clone(), shown["cache"]["promote_limit"].clone()),
+        (json!("lru"), json!(null))
+    );
+    assert!(read(device.sysfs("queue/scheduler")).contains("[mq-deadline]"));
+    let text = run("ublk-bpf", &["show", &id]);
+    let line = "policy (made with auto), promote-limit (made with 4M), scheduler (made with none)";
+    assert!(text.contains(line), "{text}");
+
+    // Back to what it was, one by the command of its own; what is refused changes nothing.
+    run("ublk-bpf", &["policy", "swap", &id, "auto"]);
+    run("ublk-bpf", &["set", &id, "promote-limit=4M"]);
+    assert_eq!(changed(), json!({"scheduler": "none"}));
+    let said = refused(&["set", &id, "scheduler=surely-not"]);
+    assert!(
+        said.contains("cannot select the I/O scheduler surely-not"),
+        "{said}"
+    );
+    let said = refused(&["set", &id, "promote-limit=1M", "policy=surely-not"]);
+    assert!(said.contains("surely-not"), "{said}");
+    run("ublk-bpf", &["set", &id, "scheduler=none", "promote-limit=4M"]);
+    assert_eq!(changed(), json!({}));
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
+fn a_server_logs_more_when_it_is_told_to() {
+    let backing = Backing::file("verbose", 16);
+    let device = Device::on(&backing, &["--recovery", "reissue"]);
+    let id = device.id();
+    let log = format!("/run/ublk-bpf/ublkb{id}.log");
+    // It has nothing to warn of, and says that a client has gone only with -vv.
+    drop(connect(&device));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(read(&log), "");
+    run("ublk-bpf", &["set", &id, "verbose=2"]);
+    drop(connect(&device));
+    wait_until("the log has a line", Duration::from_secs(10), || {
+        read(&log).contains("a client of the control socket")
+    });
     device.stop();
     nothing_is_left();
 }

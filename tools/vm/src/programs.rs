@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use host::command;
 
 /// Taken where this machine has them.
-pub(crate) const USUAL: [&str; 21] = [
+pub(crate) const USUAL: [&str; 22] = [
     "fio",
     "bpftool",
     "mkfs.ext4",
@@ -18,6 +18,7 @@ pub(crate) const USUAL: [&str; 21] = [
     "fsck.ext4",
     "dumpe2fs",
     "debugfs",
+    "resize2fs",
     "mkfs.xfs",
     "xfs_repair",
     "blkdiscard",

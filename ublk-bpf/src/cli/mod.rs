@@ -15,6 +15,7 @@ mod list;
 mod output;
 mod policy;
 mod replay;
+mod resize;
 mod run;
 mod set;
 mod show;
@@ -74,6 +75,7 @@ enum Command {
     Policy(policy::Args),
     Cache(cache::Args),
     Set(set::Args),
+    Resize(resize::Args),
     Why(why::Args),
     Trace(trace::Args),
     Replay(replay::Args),
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Set(args) => set::run(&args),
+        Command::Resize(args) => resize::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -16,8 +16,9 @@ use crate::backend::parse_size;
 use crate::log;
 use crate::observe;
 use crate::path_text::ShowPath as _;
-use crate::policy::{self, DEFAULT_POLICY, Disk, PinDir, Policy, PolicyError, Verified, builtin};
+use crate::policy::{Disk, PinDir, Policy, PolicyError, Verified, builtin};
 use crate::registry::Record;
+use crate::registry::changes::{reset_policy, swap_policy};
 use crate::registry::record;
 
 /// List policies, or change the policy of a running device
@@ -70,24 +71,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
         PolicyAction::Shadow(args) => shadow::run(args),
         PolicyAction::PromoteShadow { device } => shadow::promote(*device),
-        PolicyAction::Reset { device } => Record::change(device.id, |record| {
-            policy::reset(&Disk::ublk(device.id.number()))?;
-            DEFAULT_POLICY.clone_into(&mut record.policy);
-            Ok(())
-        }),
+        PolicyAction::Reset { device } => Ok(reset_policy(device.id)?),
     }
 }
 
 /// Replaces a device's policy, and notes it in the record.
 pub(super) fn swap(device: DeviceArg, policy: &OsStr, memory: u64) -> anyhow::Result<(String, Verified)> {
     let (name, wanted) = wanted(device, policy, memory)?;
-    let swap = |record: &mut Record| {
-        let verified = policy::swap(&Disk::ublk(device.id.number()), &wanted)?;
-        record.policy.clone_from(&name);
-        record.policy_memory = memory;
-        Ok::<_, anyhow::Error>(verified)
-    };
-    let verified = Record::change(device.id, swap)?;
+    let verified = swap_policy(device.id, &wanted, &name, memory)?;
     Ok((name, verified))
 }
 
@@ -102,7 +93,7 @@ fn wanted(device: DeviceArg, policy: &OsStr, memory: u64) -> anyhow::Result<(Str
 }
 
 /// Says what a device has now, and what that may cost.
-fn say(device: DeviceArg, what: &str, verified: Verified) -> anyhow::Result<()> {
+pub(super) fn say(device: DeviceArg, what: &str, verified: Verified) -> anyhow::Result<()> {
     print_line(format_args!(
         "ublkb{}: {what}, {} instructions verified",
         device.id, verified.instructions

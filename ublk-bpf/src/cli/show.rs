@@ -91,11 +91,25 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
                 users.join(", ")
             },
         ),
+        ("changed", changed(status)),
         ("pins", status.pins.clone()),
         ("log", status.log.clone().unwrap_or_else(none)),
     ];
     facts.extend(warnings(status, users).into_iter().map(|text| ("WARNING", text)));
     facts
+}
+
+/// The options that have changed, with what they were: `policy (made with passthrough)`.
+fn changed(status: &Status) -> String {
+    let changed = status.changed.iter();
+    let changed: Vec<_> = changed
+        .map(|(option, before)| format!("{option} (made with {before})"))
+        .collect();
+    if changed.is_empty() {
+        "none".to_owned()
+    } else {
+        changed.join(", ")
+    }
 }
 
 /// Warnings about how the device is used, and what its cache is worth.

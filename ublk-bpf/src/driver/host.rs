@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::AtomicU64;
 
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
@@ -27,6 +28,8 @@ pub struct DeviceSpec<'a> {
     pub written: Written<'a>,
     /// The cache, if the device has one.
     pub cache: Option<CacheHandles<'a>>,
+    /// Its present number of sectors, which may grow.
+    pub sectors: &'a AtomicU64,
     /// Where the files of the backing and the cache end now.
     pub ends: Ends<'a>,
     /// The policy may lose data and fail requests (`--allow-lossy`).

@@ -1,5 +1,7 @@
 //! The machine: the order in which the parts of the queue work.
 
+use std::sync::atomic::AtomicU64;
+
 use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
 
 use super::commit::{Batches, Element, Outcome, result_of};
@@ -25,6 +27,7 @@ mod commands;
 mod cut;
 mod ending;
 mod fills;
+mod grow;
 mod plain;
 mod progress;
 mod wake;
@@ -107,6 +110,8 @@ pub struct Machine<'w> {
     /// The number of this queue.
     number: u16,
     ends: Ends<'w>,
+    /// See [`with_capacity`](Self::with_capacity).
+    sectors: &'w AtomicU64,
     /// The last known ends of the backing and the cache device.
     seen: [u64; 2],
     wake: Wake,
@@ -163,6 +168,7 @@ impl<'w> Machine<'w> {
             cache: None,
             number: 0,
             ends: Ends::fixed(),
+            sectors: &grow::FIXED,
             seen: [u64::MAX; 2],
             wake: Wake::NONE,
             is_waking: false,
@@ -290,7 +296,8 @@ impl<'w> Machine<'w> {
     /// Any request, with any verdict.
     #[inline(never)]
     fn accept_slow(&mut self, arrival: Arrival) {
-        let request = match BlockRequest::parse(&arrival, &self.limits) {
+        let parsed = BlockRequest::parse(&arrival, &self.limits);
+        let request = match parsed.or_else(|errno| self.parse_again(&arrival, errno)) {
             Ok(request) => request,
             Err(errno) => return self.refuse(arrival.tag, errno),
         };

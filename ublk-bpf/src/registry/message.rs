@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::options::Scheduler;
 use crate::control::DeviceId;
 
 /// Version of the messages. A server of another version refuses the request, and says which one it has.
@@ -39,6 +40,8 @@ pub enum Request {
 pub enum DeviceCommand {
     /// Change an option.
     Set(Setting),
+    /// Grow to so many bytes; none: to the size of its backing.
+    Resize(Option<u64>),
 }
 
 /// An option that a running device can change, with its new value.
@@ -47,6 +50,11 @@ pub enum DeviceCommand {
 pub enum Setting {
     /// Bytes that may be promoted in a second; none: no limit.
     PromoteLimit(Option<u64>),
+    /// The I/O scheduler of its disk.
+    Scheduler(Scheduler),
+    /// How much the server logs, as the number of times that `--verbose` is given: 0 to 3. Of all its devices, and until it
+    /// ends.
+    Verbose(u8),
 }
 
 /// A server's reply. There may be several, of which the last is [`Ok`](Self::Ok) or [`Error`](Self::Error).

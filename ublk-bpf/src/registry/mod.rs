@@ -4,6 +4,7 @@
 //! [`dirty_pair`] outlives reboots. [`status`] and [`stop`](stop()) are the commands' view, [`ask`] has a running server do something, [`owners`] keeps two devices from sharing storage.
 
 pub mod ask;
+pub mod changes;
 pub mod dirty_pair;
 mod error;
 pub mod lock;

@@ -46,8 +46,8 @@ pub struct DeviceOptions {
 }
 
 /// The I/O scheduler of a device's disk.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Scheduler(Option<String>);
 
 impl Scheduler {
@@ -67,6 +67,12 @@ impl Scheduler {
 impl Default for Scheduler {
     fn default() -> Self {
         Self(Some("none".to_owned()))
+    }
+}
+
+impl From<Scheduler> for String {
+    fn from(scheduler: Scheduler) -> Self {
+        scheduler.0.unwrap_or_else(|| Scheduler::KERNEL.to_owned())
     }
 }
 

@@ -3,6 +3,7 @@
 //! A [`Lock`] says whether the server is alive. The process id in the record does not: the kernel may
 //! have reused it. If the lock of a record is free, its server died and the record is stale.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct Record {
     pub depth: u16,
     /// Capacity in sectors of 512 bytes.
     pub sectors: u64,
+    /// The capacity that it was made with, if it has grown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grown_from: Option<u64>,
     /// The logical block that was asked for, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical_block: Option<u32>,
@@ -72,6 +76,9 @@ pub struct Record {
     pub observe: Observe,
     /// Its cache, if it has one.
     pub cache: Option<CacheRecord>,
+    /// Options that have changed since the device was made, each with the value that it was made with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub changed: BTreeMap<String, String>,
 }
 
 /// A device's cache.
@@ -127,12 +134,14 @@ impl Record {
             queues: info.queues,
             depth: info.depth,
             sectors,
+            grown_from: None,
             logical_block: options.logical_block,
             read_only: options.read_only,
             recovery: options.recovery,
             allow_lossy: options.allow_lossy,
             observe: options.observe,
             cache,
+            changed: BTreeMap::new(),
         }
     }
 

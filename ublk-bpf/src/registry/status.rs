@@ -1,5 +1,7 @@
 //! What can be said of a device from outside: its record, its lock, and what the kernel knows.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
@@ -47,6 +49,8 @@ pub struct Status {
     pub allow_lossy: bool,
     /// Its cache, if it has one.
     pub cache: Option<CacheStatus>,
+    /// Options that have changed since it was made, each with the value that it was made with.
+    pub changed: BTreeMap<String, String>,
     /// Where its pins are.
     pub pins: String,
     /// Its server's log, if it runs in the background.
@@ -149,6 +153,7 @@ pub fn of(control: Option<&Control>, id: DeviceId) -> Result<Status, RecordError
         recovery: record.recovery,
         allow_lossy: record.allow_lossy,
         cache: record.cache.map(|cache| CacheStatus::of(&disk, cache)),
+        changed: record.changed,
         pins: PinDir::of(&disk).path().display().to_string(),
         log: log.exists().then(|| log.display().to_string()),
     })

@@ -38,6 +38,13 @@ impl DiskQueue {
         })
     }
 
+    /// The I/O scheduler that it has; empty if the kernel does not say.
+    pub(super) fn scheduler(&self) -> String {
+        let found = fs::read_to_string(self.path("scheduler")).unwrap_or_default();
+        let selected = found.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        selected.map_or_else(String::new, |(name, _)| name.to_owned())
+    }
+
     /// Lets the kernel throttle writeback as it does in front of the backing. The server's own writes are direct, which
     /// are never throttled, so it has to be done here. A queue that throttles nothing has no need to time requests.
     pub(super) fn throttle(&self, latency_usec: u64) {

@@ -21,6 +21,7 @@ mod panics;
 mod prepared;
 mod queues;
 mod recover;
+mod resize;
 mod running;
 mod serve;
 mod start;

@@ -1,5 +1,7 @@
 //! What a new and a recovered device have in common: what they open, how they are served, and how they end.
 
+use std::sync::atomic::AtomicU64;
+
 use super::cache::{self, CacheDevice, Contents, RunningCache};
 use super::claim::Claim;
 use super::error::{CacheError, ServeError};
@@ -50,6 +52,7 @@ impl Prepared<'_> {
             classifier: &self.classifier,
             cache: cache.as_ref(),
             record: &self.record,
+            sectors: AtomicU64::new(self.record.sectors),
             was_waiting: self.was_waiting,
             scheduler: self.scheduler,
         };

@@ -110,10 +110,12 @@ impl Device for OrphanedDevice {
         let id = self.info.id;
         let sectors = self.before.sectors;
         start_recovery(control, id)?;
+        // Its maps are those of the size that it was made with.
+        let of_maps = self.before.grown_from.unwrap_or(sectors);
         let spec = classifier_spec(
             &self.info,
             &self.backend,
-            sectors,
+            of_maps,
             self.cache.as_ref(),
             self.options.observe,
         )?;
@@ -132,7 +134,9 @@ impl Device for OrphanedDevice {
             detached,
             ..cache.record()
         });
-        let record = Record::new(&claim.info, &self.options, sectors, backend, of_record);
+        let mut record = Record::new(&claim.info, &self.options, sectors, backend, of_record);
+        record.changed = self.before.changed;
+        record.grown_from = self.before.grown_from;
         record.write()?;
         drop(self.policy_lock);
         let contents = cache.zip(classifier.cache());

@@ -3,10 +3,9 @@
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
 use std::thread;
 use std::time::{Duration, Instant};
-
-use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::{self, RunningCache};
 use super::disk_queue::DiskQueue;
@@ -42,6 +41,8 @@ pub(super) struct RunningDevice<'a> {
     pub(super) classifier: &'a Classifier,
     pub(super) cache: Option<&'a RunningCache<'a>>,
     pub(super) record: &'a Record,
+    /// Sectors that it has now; the record has those of the start.
+    pub(super) sectors: AtomicU64,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
     /// The I/O scheduler of a new disk. One that waited keeps what it has.
@@ -63,6 +64,7 @@ impl RunningDevice<'_> {
             backend: self.backend,
             written: written.map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
             cache: self.cache.map(RunningCache::handles),
+            sectors: &self.sectors,
             ends: watch.ends(),
             lossy: self.record.allow_lossy,
         })
@@ -141,7 +143,7 @@ impl RunningDevice<'_> {
                     continue;
                 }
                 Some(DeviceEvent::Asked(command, answer)) => {
-                    self.obey(command, answer);
+                    self.obey(command, answer, files);
                     continue;
                 }
                 Some(DeviceEvent::Signal) => true,
@@ -177,7 +179,7 @@ impl RunningDevice<'_> {
     }
 
     /// The files of the backing and the cache, which other programs may truncate; `None` if not a regular file.
-    fn regular_files(&self) -> [Option<&File>; 2] {
+    pub(super) fn regular_files(&self) -> [Option<&File>; 2] {
         [
             self.backend.regular_file(),
             self.cache.and_then(RunningCache::regular_file),
@@ -187,7 +189,7 @@ impl RunningDevice<'_> {
     /// Checks the sizes of the files, and logs a backing that is too short.
     fn has_shrunk(&self, files: &Watch) -> bool {
         files.look(self.regular_files());
-        let (end, needed) = (files.ends().backing(), self.record.sectors * SECTOR_SIZE);
+        let (end, needed) = (files.ends().backing(), self.bytes());
         if end < needed {
             tracing::error!(
                 "{}: the backing {} was truncated to {end} of {needed} bytes by another program: the data behind them is lost, and requests for it will fail",

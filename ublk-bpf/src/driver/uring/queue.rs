@@ -80,7 +80,8 @@ pub(super) fn run<H: QueueHost>(
     })?;
     let machine = machine
         .with_cache(device.cache.map(|handles| handles.cache), spec.queue)
-        .with_ends(device.ends);
+        .with_ends(device.ends)
+        .with_capacity(device.sectors);
     // After an error or a panic, operations may still be in flight: the memory is freed only after a good end.
     let mut kept = ManuallyDrop::new(Kept { memory, machine });
     let mut io = ring::build(device.depth).map_err(spec.cannot("make an io_uring"))?;

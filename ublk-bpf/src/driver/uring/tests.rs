@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicU64;
 
 use io_uring::IoUring;
 use io_uring::types::Timespec;
@@ -267,6 +268,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
     let device = tempfile::tempfile().unwrap();
     device.set_len(1 << 20).unwrap();
     let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
+    let sectors = AtomicU64::new(8);
     let engine = Engine::new(DeviceSpec {
         queues: 1,
         depth: 16,
@@ -275,6 +277,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         backend: &backend,
         written: Written::untracked(),
         cache: None,
+        sectors: &sectors,
         ends: Ends::fixed(),
         lossy: false,
     })
