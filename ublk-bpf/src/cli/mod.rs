@@ -11,6 +11,7 @@ mod config;
 mod devices;
 mod error;
 mod features;
+mod handover;
 mod list;
 mod output;
 mod policy;
@@ -76,6 +77,7 @@ enum Command {
     Cache(cache::Args),
     Set(set::Args),
     Resize(resize::Args),
+    Handover(handover::Args),
     Why(why::Args),
     Trace(trace::Args),
     Replay(replay::Args),
@@ -109,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Cache(args) => cache::run(&args),
         Command::Set(args) => set::run(&args),
         Command::Resize(args) => resize::run(&args),
+        Command::Handover(args) => handover::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Replay(args) => replay::run(&args),

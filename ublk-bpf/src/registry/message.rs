@@ -40,6 +40,8 @@ pub enum Request {
 pub enum DeviceCommand {
     /// Change an option.
     Set(Setting),
+    /// Leave the device waiting for another server.
+    Leave,
     /// Grow to so many bytes; none: to the size of its backing.
     Resize(Option<u64>),
 }

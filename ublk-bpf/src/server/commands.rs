@@ -5,19 +5,49 @@
 
 use super::control_socket::Answer;
 use super::disk_queue::DiskQueue;
+use super::life::End;
 use super::running::RunningDevice;
+use crate::control::Recovery;
 use crate::log;
 use crate::policy::Watch;
 use crate::registry::message::{DeviceCommand, Setting};
 use crate::registry::{Record, RecordError, Scheduler};
 
 impl RunningDevice<'_> {
-    /// Carries out a command and answers it.
-    pub(super) fn obey(&self, command: DeviceCommand, answer: Answer, files: &Watch) {
-        answer.end(match command {
-            DeviceCommand::Set(setting) => self.set(&setting),
-            DeviceCommand::Resize(bytes) => self.resize(bytes, files).map_err(|error| error.to_string()),
-        });
+    /// Carries out a command and answers it. Returns an end that was asked for.
+    pub(super) fn obey(&self, command: DeviceCommand, answer: Answer, files: &Watch) -> Option<End> {
+        let (result, end) = match command {
+            DeviceCommand::Set(setting) => (self.set(&setting), None),
+            DeviceCommand::Resize(bytes) => {
+                let resized = self.resize(bytes, files);
+                (resized.map_err(|error| error.to_string()), None)
+            }
+            DeviceCommand::Leave => {
+                let left = self.may_leave();
+                let end = left.is_ok().then_some(End::Left);
+                (left.map(|()| String::new()), end)
+            }
+        };
+        answer.end(result);
+        end
+    }
+
+    /// Whether the device can be left to another server, which some command starts.
+    fn may_leave(&self) -> Result<(), String> {
+        let disk = self.info.id.disk_name();
+        if self.record.recovery == Recovery::None {
+            Err(format!(
+                "{disk} was made without --recovery, so it cannot wait for another server: stop it, and run it with \
+                 --recovery reissue"
+            ))
+        } else if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            Err(format!(
+                "{disk} is served for a service manager, which would take this for the end of the service: restart that, as \
+                 with `systemctl restart ublk-bpf.service`"
+            ))
+        } else {
+            Ok(())
+        }
     }
 
     /// Changes an option, in the device and in its record.

@@ -63,6 +63,8 @@ pub struct Ready {
     pub record: Record,
     /// The kind of its backing.
     pub kind: BackingKind,
+    /// When it became so.
+    pub at: Instant,
 }
 
 /// How a device ended, if nothing failed.

@@ -124,6 +124,7 @@ impl RunningDevice<'_> {
         (host.ready)(Ready {
             record: self.record.clone(),
             kind: self.backend.kind(),
+            at: Instant::now(),
         });
         let mut queues = self.info.queues;
         let mut stop_requested = false;
@@ -143,7 +144,9 @@ impl RunningDevice<'_> {
                     continue;
                 }
                 Some(DeviceEvent::Asked(command, answer)) => {
-                    self.obey(command, answer, files);
+                    if let Some(end) = self.obey(command, answer, files) {
+                        return Ok(end);
+                    }
                     continue;
                 }
                 Some(DeviceEvent::Signal) => true,
