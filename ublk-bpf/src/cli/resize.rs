@@ -6,10 +6,10 @@ use crate::backend::parse_size;
 use crate::registry::ask::ask;
 use crate::registry::message::DeviceCommand;
 
-/// Let a running device grow with its backing
+/// Let a running device grow with the block device that it is on
 ///
-/// Make the file or block device larger first; what is on the device stays as it is, in use or not. A device cannot shrink,
-/// and one with a cache cannot grow while it is served.
+/// Make the backing larger first; what is on the device stays as it is, in use or not. A device cannot shrink, and one on a
+/// file or with a cache cannot grow while it is served.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -9,17 +9,16 @@ use super::life::End;
 use super::running::RunningDevice;
 use crate::control::Recovery;
 use crate::log;
-use crate::policy::Watch;
 use crate::registry::message::{DeviceCommand, Setting};
 use crate::registry::{Record, RecordError, Scheduler};
 
 impl RunningDevice<'_> {
     /// Carries out a command and answers it. Returns an end that was asked for.
-    pub(super) fn obey(&self, command: DeviceCommand, answer: Answer, files: &Watch) -> Option<End> {
+    pub(super) fn obey(&self, command: DeviceCommand, answer: Answer) -> Option<End> {
         let (result, end) = match command {
             DeviceCommand::Set(setting) => (self.set(&setting), None),
             DeviceCommand::Resize(bytes) => {
-                let resized = self.resize(bytes, files);
+                let resized = self.resize(bytes);
                 (resized.map_err(|error| error.to_string()), None)
             }
             DeviceCommand::Leave => {

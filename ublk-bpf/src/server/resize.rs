@@ -8,7 +8,6 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::running::RunningDevice;
 use crate::backend::{BackingKind, Size};
 use crate::control::{ControlError, Features, Missing};
-use crate::policy::Watch;
 use crate::queue::Written;
 use crate::registry::{Record, RecordError};
 
@@ -20,7 +19,10 @@ pub(super) enum ResizeError {
          backing, with --cache-reset"
     )]
     Cached { disk: String, size: Size },
-    #[error("{disk} is on {backing}: only a device on a file or a block device can grow")]
+    /// The end of a file is watched for a truncation by others, and what is watched only falls.
+    #[error(
+        "{disk} is on {backing}: only a device on a block device can grow while it is served; restart this one"
+    )]
     Backing { disk: String, backing: String },
     #[error("the backing of {disk} does not say how large it is: {source}")]
     Unknown { disk: String, source: io::Error },
@@ -39,11 +41,6 @@ pub(super) enum ResizeError {
         wanted: Size,
         found: Size,
     },
-    #[error(
-        "{disk} cannot have {wanted}: its backing was truncated to {end} bytes by another program while it was served: \
-         restart the device"
-    )]
-    Truncated { disk: String, wanted: Size, end: u64 },
     #[error(transparent)]
     Missing(#[from] Missing),
     #[error(transparent)]
@@ -54,10 +51,10 @@ pub(super) enum ResizeError {
 
 impl RunningDevice<'_> {
     /// Gives the device so many bytes, or as many as its backing has now. Returns what to tell the user.
-    pub(super) fn resize(&self, bytes: Option<u64>, files: &Watch) -> Result<String, ResizeError> {
+    pub(super) fn resize(&self, bytes: Option<u64>) -> Result<String, ResizeError> {
         let disk = self.info.id.disk_name();
         let before = self.bytes();
-        let wanted = self.new_size(bytes, files)?;
+        let wanted = self.new_size(bytes)?;
         if wanted == before {
             return Ok(format!("{disk} has {} already", Size(before)));
         }
@@ -88,14 +85,14 @@ impl RunningDevice<'_> {
     }
 
     /// The size that it may have.
-    fn new_size(&self, bytes: Option<u64>, files: &Watch) -> Result<u64, ResizeError> {
+    fn new_size(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
         let disk = self.info.id.disk_name();
         let size = Size(self.bytes());
         let backing = self.backend.spec().to_string();
         if self.cache.is_some() {
             return Err(ResizeError::Cached { disk, size });
         }
-        if !matches!(self.backend.kind(), BackingKind::File | BackingKind::Block) {
+        if self.backend.kind() != BackingKind::Block {
             return Err(ResizeError::Backing { disk, backing });
         }
         let found = match self.backend.file().map(|mut file| file.seek(SeekFrom::End(0))) {
@@ -105,8 +102,6 @@ impl RunningDevice<'_> {
         };
         let block = self.backend.facts().logical_block;
         let wanted = bytes.unwrap_or(found - found % u64::from(block));
-        files.look(self.regular_files());
-        let end = files.ends().backing();
         if !wanted.is_multiple_of(block.into()) {
             Err(ResizeError::Unaligned { disk, block, wanted })
         } else if wanted < size.0 {
@@ -119,9 +114,6 @@ impl RunningDevice<'_> {
                 wanted: Size(wanted),
                 found: Size(found),
             })
-        } else if wanted > end {
-            let wanted = Size(wanted);
-            Err(ResizeError::Truncated { disk, wanted, end })
         } else {
             Ok(wanted)
         }

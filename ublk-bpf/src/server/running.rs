@@ -144,7 +144,7 @@ impl RunningDevice<'_> {
                     continue;
                 }
                 Some(DeviceEvent::Asked(command, answer)) => {
-                    if let Some(end) = self.obey(command, answer, files) {
+                    if let Some(end) = self.obey(command, answer) {
                         return Ok(end);
                     }
                     continue;
@@ -182,7 +182,7 @@ impl RunningDevice<'_> {
     }
 
     /// The files of the backing and the cache, which other programs may truncate; `None` if not a regular file.
-    pub(super) fn regular_files(&self) -> [Option<&File>; 2] {
+    fn regular_files(&self) -> [Option<&File>; 2] {
         [
             self.backend.regular_file(),
             self.cache.and_then(RunningCache::regular_file),
