@@ -58,8 +58,7 @@ pub(super) fn promote(device: DeviceArg) -> anyhow::Result<()> {
     let disk = Disk::ublk(device.id.number());
     let promoted = Record::change(device.id, |record| {
         let shadow = policy::promote_shadow(&disk)?;
-        record.policy.clone_from(&shadow.policy);
-        record.policy_memory = shadow.policy_memory;
+        record.set_policy(&shadow.policy, shadow.policy_memory);
         Ok::<_, anyhow::Error>(shadow)
     })?;
     print_line(format_args!(
