@@ -45,7 +45,7 @@ pub(super) enum BackAttempt {
     Lost(u32),
 }
 
-/// How a write that began with [`Blocks::begin_back`] has ended.
+/// How a write to a slot has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackEnd {
     /// The slot has all of its data.

@@ -13,6 +13,9 @@
 //! | the server | saves the index at a clean stop | `cache/disk/` of the server |
 //! | | trusts what can be trusted of the index of a killed server | `recover.rs` |
 //! | the log | what of the cache is dirty, on the cache device | `log/` |
+//! | write-back | writes that end in the slot | `writeback.rs`, `back.rs`, `dirty.rs` |
+//! | | makes them durable | `commit.rs` |
+//! | | writes what is dirty to the backing device | `clean.rs`, `mover/back.rs` |
 //!
 //! `blocks.rs` has the protocol that they all follow, and `loom.rs` checks it.
 //!
@@ -26,6 +29,9 @@
 //!     │ claim; no region is left              │                                                 │
 //!     └───────────────────────────────────────┴─────────────── written, evicted, differs ───────┘
 //! ```
+//!
+//! With write-back a block is *dirty* instead of present while its slot has, or is about to have, data that the backing device
+//! lacks. It is then neither evicted nor taken out of its slot; it is present again when all of it was cleaned.
 //!
 //! Two words say all of a block, and every step is one atomic operation on one of them:
 //!
