@@ -129,8 +129,14 @@ impl Device {
     /// Stops the device and checks that nothing of it is left.
     pub fn stop(mut self) {
         self.stopped = true;
+        let shown = try_run("ublk-bpf", &["show", "--json", &self.id()]);
+        let shown = serde_json::from_slice(&shown.stdout).unwrap_or(Value::Null);
+        let server = shown["server"].as_u64();
         run("ublk-bpf", &["stop", &self.id()]);
         self.assert_gone();
+        wait_until("its server has ended, or serves another device", SOON, || {
+            server.is_none_or(has_ended) || is_any_recorded()
+        });
     }
 
     /// Panics unless the block device, the control node, the pins and the record are gone.
@@ -183,4 +189,18 @@ pub fn started(mut server: Command, devices: usize) -> (Child, String) {
             .unwrap_or_else(|error| panic!("cannot read what ublk-bpf says: {error}"));
     }
     (child, lines)
+}
+
+/// Whether a process has ended. It may do so a moment after the last device that it serves.
+fn has_ended(process: u64) -> bool {
+    let command = std::fs::read(format!("/proc/{process}/cmdline"));
+    command.is_ok_and(|command| command.is_empty()) || !Path::new(&format!("/proc/{process}")).exists()
+}
+
+/// Whether there is a record of a device.
+fn is_any_recorded() -> bool {
+    let names = std::fs::read_dir("/run/ublk-bpf").into_iter().flatten().flatten();
+    names
+        .filter_map(|name| name.file_name().into_string().ok())
+        .any(|name| name.starts_with("ublkb") && name.ends_with(".json"))
 }
