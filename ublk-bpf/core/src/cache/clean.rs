@@ -4,6 +4,9 @@
 //! write of the slot has begun meanwhile. One flush of the backing device ends all copies that were written before it was
 //! issued; a region that was written again since its copy began stays dirty.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use super::blocks::first_run;
 use super::fills::Fill;
 use super::shared::Cache;
@@ -15,6 +18,10 @@ pub(super) const MAX_COPIES: usize = 16;
 const MAX_WRITTEN: usize = 64;
 /// How often an operation is issued again, after an interruption or a short transfer.
 const MAX_RETRIES: u8 = 16;
+
+/// A block that could not be cleaned is tried again after so long, then after twice as long each time, up to 64 times.
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_DOUBLINGS: u32 = 6;
 
 /// What there is to clean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,13 @@ struct Copy {
     retries: u8,
 }
 
+/// A block that cannot be cleaned.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failing {
+    tries: u32,
+    until: Duration,
+}
+
 /// The copies of one device's mover.
 #[derive(Debug)]
 pub(super) struct Cleaner<'c, 'm> {
@@ -57,6 +71,10 @@ pub(super) struct Cleaner<'c, 'm> {
     urgent: Vec<(u32, u32)>,
     /// Where the next copy is looked for.
     hand: u32,
+    failing: HashMap<u32, Failing>,
+    now: Duration,
+    /// The last look for something to clean found nothing that may begin.
+    is_through: bool,
     pub(super) counts: CleanCounts,
 }
 
@@ -79,6 +97,9 @@ impl<'c, 'm> Cleaner<'c, 'm> {
             flushing: 0,
             urgent: Vec::new(),
             hand: 0,
+            failing: HashMap::new(),
+            now: Duration::ZERO,
+            is_through: false,
             counts: CleanCounts::default(),
         }
     }
@@ -87,8 +108,21 @@ impl<'c, 'm> Cleaner<'c, 'm> {
         self.flushing == 0 && self.written.is_empty() && self.copies.iter().all(Option::is_none)
     }
 
+    /// Whether all has been cleaned that can be now.
+    pub(super) fn is_through(&self) -> bool {
+        self.is_through && self.is_idle()
+    }
+
+    /// What has failed may be tried again at once.
+    pub(super) fn retry(&mut self) {
+        self.is_through = false;
+        self.failing.values_mut().for_each(|of| of.until = Duration::ZERO);
+    }
+
     /// The next operation to carry out; `None`: nothing is wanted, or all that may be is in flight.
-    pub(super) fn next(&mut self, want: Want) -> Option<CleanIo> {
+    pub(super) fn next(&mut self, want: Want, now: Duration) -> Option<CleanIo> {
+        self.now = now;
+        self.is_through = false;
         self.take_urgent();
         let free = self.copies.iter().position(Option::is_none);
         if let Some(copy) = free.filter(|_| self.written.len() < MAX_WRITTEN)
@@ -97,6 +131,7 @@ impl<'c, 'm> Cleaner<'c, 'm> {
             self.copies[copy] = Some(begun);
             return Some(begun.io(copy));
         }
+        self.is_through = want == Want::All;
         self.finish()
     }
 
@@ -148,13 +183,15 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     }
 
     /// A copy that can begin now among these blocks, and whether none of them is dirty.
-    fn find(&self, first: u32, last: u32) -> (Option<Copy>, bool) {
-        let (blocks, dirty) = (&self.cache.blocks, &self.cache.blocks.dirty);
+    fn find(&mut self, first: u32, last: u32) -> (Option<Copy>, bool) {
+        let cache = self.cache;
+        let (blocks, dirty) = (&cache.blocks, &cache.blocks.dirty);
         let mut is_clean = true;
         let mut from = first;
         while let Some(block) = dirty.blocks.next(from).filter(|&block| block <= last) {
             from = block + 1;
-            if self.is_copied(block) {
+            let failing = self.failing.get(&block);
+            if self.is_copied(block) || failing.is_some_and(|of| of.until > self.now) {
                 is_clean = false;
                 continue;
             }
@@ -180,13 +217,15 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     }
 
     /// Takes a block out of the dirty ones, if it is not. Returns whether it is not.
-    fn forget(&self, block: u32) -> bool {
-        let blocks = &self.cache.blocks;
+    fn forget(&mut self, block: u32) -> bool {
+        let cache = self.cache;
+        let blocks = &cache.blocks;
         if !blocks.settle(block, self.cache.regions_of(block)) {
             return false;
         }
         blocks.dirty.blocks.remove(block);
-        self.cache.writeback.stuck.remove(block);
+        cache.writeback.stuck.remove(block);
+        self.failing.remove(&block);
         // A write may have made it dirty since.
         let is_dirty = blocks.entry(block).is_dirty();
         if is_dirty {
@@ -247,7 +286,10 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     }
 
     /// Requests that wait for the block fail.
-    fn give_up(&self, copy: &Copy) {
+    fn give_up(&mut self, copy: &Copy) {
+        let failing = self.failing.entry(copy.span.block).or_default();
+        failing.until = self.now + RETRY * (1 << failing.tries.min(MAX_DOUBLINGS));
+        failing.tries += 1;
         self.cache.writeback.stuck.insert(copy.span.block);
         self.cache.blocks.waiters.wake(copy.span.slot);
     }

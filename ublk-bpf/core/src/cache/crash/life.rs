@@ -246,7 +246,7 @@ impl Life<'_, '_, '_> {
             } else {
                 Want::Urgent
             };
-            self.cleaning.extend(self.cleaner.next(want));
+            self.cleaning.extend(self.cleaner.next(want, self.now));
             return;
         }
         let at = self.world.random.below(self.cleaning.len() as u64) as usize;

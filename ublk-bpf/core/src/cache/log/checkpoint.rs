@@ -49,7 +49,8 @@ impl Checkpoint {
     /// there is no more. The caller writes it there.
     ///
     /// # Panics
-    /// If slots are not in ascending order, or there are no such slots.
+    /// If slots are not in ascending order, there are no such slots, or the area has no room: the last block of a call that came
+    /// to the end of the entries may be partial, so none may follow.
     pub fn append(
         &mut self,
         entries: &mut impl Iterator<Item = LogEntry>,
@@ -73,6 +74,7 @@ impl Checkpoint {
             assert!((self.slots..self.layout.slots).contains(&entry.slot), "{entry:?}");
             self.slots = entry.slot + 1;
         }
+        assert!(self.head.blocks < self.layout.area_pages, "the area is full");
         self.head.blocks += 1;
         block::encode(
             Kind::Checkpoint,

@@ -6,7 +6,7 @@ use super::{Mover, MoverIo};
 use crate::cache::Cache;
 use crate::cache::clean::{CleanIo, Cleaner, MAX_COPIES, Want};
 use crate::cache::commit::{CommitIo, CommitNext};
-use crate::cache::log::{Checkpoint, LOG_BUFFER};
+use crate::cache::log::{Checkpoint, LOG_BUFFER, Placed};
 use crate::cache::pages::Pages;
 use crate::errno::Errno;
 
@@ -32,6 +32,20 @@ pub struct CleanLimits {
     pub high: u32,
 }
 
+/// A checkpoint in progress.
+#[derive(Debug)]
+struct Checkpointing {
+    checkpoint: Checkpoint,
+    step: CheckpointStep,
+    /// Slots below are in it.
+    from: u32,
+    /// So are all others that were dirty when it came to the last one. What has become so since would not fit into its area;
+    /// the log has it.
+    is_complete: bool,
+    /// Bytes that the operation in flight writes.
+    length: usize,
+}
+
 /// A checkpoint's operation in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CheckpointStep {
@@ -50,7 +64,7 @@ pub(super) struct BackJobs<'c, 'm> {
     cleaning: [Option<CleanIo>; MAX_COPIES + 1],
     commit: Option<CommitIo>,
     commit_at: Duration,
-    checkpoint: Option<(Checkpoint, CheckpointStep, u32)>,
+    checkpoint: Option<Checkpointing>,
     checkpoint_at: Duration,
     pages: Pages,
     /// Requests that had arrived when the clock was last looked at for a second without any.
@@ -82,6 +96,16 @@ impl<'c, 'm> BackJobs<'c, 'm> {
         self.cleaner.is_idle() && self.commit.is_none() && self.checkpoint.is_none()
     }
 
+    /// Whether a drain, if there is one, is over: nothing is dirty, or for a mover that stops, nothing that can be cleaned.
+    pub(super) fn is_drained(&self, is_stopping: bool) -> bool {
+        !self.is_draining || self.cache.dirty_slots() == 0 || (is_stopping && self.cleaner.is_through())
+    }
+
+    /// The mover stops: what has failed is tried again, the last time.
+    pub(super) fn stop(&mut self) {
+        self.cleaner.retry();
+    }
+
     /// The next operation, with the number of its job.
     fn poll(&mut self, now: Duration, requests: u64, is_stopping: bool) -> Option<(usize, BackIo)> {
         let may_begin = !is_stopping || self.is_draining;
@@ -90,7 +114,7 @@ impl<'c, 'm> BackJobs<'c, 'm> {
         }
         let want = self.want(now, requests);
         let io = if may_begin {
-            self.cleaner.next(want)
+            self.cleaner.next(want, now)
         } else {
             self.cleaner.finish()
         };
@@ -134,50 +158,44 @@ impl<'c, 'm> BackJobs<'c, 'm> {
             return None;
         }
         let checkpoint = self.cache.begin_checkpoint()?;
-        self.checkpoint = Some((checkpoint, CheckpointStep::Pages, 0));
+        self.checkpoint = Some(Checkpointing {
+            checkpoint,
+            step: CheckpointStep::Pages,
+            from: 0,
+            is_complete: false,
+            length: 0,
+        });
         self.next_checkpoint()
     }
 
     /// The next operation of the checkpoint.
     fn next_checkpoint(&mut self) -> Option<(usize, BackIo)> {
-        let (checkpoint, step, from) = self.checkpoint.as_mut()?;
-        let io = match *step {
-            CheckpointStep::Pages => {
-                let mut last = *from;
-                let entries = self.cache.checkpoint_entries(*from);
-                let mut entries = entries.inspect(|entry| last = entry.slot + 1);
-                match checkpoint.append(&mut entries, self.pages.bytes_mut()) {
-                    Some(placed) => {
-                        drop(entries);
-                        *from = last;
-                        BackIo::Pages(placed.offset, placed.length, false)
-                    }
-                    None => {
-                        *step = CheckpointStep::Flush;
-                        BackIo::Commit(CommitIo::Flush)
-                    }
-                }
-            }
-            CheckpointStep::Flush | CheckpointStep::Head => {
-                *step = CheckpointStep::Head;
-                let placed = checkpoint.head(self.pages.bytes_mut());
-                BackIo::Pages(placed.offset, placed.length, true)
-            }
-        };
-        Some((CHECKPOINT, io))
+        let of = self.checkpoint.as_mut()?;
+        if of.step == CheckpointStep::Pages
+            && let Some(placed) = of.append(self.cache, self.pages.bytes_mut())
+        {
+            return Some((CHECKPOINT, BackIo::Pages(placed.offset, placed.length, false)));
+        }
+        if of.step == CheckpointStep::Pages {
+            (of.step, of.length) = (CheckpointStep::Flush, 0);
+            return Some((CHECKPOINT, BackIo::Commit(CommitIo::Flush)));
+        }
+        let placed = of.checkpoint.head(self.pages.bytes_mut());
+        (of.step, of.length) = (CheckpointStep::Head, placed.length);
+        Some((CHECKPOINT, BackIo::Pages(placed.offset, placed.length, true)))
     }
 
     fn checkpoint_done(&mut self, result: Result<(), Errno>, now: Duration) -> Option<(usize, BackIo)> {
-        let step = self.checkpoint.as_ref().map(|(_, step, _)| *step);
+        let step = self.checkpoint.as_ref().map(|of| of.step);
         if result.is_err() {
             self.checkpoint = None;
             self.checkpoint_at = now + RETRY_AFTER;
             return None;
         }
         if step == Some(CheckpointStep::Head)
-            && let Some((checkpoint, ..)) = self.checkpoint.take()
+            && let Some(of) = self.checkpoint.take()
         {
-            self.cache.end_checkpoint(&checkpoint);
+            self.cache.end_checkpoint(&of.checkpoint);
             return None;
         }
         self.next_checkpoint()
@@ -190,11 +208,16 @@ impl<'c, 'm> BackJobs<'c, 'm> {
             let next = self.cleaner.done(io, result)?;
             return Some(self.clean(next));
         }
-        let result = Errno::of_result(result).map_or(Ok(()), Err);
         if number == CHECKPOINT {
-            return self.checkpoint_done(result, now);
+            let length = self.checkpoint.as_ref().map_or(0, |of| of.length);
+            return self.checkpoint_done(whole(result, length), now);
         }
         let io = self.commit.take()?;
+        let length = match io {
+            CommitIo::Flush => 0,
+            CommitIo::Record { length, .. } => length as usize,
+        };
+        let result = whole(result, length);
         match self.cache.commit_done(io, result) {
             Ok(CommitNext::Lead(next)) => {
                 self.commit = Some(next);
@@ -202,6 +225,34 @@ impl<'c, 'm> BackJobs<'c, 'm> {
             }
             Ok(CommitNext::Done | CommitNext::Wait) | Err(_) => None,
         }
+    }
+}
+
+impl Checkpointing {
+    /// Encodes the next entries, if there are more.
+    fn append(&mut self, cache: &Cache<'_>, into: &mut [u8]) -> Option<Placed> {
+        if self.is_complete {
+            return None;
+        }
+        let mut found = cache.checkpoint_entries(self.from).peekable();
+        let mut entries = std::iter::from_fn(|| {
+            let entry = found.next()?;
+            self.from = entry.slot + 1;
+            Some(entry)
+        });
+        let placed = self.checkpoint.append(&mut entries, into)?;
+        self.is_complete = found.peek().is_none();
+        self.length = placed.length;
+        Some(placed)
+    }
+}
+
+/// An operation that was to move so many bytes has ended. In part is not enough: it is all done again.
+fn whole(result: i32, length: usize) -> Result<(), Errno> {
+    match Errno::of_result(result) {
+        Some(errno) => Err(errno),
+        None if result.unsigned_abs() as usize == length => Ok(()),
+        None => Err(Errno::EIO),
     }
 }
 
@@ -276,7 +327,7 @@ impl Mover<'_, '_> {
             .map_or(std::ptr::null(), |back| back.pages.address())
     }
 
-    /// Cleans everything from now on, and does not stop before nothing is dirty.
+    /// Cleans everything from now on, and does not stop before nothing is dirty, but for what fails once more then.
     pub fn drain(&mut self) {
         if let Some(back) = self.back.as_mut() {
             back.is_draining = true;

@@ -243,6 +243,11 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     /// Starts no job from now on.
     pub fn stop(&mut self) {
+        if !self.is_stopping
+            && let Some(back) = self.back.as_mut()
+        {
+            back.stop();
+        }
         self.is_stopping = true;
     }
 
@@ -250,8 +255,10 @@ impl<'c, 'm> Mover<'c, 'm> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let is_back_idle = self.back.as_ref().is_none_or(|back| back.is_idle());
-        let is_drained =
-            self.back.as_ref().is_none_or(|back| !back.is_draining) || self.cache.dirty_slots() == 0;
+        let is_drained = self
+            .back
+            .as_ref()
+            .is_none_or(|back| back.is_drained(self.is_stopping));
         is_back_idle && is_drained && self.jobs.iter().all(Option::is_none)
     }
 

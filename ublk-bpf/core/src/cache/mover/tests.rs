@@ -7,6 +7,8 @@ use ublk_bpf_abi::{Extent, IndexEntry, Priority, SECTOR_SIZE};
 use super::*;
 use crate::cache::{FillStart, Hinted, Maps, Mode, Shape, surviving};
 
+mod write_back;
+
 const BLOCK: u64 = 1 << 12;
 const BLOCK_RESULT: i32 = 1 << 12;
 
