@@ -236,19 +236,9 @@ impl<W: Word> Blocks<'_, W> {
         self.dirty.get(slot).generation() == generation
     }
 
-    /// These regions are durable on the backing device, as they were in that generation. Returns whether they are clean now.
-    pub(super) fn end_clean(
-        &self,
-        block: u32,
-        slot: u32,
-        (regions, generation): (u16, u32),
-        all: u16,
-    ) -> bool {
-        let is_clean = self.dirty.remove(slot, regions, Some(generation));
-        if self.settle(block, all) {
-            // Changes may wait for it.
-            self.waiters.wake(slot);
-        }
-        is_clean
+    /// These regions are durable on the backing device, as they were in that generation: they are clean, unless a write of the
+    /// slot has begun since. [`settle`](Self::settle) follows.
+    pub(super) fn end_clean(&self, slot: u32, (regions, generation): (u16, u32)) {
+        self.dirty.remove(slot, regions, Some(generation));
     }
 }

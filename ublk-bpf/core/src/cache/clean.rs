@@ -75,17 +75,6 @@ pub(super) struct Cleaner<'c, 'm> {
     now: Duration,
     /// The last look for something to clean found nothing that may begin.
     is_through: bool,
-    pub(super) counts: CleanCounts,
-}
-
-/// What a cleaner did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CleanCounts {
-    pub(super) cleaned_bytes: u64,
-    pub(super) overtaken: u64,
-    pub(super) flushes: u64,
-    pub(super) slot_errors: u64,
-    pub(super) backing_errors: u64,
 }
 
 impl<'c, 'm> Cleaner<'c, 'm> {
@@ -100,7 +89,6 @@ impl<'c, 'm> Cleaner<'c, 'm> {
             failing: HashMap::new(),
             now: Duration::ZERO,
             is_through: false,
-            counts: CleanCounts::default(),
         }
     }
 
@@ -257,7 +245,7 @@ impl<'c, 'm> Cleaner<'c, 'm> {
         if !is_whole && may_retry && copy.retries < MAX_RETRIES {
             copy.retries += 1;
         } else if !is_whole {
-            self.fail(&copy);
+            self.give_up(&copy);
             return None;
         } else if copy.is_loaded {
             self.written.push(copy);
@@ -267,25 +255,14 @@ impl<'c, 'm> Cleaner<'c, 'm> {
             copy.retries = 0;
         } else {
             // What was read may be half of a write.
-            self.counts.overtaken += 1;
             return None;
         }
         self.copies[number] = Some(copy);
         Some(copy.io(number))
     }
 
-    /// A device has failed a copy: what is dirty stays so.
+    /// A device has failed a copy: what is dirty stays so, and requests that wait for the block fail.
     #[cold]
-    fn fail(&mut self, copy: &Copy) {
-        if copy.is_loaded {
-            self.counts.backing_errors += 1;
-        } else {
-            self.counts.slot_errors += 1;
-        }
-        self.give_up(copy);
-    }
-
-    /// Requests that wait for the block fail.
     fn give_up(&mut self, copy: &Copy) {
         let failing = self.failing.entry(copy.span.block).or_default();
         failing.until = self.now + RETRY * (1 << failing.tries.min(MAX_DOUBLINGS));
@@ -296,27 +273,15 @@ impl<'c, 'm> Cleaner<'c, 'm> {
 
     fn flushed(&mut self, result: i32) {
         let copies: Vec<Copy> = self.written.drain(..std::mem::take(&mut self.flushing)).collect();
-        self.counts.flushes += 1;
         for copy in copies {
             if result < 0 {
-                self.counts.backing_errors += 1;
                 self.give_up(&copy);
                 continue;
             }
             let Fill {
-                block,
-                slot,
-                regions,
-                length,
-                ..
+                block, slot, regions, ..
             } = copy.span;
-            let all = self.cache.regions_of(block);
-            let is_clean = self
-                .cache
-                .blocks
-                .end_clean(block, slot, (regions, copy.generation), all);
-            self.counts.cleaned_bytes += u64::from(length) * u64::from(is_clean);
-            self.counts.overtaken += u64::from(!is_clean);
+            self.cache.blocks.end_clean(slot, (regions, copy.generation));
             self.forget(block);
         }
     }

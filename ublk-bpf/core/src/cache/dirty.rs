@@ -87,12 +87,11 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         self.note(slots, slot, block, change);
     }
 
-    /// Regions are dirty no longer. `generation`: only if that is still the slot's. Returns whether they are not.
-    pub(super) fn remove(&self, slot: u32, clean: u16, generation: Option<u32>) -> bool {
-        let mut is_done = true;
+    /// Regions are dirty no longer. `generation`: only if that is still the slot's.
+    pub(super) fn remove(&self, slot: u32, clean: u16, generation: Option<u32>) {
         let (before, now) = self.change(slot, |entry| {
-            is_done = generation.is_none_or(|known| known == entry.generation());
-            is_done.then(|| entry.with(entry.dirty() & !clean, entry.is_held()))
+            let is_known = generation.is_none_or(|known| known == entry.generation());
+            is_known.then(|| entry.with(entry.dirty() & !clean, entry.is_held()))
         });
         if now.dirty() != before.dirty() {
             self.changed.insert(slot);
@@ -100,7 +99,6 @@ impl<'m, W: Word> DirtyMap<'m, W> {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }
-        is_done
     }
 
     /// Ends the hold of a slot that neither is dirty nor was when the log was last written. Returns whether it has just ended.
