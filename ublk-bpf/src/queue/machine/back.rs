@@ -20,8 +20,7 @@ impl<'w> Machine<'w> {
     /// Whether the slot may have what the backing device lacks of a read.
     #[inline(always)]
     pub(super) fn may_be_dirty(&self, request: &BlockRequest) -> bool {
-        self.written_back()
-            .is_some_and(|cache| cache.may_be_dirty(request.offset, request.length))
+        may_be_dirty(self.written_back(), request)
     }
 
     /// Starts a plain write where writes end in the slot. `None`: it has started otherwise.
@@ -31,7 +30,7 @@ impl<'w> Machine<'w> {
         self.terms.written.mark(request.offset, request.length);
         let start = cache.start_write(request.offset, request.length, None);
         let ChangeStart::Back(write) = start else {
-            self.begin_change(tag, request, Route::Direct, start);
+            self.begin_change(cache, tag, request, Route::Direct, start);
             return None;
         };
         self.count_absorbed(request.length);
@@ -77,20 +76,18 @@ impl<'w> Machine<'w> {
             return self.begin(tag, request, route, (Legs::Backing, 0));
         };
         let start = change(cache, request);
-        self.begin_change(tag, request, route, start);
+        self.begin_change(cache, tag, request, route, start);
     }
 
     /// Begins a change that starts like this.
-    pub(super) fn begin_change(
+    fn begin_change(
         &mut self,
+        cache: &Cache<'_>,
         tag: u16,
         request: &BlockRequest,
         route: Route,
         mut start: ChangeStart,
     ) {
-        let Some(cache) = self.cache else {
-            return;
-        };
         for attempt in 0.. {
             if start == ChangeStart::Stuck {
                 return self.refuse(tag, Errno::EIO);
@@ -231,6 +228,12 @@ impl<'w> Machine<'w> {
         in_flight.legs = Legs::Backing;
         self.answer(tag, result_of(data, Outcome::Moved(data)));
     }
+}
+
+/// Whether the slot may have what the backing device lacks of a read.
+#[inline(always)]
+pub(super) fn may_be_dirty(cache: Option<&Cache<'_>>, request: &BlockRequest) -> bool {
+    cache.is_some_and(|cache| cache.may_be_dirty(request.offset, request.length))
 }
 
 /// How a request starts that changes blocks, or that reads the backing device while nothing of its range may be dirty.

@@ -4,11 +4,11 @@
 //! It is a short cut and has no rules of its own: [`accept_slow`](Machine::accept_slow) and
 //! [`advance`](Machine::advance) do the same after more checks, and serve every unusual request.
 
+use super::back::may_be_dirty;
 use super::{
     Action, Arrival, Backing, BlockRequest, InFlight, Machine, Outcome, Owner, Phase, Todo, result_of,
     verdict,
 };
-use crate::cache::Cache;
 use crate::queue::event::Direct;
 
 impl Machine<'_> {
@@ -41,7 +41,7 @@ impl Machine<'_> {
             if verdict::is_plain_passthrough(arrival.verdict, request.action.op(), arrival) {
                 match self.terms.backing {
                     // The slot may have what the backing device lacks.
-                    Backing::Storage(_) if is_read && is_dirty(written_back, &request) => {}
+                    Backing::Storage(_) if is_read && may_be_dirty(written_back, &request) => {}
                     // A write marks its blocks in the cache.
                     Backing::Storage(_) if is_read || self.cache.is_none() => {
                         self.counters.passthrough += 1;
@@ -124,10 +124,4 @@ impl Machine<'_> {
             self.commit();
         }
     }
-}
-
-/// Whether the slot may have what the backing device lacks of a read.
-#[inline(always)]
-fn is_dirty(cache: Option<&Cache<'_>>, request: &BlockRequest) -> bool {
-    cache.is_some_and(|cache| cache.may_be_dirty(request.offset, request.length))
 }

@@ -105,14 +105,19 @@ fn is_record(ios: &[Io]) -> bool {
     matches!(ios, [Io::Record { len: 4096, .. }])
 }
 
+/// The last operation of a tag ends with this. Returns what is committed.
+fn end(machine: &mut Machine<'_>, tag: u16, result: i32) -> Vec<(u16, i32)> {
+    assert_eq!(ios(&done(machine, tag, result)), []);
+    committed(machine)
+}
+
 /// A write of the block that is served.
 fn absorb(machine: &mut Machine<'_>) {
     assert_eq!(
         begin(machine, 0, WRITE, PASSTHROUGH),
         [write(Tier::Cache, SLOTS, false)]
     );
-    assert_eq!(ios(&done(machine, 0, 4096)), []);
-    assert_eq!(committed(machine), [(0, 4096)]);
+    assert_eq!(end(machine, 0, 4096), [(0, 4096)]);
 }
 
 #[test]
@@ -124,13 +129,11 @@ fn a_write_and_a_flush_are_two_writes_and_a_flush_of_the_cache_device() {
     absorb(&mut machine);
     assert_eq!(begin(&mut machine, 1, FLUSH, PASSTHROUGH), [FLUSH_CACHE]);
     assert!(is_record(&ios(&done(&mut machine, 1, 0))));
-    assert_eq!(ios(&done(&mut machine, 1, 4096)), []);
-    assert_eq!(committed(&mut machine), [(1, 0)]);
+    assert_eq!(end(&mut machine, 1, 4096), [(1, 0)]);
     // Now the log calls it dirty.
     absorb(&mut machine);
     assert_eq!(begin(&mut machine, 1, FLUSH, PASSTHROUGH), [FLUSH_CACHE]);
-    assert_eq!(ios(&done(&mut machine, 1, 0)), []);
-    assert_eq!(committed(&mut machine), [(1, 0)]);
+    assert_eq!(end(&mut machine, 1, 0), [(1, 0)]);
     // And there is nothing to flush.
     assert_eq!(begin(&mut machine, 1, FLUSH, PASSTHROUGH), []);
     assert_eq!(committed(&mut machine), [(1, 0)]);
@@ -179,13 +182,11 @@ fn what_is_dirty_is_read_from_its_slot_whatever_the_policy_says() {
             ),
             "{read:?}"
         );
-        assert_eq!(ios(&done(&mut machine, 2, 4096)), []);
-        assert_eq!(committed(&mut machine), [(2, 4096)]);
+        assert_eq!(end(&mut machine, 2, 4096), [(2, 4096)]);
     }
     // Its slot fails: the backing device has something else.
     begin(&mut machine, 2, READ, PASSTHROUGH);
-    assert_eq!(ios(&done(&mut machine, 2, -5)), []);
-    assert_eq!(committed(&mut machine), [(2, -5)]);
+    assert_eq!(end(&mut machine, 2, -5), [(2, -5)]);
 }
 
 #[test]
@@ -196,12 +197,10 @@ fn a_flush_goes_to_the_backing_device_for_what_passed_through() {
     let mut machine = machine(&cache);
     let through = begin(&mut machine, 0, WRITE, PASSTHROUGH);
     assert_eq!(through, [write(Tier::Backing, 4096, false)], "at the limit");
-    assert_eq!(ios(&done(&mut machine, 0, 4096)), []);
-    assert_eq!(committed(&mut machine), [(0, 4096)]);
+    assert_eq!(end(&mut machine, 0, 4096), [(0, 4096)]);
     assert_eq!(machine.counters().back_limit, 1);
     assert_eq!(begin(&mut machine, 1, FLUSH, PASSTHROUGH), [FLUSH_BACKING]);
-    assert_eq!(ios(&done(&mut machine, 1, 0)), []);
-    assert_eq!(committed(&mut machine), [(1, 0)]);
+    assert_eq!(end(&mut machine, 1, 0), [(1, 0)]);
     assert_eq!(
         begin(&mut machine, 1, FLUSH, PASSTHROUGH),
         [],
@@ -222,8 +221,7 @@ fn a_failing_slot_costs_no_data() {
         ios(&done(&mut machine, 0, -5)),
         [write(Tier::Backing, 4096, false)]
     );
-    assert_eq!(ios(&done(&mut machine, 0, 4096)), []);
-    assert_eq!(committed(&mut machine), [(0, 4096)]);
+    assert_eq!(end(&mut machine, 0, 4096), [(0, 4096)]);
     assert!(cache.failure().is_some() && cache.dirty_slots() == 0);
 
     let memory = Memory::new();
@@ -233,8 +231,7 @@ fn a_failing_slot_costs_no_data() {
     absorb(&mut machine);
     // Only the slot has what the write does not cover, or did not reach.
     begin(&mut machine, 0, WRITE, PASSTHROUGH);
-    assert_eq!(ios(&done(&mut machine, 0, -5)), []);
-    assert_eq!(committed(&mut machine), [(0, -5)]);
+    assert_eq!(end(&mut machine, 0, -5), [(0, -5)]);
     assert_eq!(cache.dirty_slots(), 1);
 }
 
@@ -273,8 +270,7 @@ fn flushes_share_the_next_commit() {
     // The first of the others leads their commit, which has nothing to record.
     assert_eq!(committed(&mut machine), [(1, 0)]);
     assert_eq!(machine.counters().log_commits, 2);
-    assert_eq!(ios(&done(&mut machine, 2, 0)), []);
-    assert_eq!(committed(&mut machine), [(2, 0), (3, 0)]);
+    assert_eq!(end(&mut machine, 2, 0), [(2, 0), (3, 0)]);
     assert_eq!(machine.counters().log_commits, 2);
 }
 
