@@ -1,9 +1,10 @@
 //! The configuration of a pinned classifier.
 
 use std::mem::offset_of;
+use std::path::PathBuf;
 
 use aya::maps::{Array, Map};
-use ublk_bpf_abi::{ABI_VERSION, Config};
+use ublk_bpf_abi::{ABI_VERSION, Config, VerdictSlot, map};
 
 use super::causes::chain;
 use super::error::PolicyError;
@@ -34,7 +35,7 @@ pub fn has_cache(pins: &PinDir) -> Result<bool, PolicyError> {
 pub struct BlockShifts {
     /// log2 of a cache block's bytes; none without a cache.
     pub cache: Option<u32>,
-    /// log2 of the bytes of a block of [`map::WRITTEN`](ublk_bpf_abi::map::WRITTEN); none if the map is not used.
+    /// log2 of the bytes of a block of [`map::WRITTEN`]; none if the map is not used.
     pub written: Option<u32>,
 }
 
@@ -90,6 +91,16 @@ pub(super) fn config_of_device(pins: &PinDir) -> Result<(ConfigWords, u32), Poli
     }
     let slots = number(offset_of!(Config, queues)) * number(offset_of!(Config, depth));
     Ok((words, u32::try_from(slots).unwrap_or(u32::MAX)))
+}
+
+/// Where the device's verdicts are pinned, of which there are so many.
+///
+/// # Errors
+/// If they are not: the loader would make a map of its own.
+pub(super) fn verdicts_of_device(pins: &PinDir, slots: u32) -> Result<PathBuf, PolicyError> {
+    let verdicts = pins.map(map::VERDICTS);
+    open_map(&verdicts, size_of::<VerdictSlot>(), slots)?;
+    Ok(verdicts)
 }
 
 /// Checks that the pinned configuration is the one that this program would write for the same device.

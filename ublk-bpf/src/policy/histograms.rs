@@ -3,16 +3,16 @@
 
 use std::os::fd::AsFd as _;
 
-use ublk_bpf_abi::{CONFIG_GLOBAL, Latencies, Member, Sizes, VerdictSlot, map};
+use ublk_bpf_abi::{CONFIG_GLOBAL, Latencies, Member, Sizes, map};
 
 use super::builtin::HISTOGRAMS;
-use super::config::config_of_device;
+use super::config::{config_of_device, verdicts_of_device};
 use super::error::PolicyError;
 use super::load::name_operations;
 use super::loader::{Loaded, Loader};
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{PinDir, open_map, pin_at};
+use super::pin::{PinDir, pin_at};
 use crate::sys::bpf::load::{Hook, attach};
 
 /// The object, for messages, and its programs.
@@ -36,9 +36,7 @@ const LOADED: [Member; 9] = [
 /// Attaches the programs to the disk of a classifier that is attached and pinned, and pins them and their maps.
 pub(super) fn attach_and_pin(pins: &PinDir) -> Result<(), PolicyError> {
     let (config, slots) = config_of_device(pins)?;
-    // The loader would make a map where none is pinned.
-    let verdicts = pins.map(map::VERDICTS);
-    open_map(&verdicts, size_of::<VerdictSlot>(), slots)?;
+    let verdicts = verdicts_of_device(pins, slots)?;
     let layout = KernelLayout::of_running_kernel()?;
     let object = patch(HISTOGRAMS, &LOADED, &layout.offsets)?;
     let mut loaded = Loader::default()

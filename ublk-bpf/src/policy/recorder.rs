@@ -3,16 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
-use ublk_bpf_abi::{CONFIG_GLOBAL, Member, TraceRecord, VerdictSlot, map};
+use ublk_bpf_abi::{CONFIG_GLOBAL, Member, TraceRecord, map};
 
 use super::builtin::RECORDER;
 use super::causes::chain;
-use super::config::config_of_device;
+use super::config::{config_of_device, verdicts_of_device};
 use super::error::PolicyError;
 use super::loader::{Loaded, Loader};
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{Disk, PinDir, open_map};
+use super::pin::{Disk, PinDir};
 use crate::sys::bpf::load::{self, Hook};
 use crate::sys::bpf::program_facts;
 
@@ -41,9 +41,7 @@ impl Recorder {
     pub fn attach(disk: &Disk, ring_bytes: u32) -> Result<Self, PolicyError> {
         let pins = PinDir::open(disk)?;
         let (config, slots) = config_of_device(&pins)?;
-        // The loader would make a map where none is pinned.
-        let verdicts = pins.map(map::VERDICTS);
-        open_map(&verdicts, size_of::<VerdictSlot>(), slots)?;
+        let verdicts = verdicts_of_device(&pins, slots)?;
         let layout = KernelLayout::of_running_kernel()?;
         let object = patch(RECORDER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
         let mut loaded = Loader::default()

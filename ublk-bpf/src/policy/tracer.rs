@@ -3,16 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use ublk_bpf_abi::{CONFIG_GLOBAL, EndedRecord, Member, VerdictSlot, map};
+use ublk_bpf_abi::{CONFIG_GLOBAL, EndedRecord, Member, map};
 
 use super::builtin::TRACER;
 use super::causes::chain;
-use super::config::config_of_device;
+use super::config::{config_of_device, verdicts_of_device};
 use super::error::PolicyError;
 use super::loader::Loader;
 use super::offsets::KernelLayout;
 use super::patch::patch;
-use super::pin::{Disk, PinDir, open_map};
+use super::pin::{Disk, PinDir};
 use super::recorder::{dropped, taken};
 use crate::sys::bpf::load::{self, Hook};
 use crate::sys::bpf::program_facts;
@@ -43,9 +43,7 @@ impl Tracer {
     pub fn attach(disk: &Disk, ring_bytes: u32) -> Result<Self, PolicyError> {
         let pins = PinDir::open(disk)?;
         let (config, slots) = config_of_device(&pins)?;
-        // The loader would make a map where none is pinned.
-        let verdicts = pins.map(map::VERDICTS);
-        open_map(&verdicts, size_of::<VerdictSlot>(), slots)?;
+        let verdicts = verdicts_of_device(&pins, slots)?;
         let layout = KernelLayout::of_running_kernel()?;
         let object = patch(TRACER, &Member::ALL[..Member::CLASSIFIED], &layout.offsets)?;
         let mut loaded = Loader::default()
