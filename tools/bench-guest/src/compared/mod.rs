@@ -120,21 +120,30 @@ pub fn measure_all(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Starts a subject on empty disks, without a scheduler.
+pub(crate) fn start_anew(kind: &Kind, shape: Shape) -> Result<Box<dyn Subject>> {
+    // Empty: reads of a ram disk that has been written to copy its pages, and drown the rest.
+    for disk in [FAST, SLOW] {
+        peers::empty(disk)?;
+    }
+    let subject = (kind.start)(shape)?;
+    // None of those compared is slower for having mq-deadline.
+    peers::schedule(subject.path(), "none")?;
+    Ok(subject)
+}
+
 /// Makes a device, measures every case on it, and leaves nothing of it.
 fn turn(kind: &Kind, round: usize, cases: &[Case]) -> Result<()> {
     let cpus = cases.first().context("there is no case")?.cpus;
     let name = kind.name.to_owned();
     Message::Turn { subject: name }.send()?;
-    // Empty: reads of a ram disk that has been written to copy its pages, and drown the rest.
-    for disk in [FAST, SLOW] {
-        peers::empty(disk)?;
-    }
-    let subject = (kind.start)(Shape {
-        queues: cpus,
-        depth: TAGS,
-    })?;
-    // None of those compared is slower for having mq-deadline.
-    peers::schedule(subject.path(), "none")?;
+    let subject = start_anew(
+        kind,
+        Shape {
+            queues: cpus,
+            depth: TAGS,
+        },
+    )?;
     let (writes, reads): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.pattern.writes());
     run(kind, subject.as_ref(), round, &reads)?;
     subject.check()?;

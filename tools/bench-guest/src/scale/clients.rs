@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::{DEEP, Guest, Plan, SINGLE, instructions};
 use crate::compared;
-use crate::peers::{self, empty};
-use crate::sizes::{RAM_DISK_MIB, RANGE_MIB, SETTLE};
+use crate::peers;
+use crate::sizes::RANGE_MIB;
 use crate::subject::{Kind, Shape};
 
 pub(crate) const PLAN: Plan = Plan {
@@ -48,26 +48,18 @@ const SUBJECTS: [&str; 8] = [
 ];
 
 fn rows() -> Result<()> {
-    std::thread::sleep(SETTLE);
-    peers::make_ram_disks(RAM_DISK_MIB)?;
-    let kinds = compared::kinds();
-    let find = |name| kinds.iter().find(move |kind| kind.name == name);
-    for name in SUBJECTS {
-        row(find(name).with_context(|| format!("there is no subject {name}"))?)?;
-    }
-    Ok(())
+    super::each_subject(&SUBJECTS, row)
 }
 
 fn row(kind: &Kind) -> Result<()> {
-    for disk in [peers::FAST, peers::SLOW] {
-        empty(disk)?;
-    }
-    let subject = (kind.start)(Shape {
-        queues: 1,
-        depth: 128,
-    })?;
+    let subject = compared::start_anew(
+        kind,
+        Shape {
+            queues: 1,
+            depth: 128,
+        },
+    )?;
     let path = subject.path();
-    peers::schedule(path, "none")?;
     let mut cells = vec![
         cost(path, "io_uring", &DEEP)?,
         cost(path, "libaio", &DEEP)?,

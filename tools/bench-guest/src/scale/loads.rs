@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use super::{Guest, Plan};
 use crate::compared;
 use crate::fio::{self, Job, Summary};
-use crate::peers::{self, empty, fill};
-use crate::sizes::{RAM_DISK_MIB, RANGE_MIB, SETTLE};
+use crate::peers::fill;
+use crate::sizes::RANGE_MIB;
 use crate::subject::{Kind, Shape};
 
 pub(crate) const PLAN: Plan = Plan {
@@ -60,26 +60,18 @@ const LARGER: Load = at("256k", "--rw=read", "--iodepth=8", FLAT);
 const LARGEST: Load = at("1M", "--rw=read", "--iodepth=8", FLAT);
 
 fn rows() -> Result<()> {
-    std::thread::sleep(SETTLE);
-    peers::make_ram_disks(RAM_DISK_MIB)?;
-    let kinds = compared::kinds();
-    let find = |name| kinds.iter().find(move |kind| kind.name == name);
-    for name in SUBJECTS {
-        row(find(name).with_context(|| format!("there is no subject {name}"))?)?;
-    }
-    Ok(())
+    super::each_subject(&SUBJECTS, row)
 }
 
 fn row(kind: &Kind) -> Result<()> {
-    for disk in [peers::FAST, peers::SLOW] {
-        empty(disk)?;
-    }
-    let subject = (kind.start)(Shape {
-        queues: 1,
-        depth: 128,
-    })?;
+    let subject = compared::start_anew(
+        kind,
+        Shape {
+            queues: 1,
+            depth: 128,
+        },
+    )?;
     let path = subject.path();
-    peers::schedule(path, "none")?;
     let mut costs = [0.0; 7];
     costs[0] = cost(path, SMALL)?;
     costs[2] = cost(path, LARGE)?;

@@ -21,6 +21,9 @@ use clap::ValueEnum;
 
 use super::fio::{self, Job, Summary};
 use super::ours::Device;
+use crate::sizes::{RAM_DISK_MIB, SETTLE};
+use crate::subject::Kind;
+use crate::{compared, peers};
 
 /// The cheapest backing, so that growth is most visible.
 const NULL: &str = "null:8G,unfilled";
@@ -180,6 +183,18 @@ fn field_mib(text: &str, name: &str) -> Result<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
     Ok(number.with_context(|| format!("the kernel tells no {name}"))? / 1024.0)
+}
+
+/// Prints a row for each of these subjects of the comparison, on RAM disks.
+fn each_subject(names: &[&str], row: fn(&Kind) -> Result<()>) -> Result<()> {
+    std::thread::sleep(SETTLE);
+    peers::make_ram_disks(RAM_DISK_MIB)?;
+    let kinds = compared::kinds();
+    for name in names {
+        let kind = kinds.iter().find(|kind| kind.name == *name);
+        row(kind.with_context(|| format!("there is no subject {name}"))?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
