@@ -110,6 +110,13 @@ impl Device {
         self.show()["server"].to_string()
     }
 
+    /// Stops the server as SIGSTOP does, and waits until each of its threads stands still.
+    pub fn pause_server(&self) {
+        let server = self.server();
+        run("kill", &["-STOP", &server]);
+        wait_until("the device's server stands still", SOON, || stands_still(&server));
+    }
+
     /// Kills the server and waits until the device is in this state.
     pub fn kill_server(&self, then: &str) {
         run("kill", &["-KILL", &self.server()]);
@@ -203,4 +210,16 @@ fn is_any_recorded() -> bool {
     names
         .filter_map(|name| name.file_name().into_string().ok())
         .any(|name| name.starts_with("ublkb") && name.ends_with(".json"))
+}
+
+/// Whether each thread of a process is stopped.
+fn stands_still(process: &str) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let states =
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("status")).unwrap_or_default());
+    let is_stopped = |status: &str| status.contains("\nState:\tT");
+    states.into_iter().all(|status| is_stopped(&status))
 }

@@ -60,7 +60,7 @@ fn requests_wait_or_fail_without_a_server_as_the_mode_says() {
         assert_eq!(device.show()["recovery"], name);
         let id = device.id();
         // A server that stands still has what comes in hand.
-        run("kill", &["-STOP", &device.server()]);
+        device.pause_server();
         let in_hand = read_at(&device, MIB);
         sleep(ON_ITS_WAY);
         assert!(!in_hand.is_finished(), "{mode}: no server has it");
