@@ -6,6 +6,8 @@
 //!
 //! Blocks of a run longer than 4 MiB that were seldom read before are evicted first. The reads of a run within one block
 //! are one visit and count once in its heat.
+//!
+//! Where the cache writes back, large writes of a run longer than 1 MiB go around it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod fill;
@@ -22,7 +24,7 @@ policy!(decide);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ublk_bpf_policy::{Op, Priority, Verdict, maps, request_flags, testkit};
+    use ublk_bpf_policy::{Op, Priority, Reason, Verdict, maps, request_flags, testkit};
 
     const BLOCK: u64 = 128;
 
@@ -90,6 +92,46 @@ mod tests {
             filled += u32::from(decision != not);
         }
         assert!((9_000..13_000).contains(&filled), "{filled} of 160000");
+    }
+
+    #[test]
+    fn large_writes_of_a_long_run_go_around_a_cache_that_writes_back() {
+        maps::clear();
+        let mut kit = testkit::Kit::new(decide).cache_blocks(1000).write_back();
+        let run = |first: u64, sectors: u32| {
+            let writes = (0..(4 << 20) / (u64::from(sectors) << 9)).map(|n| first + n * u64::from(sectors));
+            writes.fold(testkit::Trace::new(), |trace, sector| {
+                trace.write(sector, sectors)
+            })
+        };
+        let report = kit.run(&run(BLOCK, 128));
+        assert_eq!((report.absorbed, report.by_reason(Reason::Sequential)), (16, 48));
+        let report = kit.run(&run(1 << 20, 256));
+        assert_eq!(
+            (report.absorbed, report.by_reason(Reason::Sequential)),
+            (16, 48),
+            "split"
+        );
+        let report = kit.run(&run(2 << 20, 16));
+        assert_eq!(report.absorbed, 512, "small ones");
+        let report = kit.run(&run(BLOCK, 128));
+        assert_eq!(report.absorbed, 16, "what is dirty, and no more");
+        let mut through = testkit::Kit::new(decide).cache_blocks(1000);
+        let report = through.run(&run(BLOCK, 128));
+        assert_eq!(report.by_reason(Reason::Default), 64);
+    }
+
+    #[test]
+    fn in_small_blocks_a_whole_block_is_large() {
+        maps::clear();
+        let kit = testkit::Kit::new(decide).cache_blocks(4000).block_size(4096);
+        let report = kit
+            .write_back()
+            .run(&testkit::Trace::new().sequential_writes(1024, 8192));
+        assert_eq!(
+            (report.absorbed, report.by_reason(Reason::Sequential)),
+            (256, 768)
+        );
     }
 
     #[test]

@@ -25,13 +25,14 @@ mod seen;
 #[cfg(target_arch = "bpf")]
 mod classify {
     use aya_ebpf::{
-        bindings::BPF_F_MMAPABLE,
+        bindings::{BPF_F_MMAPABLE, BPF_F_RDONLY_PROG},
         btf_maps::{Array, PerCpuArray},
         macros::{btf_map, btf_tracepoint},
         programs::BtfTracePointContext,
     };
     use ublk_bpf_abi::{
-        CacheCounters, Decisions, Member, Op, Reason, Request, ServerCounters, Verdict, VerdictSlot, hint,
+        CacheCounters, CacheState, Decisions, DirtyEntry, Member, Op, Reason, Request, ServerCounters,
+        Verdict, VerdictSlot, hint,
     };
     // Brings the panic handler.
     use ublk_bpf_policy as _;
@@ -43,7 +44,7 @@ mod classify {
 
     const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-    // The loader sets the number of entries of each map except `decisions`, `cache` and `codes`.
+    // The loader sets the number of entries of each map except `decisions`, `cache`, `ublk_cache` and `codes`.
 
     /// The verdict of each tag.
     #[btf_map(name = "verdicts")]
@@ -60,6 +61,14 @@ mod classify {
     /// Cache counters of the server. Not used here.
     #[btf_map(name = "cache")]
     static CACHE: Array<CacheCounters, 1, MMAPABLE> = Array::new();
+
+    /// What the backing device lacks, per slot of the cache. Not used here.
+    #[btf_map(name = "dirty")]
+    static DIRTY: Array<DirtyEntry, 1, MMAPABLE> = Array::new();
+
+    /// The cache as a whole, for policies. Not used here. `BPF_F_RDONLY_PROG`: no policy may write what others read.
+    #[btf_map(name = "ublk_cache")]
+    static STATE: Array<CacheState, 1, { BPF_F_RDONLY_PROG as usize }> = Array::new();
 
     /// Counters of the policy's own reasons.
     #[btf_map(name = "codes")]

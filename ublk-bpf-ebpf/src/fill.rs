@@ -1,9 +1,11 @@
 //! What `auto` and `frugal` have in common: each read that misses fills its block, as long as that pays.
 
+#[path = "bulk.rs"]
+mod bulk;
 mod streams;
 mod trial;
 
-use ublk_bpf_policy::{Decision, Extent, Priority, Request, Verdict};
+use ublk_bpf_policy::{Decision, Extent, Priority, Reason, Request, Verdict};
 
 use trial::Trial;
 
@@ -18,10 +20,13 @@ pub(crate) const DOES_NOT_PAY: u8 = 1;
 /// as these cost anything.
 #[inline(always)]
 pub(crate) fn decide(request: &Request, extent: Extent, extra: impl FnOnce(&Request) -> u64) -> Decision {
+    if request.is_write() {
+        return write(request);
+    }
     if !request.is_read() {
         return Decision::pass();
     }
-    let position = streams::track(request);
+    let position = streams::track(&streams::READS, request);
     let decision = if request.is_cached() {
         trial::hit(request);
         Decision::hit()
@@ -33,6 +38,15 @@ pub(crate) fn decide(request: &Request, extent: Extent, extra: impl FnOnce(&Requ
     } else {
         decision
     }
+}
+
+/// Long runs of large writes go around a cache that writes back.
+#[inline(always)]
+fn write(request: &Request) -> Decision {
+    if bulk::may_go_around(request) && streams::track(&streams::WRITES, request).sectors > bulk::LONG_WRITE {
+        return Decision::new(Verdict::Passthrough, Reason::Sequential).around();
+    }
+    Decision::pass()
 }
 
 #[inline(always)]

@@ -7,6 +7,8 @@
 //!
 //! Blocks of a run longer than 4 MiB that were seldom read before are evicted first. The reads of a run within one block
 //! are one visit and count once in its heat.
+//!
+//! Where the cache writes back, large writes of a run longer than 1 MiB go around it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod fill;

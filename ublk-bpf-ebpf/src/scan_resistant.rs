@@ -3,10 +3,12 @@
 //! A run is a sequence of reads, or of writes, by one task in which each request starts where the previous one ended. A
 //! run longer than its cutoff does not promote blocks or count in their heat, and only hot blocks of it are served from
 //! the cache: backing devices are good at sequential I/O. The requests of a run within one block are one visit and
-//! count once, however small they are.
+//! count once, however small they are. A large write of a long run goes around a cache that writes back.
 //!
 //! The cutoffs are entry 0 of the map `cutoffs`, in bytes; 0 selects the default.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+mod bulk;
 
 use ublk_bpf_policy::{Array, Decision, Op, Priority, Reason, Request, Verdict, current, map, policy};
 
@@ -17,7 +19,7 @@ const HOT: u32 = 2;
 /// Default cutoff for reads, in bytes: a few read-ahead windows.
 const READ_CUTOFF: u64 = 4 << 20;
 /// Default cutoff for writes, in bytes: bulk writes are seldom read back soon.
-const WRITE_CUTOFF: u64 = 1 << 20;
+const WRITE_CUTOFF: u64 = bulk::LONG_WRITE << 9;
 /// Number of runs tracked at a time. Two tasks that share an entry break each other's runs, nothing else.
 const RUNS: u32 = 256;
 
@@ -111,7 +113,12 @@ fn read(request: &Request) -> Decision {
 fn write(request: &Request) -> Decision {
     let position = track(request);
     if is_long(position, WRITE_CUTOFF, |cutoffs| cutoffs.write_bytes) {
-        return Decision::new(Verdict::Passthrough, Reason::Sequential);
+        let decision = Decision::new(Verdict::Passthrough, Reason::Sequential);
+        return if bulk::may_go_around(request) {
+            decision.around()
+        } else {
+            decision
+        };
     }
     if request.heat >= HOT && !request.is_cached() {
         return Decision::pass().promote(Priority::Normal);
@@ -148,7 +155,7 @@ policy!(decide);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ublk_bpf_policy::{current::Task, maps, request_flags, testkit};
+    use ublk_bpf_policy::{CacheState, cache, current::Task, maps, request_flags, testkit};
 
     const BLOCK: u32 = 128;
 
@@ -270,6 +277,28 @@ mod tests {
         assert!(CUTOFFS.set(0, &cutoffs));
         assert_eq!(bypassed(Op::Read, 24), 8);
         assert_eq!(bypassed(Op::Write, 100), 0);
+    }
+
+    #[test]
+    fn large_writes_of_a_long_run_go_around_a_cache_that_writes_back() {
+        reset();
+        let run = |first: u64, sectors: u32| {
+            let writes = (0..(4 << 20) / (u64::from(sectors) << 9)).map(move |n| {
+                let sector = first + n * u64::from(sectors);
+                decide(&request(Op::Write, sector, sectors, 0, 0))
+            });
+            let around = Decision::new(Verdict::Passthrough, Reason::Sequential).around();
+            writes.filter(|&decision| decision == around).count()
+        };
+        assert_eq!(run(0, BLOCK), 0, "writes go through");
+        cache::set(CacheState {
+            dirty_per_mille: 0,
+            writes_back: 1,
+        });
+        assert_eq!(run(1 << 20, BLOCK), 64 - 16);
+        assert_eq!(run(2 << 20, 16), 0, "small ones");
+        let dirty = request(Op::Write, 3 << 20, BLOCK, 0, request_flags::DIRTY);
+        assert!((0..100).all(|_| decide(&dirty) == Decision::pass()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A request as the policy sees it: what the kernel says of it, and what the maps say of its block.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
-use ublk_bpf_abi::{IndexEntry, Member, Op, Request, regions, req_op, request_flags};
+use ublk_bpf_abi::{BlockState, IndexEntry, Member, Op, Request, regions, req_op, request_flags};
 
 use crate::issued::{config, flags, ioprio};
 use crate::kernel::KernelPtr;
@@ -66,15 +66,11 @@ fn look_up(request: &mut Request) -> *mut u8 {
     };
     // SAFETY: the server updates the word only with whole-word atomic operations.
     let entry = unsafe { entry.read_volatile() };
-    // Almost always every region can be read.
-    if entry.is_present() {
-        let is_cached = entry.hidden() == 0
-            || entry.serves(regions(config!(cache_shift), request.sector, request.nr_sectors));
-        request.flags |= if is_cached {
-            request_flags::CACHED
-        } else {
-            request_flags::PARTLY_CACHED
-        };
+    match entry.state() {
+        BlockState::Absent => {}
+        // Almost always every region can be read.
+        BlockState::Present if entry.hidden() == 0 => request.flags |= request_flags::CACHED,
+        _ => request.flags |= unusual(entry, request.sector, request.nr_sectors),
     }
     let Some(word) = HEAT.get_ptr_mut(block >> 3) else {
         return core::ptr::null_mut();
@@ -84,6 +80,22 @@ fn look_up(request: &mut Request) -> *mut u8 {
     // SAFETY: as above. Other CPUs may write it at the same time; a lost count is harmless.
     request.heat = unsafe { heat.read_volatile() }.into();
     heat
+}
+
+/// What the flags say of a request of a block that is cached in part, dirty or unverified. Not inlined, because part of it
+/// would then run for every request.
+#[inline(never)]
+fn unusual(entry: IndexEntry, sector: u64, nr_sectors: u32) -> u32 {
+    let dirty = match entry.state() {
+        BlockState::Present => 0,
+        BlockState::Dirty => request_flags::DIRTY,
+        BlockState::Absent | BlockState::Unverified => return 0,
+    };
+    if entry.hidden() & regions(config!(cache_shift), sector, nr_sectors) == 0 {
+        dirty | request_flags::CACHED
+    } else {
+        dirty | request_flags::PARTLY_CACHED
+    }
 }
 
 /// Maximum words of `written` that a request spans: 1 MiB in 4 KiB blocks, not aligned to a word.

@@ -53,8 +53,6 @@ mod compare {
     #[unsafe(link_section = "license")]
     static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-    /// The hints that bring a block into the cache, in a packed decision.
-    const CACHES: u32 = ((hint::PROMOTE | hint::FILL) as u32) << 16;
     const COLD: u32 = (hint::COLD as u32) << 16;
 
     #[btf_tracepoint(function = "block_rq_issue")]
@@ -114,7 +112,7 @@ mod compare {
         }
         // SAFETY: one of `shadow_reasons`, of which there are eight.
         increment(unsafe { words.add(Compared::SHADOW_REASONS + (answer >> 8 & 7) as usize) });
-        let cached = usize::from(live & CACHES != 0) + 2 * usize::from(answer & CACHES != 0);
+        let cached = usize::from(caches(live)) + 2 * usize::from(caches(answer));
         // SAFETY: one of `cached`, of which there are four.
         increment(unsafe { words.add(Compared::CACHED + cached) });
         // Only a reason of the policy's own has a code.
@@ -126,6 +124,12 @@ mod compare {
     }
 
     const _: () = assert!(Reason::COUNT == 8);
+
+    /// Whether a packed decision brings the block into the cache.
+    #[inline(always)]
+    fn caches(packed: u32) -> bool {
+        hint::caches((packed >> 16) as u8)
+    }
 
     #[inline(always)]
     fn increment(counter: *mut u64) {

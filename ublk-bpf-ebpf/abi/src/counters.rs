@@ -204,7 +204,8 @@ counters! {
 }
 
 counters! {
-    /// Work that keeps the cache filled, outside the request path. Counters never decrease, except `used` and `unverified`.
+    /// Work that keeps the cache filled, outside the request path. Counters never decrease, except `used`,
+    /// `unverified`, `dirty`, `dirty_seconds` and `clean_rate`.
     CacheCounters {
         /// Cache blocks in use.
         used,
@@ -230,5 +231,21 @@ counters! {
         errors,
         /// Bytes copied into the cache through a staging buffer.
         staged_bytes,
+        /// Blocks of which the cache has something that the backing device lacks.
+        dirty,
+        /// Seconds since the oldest of these became dirty, as far as this server knows: at most a few too many.
+        dirty_seconds,
+        /// Dirty bytes that were written to the backing device, and are clean.
+        cleaned_bytes,
+        /// Writes to the backing device for that.
+        clean_writes,
+        /// Flushes of the backing device after some of these.
+        clean_batches,
+        /// Bytes a second that may be cleaned at present; 0: nothing is held back.
+        clean_rate,
+        /// Seconds in which the latency of requests lowered that rate.
+        clean_held_back,
+        /// Operations of cleaning that failed, and are tried again.
+        clean_errors,
     }
 }

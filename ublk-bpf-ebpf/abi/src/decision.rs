@@ -97,6 +97,19 @@ impl Extent {
     }
 }
 
+numbered! {
+    /// Where a write ends on a device with a cache, set in [`hint::WRITE`]. It is advice: a write of what is dirty already
+    /// goes to the slot, and where `Back` is not possible, it becomes `Through`.
+    WriteMode {
+        /// In the cache alone. The server writes it to the backing device later.
+        Back = 1, "back";
+        /// On the backing device, and in the cache as far as the block is there.
+        Through = 2, "through";
+        /// On the backing device alone. What the cache has of its range is no longer valid.
+        Around = 3, "around";
+    }
+}
+
 /// A policy's decision, packed into the `u32` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
 /// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, code in the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,8 +143,54 @@ pub mod hint {
     pub const FILL: u8 = 3 << FILL_SHIFT;
     /// Lowest bit of [`FILL`].
     pub const FILL_SHIFT: u8 = 5;
-    /// All defined bits.
-    pub const ALL: u8 = FAIL | PROMOTE | PRIORITY | COLD | FILL;
+    /// The bits of [`FILL`] hold a [`WriteMode`](crate::WriteMode) instead, which is not 0: where this write ends. Fills
+    /// are for reads.
+    pub const WRITE: u8 = 1 << 7;
+
+    /// Whether the bits mean something: all do, but for [`WRITE`] without a mode.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_defined(hints: u8) -> bool {
+        hints & (WRITE | FILL) != WRITE
+    }
+
+    /// How strongly to keep a block that is brought into the cache.
+    #[must_use]
+    #[inline(always)]
+    pub const fn priority(hints: u8) -> crate::Priority {
+        match crate::Priority::parse((hints & PRIORITY) >> PRIORITY_SHIFT) {
+            Some(priority) => priority,
+            // Two bits are always one.
+            None => crate::Priority::Normal,
+        }
+    }
+
+    /// How much of its block a read fills, if it does.
+    #[must_use]
+    #[inline(always)]
+    pub const fn extent(hints: u8) -> Option<crate::Extent> {
+        if hints & WRITE != 0 {
+            return None;
+        }
+        crate::Extent::parse((hints & FILL) >> FILL_SHIFT)
+    }
+
+    /// Where a write ends, if the policy says so.
+    #[must_use]
+    #[inline(always)]
+    pub const fn write_mode(hints: u8) -> Option<crate::WriteMode> {
+        if hints & WRITE == 0 {
+            return None;
+        }
+        crate::WriteMode::parse((hints & FILL) >> FILL_SHIFT)
+    }
+
+    /// Whether the block is to be brought into the cache, by a promotion or a fill.
+    #[must_use]
+    #[inline(always)]
+    pub const fn caches(hints: u8) -> bool {
+        hints & PROMOTE != 0 || (hints & FILL != 0 && hints & WRITE == 0)
+    }
 }
 
 impl Decision {
@@ -167,6 +226,16 @@ impl Decision {
         }
     }
 
+    /// The same decision for the policy's own reason `code`, counted in [`map::CODES`](crate::map::CODES).
+    #[must_use]
+    pub fn because(self, code: impl Into<u8>) -> Self {
+        Self {
+            reason: Reason::User,
+            code: code.into(),
+            ..self
+        }
+    }
+
     /// Adds these [`hint`] bits.
     #[must_use]
     pub const fn with_hints(self, hints: u8) -> Self {
@@ -193,9 +262,40 @@ impl Decision {
     /// effect on operations other than reads.
     #[must_use]
     pub const fn fill(self, extent: Extent, priority: Priority) -> Self {
-        let others = self.hints & !(hint::FILL | hint::PRIORITY | hint::PROMOTE);
+        let others = self.hints & !(hint::FILL | hint::WRITE | hint::PRIORITY | hint::PROMOTE);
         Self {
             hints: others | (extent as u8) << hint::FILL_SHIFT | (priority as u8) << hint::PRIORITY_SHIFT,
+            ..self
+        }
+    }
+
+    /// Also lets this write end in the cache alone: it is answered when the slot has it, and reaches the backing device
+    /// later. Without write-back, or where the cache cannot take it, it goes [through](Self::through).
+    ///
+    /// This and the next two are for writes: they replace a [`fill`](Self::fill), and have no effect on other operations.
+    /// A write whose decision has none of them ends as the cache's mode says.
+    #[must_use]
+    pub const fn back(self) -> Self {
+        self.write(WriteMode::Back)
+    }
+
+    /// Also writes to the backing device, and to the cache what is cached of the block. See [`back`](Self::back).
+    #[must_use]
+    pub const fn through(self) -> Self {
+        self.write(WriteMode::Through)
+    }
+
+    /// Also writes to the backing device alone; what was cached of the range no longer is. What is dirty goes to the cache
+    /// nevertheless. See [`back`](Self::back).
+    #[must_use]
+    pub const fn around(self) -> Self {
+        self.write(WriteMode::Around)
+    }
+
+    const fn write(self, mode: WriteMode) -> Self {
+        let others = self.hints & !hint::FILL;
+        Self {
+            hints: others | hint::WRITE | (mode as u8) << hint::FILL_SHIFT,
             ..self
         }
     }
@@ -223,7 +323,7 @@ impl Decision {
         verdict >= Verdict::Passthrough as u32
             && verdict <= Verdict::Slow as u32
             && reason < Reason::BadAnswer as u32
-            && packed >> 16 & 0xff & !(hint::ALL as u32) == 0
+            && hint::is_defined(packed.to_le_bytes()[2])
             && (packed >> 24 == 0 || reason == Reason::User as u32)
     }
 
@@ -232,7 +332,7 @@ impl Decision {
     pub const fn unpack(packed: u32) -> Option<Self> {
         let [verdict, reason, hints, code] = packed.to_le_bytes();
         match (Verdict::parse(verdict), Reason::parse(reason)) {
-            (Some(verdict), Some(reason)) if hints & !hint::ALL == 0 => Some(Self {
+            (Some(verdict), Some(reason)) if hint::is_defined(hints) => Some(Self {
                 verdict,
                 reason,
                 hints,
@@ -321,13 +421,52 @@ mod tests {
             Priority::Low as u8
         );
         assert!(Decision::is_answer(fill.pack()));
-        assert!(!Decision::is_answer(fill.with_hints(1 << 7).pack()));
+        let nothing = Decision::pass().with_hints(hint::WRITE).pack();
+        assert!(!Decision::is_answer(nothing));
         assert_eq!(Extent::parse(0), None);
         assert_eq!(Decision::unpack(fill.pack()), Some(fill));
-        assert_eq!(Decision::unpack(fill.with_hints(1 << 7).pack()), None);
+        assert_eq!(Decision::unpack(nothing), None);
         assert_eq!(
             Decision::unpack(Decision::BAD_ANSWER.pack()),
             Some(Decision::BAD_ANSWER)
         );
+    }
+
+    #[test]
+    fn where_a_write_ends_takes_the_place_of_a_fill_alone() {
+        let fill = Decision::pass().fill(Extent::Around, Priority::High);
+        for (decision, mode) in [
+            (fill.back(), WriteMode::Back),
+            (fill.through(), WriteMode::Through),
+            (fill.back().around(), WriteMode::Around),
+        ] {
+            assert_eq!(hint::write_mode(decision.hints), Some(mode));
+            assert_eq!(hint::extent(decision.hints), None);
+            assert!(!hint::caches(decision.hints));
+            assert_eq!(
+                decision.hints & hint::PRIORITY,
+                fill.hints & hint::PRIORITY,
+                "a promotion may follow"
+            );
+            assert!(hint::caches(decision.promote(Priority::Low).hints));
+            assert!(Decision::is_answer(decision.pack()));
+            assert_eq!(Decision::unpack(decision.pack()), Some(decision));
+        }
+        assert_eq!(fill.back().fill(Extent::Around, Priority::High), fill);
+        assert_eq!(
+            (hint::write_mode(fill.hints), hint::caches(fill.hints)),
+            (None, true)
+        );
+        assert!(!hint::caches(0) && !hint::is_defined(hint::WRITE));
+    }
+
+    /// Objects that were built before writes had modes must mean the same as then.
+    #[test]
+    fn no_hints_of_before_name_a_mode() {
+        for hints in 0..hint::WRITE {
+            assert!(hint::is_defined(hints));
+            assert_eq!(hint::write_mode(hints), None);
+            assert_eq!(hint::extent(hints), Extent::parse(hints >> hint::FILL_SHIFT));
+        }
     }
 }

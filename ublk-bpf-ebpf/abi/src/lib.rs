@@ -54,20 +54,37 @@ mod decision;
 mod histograms;
 mod index;
 mod request;
+mod state;
 mod trace;
 
 pub use asked::{ANSWERED, ASKED, ASKER_GLOBAL, Question};
 pub use compared::{AboutShadow, Compared};
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
-pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
+pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, WriteMode, hint};
 pub use histograms::{Issue, Latencies, Latency, Sizes, log2};
 pub use index::{BlockState, DirtyEntry, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
+pub use state::CacheState;
 pub use trace::{EndedRecord, TraceRecord};
 
 /// Version of this interface. A server does not take over pinned maps and programs of another version.
 pub const ABI_VERSION: u32 = 4;
+
+/// Version of the part of this interface that a policy's object is compiled with: [`Request`], the packed [`Decision`]
+/// and the meaning of their numbers.
+///
+/// It changes when an object that was built before would misread a request or be misread, and not when something is
+/// added at the end of [`Request`] or to what a [`Decision`] may say. An object states it as a little-endian number in
+/// [`POLICY_ABI_SECTION`]; one without that section is of version 1.
+pub const POLICY_ABI_VERSION: u32 = 1;
+
+/// The section of a policy's object with its [`POLICY_ABI_VERSION`].
+pub const POLICY_ABI_SECTION: &str = "ublk_bpf_abi";
+
+/// The variable of a policy's object that lists its own reasons: an array of an enum, whose names its type information
+/// has.
+pub const POLICY_REASONS: &str = "UBLK_BPF_REASONS";
 
 /// Bytes in a sector, the unit of all addresses and lengths in the block layer and ublk.
 pub const SECTOR_SIZE: u64 = 512;
@@ -90,8 +107,14 @@ pub mod map {
     /// Array of `u64`, mmapable, one byte per block: byte `block % 8` of word `block / 8` counts reads of the block.
     /// Incremented by the classifier, halved periodically by the server.
     pub const HEAT: &str = "heat";
+    /// `dirty[slot]`: array of [`DirtyEntry`](crate::DirtyEntry), mmapable, of the server alone: what of each slot the
+    /// backing device lacks. It is pinned so that the next server knows. One entry without write-back.
+    pub const DIRTY: &str = "dirty";
     /// Array of one [`CacheCounters`](crate::CacheCounters), mmapable, written by the server.
     pub const CACHE: &str = "cache";
+    /// Array of one [`CacheState`](crate::CacheState), written by the server, read by policies alone: the map of this name of
+    /// a policy object is this one.
+    pub const STATE: &str = "ublk_cache";
     /// `codes[code]`: per-CPU array of `u64`: number of decisions with this reason of the policy's own.
     pub const CODES: &str = "codes";
     /// `issues[qid * depth + tag]`: array of [`Issue`](crate::Issue), of the histograms' two programs.
@@ -139,6 +162,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Latencies, slow) == Verdict::Slow as usize * Latency::WORDS * 8);
     assert!(size_of::<Sizes>() == Sizes::WORDS * 8);
     assert!(size_of::<IndexEntry>() == 8);
+    assert!(size_of::<CacheState>() == 8);
     assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
     assert!(size_of::<TraceRecord>() == 64);
     assert!(core::mem::offset_of!(TraceRecord, op_and_advice) == 20);

@@ -61,6 +61,10 @@ pub mod request_flags {
     /// The block is cached, but not all of the request: some of its regions were never filled, or are being written.
     /// [`Verdict::Hit`](crate::Verdict::Hit) would serve the others from the cache. Never set with [`CACHED`].
     pub const PARTLY_CACHED: u32 = 1 << 8;
+    /// The block has, or is about to have, data in the cache that the backing device lacks; not necessarily in the
+    /// request's own range. Of a discard or write-zeroes, the first block is looked at. Set with [`CACHED`] or
+    /// [`PARTLY_CACHED`].
+    pub const DIRTY: u32 = 1 << 9;
 }
 
 /// A request as the policy sees it: the argument of [`POLICY_FUNCTION`](crate::POLICY_FUNCTION).
@@ -156,6 +160,21 @@ impl Request {
     #[inline(always)]
     pub const fn is_partly_cached(&self) -> bool {
         self.has(request_flags::PARTLY_CACHED)
+    }
+
+    /// Whether its block is dirty ([`request_flags::DIRTY`]): the cache has data of it that the backing device lacks, in the
+    /// request's own range or beside it. A write of what is dirty goes to the cache, whatever the policy says.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_dirty(&self) -> bool {
+        self.has(request_flags::DIRTY)
+    }
+
+    /// Whether it has to be durable when it ends ([`request_flags::FUA`]).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_fua(&self) -> bool {
+        self.has(request_flags::FUA)
     }
 
     /// Whether the file system marked it as metadata ([`request_flags::META`]).

@@ -70,6 +70,18 @@ fn comm_words() -> [u64; 2] {
     unsafe { words.assume_init() }
 }
 
+/// A cgroup, as a key of a map: `ublk-bpf policy map` reads and prints it as a path.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CgroupId(pub u64);
+
+/// The thread's cgroup, as a key of a map.
+#[must_use]
+#[inline(always)]
+pub fn cgroup() -> CgroupId {
+    CgroupId(cgroup_id())
+}
+
 /// ID of the thread's cgroup (version 2): the inode number of its directory, `stat -c %i /sys/fs/cgroup/NAME`.
 #[must_use]
 #[inline(always)]

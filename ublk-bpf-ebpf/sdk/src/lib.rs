@@ -24,18 +24,23 @@
 //! `--allow-lossy`.
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+pub mod cache;
 pub mod current;
 pub mod maps;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;
+mod reasons;
 #[cfg(not(target_arch = "bpf"))]
 pub mod testkit;
 
 #[cfg(target_arch = "bpf")]
 pub use aya_ebpf as bpf;
+pub use cache::CacheView;
+pub use current::CgroupId;
 pub use maps::{Array, LruTable, Table};
 pub use ublk_bpf_abi::{
-    Decision, Extent, FaultRange, Op, Priority, Reason, Request, SECTOR_SIZE, Verdict, hint, request_flags,
+    CacheState, Decision, Extent, FaultRange, Op, POLICY_ABI_VERSION, Priority, Reason, Request, SECTOR_SIZE,
+    Verdict, WriteMode, hint, request_flags,
 };
 
 /// Makes a function `fn(&Request) -> Decision` the entry point of this crate's BPF object.
@@ -53,13 +58,21 @@ macro_rules! policy {
         #[unsafe(no_mangle)]
         #[unsafe(link_section = "freplace/policy")]
         extern "C" fn policy(request: *const $crate::Request) -> u32 {
+            // With its type: a function of another one is refused here, not for what is done with its result.
+            const DECIDE: fn(&$crate::Request) -> $crate::Decision = $decide;
             // SAFETY: The verifier accepts this access because the caller passes a whole `Request` or null, and
             // `as_ref` checks for null.
             match unsafe { request.as_ref() } {
-                Some(request) => $decide(request).pack(),
+                Some(request) => $crate::Decision::pack(DECIDE(request)),
                 None => 0,
             }
         }
+
+        /// The version of the interface that this object is compiled with, which ublk-bpf checks.
+        #[cfg(target_arch = "bpf")]
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = "ublk_bpf_abi")]
+        static UBLK_BPF_ABI: [u8; 4] = $crate::POLICY_ABI_VERSION.to_le_bytes();
 
         /// The licence that the kernel reads.
         #[cfg(target_arch = "bpf")]
@@ -94,6 +107,11 @@ macro_rules! policy {
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// Compiles the program of the page on crates.io.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// Compiles the programs of the guide.
 #[cfg(doctest)]

@@ -1,4 +1,4 @@
-//! A policy on the host: its function with the maps and the task of a thread, and the program that replays traces with
+//! A policy on the host: its function with the maps, the task and the cache of a thread, and the program that replays traces with
 //! it.
 
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ublk_bpf_core::replay::{NativePolicy, Progress, ReplayJob, Row, Task};
 
-use crate::{Decision, Request, current, maps};
+use crate::{CacheState, Decision, Request, cache, current, maps};
 
 /// A policy's function, for a replay. [`policy!`](crate::policy!) makes one of each policy, `NATIVE_POLICY`.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,9 @@ impl NativePolicy for Native {
         maps::clear();
     }
 
-    fn decide(&self, task: &Task, request: &Request) -> Decision {
+    fn decide(&self, task: &Task, request: &Request, state: CacheState) -> Decision {
         current::set(*task);
+        cache::set(state);
         (self.0)(request)
     }
 }

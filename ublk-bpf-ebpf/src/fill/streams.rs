@@ -6,35 +6,40 @@ use ublk_bpf_policy::{Array, Request, map};
 const STREAMS: u32 = 256;
 
 map! {
-    /// The runs, each in the place of the sector where it continues.
-    static STREAM: Array<Stream, { STREAMS as usize }> = "streams";
+    /// The runs of reads, each in the place of the sector where it continues.
+    pub(crate) static READS: Streams = "streams";
+    /// Those of writes that may go around the cache.
+    pub(crate) static WRITES: Streams = "write_streams";
 }
 
-/// A run of reads, each starting where the previous one ended.
+/// Runs by the sector where they continue.
+type Streams = Array<Stream, { STREAMS as usize }>;
+
+/// A run of requests, each starting where the previous one ended.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Stream {
+pub(crate) struct Stream {
     /// The sector where it continues. 0: none does.
     next: u64,
     /// The sector where it began.
     start: u64,
-    /// The block of the latest read.
+    /// The block of the latest request.
     block: u64,
 }
 
-/// A read's position in its run.
+/// A request's position in its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
-    /// Length of the run so far, this read included, in sectors.
+    /// Length of the run so far, this request included, in sectors.
     pub(crate) sectors: u64,
-    /// The previous read of the run was in the same block: this one is the same visit.
+    /// The previous request of the run was in the same block: this one is the same visit.
     pub(crate) is_same_visit: bool,
 }
 
-/// Adds a read to its run.
+/// Adds a request to its run.
 #[inline(always)]
-pub(crate) fn track(request: &Request) -> Position {
-    let known = STREAM.get(place(request.sector));
+pub(crate) fn track(streams: &Streams, request: &Request) -> Position {
+    let known = streams.get(place(request.sector));
     let known = known.filter(|stream| stream.next == request.sector && stream.next > 0);
     let start = known.map_or(request.sector, |stream| stream.start);
     let stream = Stream {
@@ -42,7 +47,7 @@ pub(crate) fn track(request: &Request) -> Position {
         start,
         block: request.block,
     };
-    STREAM.set(place(request.end()), &stream);
+    streams.set(place(request.end()), &stream);
     Position {
         sectors: request.end() - start,
         is_same_visit: known.is_some_and(|stream| stream.block == request.block),

@@ -29,10 +29,10 @@ use std::time::Duration;
 
 use ublk_bpf_abi::regions;
 use ublk_bpf_core::cache::{Mode, PromoteLimits, Shape};
-use ublk_bpf_core::replay::{DEFAULT_RATE, OwnedDevice, Pace, PlacedRequest, split};
+use ublk_bpf_core::replay::{Counts, DEFAULT_RATE, OwnedDevice, Pace, PlacedRequest, split};
 
 use self::places::Places;
-use crate::{Decision, Priority, Request, SECTOR_SIZE, current};
+use crate::{CacheState, Decision, Priority, Request, SECTOR_SIZE, cache, current};
 
 pub use self::report::{Report, Share};
 pub use self::trace::{Trace, ZIPF_SECTORS};
@@ -115,6 +115,14 @@ impl Kit {
         self.emptied()
     }
 
+    /// Lets writes end in the cache alone unless the policy says otherwise, and empties the cache. The mover cleans as that
+    /// of the server does by default.
+    #[must_use]
+    pub fn write_back(mut self) -> Self {
+        self.shape.mode = Mode::WriteBack;
+        self.emptied()
+    }
+
     /// Sets the eviction algorithm and empties the cache.
     #[must_use]
     pub fn eviction(mut self, algorithm: Algorithm) -> Self {
@@ -167,7 +175,9 @@ impl Kit {
             }
         }
         let after = self.moved();
-        (report.promoted, report.evicted) = (after.0 - before.0, after.1 - before.1);
+        report.promoted = after.promoted - before.promoted;
+        report.evicted = after.evicted - before.evicted;
+        report.absorbed = after.absorbed - before.absorbed;
         report
     }
 
@@ -175,6 +185,16 @@ impl Kit {
     #[must_use]
     pub fn is_cached(&self, sector: u64) -> bool {
         self.priority_of(sector).is_some()
+    }
+
+    /// Whether the cache has data of this sector that the backing device lacks.
+    #[must_use]
+    pub fn is_dirty(&self, sector: u64) -> bool {
+        let (Some(block), Some(device)) = (self.places.find(sector), &self.device) else {
+            return false;
+        };
+        let within = sector % self.block_sectors();
+        device.with(|device| device.is_dirty(block, within..within + 1))
     }
 
     /// The priority of the block of this sector, if the sector is cached.
@@ -201,15 +221,15 @@ impl Kit {
         (1 << self.shape.shift) / SECTOR_SIZE
     }
 
-    /// Blocks promoted and evicted so far.
-    fn moved(&self) -> (u64, u64) {
-        let counts = self.device.as_ref().map(OwnedDevice::counts);
-        counts.map_or((0, 0), |counts| (counts.promoted, counts.evicted))
+    /// What happened on the device so far.
+    fn moved(&self) -> Counts {
+        self.device.as_ref().map(OwnedDevice::counts).unwrap_or_default()
     }
 
     fn issue(&mut self, pid: u32, mut request: Request, report: &mut Report) {
         let decide = &self.decide;
-        let mut decide = |request: &Request| {
+        let mut decide = |request: &Request, state| {
+            cache::set(state);
             let decision = decide(request);
             assert!(
                 Decision::is_answer(decision.pack()),
@@ -218,7 +238,7 @@ impl Kit {
             decision
         };
         let Some(device) = &mut self.device else {
-            let decision = decide(&request);
+            let decision = decide(&request, CacheState::default());
             report.request(pid, &request, decision, false);
             return;
         };
@@ -259,7 +279,11 @@ fn parts(request: &Request, block_sectors: u64) -> Vec<Request> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Op, Reason};
+    use crate::{Op, Reason, cache_view};
+
+    cache_view! {
+        static CACHE;
+    }
 
     fn greedy(request: &Request) -> Decision {
         if request.is_cached() && request.is_read() {
@@ -300,6 +324,92 @@ mod tests {
             kit.run(&trace);
             assert_eq!(kit.is_cached(0), stays);
         }
+    }
+
+    /// The first sector of a request says where it ends.
+    fn by_place(request: &Request) -> Decision {
+        let decision = greedy(request);
+        match request.sector >> 20 {
+            1 => decision.back(),
+            2 => decision.through(),
+            3 => decision.around(),
+            _ => decision,
+        }
+    }
+
+    #[test]
+    fn a_write_ends_where_the_policy_says() {
+        let kits = [
+            (Kit::new(by_place).write_back(), [true, true, false, false]),
+            (Kit::new(by_place), [false; 4]),
+            (Kit::new(by_place).write_around(), [false; 4]),
+        ];
+        for (mut kit, ends_in_cache) in kits {
+            for (place, expected) in (0..).zip(ends_in_cache) {
+                let sector = place << 20;
+                let report = kit.run(&Trace::new().write(sector, 8).flush());
+                assert_eq!(
+                    (report.absorbed, kit.is_dirty(sector)),
+                    (u64::from(expected), expected)
+                );
+                assert!(!kit.is_dirty(sector + 8), "another region");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_dirty_is_seen_and_stays_where_it_is() {
+        use std::cell::RefCell;
+        use std::rc::Rc;
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let log = Rc::clone(&seen);
+        let decide = move |request: &Request| {
+            let share = (CACHE.writes_back(), CACHE.dirty_per_mille());
+            log.borrow_mut()
+                .push((request.is_dirty(), request.is_cached(), share));
+            // The first write ends in the cache, and what follows of it does so nevertheless.
+            if request.is_dirty() {
+                Decision::pass().around()
+            } else {
+                Decision::pass()
+            }
+        };
+        let mut kit = Kit::new(decide).cache_blocks(100).write_back();
+        let trace = Trace::new()
+            .write(0, 8)
+            .write(0, 8)
+            .read(0, 8)
+            .read(8, 8)
+            .read(128, 8);
+        let report = kit.run(&trace);
+        assert_eq!((report.absorbed, report.hits), (2, 1), "{report}");
+        let share = |per_mille| (true, per_mille);
+        assert_eq!(
+            *seen.borrow(),
+            [
+                (false, false, share(0)),
+                (true, true, share(10)),
+                (true, true, share(10)),
+                (true, false, share(10)),
+                (false, false, share(10)),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_mover_cleans_what_is_beyond_the_limit() {
+        let mut kit = Kit::new(greedy).cache_blocks(100).write_back();
+        // A slot that was cleaned is free for another block once a commit has said so.
+        let rounds = (0..20).fold(Trace::new(), |trace, round| {
+            trace.sequential_writes(round * 50 * 128, 50 * 128).flush()
+        });
+        let report = kit.run(&rounds);
+        assert!(report.absorbed > 200, "{report}");
+        let dirty = (0..1000).filter(|block| kit.is_dirty(block * 128)).count();
+        assert!(dirty <= 50, "{dirty}");
+        // A discard waits until its blocks are clean.
+        kit.run(&Trace::new().discard(0, 1000 * 128));
+        assert!((0..1000).all(|block| !kit.is_dirty(block * 128)));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Report {
     pub promoted: u64,
     /// Blocks evicted to make room.
     pub evicted: u64,
+    /// Writes that ended in the cache alone.
+    pub absorbed: u64,
     /// Decisions by reason.
     pub reasons: BTreeMap<Reason, u64>,
     /// Decisions by the policy's own reasons.
@@ -100,6 +102,9 @@ impl fmt::Display for Report {
         let ratio = self.hit_ratio() * 100.0;
         write!(f, "{} hits, {} misses ({ratio:.1} %), ", self.hits, self.misses)?;
         write!(f, "{} promoted, {} evicted", self.promoted, self.evicted)?;
+        if self.absorbed > 0 {
+            write!(f, ", {} absorbed", self.absorbed)?;
+        }
         for (reason, count) in &self.reasons {
             write!(f, ", {} {count}", reason.name())?;
         }
