@@ -3,6 +3,7 @@
 use ublk_bpf_abi::{BlockState, IndexEntry};
 
 use super::blocks::{Blocks, granules, is_in, update};
+use super::seam::{self, Rule};
 use super::word::Word;
 
 /// Regions that a write covers.
@@ -88,7 +89,8 @@ impl<W: Word> Blocks<'_, W> {
             return BackAttempt::Busy;
         }
         let mut entry = IndexEntry(word.load());
-        while is_in(entry, slot)
+        while self.dirty.is_open(block)
+            && is_in(entry, slot)
             && !self.leaves_a_gap(entry.hidden(), covered)
             && entry.writers() < IndexEntry::MAX_WRITERS
         {
@@ -98,7 +100,8 @@ impl<W: Word> Blocks<'_, W> {
             match word.compare_exchange(entry.0, marked.0) {
                 Ok(()) => {
                     let invalid = entry.hidden() & touched;
-                    let before = self.dirty.begin(&self.slots, slot, block, touched & !invalid);
+                    let dirty = dirty_first(touched, invalid);
+                    let before = self.dirty.begin(&self.slots, slot, block, dirty);
                     return BackAttempt::Begun(Back {
                         slot,
                         was_dirty: before.dirty() & touched,
@@ -139,11 +142,12 @@ impl<W: Word> Blocks<'_, W> {
         let touched = covered.touched;
         self.slots.give_claimed(slot, block, touched);
         let writing = IndexEntry::new(BlockState::Dirty, slot).with_writers(1, covered.all);
-        if word.compare_exchange(IndexEntry::ABSENT.0, writing.0).is_err() {
+        if !self.dirty.is_open(block) || word.compare_exchange(IndexEntry::ABSENT.0, writing.0).is_err() {
             self.slots.release(slot, touched);
             return BackAttempt::Lost(slot);
         }
-        self.dirty.begin(&self.slots, slot, block, 0);
+        self.dirty
+            .begin(&self.slots, slot, block, dirty_first(touched, touched));
         BackAttempt::Begun(Back {
             slot,
             was_dirty: 0,
@@ -203,6 +207,9 @@ impl<W: Word> Blocks<'_, W> {
         let is_clean = entry.writers() == 0
             && self.dirty.of(slot) == 0
             && self.swap(block, entry, entry.in_state(BlockState::Present));
+        if is_clean && seam::is_left_out(Rule::HeldByLog) {
+            self.dirty.release(&self.slots, slot);
+        }
         self.release(slot, all);
         is_clean
     }
@@ -239,6 +246,19 @@ impl<W: Word> Blocks<'_, W> {
     /// These regions are durable on the backing device, as they were in that generation: they are clean, unless a write of the
     /// slot has begun since. [`settle`](Self::settle) follows.
     pub(super) fn end_clean(&self, slot: u32, (regions, generation): (u16, u32)) {
-        self.dirty.remove(slot, regions, Some(generation));
+        let generation = (!seam::is_left_out(Rule::SameGeneration)).then_some(generation);
+        self.dirty.remove(slot, regions, generation);
     }
+}
+
+/// The regions that are dirty as soon as a write begins. What is valid differs from the backing device with the first byte that
+/// changes. What is not has nothing that is worth keeping before the last one.
+fn dirty_first(touched: u16, invalid: u16) -> u16 {
+    if seam::is_left_out(Rule::DirtyFirst) {
+        return 0;
+    }
+    if seam::is_left_out(Rule::DirtyWhenWritten) {
+        return touched;
+    }
+    touched & !invalid
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use super::word::zeroed;
+
 /// A set of numbers below a bound. Above the bits is a level with a bit for each word that is not 0, and so on up to one
 /// word: a walk skips what is empty, and costs nothing if all is.
 ///
@@ -19,7 +21,7 @@ impl Bits {
         let mut levels = Vec::new();
         let mut words = len.div_ceil(64).max(1);
         loop {
-            levels.push((0..words).map(|_| AtomicU64::new(0)).collect());
+            levels.push(zeroed(words));
             if words == 1 {
                 return Self { levels };
             }

@@ -6,6 +6,7 @@
 use ublk_bpf_abi::{BlockState, IndexEntry, REGIONS};
 
 use super::dirty::DirtyMap;
+use super::seam::{self, Rule};
 use super::slots::SlotTable;
 use super::waiters::Waiters;
 use super::word::{AtomicU64, Word};
@@ -135,7 +136,7 @@ impl<'m, W: Word> Blocks<'m, W> {
             return None;
         }
         // Only the holder of a claim makes its regions dirty.
-        let is_clean = self.dirty.of(slot) & regions == 0;
+        let is_clean = self.dirty.of(slot) & regions == 0 || seam::is_left_out(Rule::StickyDirty);
         while is_clean && is_in(entry, slot) && entry.writers() < IndexEntry::MAX_WRITERS {
             let marked = entry.with_writers(entry.writers() + 1, entry.hidden() | regions);
             match word.compare_exchange(entry.0, marked.0) {
@@ -161,14 +162,15 @@ impl<'m, W: Word> Blocks<'m, W> {
     /// Marks a change of the block that the cache does not follow. Returns whether the block was present, or `None` if it is
     /// dirty: then nothing was done.
     pub(super) fn begin_discard(word: &W) -> Option<bool> {
+        let keeps = |entry: IndexEntry| entry.is_dirty() && !seam::is_left_out(Rule::DiscardsWait);
         let before = update(word, |entry| {
             debug_assert!(entry.writers() < IndexEntry::MAX_WRITERS);
-            if entry.is_dirty() {
+            if keeps(entry) {
                 return entry;
             }
             entry.invalidated().with_writers(entry.writers() + 1, 0)
         });
-        (!before.is_dirty()).then(|| before.is_present())
+        (!keeps(before)).then(|| before.is_present())
     }
 
     /// Ends it.
@@ -305,7 +307,12 @@ impl<'m, W: Word> Blocks<'m, W> {
         let left = entry.hidden() & !valid;
         // The regions beside a hidden one are hidden with it, though the slot has them: it is not written where it may be
         // read, and a fill writes whole granules.
-        let hidden = (left | granules(self.granule, |granule| granule & left & !others != 0)) & all;
+        let beside = if left == 0 {
+            0
+        } else {
+            granules(self.granule, |granule| granule & left & !others != 0)
+        };
+        let hidden = (left | beside) & all;
         // Only the slot has what is dirty.
         let hidden = hidden & !self.dirty.of(slot);
         if hidden == all && others == 0 {

@@ -1,77 +1,100 @@
 //! Cleaning: dirty regions are copied to the backing device, and are clean once that has them durably.
 //!
-//! A copy is one run of adjacent dirty regions of a block. It is read from the slot, and written to the backing device if no
-//! write of the slot has begun meanwhile. One flush of the backing device ends all copies that were written before it was
-//! issued; a region that was written again since its copy began stays dirty.
+//! A copy is one [run](run::Run) of adjacent dirty regions, of one block or of several. It is read from the slots, and written to the
+//! backing device as far as no write of the slots has begun meanwhile. One flush of the backing device ends all copies that were
+//! written before it was issued; a region whose slot was written again since its copy began stays dirty.
+
+mod failing;
+mod run;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use self::failing::Failures;
+use self::run::{Piece, Run};
 use super::blocks::first_run;
-use super::fills::Fill;
+use super::seam::{self, Rule};
 use super::shared::Cache;
 use crate::errno::Errno;
 
+pub use self::failing::CleanFailure;
+pub(super) use self::run::longest;
+
 /// Copies in flight at once.
 pub(super) const MAX_COPIES: usize = 16;
-/// Copies that wait for a flush, at most.
-const MAX_WRITTEN: usize = 64;
+/// Pieces of copies that wait for a flush, at most. At half of them, one is due.
+const MAX_WRITTEN: usize = 1024;
+/// How long a copy waits for others to share its flush.
+const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// How often an operation is issued again, after an interruption or a short transfer.
 const MAX_RETRIES: u8 = 16;
-
-/// A block that could not be cleaned is tried again after so long, then after twice as long each time, up to 64 times.
-const RETRY: Duration = Duration::from_secs(1);
-const MAX_DOUBLINGS: u32 = 6;
 
 /// What there is to clean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Want {
-    /// Only what requests wait for.
+    /// Only what requests wait for. What was copied is flushed.
     Urgent,
-    /// All that is dirty, in the order of its addresses.
+    /// The same, but more will follow: what was copied may wait.
+    Pause,
+    /// All that is dirty, in the order of its addresses; a copy has so many bytes at most, but is at least one block's.
+    Some(u32),
+    /// All that is dirty, as fast as the devices can.
     All,
 }
 
 /// An operation of a copy, or the flush for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CleanIo {
-    /// From the cache device to the buffer of a copy.
-    Load { copy: usize, offset: u64, len: u32 },
-    /// From there to the backing device.
+    /// From the cache device to the buffer of a copy, `skip` bytes behind its start.
+    Load {
+        copy: usize,
+        offset: u64,
+        skip: u32,
+        len: u32,
+    },
+    /// From the start of the buffer to the backing device.
     Store { copy: usize, offset: u64, len: u32 },
     /// Flush the backing device.
     Flush,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Copy {
-    span: Fill,
-    generation: u32,
-    is_loaded: bool,
-    retries: u8,
-}
-
-/// A block that cannot be cleaned.
-#[derive(Clone, Copy, Debug, Default)]
-struct Failing {
-    tries: u32,
-    until: Duration,
+/// What the cleaner has done since it was last asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CleanCounts {
+    /// Bytes of copies that have begun.
+    pub(super) begun: u64,
+    /// Bytes that have become clean.
+    pub(super) cleaned: u64,
+    /// Writes to the backing device.
+    pub(super) writes: u64,
+    /// Flushes of it.
+    pub(super) flushes: u64,
+    /// Operations that failed, and are done again later.
+    pub(super) errors: u64,
 }
 
 /// The copies of one device's mover.
 #[derive(Debug)]
 pub(super) struct Cleaner<'c, 'm> {
     cache: &'c Cache<'m>,
-    copies: [Option<Copy>; MAX_COPIES],
-    /// Copies that the backing device has, in the order of their completion.
-    written: Vec<Copy>,
+    copies: [Option<Run>; MAX_COPIES],
+    /// Pieces that the backing device has, in the order of their completion.
+    written: Vec<Piece>,
+    /// When the first of these was.
+    written_at: Duration,
     /// How many of these the flush in flight is for.
     flushing: usize,
+    /// Requests wait for something that is written.
+    is_flush_due: bool,
+    /// The regions of blocks that are in `copies` or `written`: two copies of a region at once could be written in the wrong
+    /// order.
+    copied: HashMap<u32, u16>,
     /// Ranges that requests wait for.
     urgent: Vec<(u32, u32)>,
     /// Where the next copy is looked for.
     hand: u32,
-    failing: HashMap<u32, Failing>,
+    failures: Failures,
+    counts: CleanCounts,
     now: Duration,
     /// The last look for something to clean found nothing that may begin.
     is_through: bool,
@@ -81,12 +104,16 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     pub(super) fn new(cache: &'c Cache<'m>) -> Self {
         Self {
             cache,
-            copies: [None; MAX_COPIES],
-            written: Vec::with_capacity(MAX_WRITTEN + MAX_COPIES),
+            copies: [const { None }; MAX_COPIES],
+            written: Vec::new(),
+            written_at: Duration::ZERO,
             flushing: 0,
+            is_flush_due: false,
+            copied: HashMap::new(),
             urgent: Vec::new(),
             hand: 0,
-            failing: HashMap::new(),
+            failures: Failures::default(),
+            counts: CleanCounts::default(),
             now: Duration::ZERO,
             is_through: false,
         }
@@ -104,7 +131,17 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     /// What has failed may be tried again at once.
     pub(super) fn retry(&mut self) {
         self.is_through = false;
-        self.failing.values_mut().for_each(|of| of.until = Duration::ZERO);
+        self.failures.retry();
+    }
+
+    pub(super) fn take_counts(&mut self) -> CleanCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// When [`next`](Self::next) has a flush, though nothing else is wanted.
+    pub(super) fn flush_at(&self) -> Option<Duration> {
+        let is_waiting = self.flushing == 0 && !self.written.is_empty();
+        is_waiting.then(|| self.written_at + FLUSH_AFTER)
     }
 
     /// The next operation to carry out; `None`: nothing is wanted, or all that may be is in flight.
@@ -112,25 +149,44 @@ impl<'c, 'm> Cleaner<'c, 'm> {
         self.now = now;
         self.is_through = false;
         self.take_urgent();
+        let is_flush_due = self.is_flush_due
+            || self.written.len() >= MAX_WRITTEN / 2
+            || self.flush_at().is_some_and(|then| then <= now);
+        if is_flush_due && let Some(flush) = self.flush() {
+            return Some(flush);
+        }
         let free = self.copies.iter().position(Option::is_none);
         if let Some(copy) = free.filter(|_| self.written.len() < MAX_WRITTEN)
             && let Some(begun) = self.begin(want)
         {
-            self.copies[copy] = Some(begun);
-            return Some(begun.io(copy));
+            self.counts.begun += u64::from(begun.length());
+            return Some(self.copies[copy].insert(begun).io(copy));
+        }
+        if !self.urgent.is_empty() {
+            // What they wait for is written, or is being copied.
+            return self.flush();
         }
         self.is_through = want == Want::All;
+        if matches!(want, Want::Pause | Want::Some(_)) {
+            return None;
+        }
         self.finish()
     }
 
     /// The flush that ends what was copied; no other copy begins.
     pub(super) fn finish(&mut self) -> Option<CleanIo> {
         // Many copies share a flush: all that can be begun have begun.
-        let may_flush = self.flushing == 0 && self.copies.iter().all(Option::is_none);
-        if !may_flush || self.written.is_empty() {
+        let is_alone = self.copies.iter().all(Option::is_none);
+        if is_alone { self.flush() } else { None }
+    }
+
+    fn flush(&mut self) -> Option<CleanIo> {
+        if self.flushing > 0 || self.written.is_empty() {
             return None;
         }
+        self.is_flush_due = false;
         self.flushing = self.written.len();
+        self.counts.flushes += 1;
         Some(CleanIo::Flush)
     }
 
@@ -149,71 +205,117 @@ impl<'c, 'm> Cleaner<'c, 'm> {
         }
     }
 
-    fn begin(&mut self, want: Want) -> Option<Copy> {
+    fn begin(&mut self, want: Want) -> Option<Run> {
         let mut urgent = std::mem::take(&mut self.urgent);
         // A range is done with when nothing of it is dirty; what is being copied is not.
         let mut found = None;
         urgent.retain(|&(first, last)| {
             found.is_some() || {
-                let (copy, is_clean) = self.find(first, last);
-                found = copy;
+                let (piece, is_clean) = self.find(first, last);
+                found = piece;
                 !is_clean
             }
         });
         self.urgent = urgent;
-        if found.is_some() || want == Want::Urgent {
-            return found;
+        let longest = longest(self.cache.shape().shift);
+        if let Some(piece) = found {
+            return Some(self.join(piece, longest, true));
         }
+        let most = match want {
+            Want::Urgent | Want::Pause => return None,
+            Want::Some(bytes) => bytes.min(longest),
+            Want::All => longest,
+        };
         let (ahead, _) = self.find(self.hand, u32::MAX);
-        let found = ahead.or_else(|| self.find(0, self.hand).0);
-        self.hand = found.map_or(0, |copy| copy.span.block.saturating_add(1));
-        found
+        let piece = ahead.or_else(|| self.find(0, self.hand).0)?;
+        let run = self.join(piece, most, false);
+        self.hand = run.pieces.last().map_or(0, |piece| piece.span.block);
+        Some(run)
     }
 
     /// A copy that can begin now among these blocks, and whether none of them is dirty.
-    fn find(&mut self, first: u32, last: u32) -> (Option<Copy>, bool) {
-        let cache = self.cache;
-        let (blocks, dirty) = (&cache.blocks, &cache.blocks.dirty);
+    fn find(&mut self, first: u32, last: u32) -> (Option<Piece>, bool) {
+        let dirty = &self.cache.blocks.dirty;
         let mut is_clean = true;
         let mut from = first;
         while let Some(block) = dirty.blocks.next(from).filter(|&block| block <= last) {
             from = block + 1;
-            let failing = self.failing.get(&block);
-            if self.is_copied(block) || failing.is_some_and(|of| of.until > self.now) {
+            if self.failures.must_wait(block, self.now) {
                 is_clean = false;
                 continue;
             }
-            if let Some((slot, regions, generation)) = blocks.begin_clean(block) {
-                let span = self.cache.span(block, slot, first_run(regions));
-                let copy = Copy {
-                    span,
-                    generation,
-                    is_loaded: false,
-                    retries: 0,
-                };
-                return (Some(copy), false);
+            if let Some(piece) = self.piece(block) {
+                return (Some(piece), false);
             }
-            is_clean &= self.forget(block);
+            is_clean &= !self.copied.contains_key(&block) && self.forget(block);
         }
         (None, is_clean)
     }
 
-    /// Two copies of a block at once could be written in the wrong order.
-    fn is_copied(&self, block: u32) -> bool {
-        let copies = self.copies.iter().flatten().chain(&self.written);
-        copies.into_iter().any(|copy| copy.span.block == block)
+    /// The first run of the block's dirty regions that is neither being copied nor written.
+    fn piece(&self, block: u32) -> Option<Piece> {
+        let (slot, regions, generation) = self.cache.blocks.begin_clean(block)?;
+        // Two copies of a region at once could be written in the wrong order.
+        let is_free = seam::is_left_out(Rule::OneCopy);
+        let copied = self.copied.get(&block).copied().filter(|_| !is_free);
+        let free = regions & !copied.unwrap_or(0);
+        (free != 0).then(|| Piece {
+            span: self.cache.span(block, slot, first_run(free)),
+            generation,
+        })
+    }
+
+    /// A copy from this piece on, over what follows it on the backing device.
+    fn join(&mut self, piece: Piece, most: u32, is_urgent: bool) -> Run {
+        let mut run = Run::new(vec![piece], is_urgent);
+        let is_alone = self.failures.contain(piece.span.block);
+        let (mut last, mut length) = (piece, piece.span.length);
+        while !is_alone
+            && let Some(next) = self.follower(&last)
+            && length + next.span.length <= most
+        {
+            (last, length) = (next, length + next.span.length);
+            run.pieces.push(next);
+        }
+        for piece in &run.pieces {
+            *self.copied.entry(piece.span.block).or_default() |= piece.span.regions;
+        }
+        run
+    }
+
+    /// What is dirty right behind a piece, in the next block.
+    fn follower(&self, piece: &Piece) -> Option<Piece> {
+        let reaches_end = piece.span.regions & 1 << 15 != 0;
+        let block = piece.span.block.checked_add(1).filter(|_| reaches_end)?;
+        if !self.cache.blocks.dirty.blocks.contains(block) || self.failures.contain(block) {
+            return None;
+        }
+        self.piece(block).filter(|piece| piece.span.regions & 1 != 0)
+    }
+
+    /// A piece is copied no longer.
+    fn drop_piece(&mut self, piece: &Piece) {
+        if let Some(copied) = self.copied.get_mut(&piece.span.block) {
+            *copied &= !piece.span.regions;
+            if *copied == 0 {
+                self.copied.remove(&piece.span.block);
+            }
+        }
     }
 
     /// Takes a block out of the dirty ones, if it is not. Returns whether it is not.
     fn forget(&mut self, block: u32) -> bool {
         let cache = self.cache;
         let blocks = &cache.blocks;
-        if !blocks.settle(block, self.cache.regions_of(block)) {
+        if blocks.dirty_regions(block) != 0 {
+            return false;
+        }
+        // First: a write that still finds it stuck has a claim, and the block is not settled.
+        self.recover(block);
+        if !blocks.settle(block, cache.regions_of(block)) {
             return false;
         }
         blocks.dirty.blocks.remove(block);
-        cache.writeback.stuck.remove(block);
-        self.failing.remove(&block);
         // A write may have made it dirty since.
         let is_dirty = blocks.entry(block).is_dirty();
         if is_dirty {
@@ -236,66 +338,73 @@ impl<'c, 'm> Cleaner<'c, 'm> {
     }
 
     fn moved(&mut self, number: usize, len: u32, result: i32) -> Option<CleanIo> {
-        let mut copy = self.copies[number].take()?;
+        let mut run = self.copies[number].take()?;
         let is_whole = result.cast_unsigned() == len;
-        let may_retry = match Errno::of_result(result) {
-            None => true,
-            Some(errno) => matches!(errno, Errno::EAGAIN | Errno::EINTR),
-        };
-        if !is_whole && may_retry && copy.retries < MAX_RETRIES {
-            copy.retries += 1;
+        let errno = Errno::of_result(result);
+        let may_retry = matches!(errno, None | Some(Errno::EAGAIN | Errno::EINTR));
+        if !is_whole && may_retry && run.retries < MAX_RETRIES {
+            run.retries += 1;
         } else if !is_whole {
-            self.give_up(&copy);
+            self.fail(&mut run, errno.unwrap_or(Errno::EIO));
+        } else if run.is_loaded {
+            self.written(run);
             return None;
-        } else if copy.is_loaded {
-            self.written.push(copy);
-            return None;
-        } else if self.cache.blocks.is_same(copy.span.slot, copy.generation) {
-            copy.is_loaded = true;
-            copy.retries = 0;
         } else {
-            // What was read may be half of a write.
+            run.loaded += 1;
+            run.retries = 0;
+        }
+        if !run.is_loaded && run.loaded == run.pieces.len() {
+            self.cut(&mut run);
+            run.is_loaded = true;
+        }
+        if run.pieces.is_empty() {
             return None;
         }
-        self.copies[number] = Some(copy);
-        Some(copy.io(number))
+        let io = run.io(number);
+        self.counts.writes += u64::from(matches!(io, CleanIo::Store { .. }));
+        self.copies[number] = Some(run);
+        Some(io)
     }
 
-    /// A device has failed a copy: what is dirty stays so, and requests that wait for the block fail.
-    #[cold]
-    fn give_up(&mut self, copy: &Copy) {
-        let failing = self.failing.entry(copy.span.block).or_default();
-        failing.until = self.now + RETRY * (1 << failing.tries.min(MAX_DOUBLINGS));
-        failing.tries += 1;
-        self.cache.writeback.stuck.insert(copy.span.block);
-        self.cache.blocks.waiters.wake(copy.span.slot);
+    /// Leaves of a copy that was read only what comes before the first slot that has been written since: what was read of that
+    /// may be half of a write.
+    fn cut(&mut self, run: &mut Run) {
+        let blocks = &self.cache.blocks;
+        let is_same = |piece: &Piece| blocks.is_same(piece.span.slot, piece.generation);
+        let same = run.pieces.iter().take_while(|piece| is_same(piece)).count();
+        for piece in run.pieces.split_off(same) {
+            self.drop_piece(&piece);
+        }
+    }
+
+    fn written(&mut self, run: Run) {
+        if self.written.len() == self.flushing {
+            self.written_at = self.now;
+        }
+        self.is_flush_due |= run.is_urgent;
+        self.written.extend(run.pieces);
     }
 
     fn flushed(&mut self, result: i32) {
-        let copies: Vec<Copy> = self.written.drain(..std::mem::take(&mut self.flushing)).collect();
-        for copy in copies {
+        let pieces: Vec<Piece> = self.written.drain(..std::mem::take(&mut self.flushing)).collect();
+        if let Some(errno) = Errno::of_result(result) {
+            self.note_failure("flushing the backing device", errno, pieces.first());
+        }
+        for piece in pieces {
+            self.drop_piece(&piece);
             if result < 0 {
-                self.give_up(&copy);
+                self.give_up(&piece, false);
                 continue;
             }
-            let Fill {
-                block, slot, regions, ..
-            } = copy.span;
-            self.cache.blocks.end_clean(slot, (regions, copy.generation));
-            self.forget(block);
-        }
-    }
-}
-
-impl Copy {
-    const fn io(&self, copy: usize) -> CleanIo {
-        let len = self.span.length;
-        if self.is_loaded {
-            let offset = self.span.offset;
-            CleanIo::Store { copy, offset, len }
-        } else {
-            let offset = self.span.slot_offset;
-            CleanIo::Load { copy, offset, len }
+            let span = piece.span;
+            self.counts.cleaned += u64::from(span.length);
+            let blocks = &self.cache.blocks;
+            blocks.end_clean(span.slot, (span.regions, piece.generation));
+            self.recover(span.block);
+            if !self.forget(span.block) {
+                // What waits for these regions only need not wait for the rest of the block.
+                self.cache.blocks.waiters.wake(span.slot);
+            }
         }
     }
 }

@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::log::{Checkpoint, LOG_BUFFER, Log, LogEntry, Placed};
+use super::log::{Checkpoint, Log, LogEntry, Placed};
 use super::pages::Pages;
+use super::seam::{self, Rule};
 use super::shared::Cache;
 use crate::errno::Errno;
 
@@ -122,9 +123,21 @@ impl Cache<'_> {
     /// flush.
     pub fn set_log(&self, log: Log, is_durable: bool) {
         let mut state = self.commits.lock();
+        state.buffer = Pages::new(log.record_bytes());
         state.log = Some(log);
         state.is_durable = is_durable;
-        state.buffer = Pages::new(LOG_BUFFER);
+    }
+
+    /// Takes the log away: nothing is committed from now on. For the end, when no other thread has the cache.
+    #[must_use]
+    pub fn take_log(&self) -> Option<Log> {
+        self.commits.lock().log.take()
+    }
+
+    /// What the backing device lacks, in ascending order of slots.
+    #[must_use]
+    pub fn dirty_entries(&self) -> Vec<LogEntry> {
+        self.entries(0, |slot| self.blocks.dirty.of(slot)).collect()
     }
 
     /// A FLUSH has arrived, or a write that must be durable has ended.
@@ -139,12 +152,16 @@ impl Cache<'_> {
         if state.succeeded >= ticket.0 {
             return CommitNext::Done;
         }
-        if state.running.is_some() || state.is_full {
-            // Under the lock, so that the end of the commit finds it.
+        let next = if state.running.is_some() || state.is_full {
+            CommitNext::Wait
+        } else {
+            self.lead(&mut state, scope)
+        };
+        if next == CommitNext::Wait {
+            // Under the lock, so that the end of the commit or of the checkpoint finds it.
             self.commits.waiting.fetch_or(1 << (queue % 64), Ordering::SeqCst);
-            return CommitNext::Wait;
         }
-        self.lead(&mut state, scope)
+        next
     }
 
     /// Leads a commit of everything, if none is in progress and there is something to commit. As for
@@ -168,23 +185,31 @@ impl Cache<'_> {
             number: state.begun,
             ..Commit::default()
         };
-        match self.own_entry(scope) {
+        let judged = state.failed.as_ref();
+        let judged = judged.filter(|_| !seam::is_left_out(Rule::FailedIsJudged));
+        match self.own_entry(scope).filter(|_| judged.is_none()) {
             Some(entry) => commit.entries = entry.into_iter().collect(),
             // The snapshot is taken before the flush is issued: what it says is in the slots by then.
             None => {
                 commit.is_whole = true;
                 commit.must_flush = self.writeback.is_unflushed.swap(false, Ordering::SeqCst);
-                commit.entries = self.snapshot();
+                commit.must_flush &= !state.is_durable;
+                if !(commit.must_flush && seam::is_left_out(Rule::SnapshotFirst)) {
+                    commit.entries = self.snapshot(judged);
+                }
             }
         }
-        commit.must_flush &= !state.is_durable;
         state.running = Some(commit);
         self.next(state)
     }
 
-    /// Every slot whose dirty regions are not those that the log has.
-    fn snapshot(&self) -> Vec<LogEntry> {
+    /// Every slot whose dirty regions are not those that the log has, or will have when the record is written that has failed.
+    fn snapshot(&self, failed: Option<&Record>) -> Vec<LogEntry> {
         let dirty = &self.blocks.dirty;
+        let logged = |slot| match failed.and_then(|record| record.of(slot)) {
+            Some(entry) => entry.dirty,
+            None => dirty.logged(slot),
+        };
         let mut entries = Vec::new();
         let mut from = 0;
         while let Some(slot) = dirty.changed.next(from) {
@@ -192,7 +217,10 @@ impl Cache<'_> {
             // First: a change after it is another commit's.
             dirty.changed.remove(slot);
             let now = dirty.of(slot);
-            if now == dirty.logged(slot) {
+            if now == 0 && seam::is_left_out(Rule::CleanIsRecorded) {
+                continue;
+            }
+            if now == logged(slot) {
                 self.release_slot(slot);
             } else if let Some(block) = self.blocks.slots.owner(slot) {
                 entries.push(LogEntry {
@@ -203,7 +231,9 @@ impl Cache<'_> {
             }
         }
         // First what is clean: a block may have another slot by now, and the log has it in one at any time.
-        entries.sort_by_key(|entry| entry.dirty != 0);
+        if !seam::is_left_out(Rule::CleanComesFirst) {
+            entries.sort_by_key(|entry| entry.dirty != 0);
+        }
         entries
     }
 
@@ -218,7 +248,11 @@ impl Cache<'_> {
         let touched = self.blocks.dirty_regions(block) & self.regions(offset, length);
         let logged = self.blocks.dirty.logged(slot);
         let new = touched & !logged;
-        if new & !self.whole_regions(offset, length) != 0 || (new != 0 && self.may_be_logged_elsewhere()) {
+        let is_part = new & !self.whole_regions(offset, length) != 0;
+        if is_part && !seam::is_left_out(Rule::OwnRegionsAreWhole) {
+            return None;
+        }
+        if new != 0 && self.may_be_logged_elsewhere() && !seam::is_left_out(Rule::OwnEntryIsLast) {
             return None;
         }
         Some((new != 0).then_some(LogEntry {
@@ -266,7 +300,8 @@ impl Cache<'_> {
         let Some(log) = log.as_mut().filter(|_| !rest.is_empty()) else {
             return self.succeed(state);
         };
-        let entries = rest[..rest.len().min(log.max_entries())].to_vec();
+        let most = log.max_entries().min(seam::most_entries());
+        let entries = rest[..rest.len().min(most)].to_vec();
         let Ok(placed) = log.append(&entries, buffer.bytes_mut()) else {
             return self.wait_for_room(state);
         };
@@ -274,6 +309,10 @@ impl Cache<'_> {
             // Until it is written, either may be true.
             let before = self.blocks.dirty.logged(entry.slot);
             self.blocks.dirty.set_logged(entry.slot, before | entry.dirty);
+            if seam::is_left_out(Rule::HeldByRecord) {
+                self.blocks.dirty.set_logged(entry.slot, entry.dirty);
+                self.release_slot(entry.slot);
+            }
         }
         let record = Record { placed, entries };
         let io = record.io();
@@ -296,7 +335,12 @@ impl Cache<'_> {
             return Err(errno);
         }
         match io {
-            CommitIo::Flush => commit.must_flush = false,
+            CommitIo::Flush => {
+                commit.must_flush = false;
+                if seam::is_left_out(Rule::SnapshotFirst) {
+                    commit.entries = self.snapshot(None);
+                }
+            }
             CommitIo::Record { .. } => {
                 let written = commit.record.take();
                 self.recorded(commit, written);
@@ -340,10 +384,12 @@ impl Cache<'_> {
         if commit.must_flush {
             self.writeback.is_unflushed.store(true, Ordering::SeqCst);
         }
-        for entry in &commit.entries[commit.at..] {
+        // If it has not come to writing that of an earlier commit, that is still to be written.
+        state.failed = commit.record.or_else(|| state.failed.take());
+        let failed = state.failed.iter().flat_map(|record| &record.entries);
+        for entry in commit.entries[commit.at..].iter().chain(failed) {
             self.blocks.dirty.changed.insert(entry.slot);
         }
-        state.failed = commit.record;
         self.wake_committers();
     }
 
@@ -352,6 +398,7 @@ impl Cache<'_> {
     fn wait_for_room(&self, state: &mut State) -> CommitNext {
         self.fail(state);
         state.is_full = true;
+        self.writeback.is_log_full.store(true, Ordering::SeqCst);
         CommitNext::Wait
     }
 
@@ -385,8 +432,17 @@ impl Cache<'_> {
 
     /// What the log says of the slots from `from` on, as far as they are dirty.
     pub(super) fn checkpoint_entries(&self, from: u32) -> impl Iterator<Item = LogEntry> + '_ {
-        (from..self.blocks.slots.count()).filter_map(|slot| {
-            let dirty = self.blocks.dirty.logged(slot);
+        self.entries(from, |slot| self.blocks.dirty.logged(slot))
+    }
+
+    /// The slots from `from` on that are dirty by this.
+    fn entries<'s>(
+        &'s self,
+        from: u32,
+        dirty: impl Fn(u32) -> u16 + 's,
+    ) -> impl Iterator<Item = LogEntry> + 's {
+        (from..self.blocks.slots.count()).filter_map(move |slot| {
+            let dirty = dirty(slot);
             let block = self.blocks.slots.owner(slot).filter(|_| dirty != 0)?;
             Some(LogEntry { slot, block, dirty })
         })
@@ -399,11 +455,17 @@ impl Cache<'_> {
             log.end_checkpoint(checkpoint);
         }
         state.is_full = false;
+        self.writeback.is_log_full.store(false, Ordering::SeqCst);
         self.wake_committers();
     }
 }
 
 impl Record {
+    /// Its entry of a slot.
+    fn of(&self, slot: u32) -> Option<&LogEntry> {
+        self.entries.iter().find(|entry| entry.slot == slot)
+    }
+
     fn io(&self) -> CommitIo {
         CommitIo::Record {
             offset: self.placed.offset,
@@ -411,3 +473,6 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

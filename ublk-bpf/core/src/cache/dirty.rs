@@ -1,12 +1,13 @@
 //! What is dirty: data in slots that the backing device lacks.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 use ublk_bpf_abi::DirtyEntry;
 
 use super::bits::Bits;
+use super::seam::{self, Rule};
 use super::slots::SlotTable;
-use super::word::{AtomicU64, Word};
+use super::word::{AtomicU64, Word, zeroed};
 
 /// The dirty state of every slot. Without write-back there is none, and nothing is dirty.
 ///
@@ -23,6 +24,17 @@ pub(super) struct DirtyMap<'m, W = AtomicU64> {
     logged: Box<[AtomicU16]>,
     /// How many slots have dirty regions.
     pub(super) count: AtomicU32,
+    /// How many regions are dirty.
+    pub(super) regions: AtomicU64,
+    /// When each slot became dirty, in seconds of the mover's clock, and what that said last.
+    since: Box<[AtomicU32]>,
+    pub(super) clock: AtomicU32,
+    /// Blocks that cannot be cleaned: one of the devices fails. The owner is the mover.
+    pub(super) stuck: Bits,
+    /// Those of them whose slot cannot be read.
+    pub(super) unreadable: Bits,
+    /// Nothing may become dirty, but in blocks that cannot be cleaned.
+    pub(super) is_closed: AtomicBool,
 }
 
 impl<'m, W: Word> DirtyMap<'m, W> {
@@ -37,8 +49,14 @@ impl<'m, W: Word> DirtyMap<'m, W> {
             words,
             changed: Bits::new(slots as usize),
             blocks: Bits::new(blocks),
-            logged: (0..slots).map(|_| AtomicU16::new(0)).collect(),
+            logged: zeroed(slots as usize),
             count: AtomicU32::new(0),
+            regions: AtomicU64::new(0),
+            since: zeroed(slots as usize),
+            clock: AtomicU32::new(0),
+            stuck: Bits::new(blocks),
+            unreadable: Bits::new(blocks),
+            is_closed: AtomicBool::new(false),
         }
     }
 
@@ -46,8 +64,34 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         !self.words.is_empty()
     }
 
+    /// Whether nothing may become dirty.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether something of a block may become dirty. The caller has a claim, and asks after it has got it: who closes the map
+    /// finds the claim, or the caller finds it closed.
+    #[inline]
+    pub(super) fn is_open(&self, block: u32) -> bool {
+        !self.is_closed() || self.stuck.contains(block)
+    }
+
     pub(super) fn get(&self, slot: u32) -> DirtyEntry {
         DirtyEntry(self.words.get(slot as usize).map_or(0, W::load))
+    }
+
+    /// When a slot that is dirty became so.
+    pub(super) fn since(&self, slot: u32) -> u32 {
+        let since = self.since.get(slot as usize);
+        since.map_or(0, |since| since.load(Ordering::Relaxed))
+    }
+
+    /// Nothing is dirty, nor was.
+    pub(super) fn clear(&self) {
+        for word in self.words {
+            word.swap(0);
+        }
     }
 
     /// The dirty regions of a slot.
@@ -95,6 +139,8 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         });
         if now.dirty() != before.dirty() {
             self.changed.insert(slot);
+            let removed = before.dirty().count_ones() - now.dirty().count_ones();
+            self.regions.fetch_sub(removed.into(), Ordering::Relaxed);
             if now.dirty() == 0 {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
@@ -103,7 +149,7 @@ impl<'m, W: Word> DirtyMap<'m, W> {
 
     /// Ends the hold of a slot that neither is dirty nor was when the log was last written. Returns whether it has just ended.
     pub(super) fn release(&self, slots: &SlotTable<W>, slot: u32) -> bool {
-        if self.logged(slot) != 0 {
+        if self.logged(slot) != 0 && !seam::is_left_out(Rule::HeldByLog) {
             return false;
         }
         let (before, now) = self.change(slot, |entry| (entry.dirty() == 0).then(|| entry.with(0, false)));
@@ -116,8 +162,12 @@ impl<'m, W: Word> DirtyMap<'m, W> {
 
     /// Forgets which slots an earlier server held: it has left no pins. What is dirty stays.
     pub(super) fn forget_holds(&self) {
+        if seam::is_left_out(Rule::HoldsAreForgotten) {
+            return;
+        }
         for word in self.words {
-            if DirtyEntry(word.load()).dirty() == 0 {
+            let before = word.load();
+            if before != 0 && DirtyEntry(before).dirty() == 0 {
                 word.swap(0);
             }
         }
@@ -133,6 +183,8 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         slots.pin(slot, block);
         if dirty != 0 {
             self.count.fetch_add(1, Ordering::Relaxed);
+            self.regions
+                .fetch_add(dirty.count_ones().into(), Ordering::Relaxed);
             self.blocks.insert(block);
         }
         if dirty != logged {
@@ -152,7 +204,12 @@ impl<'m, W: Word> DirtyMap<'m, W> {
         }
         if before.dirty() == 0 {
             self.count.fetch_add(1, Ordering::Relaxed);
+            if let Some(since) = self.since.get(slot as usize) {
+                since.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
         }
+        let added = now.dirty().count_ones() - before.dirty().count_ones();
+        self.regions.fetch_add(added.into(), Ordering::Relaxed);
         self.blocks.insert(block);
         self.changed.insert(slot);
     }

@@ -134,7 +134,7 @@ impl Cache<'_> {
     /// Whether free slots have become few, and the mover can add some. Ask after a fill has begun.
     #[must_use]
     pub fn is_short_of_slots(&self) -> bool {
-        self.free.are_few() && self.free.out.load(Ordering::Relaxed) < self.free.most
+        self.free.are_few() && self.free.out.load(Ordering::Relaxed) < self.free.most()
     }
 
     /// Whether the fill's buffer has what a read should find that arrives now: whether no write has overtaken the fill. A read

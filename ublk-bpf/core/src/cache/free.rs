@@ -8,6 +8,10 @@ use ublk_bpf_abi::Priority;
 /// Slots that are kept free for fills by misses: one in so many, but no more than the number below.
 const FREE_PART: u32 = 128;
 const MAX_FREE: u32 = 64;
+/// The most that are kept free where writes end in slots, for bursts of writes: one in so many, but no more than the number
+/// below.
+const STOCK_PART: u32 = 16;
+const MAX_STOCK: u32 = 16 << 10;
 /// Slots that fills in progress may have beside those: one in so many, but no more than the number below.
 const BUSY_PART: u32 = 8;
 const MAX_BUSY: u32 = 192;
@@ -22,11 +26,19 @@ const KNOWN: u8 = 2;
 ///
 /// The mover has at most [`most`](Self::most) of them out, with those that are being filled and not reported yet. So a
 /// report always finds room.
+///
+/// How many are kept free is sized to the load: it grows when a queue finds none, and shrinks when that has not happened for
+/// some time.
 #[derive(Debug)]
 pub(super) struct FreeSlots {
-    /// How many are kept free.
-    pub(super) idle: u32,
-    pub(super) most: u32,
+    /// How many are kept free. Only the mover changes it, between the two below.
+    idle: AtomicU32,
+    least: u32,
+    stock: u32,
+    /// How many may be out beside those.
+    busy: u32,
+    /// Times that a queue found none.
+    missed: AtomicU32,
     /// How many are out. Only the mover changes it.
     pub(super) out: AtomicU32,
     pub(super) slots: ArrayQueue<u32>,
@@ -51,15 +63,28 @@ pub(super) struct Report {
 impl FreeSlots {
     /// For a cache of so many slots.
     pub(super) fn new(slots: u32) -> Self {
-        let idle = match slots {
+        Self::with_stock(slots, 0)
+    }
+
+    /// The same where writes end in slots.
+    pub(super) fn for_writes(slots: u32) -> Self {
+        Self::with_stock(slots, (slots / STOCK_PART).min(MAX_STOCK))
+    }
+
+    fn with_stock(slots: u32, stock: u32) -> Self {
+        let least = match slots {
             1 => 0,
             _ => (slots / FREE_PART).clamp(1, MAX_FREE),
         };
-        let most = idle + (slots / BUSY_PART).min(MAX_BUSY);
-        let room = most.max(1) as usize;
+        let stock = stock.max(least);
+        let busy = (slots / BUSY_PART).min(MAX_BUSY);
+        let room = (stock + busy).max(1) as usize;
         Self {
-            idle,
-            most,
+            idle: AtomicU32::new(least),
+            least,
+            stock,
+            busy,
+            missed: AtomicU32::new(0),
             out: AtomicU32::new(0),
             slots: ArrayQueue::new(room),
             reports: ArrayQueue::new(room),
@@ -84,7 +109,45 @@ impl FreeSlots {
         if !self.is_wanted.load(Ordering::Relaxed) {
             self.is_wanted.store(true, Ordering::Relaxed);
         }
-        self.slots.pop()
+        let slot = self.slots.pop();
+        if slot.is_none() {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        slot
+    }
+
+    /// How many are kept free.
+    pub(super) fn idle(&self) -> u32 {
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// How many may be out.
+    pub(super) fn most(&self) -> u32 {
+        self.idle() + self.busy
+    }
+
+    /// Whether the number that is kept free changes.
+    pub(super) const fn is_sized(&self) -> bool {
+        self.stock > self.least
+    }
+
+    /// Keeps more free if queues found none since the last call: twice as many, or so many more as were missed. Returns whether
+    /// they did.
+    pub(super) fn grow(&self) -> bool {
+        if self.missed.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let missed = self.missed.swap(0, Ordering::Relaxed);
+        let idle = self.idle();
+        let more = idle.saturating_add(missed.max(idle));
+        self.idle.store(more.min(self.stock), Ordering::Relaxed);
+        true
+    }
+
+    /// Keeps fewer free: half as many beyond the least.
+    pub(super) fn shrink(&self) {
+        let more = self.idle() - self.least;
+        self.idle.store(self.least + more / 2, Ordering::Relaxed);
     }
 
     pub(super) fn report(&self, report: Report) {
@@ -93,7 +156,7 @@ impl FreeSlots {
     }
 
     pub(super) fn are_few(&self) -> bool {
-        self.slots.len() <= self.idle as usize / 2
+        self.slots.len() <= self.idle() as usize / 2
     }
 
     /// Whether free slots have become few, and others were reported.

@@ -15,7 +15,8 @@
 //! | the log | what of the cache is dirty, on the cache device | `log/` |
 //! | write-back | writes that end in the slot | `writeback.rs`, `back.rs`, `dirty.rs` |
 //! | | makes them durable | `commit.rs` |
-//! | | writes what is dirty to the backing device | `clean.rs`, `mover/back.rs` |
+//! | | writes what is dirty to the backing device | `clean.rs`, `mover/back.rs`, `drain.rs` |
+//! | | not faster than requests bear | `times.rs`, `mover/rate.rs` |
 //!
 //! `blocks.rs` has the protocol that they all follow, and `loom.rs` checks it.
 //!
@@ -84,6 +85,7 @@ mod commit;
 #[cfg(test)]
 mod crash;
 mod dirty;
+mod drain;
 pub mod evict;
 mod fills;
 mod free;
@@ -96,24 +98,29 @@ mod maps;
 mod mover;
 mod pages;
 mod recover;
+mod seam;
 mod shared;
 mod slots;
 #[cfg(test)]
 mod stress;
+mod times;
 mod upkeep;
 mod waiters;
 mod word;
 mod writeback;
 
 pub use back::BackEnd;
+pub use clean::CleanFailure;
 pub use commit::{CommitIo, CommitNext, CommitTicket, Scope};
+pub use drain::{CleanLimits, DrainProgress, FailingRange};
 pub use fills::{Fill, FillEnd, FillStart, MAX_FILL_BUFFERS, fill_buffers};
 pub use hints::Hinted;
 pub use maps::Maps;
-pub use mover::{CleanLimits, Mover, MoverIo, PromoteLimits, Rest};
+pub use mover::{Mover, MoverIo, PromoteLimits, Rest};
 pub use recover::{Damaged, DirtyBlock, Resident, Survivors, Trust, surviving};
 pub use shared::{Cache, CacheFailure, Change, Mode, Shape, SlotPin, WriteClaim};
 pub use slots::MAX_TAGS;
+pub use times::Sampler;
 pub use waiters::QueueSet;
 pub use writeback::{BackWrite, ChangeStart, Downgrade};
 

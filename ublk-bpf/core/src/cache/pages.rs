@@ -20,6 +20,10 @@ impl Pages {
         Self(vec![Page::new_zeroed(); bytes / LOG_PAGE].into_boxed_slice())
     }
 
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         self.0.as_mut_bytes()
     }

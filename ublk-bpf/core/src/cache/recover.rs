@@ -1,6 +1,6 @@
 //! Which blocks of an earlier server can be trusted.
 
-use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ublk_bpf_abi::{BlockState, DirtyEntry, IndexEntry, Priority};
@@ -98,87 +98,170 @@ pub fn surviving(
     slots: u32,
     log: &[LogEntry],
 ) -> Result<Survivors, Damaged> {
+    let dirty = dirty.get(..slots as usize).unwrap_or(dirty);
     let dirty_of = |slot: u32| {
         let word = dirty.get(slot as usize);
         word.map_or(0, |word| DirtyEntry(word.load(Ordering::SeqCst)).dirty())
     };
-    let blocks = dirty_blocks(index, dirty, slots, dirty_of)?;
-    let survivors = Survivors {
-        dirty: with_log(&blocks, log, dirty_of)?,
-        clean: Vec::new(),
+    let left = LeftIndex {
+        index,
+        groups: used_groups(index),
     };
-    Ok(Survivors {
-        clean: take_clean(index, slots, &survivors.dirty),
-        ..survivors
-    })
+    let blocks = dirty_blocks(&left, dirty, dirty_of)?;
+    let dirty = with_log(&blocks, log, slots, dirty_of)?;
+    let clean = take_clean(&left, slots, &dirty, dirty_of);
+    Ok(Survivors { clean, dirty })
 }
 
-/// The block of each dirty slot.
+/// Slots, one bit each: an index has up to hundreds of millions, so that a hash of each would dominate a recovery.
+struct SlotSet(Box<[u64]>);
+
+impl SlotSet {
+    /// The empty set of slots below `slots`.
+    fn new(slots: u32) -> Self {
+        Self(vec![0; slots.div_ceil(64) as usize].into_boxed_slice())
+    }
+
+    /// Adds a slot. Returns whether it was not there.
+    fn insert(&mut self, slot: u32) -> bool {
+        let (word, bit) = (&mut self.0[slot as usize / 64], 1 << (slot % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+
+    fn contains(&self, slot: u32) -> bool {
+        self.0[slot as usize / 64] & 1 << (slot % 64) != 0
+    }
+}
+
+/// So many words are looked at together.
+const GROUP: u32 = 32;
+
+/// The numbers of the groups of words that have one that is not 0: few, if most of a large map are.
+fn used_groups(words: &[AtomicU64]) -> Vec<u32> {
+    let is_used = |words: &[AtomicU64]| {
+        let all = words
+            .iter()
+            .fold(0, |all, word| all | word.load(Ordering::Relaxed));
+        all != 0
+    };
+    // Of a length that is known when this is compiled: two instructions a word.
+    let (groups, rest) = words.as_chunks::<{ GROUP as usize }>();
+    let groups = groups.iter().map(|group| is_used(group));
+    let groups = groups.chain(std::iter::once_with(|| is_used(rest)));
+    let used = (0..).zip(groups).filter(|(_, is_used)| *is_used);
+    used.map(|(group, _)| group).collect()
+}
+
+/// The words of these groups that are not 0, with their positions.
+fn used<'w>(words: &'w [AtomicU64], groups: &[u32]) -> impl Iterator<Item = (&'w AtomicU64, u64, u32)> {
+    let words = groups.iter().flat_map(|&group| {
+        let first = group * GROUP;
+        words[first as usize..].iter().take(GROUP as usize).zip(first..)
+    });
+    words
+        .map(|(word, at)| (word, word.load(Ordering::SeqCst), at))
+        .filter(|(_, value, _)| *value != 0)
+}
+
+/// The index of a killed server, with the groups that have entries: to look for them takes the most of a recovery, so it is
+/// done once.
+struct LeftIndex<'i> {
+    index: &'i [AtomicU64],
+    groups: Vec<u32>,
+}
+
+impl<'i> LeftIndex<'i> {
+    /// The entries that are not absent without a trace, with their blocks.
+    fn entries(&self) -> impl Iterator<Item = (&'i AtomicU64, IndexEntry, u32)> {
+        let used = used(self.index, &self.groups);
+        used.map(|(word, value, block)| (word, IndexEntry(value), block))
+    }
+}
+
+/// The block of each dirty slot, in the order of the slots.
 fn dirty_blocks(
-    index: &[AtomicU64],
+    left: &LeftIndex<'_>,
     dirty: &[AtomicU64],
+    dirty_of: impl Fn(u32) -> u16,
+) -> Result<Vec<(u32, u32)>, Damaged> {
+    if dirty.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Only what is written of it takes memory.
+    let mut blocks: Vec<Option<NonZeroU32>> = vec![None; dirty.len()];
+    for (_, entry, block) in left.entries().filter(|(_, entry, _)| entry.is_present()) {
+        let slot = entry.slot();
+        let Some(of) = blocks.get_mut(slot as usize).filter(|_| dirty_of(slot) != 0) else {
+            continue;
+        };
+        if of.replace(NonZeroU32::MIN.saturating_add(block)).is_some() {
+            return Err(Damaged::TwoBlocks(slot));
+        }
+    }
+    let groups = used_groups(dirty);
+    let slots = used(dirty, &groups)
+        .map(|(_, _, slot)| slot)
+        .filter(|&slot| dirty_of(slot) != 0);
+    let named = slots.map(|slot| {
+        let block = blocks[slot as usize].ok_or(Damaged::NoBlock(slot))?;
+        Ok((slot, block.get() - 1))
+    });
+    named.collect()
+}
+
+/// These, and the slots that only the log calls dirty, in the order of the slots.
+fn with_log(
+    blocks: &[(u32, u32)],
+    log: &[LogEntry],
     slots: u32,
     dirty_of: impl Fn(u32) -> u16,
-) -> Result<HashMap<u32, u32>, Damaged> {
-    let mut blocks = HashMap::new();
-    for (word, block) in index.iter().zip(0..) {
-        let entry = IndexEntry(word.load(Ordering::SeqCst));
-        let is_dirty = entry.is_present() && entry.slot() < slots && dirty_of(entry.slot()) != 0;
-        if is_dirty && blocks.insert(entry.slot(), block).is_some() {
-            return Err(Damaged::TwoBlocks(entry.slot()));
-        }
-    }
-    let unnamed = (0..slots)
-        .take(dirty.len())
-        .find(|&slot| dirty_of(slot) != 0 && !blocks.contains_key(&slot));
-    unnamed.map_or(Ok(blocks), |slot| Err(Damaged::NoBlock(slot)))
-}
-
-/// These, and the slots that only the log calls dirty.
-fn with_log(
-    blocks: &HashMap<u32, u32>,
-    log: &[LogEntry],
-    dirty_of: impl Fn(u32) -> u16,
 ) -> Result<Vec<DirtyBlock>, Damaged> {
-    let mut found: HashMap<u32, DirtyBlock> = HashMap::with_capacity(blocks.len() + log.len());
+    let mut found = Vec::with_capacity(blocks.len() + log.len());
+    let mut is_logged = SlotSet::new(slots);
     for entry in log {
         let LogEntry { slot, block, dirty } = *entry;
-        if blocks.get(&slot).is_some_and(|&of| of != block) {
+        let named = blocks.binary_search_by_key(&slot, |&(slot, _)| slot);
+        if named.is_ok_and(|at| blocks[at].1 != block) {
             return Err(Damaged::OtherBlock(slot));
         }
-        let logged = dirty;
-        let dirty = dirty_of(slot);
-        found.insert(
-            slot,
-            DirtyBlock {
-                slot,
-                block,
-                dirty,
-                logged,
-            },
-        );
-    }
-    for (&slot, &block) in blocks {
-        found.entry(slot).or_insert(DirtyBlock {
+        is_logged.insert(slot);
+        found.push(DirtyBlock {
             slot,
             block,
             dirty: dirty_of(slot),
-            logged: 0,
+            logged: dirty,
         });
     }
-    let mut found: Vec<_> = found.into_values().collect();
+    let others = blocks.iter().filter(|&&(slot, _)| !is_logged.contains(slot));
+    found.extend(others.map(|&(slot, block)| DirtyBlock {
+        slot,
+        block,
+        dirty: dirty_of(slot),
+        logged: 0,
+    }));
     found.sort_unstable_by_key(|of| of.slot);
     Ok(found)
 }
 
 /// Takes the entries out that are not dirty. Those in slots that the log calls dirty are not used.
-fn take_clean(index: &[AtomicU64], slots: u32, dirty: &[DirtyBlock]) -> Vec<Resident> {
-    let held: HashMap<u32, u16> = dirty.iter().map(|of| (of.slot, of.dirty)).collect();
+fn take_clean(
+    left: &LeftIndex<'_>,
+    slots: u32,
+    dirty: &[DirtyBlock],
+    dirty_of: impl Fn(u32) -> u16,
+) -> Vec<Resident> {
+    let mut held = SlotSet::new(slots);
+    for of in dirty {
+        held.insert(of.slot);
+    }
+    let (mut used, mut used_twice) = (SlotSet::new(slots), SlotSet::new(slots));
     let mut found: Vec<Resident> = Vec::new();
-    for (word, block) in index.iter().zip(0..) {
-        let entry = IndexEntry(word.load(Ordering::SeqCst));
-        let dirty = held.get(&entry.slot()).copied().filter(|_| entry.is_present());
-        if let Some(dirty) = dirty.filter(|&dirty| dirty != 0) {
+    for (word, entry, block) in left.entries() {
+        let is_held = entry.is_present() && entry.slot() < slots && held.contains(entry.slot());
+        let dirty = if is_held { dirty_of(entry.slot()) } else { 0 };
+        if dirty != 0 {
             let restored = IndexEntry::new(BlockState::Dirty, entry.slot()).with_writers(0, !dirty);
             word.store(restored.0, Ordering::SeqCst);
             continue;
@@ -186,10 +269,13 @@ fn take_clean(index: &[AtomicU64], slots: u32, dirty: &[DirtyBlock]) -> Vec<Resi
         word.store(0, Ordering::SeqCst);
         // Unverified: the server died before it came to these.
         let is_usable = entry.state() != BlockState::Absent
-            && dirty.is_none()
             && entry.writers() == 0
-            && entry.hidden() != u16::MAX;
-        if is_usable && entry.slot() < slots {
+            && entry.hidden() != u16::MAX
+            && entry.slot() < slots;
+        if is_usable && !used.insert(entry.slot()) {
+            used_twice.insert(entry.slot());
+        }
+        if is_usable && !held.contains(entry.slot()) {
             found.push(Resident {
                 slot: entry.slot(),
                 block,
@@ -199,11 +285,7 @@ fn take_clean(index: &[AtomicU64], slots: u32, dirty: &[DirtyBlock]) -> Vec<Resi
             });
         }
     }
-    let mut users: HashMap<u32, u32> = HashMap::with_capacity(found.len());
-    for of in &found {
-        *users.entry(of.slot).or_default() += 1;
-    }
-    found.retain(|of| users.get(&of.slot) == Some(&1) && !held.contains_key(&of.slot));
+    found.retain(|of| !used_twice.contains(of.slot));
     found
 }
 

@@ -3,13 +3,14 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, regions};
+use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, WriteMode, regions};
 
 use super::blocks::{Blocks, granule};
 use super::commit::Commits;
 use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
 use super::mover::PromoteLimits;
+use super::times::ServiceTimes;
 use super::waiters::QueueSet;
 use super::writeback::Writeback;
 use crate::errno::Errno;
@@ -24,9 +25,29 @@ pub enum Mode {
     /// Invalidates it: the data is written to the backing device alone, without a copy.
     WriteAround,
     /// Writes the slot alone, without a copy. The backing device gets the data later.
-    // No server offers it yet.
-    #[serde(skip)]
     WriteBack,
+}
+
+impl Mode {
+    /// Its name, as users write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WriteThrough => "write-through",
+            Self::WriteAround => "write-around",
+            Self::WriteBack => "write-back",
+        }
+    }
+}
+
+impl From<WriteMode> for Mode {
+    fn from(mode: WriteMode) -> Self {
+        match mode {
+            WriteMode::Back => Self::WriteBack,
+            WriteMode::Through => Self::WriteThrough,
+            WriteMode::Around => Self::WriteAround,
+        }
+    }
 }
 
 /// The layout of a cache.
@@ -95,12 +116,18 @@ pub struct Change {
 
 /// Why the cache was detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{during} the cache device failed with {errno}")]
-pub struct CacheFailure {
-    /// The operation: `reading`, `writing`.
-    pub during: &'static str,
-    /// Its error.
-    pub errno: Errno,
+pub enum CacheFailure {
+    /// Its device failed.
+    #[error("{during} the cache device failed with {errno}")]
+    Device {
+        /// The operation: `reading`, `writing`.
+        during: &'static str,
+        /// Its error.
+        errno: Errno,
+    },
+    /// A command asked for it.
+    #[error("`ublk-bpf cache detach` asked for it")]
+    Asked,
 }
 
 /// The cache of one device. `index` and `heat` are the maps that the classifier reads.
@@ -139,7 +166,7 @@ impl<'m> Cache<'m> {
             hints: Arriving::new(),
             mover_sleeps: AtomicBool::new(false),
             requests: AtomicU64::new(0),
-            writeback: Writeback::new(shape.mode, 0),
+            writeback: Writeback::new(shape.mode),
             commits: Commits::new(),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
@@ -154,7 +181,8 @@ impl<'m> Cache<'m> {
     pub fn with_writeback(mut self, dirty: &'m [AtomicU64]) -> Self {
         assert!(dirty.len() >= self.shape.slots as usize);
         self.blocks = self.blocks.with_dirty(dirty);
-        self.writeback = Writeback::new(self.shape.mode, self.blocks.index.len());
+        self.writeback.times = ServiceTimes::new();
+        self.free = FreeSlots::for_writes(self.shape.slots);
         self.free.is_wanted.store(true, Ordering::Relaxed);
         self
     }
@@ -170,6 +198,12 @@ impl<'m> Cache<'m> {
     pub fn reset(&self) {
         self.clear();
         self.heat.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+
+    /// The same with write-back: nothing is dirty.
+    pub fn forget_all(&self) {
+        self.reset();
+        self.blocks.dirty.clear();
     }
 
     /// Clears the index: no block is cached, no write is in flight. The heat stays, for the blocks that are restored.
@@ -293,11 +327,13 @@ impl<'m> Cache<'m> {
         self.hints.push(offset >> self.shape.shift, priority)
     }
 
-    /// Whether the mover sleeps and must be woken for a hint. True once for each sleep.
+    /// Whether the mover sleeps and must be woken, for a hint or for what requests wait for. True once for each sleep.
     #[inline]
     #[must_use]
     pub fn must_wake(&self) -> bool {
+        let rests = &self.writeback.mover_rests;
         self.mover_sleeps.load(Ordering::SeqCst) && self.mover_sleeps.swap(false, Ordering::SeqCst)
+            || rests.load(Ordering::SeqCst) && self.has_waiting() && rests.swap(false, Ordering::SeqCst)
     }
 
     /// Takes the queues that wait for a claim that was released, by whichever thread: the caller wakes them. Each queue asks

@@ -33,7 +33,7 @@ const fn claimed(regions: u16) -> u64 {
 
 impl<W: Word> SlotTable<W> {
     pub(super) fn new(count: u32) -> Self {
-        Self((0..count).map(|_| W::new(0)).collect())
+        Self(W::zeroes(count as usize))
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "`new` took a `u32`")]

@@ -42,7 +42,7 @@ pub(super) struct Waiters<W = AtomicU64> {
 impl<W: Word> Waiters<W> {
     pub(super) fn new(slots: u32) -> Self {
         Self {
-            of: (0..slots.min(MAX_WORDS)).map(|_| W::new(0)).collect(),
+            of: W::zeroes(slots.min(MAX_WORDS) as usize),
             woken: W::new(0),
         }
     }

@@ -7,12 +7,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
-use ublk_bpf_abi::Priority;
+use ublk_bpf_abi::{CacheState, Priority};
 
 use super::back::{Back, BackAttempt, BackEnd, Covered};
-use super::bits::Bits;
+use super::drain::UNLIMITED;
 use super::free::Report;
+use super::seam::{self, Rule};
 use super::shared::{Cache, Change, Mode, SlotPin};
+use super::times::ServiceTimes;
 
 /// Ranges that the mover is asked to clean first, at most. If there are more, it cleans everything.
 const MAX_URGENT: usize = 1024;
@@ -24,9 +26,21 @@ const MAX_ATTEMPTS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Writeback {
     /// What a write does if its policy says nothing: a [`Mode`] as a number.
-    mode: AtomicU8,
+    pub(super) mode: AtomicU8,
     /// Slots that may be dirty. At the limit, a write that would make another one dirty ends on the backing device.
-    limit: AtomicU32,
+    pub(super) limit: AtomicU32,
+    /// Slots that may be dirty without being cleaned, and the bytes a second that are cleaned at most.
+    pub(super) low: AtomicU32,
+    pub(super) rate: AtomicU64,
+    /// The [mode](Mode) was write-back: what is dirty is cleaned once.
+    pub(super) is_leaving: AtomicBool,
+    /// How many drains have started, and the number of the last one that the mover found done.
+    pub(super) drains: AtomicU32,
+    pub(super) drained: AtomicU32,
+    /// How long requests take.
+    pub(super) times: ServiceTimes,
+    /// How many blocks are stuck. The mover counts them.
+    pub(super) stuck_blocks: AtomicU32,
     /// A slot was written, or is being written, since the cache device was last flushed.
     pub(super) is_unflushed: AtomicBool,
     /// Writes, discards and write-zeroes that the backing device has completed.
@@ -37,23 +51,40 @@ pub(super) struct Writeback {
     pub(super) urgent: ArrayQueue<(u32, u32)>,
     /// More than fit.
     pub(super) is_all_urgent: AtomicBool,
-    /// Blocks that cannot be cleaned: one of the devices fails.
-    pub(super) stuck: Bits,
+    /// The log needs a checkpoint before anything can be committed.
+    pub(super) is_log_full: AtomicBool,
+    /// The mover waits for the promotion limit, and is to be woken for nothing but what requests wait for.
+    pub(super) mover_rests: AtomicBool,
 }
 
 impl Writeback {
-    /// For so many blocks.
-    pub(super) fn new(mode: Mode, blocks: usize) -> Self {
+    pub(super) fn new(mode: Mode) -> Self {
         Self {
             mode: AtomicU8::new(mode as u8),
             limit: AtomicU32::new(u32::MAX),
+            low: AtomicU32::new(0),
+            rate: AtomicU64::new(UNLIMITED),
+            is_leaving: AtomicBool::new(false),
+            times: ServiceTimes::none(),
+            drains: AtomicU32::new(0),
+            drained: AtomicU32::new(0),
+            stuck_blocks: AtomicU32::new(0),
             is_unflushed: AtomicBool::new(false),
             passed: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             urgent: ArrayQueue::new(MAX_URGENT),
             is_all_urgent: AtomicBool::new(false),
-            stuck: Bits::new(blocks),
+            is_log_full: AtomicBool::new(false),
+            mover_rests: AtomicBool::new(false),
         }
+    }
+}
+
+impl Writeback {
+    /// So many more blocks are stuck, or fewer.
+    pub(super) fn count_stuck(&self, more: i32) {
+        let change = more.cast_unsigned();
+        self.stuck_blocks.fetch_add(change, Ordering::Relaxed);
     }
 }
 
@@ -82,7 +113,7 @@ pub enum Downgrade {
     NoSlot,
     /// It covers regions in part that are not valid.
     Partial,
-    /// As many slots are dirty as may be.
+    /// As many slots are dirty as may be. During a drain none may become so.
     Limit,
     /// The cache device has failed.
     Failing,
@@ -124,11 +155,6 @@ impl Cache<'_> {
         }
     }
 
-    /// Changes that for later writes.
-    pub fn set_mode(&self, mode: Mode) {
-        self.writeback.mode.store(mode as u8, Ordering::Relaxed);
-    }
-
     /// Changes how many slots may be dirty.
     pub fn set_dirty_limit(&self, slots: u32) {
         self.writeback.limit.store(slots, Ordering::Relaxed);
@@ -138,6 +164,18 @@ impl Cache<'_> {
     #[must_use]
     pub fn dirty_slots(&self) -> u32 {
         self.blocks.dirty.count.load(Ordering::Relaxed)
+    }
+
+    /// What policies are told of it.
+    #[must_use]
+    pub fn state(&self) -> CacheState {
+        let dirty = u64::from(self.dirty_slots()) * 1000;
+        let per_mille = dirty.div_ceil(self.shape().slots.into());
+        let writes_back = self.has_writeback() && self.is_attached() && self.mode() == Mode::WriteBack;
+        CacheState {
+            dirty_per_mille: u32::try_from(per_mille).unwrap_or(u32::MAX).min(1000),
+            writes_back: writes_back.into(),
+        }
     }
 
     /// Whether some of this range (`length` is not 0, and within one block) is dirty.
@@ -178,7 +216,9 @@ impl Cache<'_> {
     fn back(&self, block: u32, covered: Covered, mode: Mode) -> Result<Back, Option<Downgrade>> {
         let is_asked = mode == Mode::WriteBack;
         let refusal = if is_asked { self.why_not(block) } else { None };
-        if (!is_asked || refusal.is_some()) && self.blocks.dirty_regions(block) & covered.touched == 0 {
+        let is_dirty = self.blocks.dirty_regions(block) & covered.touched != 0;
+        let is_sticky = is_dirty && !seam::is_left_out(Rule::StickyDirty);
+        if (!is_asked || refusal.is_some()) && !is_sticky {
             return Err(refusal);
         }
         let mut why = Downgrade::Busy;
@@ -208,6 +248,9 @@ impl Cache<'_> {
     fn why_not(&self, block: u32) -> Option<Downgrade> {
         if !self.is_attached() {
             return Some(Downgrade::Failing);
+        }
+        if self.is_draining() {
+            return Some(Downgrade::Limit);
         }
         let is_full = self.dirty_slots() >= self.writeback.limit.load(Ordering::Relaxed);
         (is_full && !self.blocks.entry(block).is_dirty()).then_some(Downgrade::Limit)
@@ -280,15 +323,24 @@ impl Cache<'_> {
     #[cold]
     fn wait_or_fail(&self, offset: u64, length: u64) -> ChangeStart {
         let (first, last) = self.blocks_of(offset, length);
-        if (first..=last)
-            .any(|block| self.writeback.stuck.contains(block) && self.blocks.entry(block).is_dirty())
-        {
+        if self.is_stuck(first, last) {
             return ChangeStart::Stuck;
         }
         if self.writeback.urgent.push((first, last)).is_err() {
             self.writeback.is_all_urgent.store(true, Ordering::SeqCst);
         }
         ChangeStart::Wait
+    }
+
+    /// Whether one of these blocks is dirty, and cannot be cleaned.
+    fn is_stuck(&self, first: u32, last: u32) -> bool {
+        (first..=last)
+            .any(|block| self.blocks.dirty.stuck.contains(block) && self.blocks.entry(block).is_dirty())
+    }
+
+    /// Whether requests wait for the mover: for blocks that it has yet to learn of, or for room in the log.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.has_urgent() || self.writeback.is_log_full.load(Ordering::SeqCst)
     }
 
     /// Whether the mover has yet to learn of blocks to clean.
@@ -305,7 +357,8 @@ impl Cache<'_> {
         dirty.is_some_and(|block| {
             let slot = self.blocks.entry(block).slot();
             self.blocks.waiters.register(slot, queue);
-            let is_waiting = self.blocks.entry(block).is_dirty();
+            // The mover may have given up, and woken those who waited then.
+            let is_waiting = self.blocks.entry(block).is_dirty() && !self.is_stuck(first, last);
             is_waiting && (self.blocks.dirty.of(slot) != 0 || self.blocks.slots.busy(slot) != 0)
         })
     }

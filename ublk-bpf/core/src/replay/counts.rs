@@ -19,10 +19,20 @@ pub struct Counts {
     pub backing_reads: u64,
     /// Bytes of these.
     pub backing_bytes: u64,
-    /// Writes. Each goes to the backing, with and without a cache.
+    /// Writes. Each goes to the backing, with and without a cache, unless it is absorbed.
     pub writes: u64,
     /// Bytes of these.
     pub write_bytes: u64,
+    /// Writes that ended in the cache alone.
+    pub absorbed: u64,
+    /// Bytes of these.
+    pub absorbed_bytes: u64,
+    /// Writes that were to end in the cache, and did not.
+    pub downgraded: u64,
+    /// Writes of the backing that cleaned what was dirty.
+    pub cleaned: u64,
+    /// Bytes of these.
+    pub cleaned_bytes: u64,
     /// Bytes that fills wrote to the cache.
     pub filled_bytes: u64,
     /// Bytes that writes updated in the cache.
@@ -89,6 +99,7 @@ impl Counts {
     /// Bytes written to the cache for each byte that it served.
     #[must_use]
     pub fn wear(&self) -> f64 {
-        ratio(self.filled_bytes + self.updated_bytes, self.hit_bytes)
+        let written = self.filled_bytes + self.updated_bytes + self.absorbed_bytes;
+        ratio(written, self.hit_bytes)
     }
 }

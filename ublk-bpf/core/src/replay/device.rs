@@ -1,23 +1,32 @@
 //! The replayed device: the server's cache and mover in virtual time, in front of devices that hold no data.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ublk_bpf_abi::{
-    CacheCounters, Decision, Extent, IndexEntry, Op, Priority, Request, Verdict, hint, regions, request_flags,
+    CacheCounters, CacheState, Decision, Extent, IndexEntry, Op, Priority, Request, Verdict, hint, regions,
+    request_flags,
 };
 
 use super::counts::Counts;
 use super::stream::split;
 use crate::cache::evict::Algorithm;
 use crate::cache::{
-    Cache, ChangeStart, Fill, FillStart, HEAT_LIMIT, Hinted, Maps, Mover, MoverIo, PromoteLimits, Resident,
-    Rest, WriteClaim, fill_buffers,
+    BackEnd, Cache, ChangeStart, CleanLimits, CommitNext, Fill, FillStart, HEAT_LIMIT, Hinted, Maps, Mode,
+    Mover, MoverIo, PromoteLimits, Resident, Rest, Scope, WriteClaim, fill_buffers,
 };
 
-/// How long the mover sleeps at most, as the server's driver has it.
+/// How long the mover sleeps at most, as the server's driver has it, and what was written to slots stays without a commit.
 const TICK: Duration = Duration::from_secs(1);
+/// Percentage of the slots that may be dirty, as the server has it by default.
+const DIRTY_HIGH: u8 = 50;
+/// How often a change starts again after the mover has cleaned its blocks.
+const MAX_STARTS: u32 = 8;
+
+/// What a policy is asked with.
+pub type Decide<'d> = &'d mut dyn FnMut(&Request, CacheState) -> Decision;
 
 /// How a device is set up, beside the shape of its cache.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +72,10 @@ pub struct ReplayDevice<'c, 'm> {
     due: Option<Duration>,
     /// When it is polled at the latest.
     tick: Duration,
+    /// When it commits what nothing else has.
+    commit_at: Duration,
+    /// When the last request was issued.
+    now: Duration,
     counts: Counts,
 }
 
@@ -70,14 +83,20 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
     /// A device at time 0, with an empty cache whose maps are `maps`.
     #[must_use]
     pub fn new(cache: &'c Cache<'m>, maps: &'m Maps, pace: Pace) -> Self {
+        let mut mover = Mover::new(cache, pace.eviction, pace.limits, CacheCounters::default());
+        if cache.has_writeback() {
+            mover = mover.with_writeback(CleanLimits::of(cache.shape().slots, DIRTY_HIGH));
+        }
         let mut device = Self {
             cache,
             maps,
-            mover: Mover::new(cache, pace.eviction, pace.limits, CacheCounters::default()),
+            mover,
             latency: pace.latency,
             in_flight: VecDeque::new(),
             due: None,
             tick: Duration::ZERO,
+            commit_at: TICK,
+            now: Duration::ZERO,
             counts: Counts::default(),
         };
         device.run_mover(Duration::ZERO);
@@ -108,14 +127,23 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         word.to_le_bytes()[block as usize % 8]
     }
 
+    /// Whether some sectors (not none) of a block are dirty.
+    #[must_use]
+    pub fn is_dirty(&self, block: u32, sectors: Range<u64>) -> bool {
+        let first = u64::from(block) << self.cache.shape().shift;
+        let length = (sectors.end - sectors.start) << 9;
+        self.cache.is_dirty(first + (sectors.start << 9), length)
+    }
+
     /// A request that is issued at `now`, which is not before the one before it. Returns the policy's decision, and
     /// whether it is a read that the cache served.
     pub fn issue(
         &mut self,
         now: Duration,
         mut placed: PlacedRequest,
-        decide: &mut dyn FnMut(&Request) -> Decision,
+        decide: Decide<'_>,
     ) -> (Decision, bool) {
+        self.now = now;
         while let Some(due) = self.due.filter(|&due| due <= now) {
             self.run_mover(due);
         }
@@ -127,15 +155,18 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         let request = &placed.request;
         let is_hit = match request.op() {
             Op::Read => self.read(now, &placed, decision),
-            Op::Write => self.write(&placed),
+            Op::Write => self.write(&placed, decision),
             Op::Discard | Op::WriteZeroes => {
                 self.discard(placed.block, placed.blocks);
                 false
             }
             Op::Flush | Op::Other => false,
         };
+        if request.op() == Op::Flush || request.is_fua() {
+            self.commit();
+        }
         if decision.hints & hint::PROMOTE != 0 && request.nr_sectors > 0 && placed.blocks > 0 {
-            self.hint(placed.block, priority(decision));
+            self.hint(placed.block, hint::priority(decision.hints));
         }
         if self.cache.must_wake() || self.is_due(now) {
             self.run_mover(now);
@@ -144,10 +175,11 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
     }
 
     /// What the classifier does: looks the block up, asks the policy, counts the read.
-    fn classify(&self, placed: &mut PlacedRequest, decide: &mut dyn FnMut(&Request) -> Decision) -> Decision {
+    fn classify(&self, placed: &mut PlacedRequest, decide: Decide<'_>) -> Decision {
         let request = &mut placed.request;
+        let state = self.cache.state();
         if placed.blocks == 0 {
-            return checked(decide(request));
+            return checked(decide(request, state));
         }
         let entry = IndexEntry(self.maps.index[placed.block as usize].load(Ordering::Relaxed));
         let touched = regions(self.cache.shape().shift, request.sector, request.nr_sectors);
@@ -156,8 +188,11 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         } else if entry.is_present() {
             request.flags |= request_flags::PARTLY_CACHED;
         }
+        if entry.is_dirty() {
+            request.flags |= request_flags::DIRTY;
+        }
         request.heat = self.heat(placed.block).into();
-        let decision = checked(decide(request));
+        let decision = checked(decide(request, state));
         if request.is_read() && decision.hints & hint::COLD == 0 && request.heat < HEAT_LIMIT {
             let place = placed.block % 8 * 8;
             self.maps.heat[placed.block as usize / 8].fetch_add(1 << place, Ordering::Relaxed);
@@ -170,14 +205,16 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         let (offset, length) = self.range(placed);
         self.counts.reads += 1;
         self.counts.read_bytes += length;
-        let extent = Extent::parse((decision.hints & hint::FILL) >> hint::FILL_SHIFT);
-        let looks = decision.verdict == Verdict::Hit || extent.is_some();
+        let extent = hint::extent(decision.hints);
+        // What is dirty is nowhere else.
+        let looks =
+            decision.verdict == Verdict::Hit || extent.is_some() || self.cache.may_be_dirty(offset, length);
         if looks && let Some(pin) = self.cache.begin_read(offset, length) {
             self.cache.end_read(pin);
             return self.hit(length);
         }
         if let Some(extent) = extent {
-            let priority = priority(decision);
+            let priority = hint::priority(decision.hints);
             match self.begin_fill(offset, length, extent, priority) {
                 FillStart::Begun(fill) => {
                     if self.cache.is_short_of_slots() && self.cache.must_wake() {
@@ -289,19 +326,29 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
         }
     }
 
-    fn write(&mut self, placed: &PlacedRequest) -> bool {
+    fn write(&mut self, placed: &PlacedRequest, decision: Decision) -> bool {
         let (offset, length) = self.range(placed);
         self.counts.writes += 1;
         self.counts.write_bytes += length;
-        // A replay has no dirty blocks: its figures are those of reads.
-        let ChangeStart::Marked(change, _) = self.cache.start_write(offset, length, None) else {
-            return false;
-        };
-        self.counts.invalidated += u64::from(change.invalidated);
-        if change.claim.is_some_and(WriteClaim::stores) {
-            self.counts.updated_bytes += length;
+        let mode = hint::write_mode(decision.hints).map(Mode::from);
+        match self.start(|cache| cache.start_write(offset, length, mode)) {
+            ChangeStart::Back(write) => {
+                self.counts.absorbed += 1;
+                self.counts.absorbed_bytes += length;
+                if self.cache.end_back(offset, length, write, BackEnd::Stored) && self.cache.must_wake() {
+                    self.due_at(self.now);
+                }
+            }
+            ChangeStart::Marked(change, downgrade) => {
+                self.counts.downgraded += u64::from(downgrade.is_some());
+                self.counts.invalidated += u64::from(change.invalidated);
+                if change.claim.is_some_and(WriteClaim::stores) {
+                    self.counts.updated_bytes += length;
+                }
+                self.cache.end_change(offset, length, change.claim, true);
+            }
+            ChangeStart::Wait | ChangeStart::Stuck => unreachable!("cleaning neither fails nor lasts"),
         }
-        self.cache.end_change(offset, length, change.claim, true);
         false
     }
 
@@ -309,12 +356,31 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
     pub fn discard(&mut self, block: u32, blocks: u32) {
         let shift = self.cache.shape().shift;
         let (offset, length) = (u64::from(block) << shift, u64::from(blocks) << shift);
-        if length > 0 {
-            let ChangeStart::Marked(change, _) = self.cache.start_discard(offset, length) else {
-                return;
-            };
+        if length > 0
+            && let ChangeStart::Marked(change, _) = self.start(|cache| cache.start_discard(offset, length))
+        {
             self.counts.invalidated += u64::from(change.invalidated);
             self.cache.end_change(offset, length, None, true);
+        }
+    }
+
+    /// Starts a change, once the mover has cleaned what is in its way.
+    fn start(&mut self, start: impl Fn(&Cache<'_>) -> ChangeStart) -> ChangeStart {
+        for _ in 0..MAX_STARTS {
+            let started = start(self.cache);
+            if started != ChangeStart::Wait {
+                return started;
+            }
+            self.run_mover(self.now);
+        }
+        ChangeStart::Wait
+    }
+
+    /// Makes what was written to slots durable, and lets go of those that are clean.
+    fn commit(&self) {
+        let mut next = self.cache.commit(self.cache.begin_flush(), Scope::All, 0);
+        while let CommitNext::Lead(io) = next {
+            next = self.cache.commit_done(io, Ok(())).unwrap_or(CommitNext::Done);
         }
     }
 
@@ -341,6 +407,10 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
                 Load::Job(job, result) => self.completed(job, result),
                 Load::Fill(fill) => self.end_fill(&fill, now),
             }
+        }
+        if self.commit_at <= now {
+            self.commit_at = now + TICK;
+            self.commit();
         }
         let rest = loop {
             match self.mover.poll(now) {
@@ -373,14 +443,11 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
 
     /// A read of the backing takes the latency, everything else no time.
     fn execute(&mut self, io: MoverIo, now: Duration) {
-        let MoverIo::Load { job, len, .. } = io else {
-            unreachable!("a fill begins with a read of the backing");
-        };
-        self.load(len.into());
-        if self.latency.is_zero() {
-            self.completed(job, len.cast_signed());
+        let (job, result) = self.carry_out(io);
+        if matches!(io, MoverIo::Load { .. }) && !self.latency.is_zero() {
+            self.await_load(now, Load::Job(job, result));
         } else {
-            self.await_load(now, Load::Job(job, len.cast_signed()));
+            self.completed(job, result);
         }
     }
 
@@ -388,11 +455,32 @@ impl<'c, 'm> ReplayDevice<'c, 'm> {
     fn completed(&mut self, job: u16, result: i32) {
         let mut next = self.mover.done(job, result);
         while let Some(io) = next {
-            let MoverIo::Store { job, len, .. } = io else {
-                unreachable!("a fill ends with a write to the cache");
-            };
-            self.counts.filled_bytes += u64::from(len);
-            next = self.mover.done(job, len.cast_signed());
+            let (job, result) = self.carry_out(io);
+            next = self.mover.done(job, result);
+        }
+    }
+
+    /// Counts an operation of the mover. Returns its job and its result.
+    fn carry_out(&mut self, io: MoverIo) -> (u16, i32) {
+        match io {
+            MoverIo::Load { job, len, .. } => {
+                self.load(len.into());
+                (job, len.cast_signed())
+            }
+            MoverIo::Store { job, len, .. } => {
+                self.counts.filled_bytes += u64::from(len);
+                (job, len.cast_signed())
+            }
+            MoverIo::LoadSlot { job, len, .. } => (job, len.cast_signed()),
+            MoverIo::StoreBacking { job, len, .. } => {
+                self.counts.cleaned += 1;
+                self.counts.cleaned_bytes += u64::from(len);
+                (job, len.cast_signed())
+            }
+            MoverIo::FlushBacking { job } | MoverIo::FlushCache { job } => (job, 0),
+            MoverIo::StoreRecord { .. } | MoverIo::StorePages { .. } | MoverIo::Compare { .. } => {
+                unreachable!("a replay has no log, and nothing to verify")
+            }
         }
     }
 }
@@ -404,10 +492,4 @@ fn checked(decision: Decision) -> Decision {
     } else {
         Decision::BAD_ANSWER
     }
-}
-
-/// The priority that a hint asks for.
-fn priority(decision: Decision) -> Priority {
-    let number = (decision.hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT;
-    Priority::parse(number).unwrap_or(Priority::Normal)
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ublk_bpf_abi::{Decision, IndexEntry, Request};
+use ublk_bpf_abi::{CacheState, Decision, IndexEntry, Request};
 
 use super::counts::Counts;
 use super::read::{ReadError, ReadOptions, read};
@@ -22,8 +22,8 @@ use crate::cache::evict::Algorithm;
 pub trait NativePolicy: Sync {
     /// Empties its maps on this thread.
     fn reset(&self);
-    /// The decision for a request that this task submits.
-    fn decide(&self, task: &Task, request: &Request) -> Decision;
+    /// The decision for a request that this task submits to a device whose cache is in this state.
+    fn decide(&self, task: &Task, request: &Request, state: CacheState) -> Decision;
 }
 
 /// The size of a cache.
@@ -196,7 +196,7 @@ impl ReplayJob {
             What::Policy(name, policy, eviction) => {
                 policy.reset();
                 let setup = self.setup(slots, eviction);
-                let mut decide = |task: &Task, request: &Request| policy.decide(task, request);
+                let mut decide = |task: &Task, request: &Request, state| policy.decide(task, request, state);
                 let counts = replay(trace, stream, &setup, &mut decide, &progress.done);
                 (name, Some(eviction), counts)
             }

@@ -24,7 +24,7 @@ mod tests;
 mod trace;
 
 pub use counts::Counts;
-pub use device::{Pace, PlacedRequest, ReplayDevice};
+pub use device::{Decide, Pace, PlacedRequest, ReplayDevice};
 pub use job::{CacheSize, JobError, NativePolicy, Progress, ReplayJob, Row};
 pub use owned::OwnedDevice;
 pub use reference::Reference;

@@ -3,17 +3,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ublk_bpf_abi::{Decision, Request, SECTOR_SIZE};
+use ublk_bpf_abi::{CacheState, Decision, Request, SECTOR_SIZE};
 
 use super::counts::Counts;
 use super::device::{Pace, PlacedRequest, ReplayDevice};
+use super::owned;
 use super::stream::{Part, Stream};
 use super::trace::{Task, Trace};
 use crate::cache::evict::Algorithm;
-use crate::cache::{Cache, Maps, Mode, PromoteLimits, Shape};
+use crate::cache::{Mode, PromoteLimits, Shape};
 
-/// A policy: the decision for a request that this task submits.
-pub type PolicyFn<'p> = &'p mut dyn FnMut(&Task, &Request) -> Decision;
+/// A policy: the decision for a request that this task submits to a device whose cache is in this state.
+pub type PolicyFn<'p> = &'p mut dyn FnMut(&Task, &Request, CacheState) -> Decision;
 
 /// A configuration of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,7 +43,6 @@ pub fn replay(
     policy: PolicyFn<'_>,
     progress: &AtomicU64,
 ) -> Counts {
-    let maps = Maps::of(stream.blocks.into());
     let shape = Shape {
         shift: stream.shift,
         capacity: (u64::from(stream.blocks) << stream.shift) / SECTOR_SIZE,
@@ -50,7 +50,8 @@ pub fn replay(
         data_offset: 0,
         mode: setup.mode,
     };
-    let cache = Cache::new(shape, &maps.index, &maps.heat);
+    let maps = owned::maps(&shape);
+    let cache = owned::cache(shape, &maps);
     let pace = Pace {
         eviction: setup.eviction,
         limits: PromoteLimits {
@@ -66,7 +67,7 @@ pub fn replay(
             let task = &trace.tasks()[request.task as usize];
             let now = Duration::from_nanos(request.time_ns);
             let placed = placed(part, stream.shift, request);
-            let (_, is_hit) = device.issue(now, placed, &mut |request| policy(task, request));
+            let (_, is_hit) = device.issue(now, placed, &mut |request, state| policy(task, request, state));
             if placed.request.is_read() {
                 whole.count(part.request, is_hit);
             }

@@ -38,7 +38,7 @@ fn run(trace: &Trace, setup: &Setup, decide: impl Fn(&Request) -> Decision) -> C
         trace,
         &stream,
         setup,
-        &mut |_, request| decide(request),
+        &mut |_, request, _| decide(request),
         &AtomicU64::new(0),
     )
 }
@@ -102,6 +102,30 @@ fn a_write_updates_the_cache_or_invalidates_it() {
     };
     let around = run(&trace, &around, promotes);
     assert_eq!((around.hits, around.updated_bytes), (1, 0));
+}
+
+#[test]
+fn a_policy_says_where_a_write_ends() {
+    let mut trace = Trace::default();
+    for op in [Op::Write, Op::Read, Op::Write] {
+        trace.push(TraceRequest::new(op, BLOCK, 128)).unwrap();
+    }
+    let ends = |mode, decision: Decision| {
+        let counts = run(&trace, &Setup { mode, ..setup(4) }, |_| decision);
+        (counts.absorbed, counts.hits, counts.writes)
+    };
+    for mode in [Mode::WriteThrough, Mode::WriteAround, Mode::WriteBack] {
+        let back = mode == Mode::WriteBack;
+        let absorbed = if back { (2, 1, 2) } else { (0, 0, 2) };
+        assert_eq!(ends(mode, Decision::pass()), absorbed);
+        assert_eq!(
+            ends(mode, Decision::pass().back()),
+            absorbed,
+            "without write-back, through"
+        );
+        assert_eq!(ends(mode, Decision::pass().around()), (0, 0, 2));
+        assert_eq!(ends(mode, Decision::pass().through()), (0, 0, 2));
+    }
 }
 
 #[test]

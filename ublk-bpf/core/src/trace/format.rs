@@ -134,7 +134,7 @@ fn check(request: &TracedRequest, device_sectors: u64) -> Result<(), String> {
     if nr_sectors == 0 && matches!(request.op, Op::Read | Op::Write) {
         return Err(format!("a {} of 0 sectors", request.op.name()));
     }
-    if request.hints & !hint::ALL != 0 {
+    if !hint::is_defined(request.hints) {
         return Err(format!("hints {:#04x}", request.hints));
     }
     if request.flags & !FLAGS != 0 {

@@ -1,7 +1,7 @@
 use std::io::Cursor;
 
 use proptest::prelude::*;
-use ublk_bpf_abi::{Op, Reason, Verdict};
+use ublk_bpf_abi::{Op, Reason, Verdict, hint};
 
 use super::*;
 
@@ -59,7 +59,7 @@ prop_compose! {
         sector in 0..SECTORS - 1024,
         nr_sectors in 1..=1024_u32,
         kinds in (0..Op::COUNT, 0..Verdict::COUNT, 0..Reason::COUNT),
-        hints in 0..128_u8,
+        hints in any::<u8>().prop_filter("they mean something", |&hints| hint::is_defined(hints)),
         flags in 0..64_u16,
         ids: (u16, u16, u32, u32, u64),
         name in "[a-z]{0,15}",

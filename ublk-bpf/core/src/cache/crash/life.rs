@@ -1,407 +1,286 @@
-//! One server's life: clients, the cleaner and the mover, step by step.
+//! One server's life: clients, the mover and operations in flight, step by step.
 
-use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ublk_bpf_abi::Priority;
+use super::clients::{Op, used};
+use super::devices::{Content, EMPTY, Io, Late, Place, Side};
+use super::{BLOCK, BLOCKS, End, Point, SLOTS, UNIT, UNITS, World};
+use crate::cache::evict::Algorithm;
+use crate::cache::{Cache, CacheFailure, CleanLimits, Mode, Mover, MoverIo, PromoteLimits, Survivors, Trust};
+use crate::errno::Errno;
+use ublk_bpf_abi::CacheCounters;
 
-use super::devices::Content;
-use super::{BLOCK, BLOCKS, Omission, UNIT, UNITS, USED, World};
-use crate::cache::clean::{CleanIo, Cleaner, Want};
-use crate::cache::log::LOG_BUFFER;
-use crate::cache::{
-    BackEnd, BackWrite, Cache, Change, ChangeStart, CommitIo, CommitNext, CommitTicket, Mode, Mover, MoverIo,
-    Scope, WriteClaim,
-};
-
-/// A client's request, at one of its steps.
-pub(super) enum Step {
-    Start,
-    Back(BackWrite, u64),
-    Through(Change, u64),
-    Committing(CommitTicket, Scope),
-    Leading(CommitTicket, Scope, CommitIo),
-    FlushingBacking(u64),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum What {
-    Write(Option<Mode>),
-    Zero,
-    Flush,
-}
-
-pub(super) struct Op {
-    what: What,
-    first: u64,
-    units: u64,
-    is_durable: bool,
-    version: u64,
-    step: Step,
-    /// For a flush: what was acknowledged when it began.
-    covers: Vec<u64>,
-}
-
-impl Op {
-    pub(super) fn range(&self) -> (u64, u64) {
-        (self.first * UNIT, self.units * UNIT)
-    }
-}
+/// Steps in which a server that is stopped has written everything back, by far.
+const MOST_STEPS: u64 = 100_000;
+/// Requests in flight at most.
+const MOST_OPS: usize = 6;
 
 /// One server's life.
 pub(super) struct Life<'w, 'c, 'm> {
     pub(super) world: &'w mut World,
     pub(super) cache: &'c Cache<'m>,
     pub(super) mover: Mover<'c, 'm>,
-    pub(super) cleaner: Cleaner<'c, 'm>,
     pub(super) ops: Vec<Op>,
-    /// Operations of the cleaner and the mover in flight, with their buffers.
-    pub(super) cleaning: Vec<CleanIo>,
-    pub(super) buffers: HashMap<usize, Vec<Content>>,
-    pub(super) moving: Vec<MoverIo>,
-    pub(super) staging: HashMap<u16, Vec<Content>>,
+    /// Operations of the mover in flight, and its buffers.
+    pub(super) moving: Vec<(MoverIo, Io)>,
+    pub(super) buffers: Vec<Content>,
     pub(super) now: Duration,
+    /// One in so many operations on the cache device, and on the backing device, fails; 0: none.
+    fails: [u64; 2],
+    /// One has failed in this life.
+    pub(super) has_failed: bool,
+    /// It is to stop, and how far it is with that.
+    stopping: Option<Point>,
+    /// The mover has seldom a turn, so that the log fills up.
+    is_mover_slow: bool,
 }
 
-impl Life<'_, '_, '_> {
-    pub(super) fn begin(&mut self) {
-        let random = &mut self.world.random;
-        let what = match random.below(16) {
-            0 => What::Zero,
-            1..4 => What::Flush,
-            4..6 => What::Write(Some(Mode::WriteThrough)),
-            6..8 => What::Write(Some(Mode::WriteAround)),
-            _ => What::Write(Some(Mode::WriteBack)),
+impl<'w, 'c, 'm> Life<'w, 'c, 'm> {
+    /// A server that has found these.
+    pub(super) fn new(world: &'w mut World, cache: &'c Cache<'m>, survivors: Survivors) -> Self {
+        let random = &mut world.random;
+        let limits = CleanLimits {
+            low: random.below(SLOTS.into()) as u32,
+            high: 1 + random.below(SLOTS.into()) as u32,
+            rate: random.one_in(4).then(|| BLOCK << random.below(4)),
         };
-        let at = random.below(USED);
-        let units = (1 + random.below(4)).min(USED - at);
-        let first = random.below(BLOCKS) * 32 + at;
-        let is_durable = random.one_in(8);
-        let (first, units) = match what {
-            What::Flush => (0, 0),
-            // Whole blocks, more than one at times.
-            What::Zero => {
-                let block = first / 32;
-                (block * 32, 32 * (1 + random.below(2)).min(BLOCKS - block))
-            }
-            What::Write(_) => (first, units),
+        let mut fails = || match random.below(16) {
+            0 => 3,
+            1 => 24,
+            _ => 0,
         };
-        let places = first as usize..(first + units) as usize;
-        if self.world.locked[places.clone()].iter().any(|&locked| locked) {
-            return;
-        }
-        self.world.locked[places.clone()].fill(true);
-        self.world.writes += 1;
-        let version = self.world.writes;
-        self.world.issued[places].fill(version);
-        let covers = if what == What::Flush {
-            self.world.acknowledged.clone()
-        } else {
-            Vec::new()
-        };
-        self.ops.push(Op {
-            what,
-            first,
-            units,
-            is_durable: is_durable && what != What::Flush,
-            version,
-            step: Step::Start,
-            covers,
-        });
-    }
-
-    /// One step of an operation. Returns whether it is acknowledged.
-    pub(super) fn step(&mut self, op: &mut Op) -> bool {
-        let (offset, length) = op.range();
-        op.step = match std::mem::replace(&mut op.step, Step::Start) {
-            Step::Start => {
-                let start = match op.what {
-                    What::Flush => {
-                        if self.world.omits(Omission::Commit) {
-                            return self.committed(op);
-                        }
-                        let ticket = self.cache.begin_flush();
-                        op.step = Step::Committing(ticket, Scope::All);
-                        return false;
-                    }
-                    What::Write(mode) => self.cache.start_write(offset, length, mode),
-                    What::Zero => self.cache.start_discard(offset, length),
-                };
-                match start {
-                    ChangeStart::Back(write) => Step::Back(write, 0),
-                    ChangeStart::Marked(change, _) => Step::Through(change, 0),
-                    ChangeStart::Wait => {
-                        // It is woken, or looks again.
-                        let _ = self.cache.wait_to_change(offset, length, 0);
-                        Step::Start
-                    }
-                    ChangeStart::Stuck => panic!("no device fails"),
-                }
-            }
-            Step::Back(write, done) if done < op.units => {
-                let at = offset.wrapping_add(self.cache.slot_delta(write.pin(), offset)) + done * UNIT;
-                self.world
-                    .cache
-                    .write(at, Content::Unit(op.version), op.is_durable);
-                Step::Back(write, done + 1)
-            }
-            Step::Back(write, _) => {
-                self.cache.end_back(offset, length, write, BackEnd::Stored);
-                if !op.is_durable {
-                    return self.acknowledge(op);
-                }
-                Step::Committing(self.cache.begin_flush(), Scope::Write { offset, length })
-            }
-            Step::Through(change, done) if done < op.units => {
-                self.world
-                    .backing
-                    .write(offset + done * UNIT, Content::Unit(op.version), op.is_durable);
-                Step::Through(change, done + 1)
-            }
-            Step::Through(change, done)
-                if change.claim.is_some_and(WriteClaim::stores) && done < 2 * op.units =>
-            {
-                let pin = change.claim.expect("there is one").pin();
-                let at = offset.wrapping_add(self.cache.slot_delta(pin, offset)) + (done - op.units) * UNIT;
-                self.world.cache.write(at, Content::Unit(op.version), false);
-                Step::Through(change, done + 1)
-            }
-            Step::Through(change, _) => {
-                self.cache.count_passed();
-                self.cache.end_change(offset, length, change.claim, true);
-                if !op.is_durable {
-                    return self.acknowledge(op);
-                }
-                if self.world.omits(Omission::CommitAfterDurableWrite) {
-                    return self.acknowledge(op);
-                }
-                Step::Committing(self.cache.begin_flush(), Scope::All)
-            }
-            Step::Committing(ticket, scope) => match self.cache.commit(ticket, scope, 0) {
-                CommitNext::Done => return self.committed(op),
-                CommitNext::Lead(io) => Step::Leading(ticket, scope, io),
-                CommitNext::Wait => Step::Committing(ticket, scope),
-            },
-            Step::Leading(ticket, scope, io) => {
-                self.carry_out(io);
-                match self.cache.commit_done(io, Ok(())).expect("it succeeded") {
-                    CommitNext::Done => return self.committed(op),
-                    CommitNext::Lead(io) => Step::Leading(ticket, scope, io),
-                    CommitNext::Wait => Step::Committing(ticket, scope),
-                }
-            }
-            Step::FlushingBacking(owed) => {
-                self.world.backing.flush();
-                self.cache.backing_flushed(owed);
-                return self.acknowledge(op);
-            }
-        };
-        false
-    }
-
-    pub(super) fn carry_out(&mut self, io: CommitIo) {
-        match io {
-            CommitIo::Flush if self.world.omits(Omission::FlushOfData) => {}
-            CommitIo::Flush => self.world.cache.flush(),
-            CommitIo::Record { offset, length } => {
-                let bytes = self.cache.record_bytes(length as usize);
-                let is_durable = !self.world.omits(Omission::DurableRecord);
-                self.world.write_pages(offset, &bytes, is_durable);
-            }
+        let fails = [fails(), fails()];
+        let is_mover_slow = random.one_in(8);
+        let rate = PromoteLimits { rate: None };
+        let mover = Mover::new(cache, Algorithm::Clock, rate, CacheCounters::default());
+        let mut mover = mover.with_writeback(limits);
+        mover.restore_dirty(survivors.dirty);
+        mover.restore(survivors.clean, Trust::ToVerify);
+        let buffers = vec![EMPTY; usize::from(mover.buffers()) * (BLOCK / UNIT) as usize];
+        Self {
+            world,
+            cache,
+            mover,
+            ops: Vec::new(),
+            moving: Vec::new(),
+            buffers,
+            now: Duration::ZERO,
+            fails,
+            has_failed: false,
+            stopping: None,
+            is_mover_slow,
         }
     }
 
-    /// What the operation needed of the slots is durable. Returns whether it is acknowledged.
-    pub(super) fn committed(&mut self, op: &mut Op) -> bool {
-        let is_flush = op.what == What::Flush && !self.world.omits(Omission::FlushOfBacking);
-        match self.cache.owed_to_backing().filter(|_| is_flush) {
-            Some(owed) => {
-                op.step = Step::FlushingBacking(owed);
-                false
-            }
-            None => self.acknowledge(op),
+    /// Serves until the end.
+    pub(super) fn run(mut self) -> End {
+        // Half of the lives are short, so that many crashes are early.
+        let most = if self.world.random.one_in(2) { 150 } else { 2200 };
+        let steps = 5 + self.world.random.below(most);
+        for _ in 0..steps {
+            self.step();
         }
-    }
-
-    pub(super) fn acknowledge(&mut self, op: &Op) -> bool {
-        let world = &mut *self.world;
-        for unit in op.first as usize..(op.first + op.units) as usize {
-            world.acknowledged[unit] = op.version;
-            world.locked[unit] = false;
-            if op.is_durable {
-                world.flushed[unit] = op.version;
-            }
-        }
-        for (unit, &covered) in op.covers.iter().enumerate() {
-            world.flushed[unit] = world.flushed[unit].max(covered);
-        }
-        true
-    }
-
-    /// The cleaner does something.
-    pub(super) fn clean(&mut self) {
-        if self.cleaning.is_empty() || self.world.random.one_in(2) {
-            let want = if self.world.random.one_in(2) {
-                Want::All
-            } else {
-                Want::Urgent
-            };
-            self.cleaning.extend(self.cleaner.next(want, self.now));
-            return;
-        }
-        let at = self.world.random.below(self.cleaning.len() as u64) as usize;
-        let io = self.cleaning.swap_remove(at);
-        let result = match io {
-            CleanIo::Load { copy, offset, len } => {
-                let units =
-                    (0..u64::from(len) / UNIT).map(|unit| self.world.cache.read(offset + unit * UNIT));
-                self.buffers.insert(copy, units.collect());
-                len
-            }
-            CleanIo::Store { copy, offset, len } => {
-                for (unit, content) in (0..).zip(self.buffers.remove(&copy).expect("it was loaded")) {
-                    self.world.backing.write(offset + unit * UNIT, content, false);
-                }
-                len
-            }
-            CleanIo::Flush => {
-                if !self.world.omits(Omission::FlushOfCleaned) {
-                    self.world.backing.flush();
-                }
-                0
-            }
-        };
-        let next = self.cleaner.done(io, result.cast_signed());
-        self.cleaning.extend(next);
-    }
-
-    /// The mover fills, evicts, and provides free slots.
-    pub(super) fn move_blocks(&mut self) {
-        self.now += Duration::from_millis(10);
+        // Where most can go wrong.
         if self.world.random.one_in(3) {
-            let block = self.world.random.below(BLOCKS);
-            self.cache.hint(block * BLOCK, Priority::Normal);
+            self.go_on_to_a_record();
         }
-        if let Ok(io) = self.mover.poll(self.now) {
-            self.moving.push(io);
+        if self.world.random.one_in(12) && self.stop().is_some() {
+            return End::Stop;
         }
-        let Some(io) = self.moving.pop() else { return };
-        let next = match io {
-            MoverIo::Load { job, offset, len, .. } => {
-                let units =
-                    (0..u64::from(len) / UNIT).map(|unit| self.world.backing.read(offset + unit * UNIT));
-                let units = units.collect();
-                self.staging.insert(job, units);
-                self.mover.done(job, len.cast_signed())
-            }
-            MoverIo::Store { job, offset, len, .. } => {
-                let units = self.staging.remove(&job).expect("it was loaded");
-                for (unit, content) in (0..).zip(units) {
-                    self.world.cache.write(offset + unit * UNIT, content, false);
-                }
-                self.mover.done(job, len.cast_signed())
-            }
-            other => unreachable!("{other:?}: nothing is verified, and the cleaner is another one"),
-        };
-        self.moving.extend(next);
+        self.crash()
     }
 
-    pub(super) fn checkpoint(&mut self) {
-        if let Some(mut checkpoint) = self
-            .cache
-            .wants_checkpoint()
-            .then(|| self.cache.begin_checkpoint())
-            .flatten()
-        {
-            let mut buffer = vec![0; LOG_BUFFER];
-            let mut entries = self.cache.checkpoint_entries(0);
-            while let Some(placed) = checkpoint.append(&mut entries, &mut buffer) {
-                self.world
-                    .write_pages(placed.offset, &buffer[..placed.length], false);
+    /// Until a record is being written, unless that takes long.
+    fn go_on_to_a_record(&mut self) {
+        for _ in 0..100 {
+            let is_led = self.ops.iter().any(|op| op.point() == Point::CommitRecord);
+            if is_led
+                || self
+                    .moving
+                    .iter()
+                    .any(|(io, _)| matches!(io, MoverIo::StoreRecord { .. }))
+            {
+                return;
             }
-            self.world.cache.flush();
-            let placed = checkpoint.head(&mut buffer);
-            self.world
-                .write_pages(placed.offset, &buffer[..placed.length], true);
-            self.cache.end_checkpoint(&checkpoint);
+            self.step();
         }
+    }
+
+    fn crash(self) -> End {
+        let Self {
+            world,
+            ops,
+            moving,
+            mover,
+            stopping,
+            cache,
+            ..
+        } = self;
+        let is_full = cache.writeback.is_log_full.load(Ordering::SeqCst);
+        let full = is_full.then_some(Point::LogFull);
+        let of_ops = ops.iter().map(Op::point);
+        let points = of_ops.chain(moving.iter().map(|(io, _)| super::mover::point(&mover, io)));
+        let points: Vec<Point> = points.chain(stopping).chain(full).collect();
+        let ios = ops.into_iter().filter_map(|op| op.io);
+        let ios = ios.chain(moving.into_iter().map(|(_, io)| io));
+        let late: Vec<Late> = ios.flat_map(|io| io.left_behind(&mut world.random)).collect();
+        world.crash(late, points.into_iter())
+    }
+
+    /// Writes everything back and stops. `None`: it crashes on the way.
+    fn stop(&mut self) -> Option<()> {
+        self.stopping = Some(Point::Drain);
+        self.fails = [0; 2];
+        self.mover.drain();
+        self.finish(|life| life.ops.is_empty() && life.cache.dirty_slots() == 0)?;
+        self.mover.stop();
+        self.finish(|life| life.moving.is_empty() && life.mover.is_idle())?;
+        self.ops.push(Op::flush(self.world));
+        self.finish(|life| life.ops.is_empty())?;
+        for unit in 0..UNITS as usize {
+            let found = self.on_backing(unit as u64);
+            let (least, most) = (self.world.acknowledged[unit], self.world.most[unit]);
+            assert!(
+                (least..=most).contains(&found),
+                "drained: unit {unit} has write {found} on the backing device, and may have {least} to {most}"
+            );
+        }
+        self.stopping = Some(Point::CleanSuperblock);
+        if self.world.random.one_in(8) {
+            return None;
+        }
+        self.world.superblock = None;
+        self.world.counts.stops += 1;
+        // Nothing is to be lost any more.
+        self.world.lose_power();
+        Some(())
+    }
+
+    /// Goes on until that is so.
+    fn finish(&mut self, is_done: impl Fn(&Self) -> bool) -> Option<()> {
+        for _ in 0..MOST_STEPS {
+            if is_done(self) {
+                return Some(());
+            }
+            if self.world.random.one_in(1000) {
+                return None;
+            }
+            self.step();
+        }
+        let points: Vec<Point> = self.ops.iter().map(Op::point).collect();
+        panic!(
+            "it does not come to an end: {points:?}, {} slots are dirty, {:?} in flight",
+            self.cache.dirty_slots(),
+            self.moving.iter().map(|(io, _)| io).collect::<Vec<_>>()
+        );
+    }
+
+    fn step(&mut self) {
+        match self.world.random.below(16) {
+            0..4 if self.ops.len() < MOST_OPS && self.stopping.is_none() => self.begin(),
+            4..6 if !self.is_mover_slow || self.stopping.is_some() || self.world.random.one_in(32) => {
+                self.poll_mover();
+            }
+            6..10 if !self.moving.is_empty() => self.advance_mover(),
+            10 if self.world.random.one_in(2) => self.look(),
+            11 if self.world.random.one_in(8) => self.change_settings(),
+            _ => self.advance_op(),
+        }
+        self.world.late_one();
+        if self.cache.take_woken().contains(0) {
+            self.ops.iter_mut().for_each(|op| op.waits = false);
+        }
+    }
+
+    /// A user changes how writes end.
+    fn change_settings(&mut self) {
+        let random = &mut self.world.random;
+        let mode = [Mode::WriteBack, Mode::WriteThrough, Mode::WriteAround][random.below(3) as usize];
+        self.cache.set_mode(mode);
+        self.cache
+            .set_dirty_limit(random.below(1 + u64::from(SLOTS)) as u32);
+    }
+
+    /// An operation is issued, and may fail.
+    pub(super) fn issue(&mut self, mut io: Io) -> Io {
+        for (side, fails) in [Side::Cache, Side::Backing].into_iter().zip(self.fails) {
+            if fails != 0 && io.is_on(side) && self.world.random.one_in(fails) {
+                io.fails = Some(side);
+                self.has_failed = true;
+            }
+        }
+        io
+    }
+
+    /// Something of an operation happens. Returns its end.
+    pub(super) fn advance(&mut self, io: &mut Io) -> Option<Result<(), Side>> {
+        let end = io.advance(&mut self.world.devices, &mut self.world.random)?;
+        self.world.counts.operations += 1;
+        self.world.counts.errors += u64::from(end.is_err());
+        Some(end)
+    }
+
+    pub(super) fn detach(&self) {
+        let (during, errno) = ("testing", Errno::EIO);
+        self.cache.detach(CacheFailure::Device { during, errno });
+    }
+
+    fn on_backing(&self, unit: u64) -> u64 {
+        version(&self.world.devices.read(Place::at(Side::Backing, unit * UNIT)))
     }
 
     /// What a read of a unit finds.
-    pub(super) fn read(&self, unit: u64) -> u64 {
+    fn read(&self, unit: u64) -> u64 {
         let offset = unit * UNIT;
-        let content = match self.cache.begin_read(offset, UNIT) {
-            Some(pin) => {
-                let at = offset.wrapping_add(self.cache.slot_delta(pin, offset));
-                self.cache.end_read(pin);
-                self.world.cache.read(at)
-            }
-            None => self.world.backing.read(offset),
+        let Some(pin) = self.cache.begin_read(offset, UNIT) else {
+            return self.on_backing(unit);
         };
-        match content {
-            Content::Unit(version) => version,
-            Content::Page(_) => panic!("a unit has a page of the log"),
+        let at = offset.wrapping_add(self.cache.slot_delta(pin, offset));
+        self.cache.end_read(pin);
+        version(&self.world.devices.read(Place::at(Side::Cache, at)))
+    }
+
+    /// A unit has what it may have. What a write that failed has left stays so once it was seen.
+    fn look(&mut self) {
+        let unit = self.world.random.below(BLOCKS) * BLOCK / UNIT + used(&mut self.world.random);
+        let found = self.read(unit);
+        let world = &mut *self.world;
+        let at = unit as usize;
+        let (least, most) = (world.acknowledged[at], world.most[at]);
+        assert!(
+            (least..=most).contains(&found),
+            "unit {unit} reads as write {found}, and may be {least} to {most}"
+        );
+        if !world.locked[at] {
+            (world.acknowledged[at], world.most[at]) = (found, found);
         }
     }
 
     /// Every unit has what it may have, by these bounds.
-    pub(super) fn check(&self, least: &[u64], when: &str) -> Vec<u64> {
+    pub(super) fn check(&self, least: &[u64], after: End) -> Vec<u64> {
         (0..UNITS)
             .map(|unit| {
                 let found = self.read(unit);
-                let (least, most) = (least[unit as usize], self.world.issued[unit as usize]);
+                let most = match after {
+                    End::Power => &self.world.issued,
+                    End::Kill | End::Stop => &self.world.most,
+                };
+                let (least, most) = (least[unit as usize], most[unit as usize]);
                 assert!(
                     (least..=most).contains(&found),
-                    "{when}: unit {unit} has write {found}, and may have {least} to {most}"
+                    "after {after:?}: unit {unit} has write {found}, and may have {least} to {most}"
                 );
                 found
             })
             .collect()
     }
+}
 
-    pub(super) fn run(&mut self, steps: u64) {
-        for _ in 0..steps {
-            self.world.steps += 1;
-            match self.world.random.below(16) {
-                0..4 if self.ops.len() < 6 => self.begin(),
-                0..2 => self.move_blocks(),
-                2..6 => self.clean(),
-                6 => self.checkpoint(),
-                7 => {
-                    if let Some(io) = self.cache.autocommit() {
-                        self.lead(io);
-                    }
-                }
-                8 => {
-                    let unit = self.world.random.below(UNITS);
-                    let found = self.read(unit);
-                    let least = self.world.acknowledged[unit as usize];
-                    let most = self.world.issued[unit as usize];
-                    assert!(
-                        (least..=most).contains(&found),
-                        "unit {unit} reads as write {found}, and may be {least} to {most}"
-                    );
-                }
-                _ if !self.ops.is_empty() => {
-                    let at = self.world.random.below(self.ops.len() as u64) as usize;
-                    let mut op = self.ops.swap_remove(at);
-                    if !self.step(&mut op) {
-                        self.ops.push(op);
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The mover commits.
-    pub(super) fn lead(&mut self, mut io: CommitIo) {
-        loop {
-            self.carry_out(io);
-            match self.cache.commit_done(io, Ok(())).expect("it succeeded") {
-                CommitNext::Lead(next) => io = next,
-                CommitNext::Done | CommitNext::Wait => return,
-            }
-        }
+/// The write that a unit is from.
+pub(super) fn version(content: &Content) -> u64 {
+    match *content {
+        Content::Unit(version) => version,
+        Content::Page(_) => panic!("a unit has a page of the log"),
     }
 }

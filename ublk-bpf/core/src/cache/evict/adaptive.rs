@@ -19,9 +19,11 @@
 use std::collections::VecDeque;
 
 use ublk_bpf_abi::Priority;
+use zerocopy::FromZeros;
 
 use super::ghosts::{Ghosts, Left};
 use super::{Evict, MAX_LOOKS, SecondChoice, SlotState, SlotView};
+use crate::cache::word::zeroed;
 
 /// Reads in the small queue that move a block to the main one.
 const PROVEN: u8 = 3;
@@ -77,7 +79,7 @@ impl Parts {
 }
 
 /// What is known of a slot.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, FromZeros)]
 struct Seen {
     /// The heat of its block at the last visit.
     heat: u8,
@@ -114,7 +116,7 @@ impl Adaptive {
             low: VecDeque::new(),
             small: VecDeque::new(),
             main: VecDeque::with_capacity(slots as usize),
-            seen: vec![Seen::default(); slots as usize].into_boxed_slice(),
+            seen: zeroed(slots as usize),
             parts: Parts::of(slots),
             ghosts: Ghosts::new(slots),
             is_full: false,

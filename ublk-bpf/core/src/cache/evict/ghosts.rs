@@ -1,5 +1,9 @@
 //! The blocks that left the cache last.
 
+use zerocopy::FromZeros;
+
+use crate::cache::word::zeroed;
+
 /// Ghosts in a set: a block has so many places.
 const WAYS: usize = 8;
 
@@ -21,7 +25,7 @@ pub(super) struct Ghost {
     pub(super) age: u32,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, FromZeros)]
 struct GhostEntry {
     block: u32,
     /// Twice the number of the eviction, plus one if the block left the main queue. 0: the place is empty.
@@ -39,9 +43,8 @@ impl Ghosts {
     /// For so many slots.
     pub(super) fn new(slots: u32) -> Self {
         let sets = (slots as usize).div_ceil(WAYS).next_power_of_two();
-        let empty = GhostEntry { block: 0, stamp: 0 };
         Self {
-            sets: vec![[empty; WAYS]; sets].into_boxed_slice(),
+            sets: zeroed(sets),
             evictions: 0,
         }
     }

@@ -198,7 +198,7 @@ fn who_waits_when_the_cache_is_detached_is_woken() {
     let _mover = mover(&cache);
     let fill = begun(&cache, BLOCK, 1, Extent::Request);
     assert!(cache.wait_for_fill(BLOCK, REGION, 1));
-    cache.detach(crate::cache::CacheFailure {
+    cache.detach(crate::cache::CacheFailure::Device {
         during: "filling",
         errno: crate::errno::Errno::EIO,
     });

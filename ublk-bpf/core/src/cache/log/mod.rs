@@ -23,7 +23,8 @@
 //! one beyond that is proof of damage: then nothing is believed.
 //!
 //! What a torn transaction left must never complete a later one with its number. So each start goes on under a new log
-//! id, after a checkpoint of what it found: [`Previous::successor`] is the only way to go on.
+//! id, after a checkpoint of what it found: [`Previous::successor`] is the only way to go on. And it reads nothing before the
+//! last write of a server that was killed has ended: that would take the place of a block of the new log.
 //!
 //! # Checkpoints
 //!

@@ -75,6 +75,12 @@ impl Log {
         self.layout.most_blocks() as usize * BLOCK_ENTRIES
     }
 
+    /// How many bytes a transaction can have.
+    #[must_use]
+    pub const fn record_bytes(&self) -> usize {
+        self.layout.most_blocks() as usize * LOG_PAGE
+    }
+
     /// Whether it is time for a checkpoint.
     #[must_use]
     pub const fn is_half_full(&self) -> bool {

@@ -1,13 +1,20 @@
 //! The mover's part of write-back: cleaning, commits that nothing waits for, and checkpoints of the log.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Mover, MoverIo};
-use crate::cache::Cache;
-use crate::cache::clean::{CleanIo, Cleaner, MAX_COPIES, Want};
+use ublk_bpf_abi::CacheCounters;
+
+use super::age::AgeScan;
+use super::drained::DrainWatch;
+use super::pace::Pace;
+use super::rate::{CleanRate, Sight};
+use super::{Mover, MoverIo, Rest};
+use crate::cache::clean::{CleanFailure, CleanIo, Cleaner, MAX_COPIES, Want, longest};
 use crate::cache::commit::{CommitIo, CommitNext};
 use crate::cache::log::{Checkpoint, LOG_BUFFER, Placed};
 use crate::cache::pages::Pages;
+use crate::cache::{Cache, CleanLimits};
 use crate::errno::Errno;
 
 /// How long what was written to slots may stay without a commit if no flush asks for one.
@@ -21,16 +28,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const FLUSH: usize = MAX_COPIES;
 const COMMIT: usize = FLUSH + 1;
 const CHECKPOINT: usize = COMMIT + 1;
+/// How long a copy is at most that is held to a rate: as many bytes as that allows in one part of so many of a second.
+const COPIES_A_SECOND: u64 = 16;
 pub(super) const BACK_JOBS: usize = CHECKPOINT + 1;
-
-/// When dirty blocks are cleaned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CleanLimits {
-    /// Dirty slots below which nothing is cleaned, unless no request has arrived for a second or one waits for it.
-    pub low: u32,
-    /// Dirty slots that there may be: writes that would make more of them dirty end on the backing device.
-    pub high: u32,
-}
 
 /// A checkpoint in progress.
 #[derive(Debug)]
@@ -58,7 +58,6 @@ enum CheckpointStep {
 #[derive(Debug)]
 pub(super) struct BackJobs<'c, 'm> {
     cache: &'c Cache<'m>,
-    limits: CleanLimits,
     cleaner: Cleaner<'c, 'm>,
     /// The operations in flight, by number.
     cleaning: [Option<CleanIo>; MAX_COPIES + 1],
@@ -70,24 +69,37 @@ pub(super) struct BackJobs<'c, 'm> {
     /// Requests that had arrived when the clock was last looked at for a second without any.
     idle_since: (Duration, u64),
     pub(super) is_draining: bool,
+    drain: DrainWatch,
+    age: AgeScan,
+    rate: CleanRate,
+    pace: Pace,
+    /// Bytes a second that may be cleaned now; 0: any.
+    allowed: u64,
+    /// When to poll again, whatever happens.
+    rest: Option<Duration>,
     now: Duration,
 }
 
 impl<'c, 'm> BackJobs<'c, 'm> {
     pub(super) fn new(cache: &'c Cache<'m>, limits: CleanLimits) -> Self {
-        cache.set_dirty_limit(limits.high);
+        cache.limit_cleaning(limits);
         Self {
             cache,
-            limits,
             cleaner: Cleaner::new(cache),
             cleaning: [None; MAX_COPIES + 1],
             commit: None,
             commit_at: Duration::ZERO,
             checkpoint: None,
             checkpoint_at: Duration::ZERO,
-            pages: Pages::new(LOG_BUFFER),
+            pages: Pages::default(),
             idle_since: (Duration::ZERO, 0),
             is_draining: false,
+            drain: DrainWatch::default(),
+            age: AgeScan::default(),
+            rate: CleanRate::new(),
+            pace: Pace::default(),
+            allowed: 0,
+            rest: None,
             now: Duration::ZERO,
         }
     }
@@ -109,15 +121,23 @@ impl<'c, 'm> BackJobs<'c, 'm> {
     /// The next operation, with the number of its job.
     fn poll(&mut self, now: Duration, requests: u64, is_stopping: bool) -> Option<(usize, BackIo)> {
         let may_begin = !is_stopping || self.is_draining;
+        self.rest = None;
+        if self.drain.has_begun(self.cache) {
+            self.cleaner.retry();
+        }
         if may_begin && let Some(io) = self.begin_commit(now).or_else(|| self.begin_checkpoint(now)) {
             return Some(io);
         }
-        let want = self.want(now, requests);
-        let io = if may_begin {
-            self.cleaner.next(want, now)
-        } else {
-            self.cleaner.finish()
-        };
+        if !may_begin {
+            return self.cleaner.finish().map(|io| self.clean(io));
+        }
+        let (want, exhausted) = self.want(now, requests);
+        let io = self.cleaner.next(want, now);
+        let drain = self.drain.look(self.cache, now);
+        self.rest = [exhausted, drain, self.cleaner.flush_at()]
+            .into_iter()
+            .flatten()
+            .min();
         io.map(|io| self.clean(io))
     }
 
@@ -130,18 +150,64 @@ impl<'c, 'm> BackJobs<'c, 'm> {
         (number, BackIo::Clean(io))
     }
 
-    /// What is to be cleaned now.
-    fn want(&mut self, now: Duration, requests: u64) -> Want {
-        let dirty = self.cache.dirty_slots();
+    /// What is to be cleaned now, and until when nothing but what requests wait for.
+    fn want(&mut self, now: Duration, requests: u64) -> (Want, Option<Duration>) {
+        let limits = self.cache.clean_limits();
         if requests != self.idle_since.1 {
             self.idle_since = (now, requests);
         }
         let is_idle = now.saturating_sub(self.idle_since.0) >= IDLE_AFTER;
-        if self.is_draining || is_idle || dirty > self.limits.low {
-            Want::All
-        } else {
-            Want::Urgent
+        if is_idle || self.is_draining || self.cache.must_clean_all() {
+            self.rate.ignore();
+            return self.paced(limits.rate, now);
         }
+        let dirty = self.cache.dirty_slots();
+        let sight = Sight {
+            now,
+            times: &self.cache.writeback.times,
+            dirty,
+            limits,
+            is_wanted: dirty > limits.low,
+            is_at_rest: self.cleaner.is_idle(),
+        };
+        match self.rate.look(&sight) {
+            Some(rate) => self.paced(Some(rate.min(limits.rate.unwrap_or(u64::MAX))), now),
+            None => {
+                let then = Some(self.rate.ends_at()).filter(|&then| sight.is_wanted && then > now);
+                (Want::Urgent, then)
+            }
+        }
+    }
+
+    /// The same, held to a rate.
+    fn paced(&mut self, rate: Option<u64>, now: Duration) -> (Want, Option<Duration>) {
+        let Some(rate) = rate.filter(|&rate| rate < u64::MAX) else {
+            self.allowed = 0;
+            self.pace.forget(now);
+            return (Want::All, None);
+        };
+        self.allowed = rate;
+        let exhausted = self.pace.exhausted_until(rate, now);
+        let most = u32::try_from(rate / COPIES_A_SECOND).unwrap_or(u32::MAX);
+        let want = if exhausted.is_some() {
+            Want::Pause
+        } else {
+            Want::Some(most)
+        };
+        (want, exhausted)
+    }
+
+    /// Takes in what the cleaner has done.
+    fn count(&mut self, counters: &mut CacheCounters) {
+        let done = self.cleaner.take_counts();
+        self.pace.spend(done.begun);
+        self.rate.count(done.begun);
+        counters.clean_rate = self.allowed;
+        counters.clean_held_back += self.rate.take_held_back();
+        counters.cleaned_bytes += done.cleaned;
+        counters.clean_writes += done.writes;
+        counters.clean_batches += done.flushes;
+        counters.clean_errors += done.errors;
     }
 
     fn begin_commit(&mut self, now: Duration) -> Option<(usize, BackIo)> {
@@ -153,11 +219,18 @@ impl<'c, 'm> BackJobs<'c, 'm> {
         self.commit.map(|io| (COMMIT, BackIo::Commit(io)))
     }
 
+    fn may_checkpoint(&self, now: Duration) -> bool {
+        self.checkpoint.is_none() && now >= self.checkpoint_at
+    }
+
     fn begin_checkpoint(&mut self, now: Duration) -> Option<(usize, BackIo)> {
-        if self.checkpoint.is_some() || now < self.checkpoint_at || !self.cache.wants_checkpoint() {
+        if !self.may_checkpoint(now) || !self.cache.wants_checkpoint() {
             return None;
         }
         let checkpoint = self.cache.begin_checkpoint()?;
+        if self.pages.is_empty() {
+            self.pages = Pages::new(LOG_BUFFER);
+        }
         self.checkpoint = Some(Checkpointing {
             checkpoint,
             step: CheckpointStep::Pages,
@@ -247,6 +320,17 @@ impl Checkpointing {
     }
 }
 
+/// Staging buffers of a copy, one behind the other.
+fn buffers_a_copy(cache: &Cache<'_>) -> usize {
+    let shift = cache.shape().shift;
+    longest(shift) as usize >> shift
+}
+
+/// Staging buffers of all copies.
+pub(super) fn copy_buffers(cache: &Cache<'_>) -> usize {
+    MAX_COPIES * buffers_a_copy(cache)
+}
+
 /// An operation that was to move so many bytes has ended. In part is not enough: it is all done again.
 fn whole(result: i32, length: usize) -> Result<(), Errno> {
     match Errno::of_result(result) {
@@ -269,32 +353,66 @@ impl Mover<'_, '_> {
     pub(super) fn poll_back(&mut self, now: Duration) -> Option<MoverIo> {
         let back = self.back.as_mut()?;
         back.now = now;
-        let (number, io) = back.poll(now, self.requests_seen, self.is_stopping)?;
+        let next = back.poll(now, self.requests_seen, self.is_stopping);
+        back.count(&mut self.counters);
+        self.counters.dirty = self.cache.dirty_slots().into();
+        self.counters.dirty_seconds = back.age.look(self.cache, now);
+        let (number, io) = next?;
         Some(self.back_io(number, &io))
     }
 
-    /// Whether requests have begun to wait for something to be cleaned since the last poll.
-    pub(super) fn has_urgent(&self) -> bool {
-        self.back.is_some() && self.cache.has_urgent()
+    /// Whether requests have begun to wait for something since the last poll that may begin now.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.back.as_ref().is_some_and(|back| {
+            self.cache.has_urgent() || (back.may_checkpoint(back.now) && self.cache.wants_checkpoint())
+        })
+    }
+
+    /// The promotion limit is reached. Whether the mover may wait for that: from here on it is woken for what requests wait for.
+    pub(super) fn may_rest(&self) -> bool {
+        if self.back.is_some() {
+            self.cache.writeback.mover_rests.store(true, Ordering::SeqCst);
+        }
+        !self.has_waiting()
+    }
+
+    /// When write-back has something to do, as far as it knows.
+    pub(super) fn rest(&self, other: Option<Duration>) -> Rest {
+        let back = self.back.as_ref().and_then(|back| back.rest);
+        let then = back.into_iter().chain(other).min();
+        then.map_or(Rest::UntilWoken, Rest::Until)
+    }
+
+    /// Something could not be cleaned: the first failure since nothing failed, once. For the log.
+    pub fn take_clean_failure(&mut self) -> Option<CleanFailure> {
+        self.back.as_mut()?.cleaner.take_failure()
     }
 
     /// An operation of write-back has ended, of the job that is so far behind the fills and verifications.
     pub(super) fn back_done(&mut self, number: usize, result: i32) -> Option<MoverIo> {
         let back = self.back.as_mut()?;
-        let (number, io) = back.done(number, result, back.now)?;
+        let next = back.done(number, result, back.now);
+        // A flush of what was cleaned, or a commit of that, may have made slots free.
+        if number >= FLUSH {
+            self.free.retry_at = Duration::ZERO;
+        }
+        back.count(&mut self.counters);
+        let (number, io) = next?;
         Some(self.back_io(number, &io))
     }
 
     fn back_io(&self, number: usize, io: &BackIo) -> MoverIo {
         let small = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let job = small(self.jobs.len() + number);
-        let buffer = small(2 * self.jobs.len() - self.fills + number);
+        let buffer = small(2 * self.jobs.len() - self.fills + number * buffers_a_copy(self.cache));
         match *io {
-            BackIo::Clean(CleanIo::Load { offset, len, .. }) => MoverIo::LoadSlot {
+            BackIo::Clean(CleanIo::Load {
+                offset, skip, len, ..
+            }) => MoverIo::LoadSlot {
                 job,
                 buffer,
                 offset,
-                skip: 0,
+                skip,
                 len,
             },
             BackIo::Clean(CleanIo::Store { offset, len, .. }) => MoverIo::StoreBacking {
@@ -325,6 +443,13 @@ impl Mover<'_, '_> {
         self.back
             .as_ref()
             .map_or(std::ptr::null(), |back| back.pages.address())
+    }
+
+    /// The same as bytes.
+    #[cfg(test)]
+    pub(in crate::cache) fn page_bytes(&self, length: usize) -> Vec<u8> {
+        let back = self.back.as_ref();
+        back.map_or(Vec::new(), |back| back.pages.bytes()[..length].to_vec())
     }
 
     /// Cleans everything from now on, and does not stop before nothing is dirty, but for what fails once more then.

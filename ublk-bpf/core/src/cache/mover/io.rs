@@ -32,13 +32,13 @@ pub enum MoverIo {
     },
     /// From the cache device to another staging buffer; as above.
     LoadSlot {
-        /// The verification.
+        /// The verification, or the copy that cleans.
         job: u16,
         /// The other buffer, below [`Mover::buffers`].
         buffer: u16,
         /// Where on the cache device.
         offset: u64,
-        /// Where in the buffer.
+        /// Where in the buffer, and for a copy in those behind it.
         skip: u32,
         /// How many.
         len: u32,
@@ -47,11 +47,11 @@ pub enum MoverIo {
     StoreBacking {
         /// The job.
         job: u16,
-        /// Its buffer, below [`Mover::buffers`].
+        /// Its first buffer, below [`Mover::buffers`].
         buffer: u16,
         /// Where on the backing device.
         offset: u64,
-        /// How many bytes, from the buffer's start.
+        /// How many bytes, from the buffer's start and on into those behind it.
         len: u32,
     },
     /// Make what the backing device has completed durable; as above.

@@ -4,11 +4,15 @@
 //! [`Mover`] has the contract. Each kind of job has a file: `fill.rs`, `verify.rs`. `job.rs` has what they share,
 //! `room.rs` where slots come from.
 
+mod age;
 mod back;
 mod budget;
+mod drained;
 mod fill;
 mod io;
 mod job;
+mod pace;
+mod rate;
 mod residents;
 mod room;
 mod verify;
@@ -19,19 +23,19 @@ use std::time::Duration;
 
 use ublk_bpf_abi::{BlockState, CacheCounters, IndexEntry, Priority};
 
-use self::back::{BACK_JOBS, BackJobs};
+use self::back::{BACK_JOBS, BackJobs, copy_buffers};
 use self::budget::Budget;
 use self::job::{AfterStep, Job, Kind, Step};
 use self::residents::Residents;
 use self::room::SlotStock;
 use self::verify::Unverified;
-use super::evict::{Algorithm, Evict, SlotState, SlotView as _};
+use super::drain::CleanLimits;
+use super::evict::{Algorithm, Evict};
 use super::hints::Hints;
 use super::recover::{DirtyBlock, Resident, Trust};
 use super::shared::{Cache, CacheFailure};
 use crate::errno::Errno;
 
-pub use self::back::CleanLimits;
 pub use self::io::{MoverIo, Rest};
 
 /// Fills in flight: as many as move this many bytes, but at least one and at most the number below.
@@ -59,8 +63,8 @@ pub struct PromoteLimits {
 /// One thread, the driver, owns the mover. Queues share the [`Cache`] with it and never call it. The driver:
 ///
 /// 1. calls [`new`](Self::new) with an index that has no entry, then [`restore`](Self::restore) at most once;
-/// 2. provides [`buffers`](Self::buffers) staging buffers of a cache block each. Job `n` owns buffer `n`, a verification
-///    a second one as well;
+/// 2. provides [`buffers`](Self::buffers) staging buffers of a cache block each, one behind the other in memory: an operation
+///    may go on from one to the next. Job `n` owns buffer `n`, a verification a second one as well, a copy that cleans several;
 /// 3. calls [`poll`](Self::poll) until it answers [`Rest`]. It executes each [`MoverIo`] that it gets, in any order and
 ///    at the same time as others, each exactly once;
 /// 4. passes the result of each read and write to [`done`](Self::done), and of each comparison to
@@ -161,7 +165,7 @@ impl<'c, 'm> Mover<'c, 'm> {
     pub fn restore(&mut self, saved: impl IntoIterator<Item = Resident>, trust: Trust) -> u32 {
         let cache = self.cache;
         let slots = cache.blocks.slots.count();
-        let mut restored = 0;
+        let (mut restored, mut used) = (0, 0);
         for Resident {
             slot,
             block,
@@ -177,6 +181,7 @@ impl<'c, 'm> Mover<'c, 'm> {
                 continue;
             }
             cache.blocks.slots.give(slot, block);
+            used = used.max(slot + 1);
             cache.remember_heat(block, heat);
             restored += 1;
             match trust {
@@ -184,9 +189,7 @@ impl<'c, 'm> Mover<'c, 'm> {
                 Trust::ToVerify => self.add_unverified(slot, priority),
             }
         }
-        if restored > 0 {
-            self.use_unowned_slots();
-        }
+        self.use_slots_below(used);
         restored
     }
 
@@ -195,6 +198,7 @@ impl<'c, 'm> Mover<'c, 'm> {
     pub fn restore_dirty(&mut self, saved: impl IntoIterator<Item = DirtyBlock>) {
         let cache = self.cache;
         cache.blocks.dirty.forget_holds();
+        let mut used = 0;
         for DirtyBlock {
             slot,
             block,
@@ -204,6 +208,7 @@ impl<'c, 'm> Mover<'c, 'm> {
         {
             let blocks = &cache.blocks;
             blocks.slots.give(slot, block);
+            used = used.max(slot + 1);
             blocks.dirty.restore(&blocks.slots, slot, block, (dirty, logged));
             if dirty == 0 {
                 self.free.draining.push(slot);
@@ -214,17 +219,15 @@ impl<'c, 'm> Mover<'c, 'm> {
             blocks.index[block as usize].store(entry.0, Ordering::SeqCst);
             self.settle(slot, Priority::Normal);
         }
-        self.use_unowned_slots();
+        self.use_slots_below(used);
     }
 
-    /// Slots without a block are free from now on, all of them: fresh ones have no gaps between them.
-    fn use_unowned_slots(&mut self) {
-        let slots = self.cache.blocks.slots.count();
-        self.free.fresh = slots;
-        let unused = (0..slots)
-            .rev()
-            .filter(|&slot| self.cache.blocks.slots.owner(slot).is_none());
-        self.free.free = unused.collect();
+    /// Slots without a block below this one are free from now on. Those behind all that were restored were never used.
+    fn use_slots_below(&mut self, used: u32) {
+        let slots = &self.cache.blocks.slots;
+        let is_unowned = |slot: &u32| slots.owner(*slot).is_none();
+        self.free.fresh = self.free.fresh.max(used);
+        self.free.free = (0..self.free.fresh).rev().filter(is_unowned).collect();
     }
 
     /// Jobs that may be in flight at once. [`restore`](Self::restore) may add to them.
@@ -234,10 +237,11 @@ impl<'c, 'm> Mover<'c, 'm> {
         u16::try_from(self.jobs.len() + back).unwrap_or(u16::MAX)
     }
 
-    /// Staging buffers that the driver needs: one for each job, and another for each verification.
+    /// Staging buffers that the driver needs, one behind the other in memory: one for each fill, two for each verification, and
+    /// several for each copy that cleans.
     #[must_use]
     pub fn buffers(&self) -> u16 {
-        let back = self.back.as_ref().map_or(0, |_| BACK_JOBS);
+        let back = self.back.as_ref().map_or(0, |_| copy_buffers(self.cache));
         u16::try_from(2 * self.jobs.len() - self.fills + back).unwrap_or(u16::MAX)
     }
 
@@ -268,21 +272,9 @@ impl<'c, 'm> Mover<'c, 'm> {
         &self.counters
     }
 
-    /// The blocks in the cache.
+    /// The blocks in the cache, dirty ones among them: at the end, what no request has in use.
     pub fn residents(&self) -> impl Iterator<Item = Resident> + '_ {
-        (0..self.cache.blocks.slots.count()).filter_map(|slot| match self.residents.slot_state(slot) {
-            SlotState::Resident { heat, priority } => {
-                let block = self.cache.blocks.slots.owner(slot)?;
-                Some(Resident {
-                    slot,
-                    block,
-                    priority,
-                    heat,
-                    valid: !self.cache.entry(block).hidden(),
-                })
-            }
-            SlotState::Empty | SlotState::Busy => None,
-        })
+        (0..self.cache.blocks.slots.count()).filter_map(|slot| self.residents.saved(slot))
     }
 
     /// The next operation to execute at `now`, a monotonic time.
@@ -292,11 +284,18 @@ impl<'c, 'm> Mover<'c, 'm> {
     pub fn poll(&mut self, now: Duration) -> Result<MoverIo, Rest> {
         if self.cache.failure().is_some() {
             self.abandon_cache();
-            return self.poll_back(now).ok_or(Rest::UntilWoken);
+            loop {
+                if let Some(io) = self.poll_back(now) {
+                    return Ok(io);
+                }
+                if self.is_stopping || self.may_rest() {
+                    return Err(self.rest(None));
+                }
+            }
         }
         self.decay_heat();
         loop {
-            self.serve_queues();
+            self.serve_queues(now);
             self.counters.hints_expired += self.hints.take(&self.cache.hints);
             if let Some(io) = self.poll_back(now) {
                 return Ok(io);
@@ -305,7 +304,10 @@ impl<'c, 'm> Mover<'c, 'm> {
                 break;
             }
             if let Some(then) = self.budget.exhausted_until(now) {
-                return Err(Rest::Until(then));
+                if self.may_rest() {
+                    return Err(self.rest(Some(then)));
+                }
+                continue;
             }
             match self.next_job() {
                 Next::Job(number, job) => {
@@ -316,7 +318,7 @@ impl<'c, 'm> Mover<'c, 'm> {
                 Next::Nothing => break,
             }
         }
-        Err(Rest::UntilWoken)
+        Err(self.rest(None))
     }
 
     /// Begins the next job: a fill that is hinted or a verification. If there are both, they take turns.
@@ -331,10 +333,11 @@ impl<'c, 'm> Mover<'c, 'm> {
             }
             (Some(number), _) => match self.hints.pop() {
                 Some((block, priority)) => (number, self.begin_fill(block, priority)),
-                None if self.cache.sleep() && !self.has_urgent() => return Next::Nothing,
+                None if self.cache.sleep() && !self.has_waiting() => return Next::Nothing,
                 None => return Next::Skipped,
             },
-            (None, _) => return Next::Nothing,
+            (None, _) if self.may_rest() => return Next::Nothing,
+            (None, _) => return Next::Skipped,
         };
         job.map_or(Next::Skipped, |job| Next::Job(number, job))
     }
@@ -400,7 +403,7 @@ impl<'c, 'm> Mover<'c, 'm> {
             // The backing device failed: the clients' own requests report that.
             Step::Load | Step::Compare => return,
         };
-        self.cache.detach(CacheFailure { during, errno });
+        self.cache.detach(CacheFailure::Device { during, errno });
     }
 
     /// Halves the heat of all blocks at times, some blocks at each call.

@@ -4,6 +4,7 @@ use ublk_bpf_abi::Priority;
 
 use crate::cache::Cache;
 use crate::cache::evict::{SlotState, SlotView};
+use crate::cache::recover::Resident;
 
 /// The state and priority of each slot.
 #[derive(Debug)]
@@ -20,6 +21,26 @@ impl<'c, 'm> Residents<'c, 'm> {
             priorities: vec![Priority::Normal; slots as usize].into_boxed_slice(),
             pinned: 0,
         }
+    }
+
+    /// The block of a slot as a clean stop saves it. A dirty one is held for the log, which is no use of it.
+    pub(super) fn saved(&self, slot: u32) -> Option<Resident> {
+        let block = self.block(slot)?;
+        let dirty = self.cache.blocks.dirty.of(slot);
+        let entry = self.cache.entry(block);
+        let is_dirty = dirty != 0 && entry.is_dirty() && entry.slot() == slot;
+        match self.slot_state(slot) {
+            SlotState::Resident { .. } => {}
+            SlotState::Busy if is_dirty => {}
+            SlotState::Empty | SlotState::Busy => return None,
+        }
+        Some(Resident {
+            slot,
+            block,
+            priority: self.priority(slot),
+            heat: self.cache.heat(block),
+            valid: !entry.hidden() | dirty,
+        })
     }
 
     pub(super) fn priority(&self, slot: u32) -> Priority {

@@ -1,12 +1,18 @@
 //! Where a slot for the next fill comes from, and where slots go back to.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ublk_bpf_abi::Priority;
 
 use super::Mover;
 use crate::cache::evict::{SlotState, SlotView as _};
 use crate::cache::free::Report;
+
+/// After so long in which queues found free slots, and half of these were left, fewer are kept.
+const SHRINK_AFTER: Duration = Duration::from_secs(10);
+/// After none could be freed for a queue, none is looked for so long: everything is dirty, or in use.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
 
 /// Victims that are tried for one fill.
 const MAX_VICTIMS: u32 = 8;
@@ -19,6 +25,11 @@ pub(super) struct SlotStock {
     pub(super) free: Vec<u32>,
     /// Slots whose block has been evicted, but that are still being read or written.
     pub(super) draining: Vec<u32>,
+    /// When fewer may be kept free for queues, and the fewest that were found free until now.
+    shrink_at: Duration,
+    fewest: usize,
+    /// When a slot is looked for again.
+    pub(super) retry_at: Duration,
 }
 
 impl Mover<'_, '_> {
@@ -32,7 +43,7 @@ impl Mover<'_, '_> {
     }
 
     /// Takes in what became of the slots that queues had, and provides them with others.
-    pub(super) fn serve_queues(&mut self) {
+    pub(super) fn serve_queues(&mut self, now: Duration) {
         let free = &self.cache.free;
         // Reports come only from slots that are out.
         while let Some(report) = free.reports.pop() {
@@ -42,11 +53,41 @@ impl Mover<'_, '_> {
         if self.is_stopping || !free.is_wanted.load(Ordering::Relaxed) {
             return;
         }
-        while free.out.load(Ordering::Relaxed) < free.most && free.slots.len() < free.idle as usize {
-            let Some(slot) = self.free_slot() else { return };
+        if free.is_sized() {
+            self.size_stock(now);
+            if now < self.free.retry_at {
+                return;
+            }
+        }
+        while free.out.load(Ordering::Relaxed) < free.most() && free.slots.len() < free.idle() as usize {
+            let Some(slot) = self.free_slot() else {
+                self.free.retry_at = now + RETRY_AFTER;
+                return;
+            };
             free.out.fetch_add(1, Ordering::Relaxed);
             let kept = free.slots.push(slot);
             debug_assert!(kept.is_ok(), "more slots are out than there are");
+        }
+    }
+
+    /// Changes how many slots are kept free, by whether they were enough.
+    fn size_stock(&mut self, now: Duration) {
+        let free = &self.cache.free;
+        let of = &mut self.free;
+        of.fewest = of.fewest.min(free.slots.len());
+        let has_grown = free.grow();
+        if has_grown || now >= of.shrink_at {
+            if !has_grown && of.fewest >= free.idle() as usize / 2 {
+                free.shrink();
+            }
+            (of.shrink_at, of.fewest) = (now + SHRINK_AFTER, usize::MAX);
+        }
+        // What is too many then is free for fills.
+        while free.slots.len() > free.idle() as usize
+            && let Some(slot) = free.slots.pop()
+        {
+            free.out.fetch_sub(1, Ordering::Relaxed);
+            self.free.free.push(slot);
         }
     }
 

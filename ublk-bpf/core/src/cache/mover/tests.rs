@@ -7,6 +7,9 @@ use ublk_bpf_abi::{Extent, IndexEntry, Priority, SECTOR_SIZE};
 use super::*;
 use crate::cache::{FillStart, Hinted, Maps, Mode, Shape, surviving};
 
+mod bearing;
+mod cleaning;
+mod stock;
 mod write_back;
 
 const BLOCK: u64 = 1 << 12;

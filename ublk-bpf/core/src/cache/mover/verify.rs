@@ -13,6 +13,7 @@ use ublk_bpf_abi::Priority;
 use super::job::{Job, Kind, Step};
 use super::{MAX_VERIFICATIONS, Mover, MoverIo};
 use crate::cache::blocks::first_run;
+use crate::cache::free::Report;
 
 /// Missed blocks that are moved to the front. Others keep their place.
 const MAX_HASTENED: usize = 64;
@@ -210,7 +211,8 @@ impl Mover<'_, '_> {
         self.abandon_runs(job);
     }
 
-    /// Ends the claims of the runs that a verification has not come to. The block has left the slot.
+    /// Ends the claims of the runs that a verification has not come to. The block has left the slot, unless other regions of it
+    /// are dirty.
     fn abandon_runs(&mut self, job: &Job) {
         let mut rest = job.rest;
         while rest != 0 {
@@ -220,7 +222,8 @@ impl Mover<'_, '_> {
             rest &= !run;
         }
         self.count_out();
-        self.release(job.fill.slot);
+        let (slot, priority) = (job.fill.slot, job.priority);
+        self.take_in(Report { slot, priority });
     }
 
     /// Evicts an unverified block, to make room for a fill where no verified block can be evicted.

@@ -147,7 +147,7 @@ fn a_discard_empties_what_it_touches() {
 fn a_detached_cache_serves_nothing_and_forgets_what_is_written() {
     let maps = Maps::of(16);
     let cache = cache_of(&maps, Mode::WriteThrough);
-    let failure = CacheFailure {
+    let failure = CacheFailure::Device {
         during: "reading",
         errno: Errno::EIO,
     };

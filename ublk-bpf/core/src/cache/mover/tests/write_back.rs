@@ -1,31 +1,11 @@
 //! Write-back where something fails, or grows meanwhile.
 
-use std::sync::atomic::AtomicU64;
-
 use super::*;
 use crate::cache::log::{Log, LogLayout, LogSeal};
-use crate::cache::{BackEnd, ChangeStart};
+use crate::cache::maps::Room;
+use crate::cache::{BackEnd, ChangeStart, CommitNext, Scope};
 
-const SLOTS: u32 = 8;
-
-struct Room(Maps, Vec<AtomicU64>);
-
-impl Room {
-    fn new() -> Self {
-        Self(Maps::of(16), (0..SLOTS).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn cache(&self) -> Cache<'_> {
-        let shape = Shape {
-            shift: 12,
-            capacity: 16 * BLOCK / SECTOR_SIZE,
-            slots: SLOTS,
-            data_offset: 0,
-            mode: Mode::WriteBack,
-        };
-        Cache::new(shape, &self.0.index, &self.0.heat).with_writeback(&self.1)
-    }
-}
+pub(super) const SLOTS: u32 = Room::SLOTS;
 
 fn layout() -> LogLayout {
     LogLayout::new(u64::from(SLOTS) * BLOCK, SLOTS, 8)
@@ -40,10 +20,11 @@ fn set_log(cache: &Cache<'_>) {
 }
 
 /// Nothing is cleaned that is not asked for.
-fn lazy<'c, 'm>(cache: &'c Cache<'m>) -> Mover<'c, 'm> {
+pub(super) fn lazy<'c, 'm>(cache: &'c Cache<'m>) -> Mover<'c, 'm> {
     let limits = CleanLimits {
         low: SLOTS,
         high: SLOTS,
+        rate: None,
     };
     let mut mover = mover(cache).with_writeback(limits);
     cache.free.is_wanted.store(true, Ordering::SeqCst);
@@ -61,7 +42,7 @@ fn write(cache: &Cache<'_>, mover: &mut Mover<'_, '_>, block: u64, now: Duration
     begun
 }
 
-fn job_of(io: &MoverIo) -> (u16, i32) {
+pub(super) fn job_of(io: &MoverIo) -> (u16, i32) {
     match *io {
         MoverIo::LoadSlot { job, len, .. }
         | MoverIo::StoreBacking { job, len, .. }
@@ -186,4 +167,58 @@ fn a_checkpoint_stays_in_its_area_though_more_becomes_dirty_meanwhile() {
             .all(|&(at, len)| at / area == half && (at + len - 1) / area == half),
         "{in_areas:?} with areas of {area} bytes"
     );
+}
+
+#[test]
+fn slots_that_were_cleaned_are_given_to_other_blocks() {
+    for (algorithm, has_log) in [
+        (Algorithm::Clock, true),
+        (Algorithm::default(), true),
+        (Algorithm::Clock, false),
+        (Algorithm::default(), false),
+    ] {
+        let room = Room::new();
+        let cache = room.cache();
+        if has_log {
+            set_log(&cache);
+        }
+        let no_limit = PromoteLimits { rate: None };
+        let mover = Mover::new(&cache, algorithm, no_limit, CacheCounters::default());
+        let mut mover = mover.with_writeback(CleanLimits {
+            low: 2,
+            high: 4,
+            rate: None,
+        });
+        for block in 0..16 {
+            // What is clean is free of the log one commit later.
+            for second in 2 * block..2 * block + 2 {
+                carry_out(&mut mover, Duration::from_secs(second));
+                if !has_log {
+                    let mut next = cache.commit(cache.begin_flush(), Scope::All, 0);
+                    while let CommitNext::Lead(io) = next {
+                        next = cache.commit_done(io, Ok(())).expect("it succeeds");
+                    }
+                }
+            }
+            cache.count_requests(1);
+            let start = cache.start_write(block * BLOCK, BLOCK, None);
+            let ChangeStart::Back(write) = start else {
+                panic!("block {block}, {algorithm:?}, with a log: {has_log}: {start:?}");
+            };
+            cache.end_back(block * BLOCK, BLOCK, write, BackEnd::Stored);
+        }
+        assert!(mover.counters().evicted >= 8, "{:?}", mover.counters());
+    }
+}
+
+/// Carries out all that the mover wants done.
+fn carry_out(mover: &mut Mover<'_, '_>, now: Duration) {
+    while let Ok(mut io) = mover.poll(now) {
+        while let Some(next) = {
+            let (job, good) = job_of(&io);
+            mover.done(job, good)
+        } {
+            io = next;
+        }
+    }
 }
