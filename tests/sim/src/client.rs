@@ -201,7 +201,7 @@ impl Sim<'_> {
             }
         };
         let same = |verdict, hints| of(verdict, hints, op, request.nr_sectors, request.sector);
-        let promote = self.wants_promotion(request);
+        let promote = self.wants_promotion(request) | self.wants_mode(request);
         if self.is_hit(request) && !self.rng.chance(self.world.verdict_faults) {
             let hit = Decision::new(Verdict::Hit, Reason::Cached).pack();
             return TakenVerdict {
@@ -259,10 +259,10 @@ impl Sim<'_> {
                 let verdict =
                     self.rng
                         .pick(&[Verdict::Drop, Verdict::Hit, Verdict::Hit, Verdict::Passthrough]);
-                let any = hint::ALL & self.rng.next().to_le_bytes()[0];
+                let any = self.rng.next().to_le_bytes()[0];
                 same(
                     verdict as u8,
-                    self.rng.pick(&[0, hint::FAIL, 0xff, hint::PROMOTE, any]),
+                    self.rng.pick(&[0, hint::FAIL, hint::WRITE, hint::PROMOTE, any]),
                 )
             }
         }
@@ -291,6 +291,15 @@ impl Sim<'_> {
             return Decision::pass().fill(extent, priority).hints;
         }
         Decision::pass().promote(priority).hints
+    }
+
+    /// Hints that say where the request ends, if it is a write, or none.
+    fn wants_mode(&mut self, request: &Request) -> u8 {
+        if request.op() != UBLK_IO_OP_WRITE || !self.rng.chance(200) {
+            return 0;
+        }
+        let pass = Decision::pass();
+        self.rng.pick(&[pass.back(), pass.through(), pass.around()]).hints
     }
 
     /// Whether an honest classifier finds a read in the cache.

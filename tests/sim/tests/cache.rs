@@ -47,18 +47,19 @@ fn all(mode: Mode, algorithm: Algorithm) {
         total.cache
     );
     if variable("SIM_OPS").is_none() {
-        check_that_all_happened(mode, &total);
+        check_that_all_happened(&total);
     }
 }
 
-fn check_that_all_happened(mode: Mode, total: &Report) {
+fn check_that_all_happened(total: &Report) {
     let (counters, cache) = (&total.counters, &total.cache);
     assert!(counters.hits > 0 && counters.invalidated > 0 && counters.hits_lost > 0);
     assert!(cache.promoted > 0 && cache.evicted > 0 && cache.overtaken > 0);
     assert!(cache.verified > 0 && cache.differing > 0);
     assert!(counters.fills > 0 && counters.filled > counters.fills && counters.hits_split > 0);
     assert!(counters.fills_overtaken > 0 && counters.fills_failed > 0 && counters.fill_waits > 0);
-    assert_eq!(counters.cache_writes > 0, mode == Mode::WriteThrough);
+    // In either mode: policies say so.
+    assert!(counters.cache_writes > 0);
     let of_a_cache = [
         Fault::Crossing,
         Fault::CacheError,

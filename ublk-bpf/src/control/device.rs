@@ -298,6 +298,25 @@ pub enum MalformedInfo {
 }
 
 #[cfg(test)]
+impl DeviceInfo {
+    /// One of this program whose server has died.
+    pub(crate) fn dead(id: DeviceId, queues: u16, depth: u16) -> Self {
+        Self {
+            id,
+            queues,
+            depth,
+            state: KernelState::Dead,
+            descriptor_bytes: 24,
+            max_io_bytes: 1 << 20,
+            server: None,
+            flags: Features::SERVED,
+            owner_uid: 0,
+            owner_gid: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -135,6 +135,14 @@ impl Control {
         self.command(ControlCommand::TryStop, id, 0)
     }
 
+    /// [`stop`](Self::stop), or without `force` [`try_stop`](Self::try_stop).
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn remove_disk(&self, id: DeviceId, force: bool) -> Result<(), ControlError> {
+        if force { self.stop(id) } else { self.try_stop(id) }
+    }
+
     /// Stops the device and deletes it, and waits until its id is free: not before its server has closed the character
     /// device and unmapped the descriptors.
     pub fn delete(&self, id: DeviceId) -> Result<(), ControlError> {

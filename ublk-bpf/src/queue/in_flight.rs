@@ -6,7 +6,7 @@ use super::event::{FillBuffer, Io, Staging, Tier, UserCopy};
 use super::legs::Legs;
 use super::plan::Route;
 use super::request::{Action, BlockRequest};
-use crate::cache::{BackWrite, SlotPin};
+use crate::cache::{BackWrite, Mode, SlotPin};
 use crate::errno::Errno;
 
 mod back;
@@ -123,6 +123,8 @@ pub(super) struct InFlight {
     pub(super) promote: Option<Priority>,
     /// Fill so much of the block with it: for a read that waits for another fill.
     pub(super) fill: Option<Extent>,
+    /// Where it ends, if the policy says so: for a write that waits before it begins.
+    mode: Option<Mode>,
     /// Issues in a row without progress.
     retries: u8,
     durable: bool,
@@ -149,6 +151,7 @@ impl InFlight {
         legs: Legs::Backing,
         promote: None,
         fill: None,
+        mode: None,
         retries: 0,
         durable: false,
         keep_allocated: false,
@@ -185,6 +188,7 @@ impl InFlight {
             step,
             durable: request.durable && volatile_cache,
             keep_allocated: request.keep_allocated,
+            mode: request.mode,
             ..Self::IDLE
         }
     }
@@ -302,6 +306,7 @@ impl InFlight {
             durable: false,
             keep_allocated: false,
             registered: true,
+            mode: None,
             offset: self.offset,
             length: self.length,
         }

@@ -272,6 +272,12 @@ impl<'w> Machine<'w> {
         self.phase == Phase::Serving
     }
 
+    /// Whether there is such a tag, and its request has arrived and has no result yet.
+    #[must_use]
+    pub fn is_in_service(&self, tag: u16) -> bool {
+        self.tags.serve(tag)
+    }
+
     /// [`Event::Arrived`].
     #[inline(never)]
     pub fn arrived(&mut self, arrival: Arrival) {
@@ -297,7 +303,7 @@ impl<'w> Machine<'w> {
     #[inline(never)]
     fn accept_slow(&mut self, arrival: Arrival) {
         let parsed = BlockRequest::parse(&arrival, &self.limits);
-        let request = match parsed.or_else(|errno| self.parse_again(&arrival, errno)) {
+        let mut request = match parsed.or_else(|errno| self.parse_again(&arrival, errno)) {
             Ok(request) => request,
             Err(errno) => return self.refuse(arrival.tag, errno),
         };
@@ -306,6 +312,7 @@ impl<'w> Machine<'w> {
             Ok(advised) => advised,
             Err(why) => self.without_advice(why),
         };
+        request.mode = advised.mode;
         if self.asks_the_cache(&request, &advised) {
             return self.read_cached(arrival.tag, &request, Wish::of(&advised));
         }
@@ -375,11 +382,7 @@ impl<'w> Machine<'w> {
             NoAdvice::Stale => self.counters.verdict_stale += 1,
             NoAdvice::Invalid => self.counters.verdict_invalid += 1,
         }
-        Advised {
-            advice: Advice::Slow,
-            promote: None,
-            fill: None,
-        }
+        Advised::only(Advice::Slow)
     }
 
     #[inline]

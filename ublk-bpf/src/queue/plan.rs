@@ -151,6 +151,7 @@ mod tests {
             durable: false,
             keep_allocated: false,
             registered: true,
+            mode: None,
             offset: 0,
             length,
         }

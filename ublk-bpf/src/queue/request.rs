@@ -3,6 +3,7 @@
 use ublk_bpf_abi::{Op, SECTOR_SIZE};
 
 use super::event::{Arrival, Direct, Tier, Way};
+use crate::cache::Mode;
 use crate::errno::Errno;
 use crate::sys::uapi::{
     UBLK_IO_BUF_BITS, UBLK_IO_F_FUA, UBLK_IO_F_NEED_REG_BUF, UBLK_IO_F_NOUNMAP, UBLK_IO_OP_DISCARD,
@@ -77,6 +78,8 @@ pub(super) struct BlockRequest {
     pub(super) keep_allocated: bool,
     /// READ, WRITE: the request's pages are in the ring's buffer table.
     pub(super) registered: bool,
+    /// WRITE: where it ends, if the policy says so. A descriptor does not.
+    pub(super) mode: Option<Mode>,
     /// First byte on the device; 0 for FLUSH.
     pub(super) offset: u64,
     /// Bytes; 0 for FLUSH, at most [`MAX_DATA_BYTES`] for READ and WRITE.
@@ -121,6 +124,7 @@ impl BlockRequest {
             durable: arrival.op_flags & UBLK_IO_F_FUA != 0,
             keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
             registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
+            mode: None,
             // Inside the device, whose bytes fit 63 bits (`QueueConfig::check`).
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
@@ -153,6 +157,7 @@ impl BlockRequest {
             durable: false,
             keep_allocated: false,
             registered: true,
+            mode: None,
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
         })
@@ -204,6 +209,7 @@ impl BlockRequest {
             durable: false,
             keep_allocated: false,
             registered: false,
+            mode: None,
             offset: 0,
             length: 0,
         }

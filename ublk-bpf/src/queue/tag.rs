@@ -27,6 +27,14 @@ pub(super) struct Slot {
     pub(super) in_flight: InFlight,
 }
 
+impl Slot {
+    /// Whether the tag's request is in service.
+    #[inline]
+    pub(super) const fn is_here(&self) -> bool {
+        matches!(self.owner, Owner::InFlight | Owner::Waiting)
+    }
+}
+
 /// Every tag of the queue.
 #[derive(Debug)]
 pub(super) struct Tags {
@@ -99,17 +107,18 @@ impl Tags {
     /// Whether a tag's request is in service.
     #[inline]
     pub(super) fn is_here(&self, tag: u16) -> bool {
-        matches!(
-            self.slots[usize::from(tag)].owner,
-            Owner::InFlight | Owner::Waiting
-        )
+        self.slots[usize::from(tag)].is_here()
+    }
+
+    /// Whether there is such a tag, and its request is in service.
+    pub(super) fn serve(&self, tag: u16) -> bool {
+        self.slots.get(usize::from(tag)).is_some_and(Slot::is_here)
     }
 
     /// The file of a device was truncated to `end`: marks every request in service that this concerns.
     #[cold]
     pub(super) fn cut(&mut self, device: Tier, end: u64) {
-        let in_service = |slot: &&mut Slot| matches!(slot.owner, Owner::InFlight | Owner::Waiting);
-        for slot in self.slots.iter_mut().filter(in_service) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.is_here()) {
             slot.in_flight.cut(device, end);
         }
     }

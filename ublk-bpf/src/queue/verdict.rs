@@ -3,6 +3,7 @@
 use ublk_bpf_abi::{Decision, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 
 use super::event::Arrival;
+use crate::cache::Mode;
 
 /// What the policy advises, if it is advice at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,20 @@ pub(super) struct Advised {
     pub(super) promote: Option<Priority>,
     /// Do it with this read, as far as possible. Only with `promote`.
     pub(super) fill: Option<Extent>,
+    /// Where it ends, if it is a write.
+    pub(super) mode: Option<Mode>,
+}
+
+impl Advised {
+    /// No more than this.
+    pub(super) const fn only(advice: Advice) -> Self {
+        Self {
+            advice,
+            promote: None,
+            fill: None,
+            mode: None,
+        }
+    }
 }
 
 /// Why a taken verdict is no advice.
@@ -49,6 +64,29 @@ pub(super) fn is_plain_passthrough(taken: TakenVerdict, op: Op, arrival: &Arriva
 #[inline(always)]
 pub(super) fn is_plain_hit(taken: TakenVerdict, arrival: &Arrival) -> bool {
     is_plain::<{ Decision::new(Verdict::Hit, Reason::Cached).pack() }>(taken, Op::Read, arrival)
+}
+
+/// Where the write of `arrival` ends, if that is all that the policy says of it, with whatever reason. [`check`] agrees, after
+/// more checks.
+#[inline(always)]
+pub(super) fn plain_write(taken: TakenVerdict, arrival: &Arrival) -> Option<Mode> {
+    const WRITE: u32 = (hint::WRITE as u32) << 16;
+    // Every number that fits is a reason.
+    const OPEN: u64 = (Reason::COUNT as u64 - 1) << 8 | (hint::FILL as u64) << 16;
+    const _: () = assert!(Reason::COUNT.is_power_of_two());
+    let plain = VerdictSlot::head(
+        Verdict::Passthrough as u32 | WRITE,
+        Op::Write as u32,
+        arrival.nr_sectors,
+    );
+    let is_about_this = taken.head & !OPEN == plain && taken.sector == arrival.start_sector;
+    is_about_this.then(|| mode(taken.head.to_le_bytes()[2])).flatten()
+}
+
+/// Where a write ends that has these hints, if they say so.
+#[inline(always)]
+fn mode(hints: u8) -> Option<Mode> {
+    hint::write_mode(hints).map(Mode::from)
 }
 
 #[inline(always)]
@@ -80,7 +118,7 @@ const DECISION_BITS: u32 = 24;
 #[inline]
 fn decision(head: u64, has_cache: bool) -> Result<Advised, NoAdvice> {
     let [verdict, reason, hints, ..] = head.to_le_bytes();
-    if Reason::parse(reason).is_none() || hints & !hint::ALL != 0 {
+    if Reason::parse(reason).is_none() || !hint::is_defined(hints) {
         return Err(why_not(head));
     }
     let advice = match Verdict::parse(verdict) {
@@ -92,19 +130,15 @@ fn decision(head: u64, has_cache: bool) -> Result<Advised, NoAdvice> {
         Some(Verdict::Slow) => Advice::Slow,
         Some(Verdict::None | Verdict::Hit) | None => return Err(why_not(head)),
     };
-    let (promote, fill) = if has_cache && hints & (hint::PROMOTE | hint::FILL) != 0 {
-        (
-            Priority::parse((hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT),
-            Extent::parse((hints & hint::FILL) >> hint::FILL_SHIFT),
-        )
-    } else {
-        (None, None)
-    };
-    Ok(Advised {
-        advice,
-        promote,
-        fill,
-    })
+    let mut advised = Advised::only(advice);
+    if has_cache {
+        if hint::caches(hints) {
+            advised.promote = Some(hint::priority(hints));
+        }
+        advised.fill = hint::extent(hints);
+        advised.mode = mode(hints);
+    }
+    Ok(advised)
 }
 
 /// Why a head that is no advice for a request is none.
@@ -117,7 +151,7 @@ fn why_not(head: u64) -> NoAdvice {
     );
     if head == 0 {
         NoAdvice::Missing
-    } else if decides && Reason::parse(reason).is_some() && Op::parse(op).is_some() && hints & !hint::ALL == 0
+    } else if decides && Reason::parse(reason).is_some() && Op::parse(op).is_some() && hint::is_defined(hints)
     {
         NoAdvice::Stale
     } else {
@@ -178,9 +212,8 @@ mod tests {
         let high = Decision::new(Verdict::Passthrough, Reason::Default).promote(Priority::High);
         let of = |advice, promote| {
             Ok(Advised {
-                advice,
                 promote,
-                fill: None,
+                ..Advised::only(advice)
             })
         };
         assert_eq!(advised(2, 0, true), of(Advice::Hit, None));
@@ -197,9 +230,49 @@ mod tests {
                 advice: Advice::Passthrough,
                 promote: Some(Priority::Low),
                 fill: Some(Extent::Around),
+                ..Advised::only(Advice::Passthrough)
             })
         );
         assert_eq!(advised(1, fill.hints, false), of(Advice::Passthrough, None));
+    }
+
+    #[test]
+    fn a_policy_may_say_where_a_write_ends() {
+        let pass = Decision::new(Verdict::Passthrough, Reason::Sequential);
+        for (decision, mode) in [
+            (pass.back(), Mode::WriteBack),
+            (pass.through(), Mode::WriteThrough),
+            (pass.around(), Mode::WriteAround),
+        ] {
+            let head = |decision: Decision| VerdictSlot::head(decision.pack(), Op::Write as u32, 8);
+            let arrival = |head, sector| Arrival {
+                tag: 3,
+                op_flags: 1,
+                nr_sectors: 8,
+                start_sector: 64,
+                verdict: TakenVerdict { head, sector },
+            };
+            let of = |arrival: &Arrival| {
+                let advised = check(arrival.verdict, Op::Write, arrival, true).expect("it is advice");
+                (advised.mode, advised.promote, advised.fill)
+            };
+            let plain = arrival(head(decision), 64);
+            assert_eq!(of(&plain), (Some(mode), None, None));
+            assert_eq!(plain_write(plain.verdict, &plain), Some(mode));
+            let promoted = arrival(head(decision.promote(Priority::Low)), 64);
+            assert_eq!(of(&promoted), (Some(mode), Some(Priority::Low), None));
+            for other in [
+                promoted,
+                arrival(head(decision), 65),
+                arrival(head(decision) + (1 << 32), 64),
+                arrival(head(pass), 64),
+                arrival(head(pass.fill(Extent::Around, Priority::Normal)), 64),
+                arrival(head(pass.with_hints(hint::WRITE)), 64),
+                arrival(head(Decision::coded(Verdict::Slow, 1).back()), 64),
+            ] {
+                assert_eq!(plain_write(other.verdict, &other), None, "{other:?}");
+            }
+        }
     }
 
     #[test]
@@ -234,6 +307,20 @@ mod tests {
     }
 
     proptest! {
+        /// What the short way takes for advice, the long one does too.
+        #[test]
+        fn a_plain_write_is_advice(head: u64, others in prop::bits::u64::masked(0xe7ff_ff00)) {
+            let plain = VerdictSlot::head(Decision::pass().back().pack(), Op::Write as u32, 8);
+            for head in [head, plain ^ others] {
+                let verdict = TakenVerdict { head, sector: 64 };
+                let arrival = Arrival { tag: 3, op_flags: 1, nr_sectors: 8, start_sector: 64, verdict };
+                if let Some(mode) = plain_write(verdict, &arrival) {
+                    let advised = check(verdict, Op::Write, &arrival, true);
+                    prop_assert_eq!(advised, Ok(Advised { mode: Some(mode), ..Advised::only(Advice::Passthrough) }));
+                }
+            }
+        }
+
         /// Whatever is in the slot: advice comes only from one that names exactly this request.
         #[test]
         fn garbage_never_becomes_advice_for_another_request(head: u64, sector: u64) {

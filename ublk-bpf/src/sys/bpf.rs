@@ -1,6 +1,7 @@
 //! bpf(2) where aya has no call for it, or none that is cheap enough.
 
 pub mod load;
+pub mod map;
 
 use std::ffi::CString;
 use std::io;

@@ -9,6 +9,9 @@ use rustix::process::{
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use signal_hook::{SigId, low_level};
 
+/// How the names of io_uring's workers begin (`io_uring/io-wq.c`).
+const WORKER: &str = "iou-wrk-";
+
 /// Which of the two processes this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -24,7 +27,7 @@ pub enum Side {
 /// If the process has more than one thread (the child would have one, and locks that are never released), or the
 /// kernel refuses another process.
 pub fn fork() -> io::Result<Side> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    let threads = threads()?;
     if threads != 1 {
         return Err(io::Error::other(format!(
             "the process already has {threads} threads"
@@ -35,6 +38,18 @@ pub fn fork() -> io::Result<Side> {
         -1 => Err(io::Error::last_os_error()),
         child => Ok(Pid::from_raw(child).map_or(Side::Child, Side::Parent)),
     }
+}
+
+/// The threads of this process that run its code: io_uring's workers are among its tasks, stay for a while after the last
+/// operation that needed one, and have nothing of its memory locked.
+fn threads() -> io::Result<usize> {
+    let mut threads = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        // One that has ended has no name.
+        let name = std::fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
+        threads += usize::from(!name.is_empty() && !name.starts_with(WORKER));
+    }
+    Ok(threads)
 }
 
 /// Waits until a child process ends, and returns the signal that ended it, if one did. A child that cannot be waited for

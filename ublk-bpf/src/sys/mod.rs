@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod command;
 pub(crate) mod file;
 pub mod fork;
+pub(crate) mod helper;
 pub(crate) mod loop_device;
 pub mod memory;
 pub mod mmap;

@@ -45,6 +45,14 @@ pub fn of(process: &str) -> io::Result<Vec<Mount>> {
     list(&mut table(process)?)
 }
 
+/// Whether the calling process is in the mount namespace of process 1. No two namespaces have a mount in common, so no two
+/// lists are the same.
+pub(crate) fn are_those_of_process_1() -> bool {
+    let text = |process| std::fs::read(format!("/proc/{process}/mountinfo"));
+    // A mount may come between the two.
+    (0..3).any(|_| text("self").is_ok_and(|own| text("1").is_ok_and(|first| own == first)))
+}
+
 /// The list of mounts of a process, to be read again and again, even when `/proc` is mounted no longer.
 pub(crate) fn table(process: &str) -> io::Result<File> {
     File::open(format!("/proc/{process}/mountinfo"))

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
@@ -17,7 +17,9 @@ use rustix::process::{
     pidfd_send_signal, setrlimit,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
+use rustix::thread::{
+    CapabilitySet, LinkNameSpaceType, UnshareFlags, capabilities, move_into_link_name_space, unshare_unsafe,
+};
 
 /// Marks the calling thread as one that serves a block device: its allocations never wait for writeback
 /// (`PR_SET_IO_FLUSHER`, Linux >= 5.6, needs CAP_SYS_RESOURCE). Threads that it starts later inherit the mark.
@@ -48,6 +50,22 @@ pub fn leave_mount_namespace() -> io::Result<()> {
     Ok(mount_change(
         "/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )?)
+}
+
+/// The mount namespace of the calling thread. As long as this is held, the namespace stays with all that is mounted there.
+pub(crate) fn mount_namespace() -> io::Result<OwnedFd> {
+    Ok(fs::File::open("/proc/thread-self/ns/mnt")?.into())
+}
+
+/// Moves the calling thread alone to another mount namespace, and to the root of that. Needs CAP_SYS_ADMIN and
+/// CAP_SYS_CHROOT. The thread must not start others.
+pub(crate) fn enter_mount_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: only root, working directory and umask are unshared; the threads keep one table of descriptors.
+    unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+    Ok(move_into_link_name_space(
+        namespace,
+        Some(LinkNameSpaceType::Mount),
     )?)
 }
 
@@ -233,6 +251,18 @@ pub(crate) fn is_dying(pid: u32) -> bool {
     };
     let is_killed = status.lines().filter_map(pending).any(|mask| mask & KILLED != 0);
     has_ended || is_killed || flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// The number of processors that the machine may have.
+pub(crate) fn processors() -> usize {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+    usize::try_from(count).unwrap_or(1)
+}
+
+/// Whether the process has a controlling terminal.
+pub(crate) fn has_terminal() -> bool {
+    fs::File::open("/dev/tty").is_ok()
 }
 
 /// The ids of all processes that `/proc` lists.

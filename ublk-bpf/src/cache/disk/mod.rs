@@ -64,7 +64,7 @@ use storage::{Storage, failed};
 use superblock::{Copies, Superblock};
 
 use crate::backend::fingerprint::Identity;
-use crate::cache::log::{Log, LogEntry, LogSeal};
+use crate::cache::log::{Log, LogEntry, LogSeal, Replayed};
 use crate::sys::aligned::{self, Aligned};
 
 pub use entries::SavedEntry;
@@ -165,6 +165,38 @@ pub fn save(
     entries: impl Iterator<Item = SavedEntry>,
 ) -> Result<(), DiskError> {
     save_on(file, layout, identity, log, entries)
+}
+
+/// Says durably that these are the dirty blocks, in ascending order of slots, and makes their data durable before. For the end
+/// of a server, when nothing else is written to the log or the slots. Returns the log that says so; `None` if nothing is dirty.
+///
+/// It is another log, because a checkpoint keeps the last record of its own, which may say less.
+///
+/// # Errors
+/// If the superblock is not that of a cache in use with a log, or the device fails: then the log says what it said before.
+pub fn settle(file: &File, layout: &Layout, dirty: Vec<LogEntry>) -> Result<Option<Log>, DiskError> {
+    settle_on(file, layout, dirty)
+}
+
+/// What a cache is that may be on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its random id.
+    pub cache_id: [u8; 16],
+    /// Blocks of it may be dirty.
+    pub may_be_dirty: bool,
+}
+
+/// The cache that is on a device, if its superblock can be read; whether it can be used, [`open`] says.
+///
+/// # Errors
+/// If the device fails.
+pub fn held(file: &File) -> Result<Option<Held>, DiskError> {
+    let copies = Copies::read(file)?;
+    Ok(copies.newest_good().map(|found| Held {
+        cache_id: found.seal.id,
+        may_be_dirty: found.log_id.is_some() && !found.identity.is_volatile(),
+    }))
 }
 
 /// What becomes of dirty blocks in a reset.
@@ -366,6 +398,21 @@ fn clear_dirty_on(storage: &impl Storage, layout: &Layout, log: &Log) -> Result<
     let copies = Copies::read(storage)?;
     let found = in_use(&copies, layout, Some(log)).ok_or(DiskError::Superseded)?;
     copies.replace(storage, &found.next(false, None))
+}
+
+fn settle_on(
+    storage: &impl Storage,
+    layout: &Layout,
+    dirty: Vec<LogEntry>,
+) -> Result<Option<Log>, DiskError> {
+    storage.sync().map_err(failed("flush its dirty blocks"))?;
+    let copies = Copies::read(storage)?;
+    let saved = copies
+        .best()?
+        .filter(|saved| !saved.clean && saved.layout == *layout);
+    let saved = saved.ok_or(DiskError::Superseded)?;
+    let replayed = log::replay(storage, saved)?;
+    log::go_on(storage, &copies, saved, &Replayed { dirty, ..replayed })
 }
 
 fn save_on(

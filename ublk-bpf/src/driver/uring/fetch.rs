@@ -90,6 +90,7 @@ impl FetchBuffer {
 }
 
 /// The tags of one completion. Invalid once the buffer is given to the kernel again.
+#[derive(Clone)]
 pub(super) struct FetchedTags {
     next: *const u16,
     left: u32,

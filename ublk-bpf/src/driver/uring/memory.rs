@@ -128,6 +128,19 @@ impl StagingMemory {
         self.map.as_ptr().as_ptr().wrapping_add(at)
     }
 
+    /// The address of `len` bytes from one of a buffer on, which may go on in the buffers behind it.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(super) fn range(&self, buffer: u16, skip: u32, len: u32) -> *mut u8 {
+        let at = usize::from(buffer) * self.bytes as usize + skip as usize;
+        assert!(
+            at + len as usize <= self.map.len(),
+            "{len} bytes from byte {skip} of staging buffer {buffer}"
+        );
+        self.map.as_ptr().as_ptr().wrapping_add(at)
+    }
+
     /// Whether the first `len` bytes of two buffers are equal.
     ///
     /// # Panics

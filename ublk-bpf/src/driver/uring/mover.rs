@@ -95,6 +95,9 @@ impl Thread<'_, '_, '_> {
             let rest = self.begin(start)?;
             self.setup.bells.ring(self.setup.shared.take_woken(), None);
             publish(self.mover.counters());
+            if let Some(failure) = self.mover.take_clean_failure() {
+                tracing::error!("{failure}");
+            }
             if self.setup.doorbell.is_stopped() && self.mover.is_idle() {
                 return Ok(());
             }
@@ -150,7 +153,7 @@ impl Thread<'_, '_, '_> {
                 skip,
                 len,
             } => {
-                let from = self.staging.address(job, skip);
+                let from = self.staging.range(job, skip, len);
                 (job, opcode::Write::new(cache, from, len).offset(offset).build())
             }
             MoverIo::StoreBacking {
@@ -159,7 +162,7 @@ impl Thread<'_, '_, '_> {
                 offset,
                 len,
             } => {
-                let from = self.staging.address(buffer, 0);
+                let from = self.staging.range(buffer, 0, len);
                 (job, opcode::Write::new(backing, from, len).offset(offset).build())
             }
             MoverIo::FlushBacking { job } => (job, flush(backing)),
@@ -191,7 +194,7 @@ impl Thread<'_, '_, '_> {
 
     /// From a device to a staging buffer.
     fn read(&self, from: Fd, offset: u64, buffer: u16, skip: u32, len: u32) -> squeue::Entry {
-        let to = self.staging.address(buffer, skip);
+        let to = self.staging.range(buffer, skip, len);
         opcode::Read::new(from, to, len).offset(offset).build()
     }
 

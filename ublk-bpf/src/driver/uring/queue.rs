@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
+use std::time::Instant;
 
 use ublk_bpf_abi::ServerCounters;
 
@@ -18,7 +19,7 @@ use super::ring::{self, Ring};
 use super::sqe::{self, Executor, Tagged};
 use super::stop::Stop;
 use crate::backend::{Access, NullReads, RingOps};
-use crate::cache::{Mode, fill_buffers};
+use crate::cache::{Cache, Mode, Sampler, fill_buffers};
 use crate::queue::{
     Arrival, Backing, Capabilities, Effect, FETCHES, FillBuffer, Io, Machine, QueueConfig, QueueFailure,
     UserCopy,
@@ -130,10 +131,11 @@ fn config(spec: &DeviceSpec<'_>) -> QueueConfig {
 /// Staging buffers of a queue, and bytes of each. A write-through is copied once and written to both devices from the
 /// copy, so each tag has a buffer for the longest write, up to [`WRITE_THROUGH_BYTES`] in all.
 fn staging(spec: &DeviceSpec<'_>) -> (u16, u32) {
-    let shape = spec.cache.map(|handles| *handles.cache.shape());
-    match shape.filter(|shape| shape.mode == Mode::WriteThrough) {
-        Some(shape) => {
-            let bytes = (1 << shape.shift).min(STAGING_BYTES);
+    let cache = spec.cache.map(|handles| handles.cache);
+    let is_through = |cache: &&Cache<'_>| cache.shape().mode == Mode::WriteThrough || cache.has_writeback();
+    match cache.filter(is_through) {
+        Some(cache) => {
+            let bytes = (1 << cache.shape().shift).min(STAGING_BYTES);
             let buffers = u16::try_from(WRITE_THROUGH_BYTES / bytes).unwrap_or(u16::MAX);
             (buffers.min(spec.depth).max(STAGING_BUFFERS), bytes)
         }
@@ -159,6 +161,9 @@ struct Queue<'q, 'w, H> {
     commits: u32,
     /// The poll of the queue's bell is not out.
     must_poll_bell: bool,
+    /// Where writes end in the cache.
+    sampler: Option<Sampler<'w>>,
+    start: Instant,
     finished: bool,
 }
 
@@ -208,6 +213,8 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             copied: false,
             commits: 0,
             must_poll_bell: device.cache.is_some(),
+            sampler: device.cache.and_then(|handles| Sampler::new(handles.cache)),
+            start: Instant::now(),
             finished: false,
         })
     }
@@ -221,6 +228,10 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
                 break;
             }
             let wanted = if all_done { self.wanted() } else { 0 };
+            if let Some(sampler) = &mut self.sampler {
+                let machine = &*self.machine;
+                sampler.settle(|tag| machine.is_in_service(tag), || self.start.elapsed());
+            }
             self.ring
                 .enter(wanted)
                 .map_err(self.spec.cannot("enter its io_uring"))?;
@@ -430,6 +441,11 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             );
             return self.machine.abandon();
         };
+        if let Some(sampler) = &mut self.sampler
+            && let Some(tag) = tags.clone().next()
+        {
+            sampler.arrived(bytes / 2, tag, || self.start.elapsed());
+        }
         for tag in tags {
             let Some(descriptor) = self.descriptors.read(tag) else {
                 self.report_unknown(tag);

@@ -96,6 +96,7 @@ impl InFlight {
             durable: self.durable,
             keep_allocated: self.keep_allocated,
             registered: route != Route::Copy,
+            mode: self.mode,
             ..self.as_read()
         };
         Some((request, route))

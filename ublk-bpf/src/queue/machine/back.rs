@@ -28,7 +28,7 @@ impl<'w> Machine<'w> {
     pub(super) fn absorb(&mut self, cache: &Cache<'_>, tag: u16, request: &BlockRequest) -> Option<Direct> {
         self.counters.passthrough += 1;
         self.terms.written.mark(request.offset, request.length);
-        let start = cache.start_write(request.offset, request.length, None);
+        let start = cache.start_write(request.offset, request.length, request.mode);
         let ChangeStart::Back(write) = start else {
             self.begin_change(cache, tag, request, Route::Direct, start);
             return None;
@@ -200,7 +200,7 @@ impl<'w> Machine<'w> {
         if let Err(errno) = result {
             self.counters.io_errors += 1;
             let during = "committing to";
-            self.detach(cache, CacheFailure { during, errno });
+            self.detach(cache, CacheFailure::Device { during, errno });
         }
         match cache.commit_done(io, result) {
             // The log is full: now it has to wait like all others.
@@ -240,7 +240,7 @@ pub(super) fn may_be_dirty(cache: Option<&Cache<'_>>, request: &BlockRequest) ->
 fn change(cache: &Cache<'_>, request: &BlockRequest) -> ChangeStart {
     let (offset, length) = (request.offset, request.length);
     match request.action {
-        Action::Write => cache.start_write(offset, length, None),
+        Action::Write => cache.start_write(offset, length, request.mode),
         Action::Read => cache.start_beside_dirty(offset, length),
         _ => cache.start_discard(offset, length),
     }

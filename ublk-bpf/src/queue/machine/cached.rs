@@ -145,7 +145,7 @@ impl<'w> Machine<'w> {
         let in_flight = self.tags.expect_in_flight(tag).in_flight;
         let is_read = in_flight.legs.fallback() == Fallback::Restart;
         let during = if is_read { "reading" } else { "writing" };
-        self.detach(cache, CacheFailure { during, errno });
+        self.detach(cache, CacheFailure::Device { during, errno });
         self.counters.hits_failed += u64::from(is_read);
         let (offset, length) = in_flight.range();
         // The backing device has nothing of what is dirty.

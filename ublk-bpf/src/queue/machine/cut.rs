@@ -34,7 +34,7 @@ impl Machine<'_> {
             && cache < seen[1]
             && cache < of.shape().end()
         {
-            let failure = CacheFailure {
+            let failure = CacheFailure::Device {
                 during: "being truncated by another program:",
                 errno: Errno::EIO,
             };

@@ -360,7 +360,7 @@ impl Machine<'_> {
     fn store_failed(&mut self, fill: FillBuffer, errno: Errno) {
         if let Some(cache) = self.cache {
             let during = "filling";
-            self.detach(cache, CacheFailure { during, errno });
+            self.detach(cache, CacheFailure::Device { during, errno });
         }
         self.counters.fills_failed += 1;
         self.end_fill(fill, Stage::Loaded, false);

@@ -71,6 +71,14 @@ impl Machine<'_> {
                 slot.owner = Owner::InFlight;
                 self.in_service += 1;
                 return self.hit(arrival.tag, &request);
+            } else if !is_read
+                && let Some(cache) = written_back
+                && let Some(mode) = verdict::plain_write(arrival.verdict, arrival)
+            {
+                slot.owner = Owner::InFlight;
+                self.in_service += 1;
+                let mode = Some(mode);
+                return self.absorb(cache, arrival.tag, &BlockRequest { mode, ..request });
             }
         }
         slot.owner = Owner::InFlight;

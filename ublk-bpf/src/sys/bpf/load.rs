@@ -183,8 +183,13 @@ pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The type information of a loaded program, as it was loaded.
 pub fn types_of(program: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    types_by_id(super::program_info(program)?.btf_id)
+}
+
+/// Type information by its number, as it was loaded.
+pub fn types_by_id(id: u32) -> io::Result<Vec<u8>> {
     let mut attr = zeroed_attr();
-    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = super::program_info(program)?.btf_id;
+    attr.__bindgen_anon_6.__bindgen_anon_1.btf_id = id;
     // SAFETY: the command has no address in its part of `attr`.
     let types = unsafe { new_fd(bpf_cmd::BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
     let mut bytes = vec![0; types_info(&types, &mut [])? as usize];

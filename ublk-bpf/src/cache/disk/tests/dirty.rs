@@ -149,6 +149,44 @@ fn a_crash_of_a_commit_or_a_checkpoint_leaves_what_was_or_what_is_dirty() {
 }
 
 #[test]
+fn an_end_makes_durable_what_no_commit_has() {
+    let (_folder, _, identity) = backing();
+    let (disk, _) = dirtied(&identity);
+    let before = disk.content();
+    // The last record says less of slot 3, and that slots are dirty which are clean by now.
+    let after = vec![entry(3, 8, 0x8003), entry(9, 50, 1)];
+    assert!(settle_on(&disk, &layout(), after.clone()).unwrap().is_some());
+    for content in crashes(&before, &disk.log.take()) {
+        let (_, started) = start(content, &identity);
+        assert!(
+            started.dirty == some_dirty() || started.dirty == after,
+            "{:?}",
+            started.dirty
+        );
+    }
+    assert_eq!(start(disk.content(), &identity).1.dirty, after);
+    let (found, _) = resume_on(&disk, &layout()).unwrap().unwrap();
+    assert_eq!(found, after, "for the successor of a device that waits");
+    assert!(settle_on(&disk, &layout(), Vec::new()).unwrap().is_none());
+    assert!(start(disk.content(), &identity).1.dirty.is_empty());
+}
+
+#[test]
+fn what_a_device_holds_can_be_seen_without_its_backing() {
+    let (folder, _, identity) = backing();
+    let path = folder.path().join("cache");
+    let found = |content: Vec<u8>| {
+        std::fs::write(&path, content).unwrap();
+        held(&File::open(&path).unwrap()).unwrap()
+    };
+    assert_eq!(found(blank().content()), None);
+    let clean = found(saved(&identity, &entries(1))).unwrap();
+    assert!(!clean.may_be_dirty);
+    let dirty = found(saved_dirty(&identity).content()).unwrap();
+    assert!(dirty.may_be_dirty && dirty.cache_id != clean.cache_id);
+}
+
+#[test]
 fn a_crash_while_the_mark_is_set_or_cleared_leaves_a_cache_with_nothing_dirty() {
     let (_folder, _, identity) = backing();
     let disk = blank();

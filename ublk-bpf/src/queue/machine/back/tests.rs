@@ -14,6 +14,8 @@ use crate::queue::machine::tests::{
 use crate::queue::{Effect, Event, Io, Machine, Tier, Written};
 use crate::sys::uapi::{UBLK_IO_F_FUA, UBLK_IO_OP_DISCARD};
 
+mod policy;
+
 /// Where the slots are.
 const SLOTS: u64 = 1 << 20;
 const FUA_WRITE: u32 = WRITE | UBLK_IO_F_FUA;
@@ -60,7 +62,18 @@ fn mover<'c, 'm>(cache: &'c Cache<'m>, limits: CleanLimits) -> Mover<'c, 'm> {
 }
 
 /// Nothing is cleaned by itself, and everything may be dirty.
-const LAZY: CleanLimits = CleanLimits { low: 4, high: 4 };
+const LAZY: CleanLimits = CleanLimits {
+    low: 4,
+    high: 4,
+    rate: None,
+};
+
+/// Nothing may be dirty.
+const FULL: CleanLimits = CleanLimits {
+    low: 0,
+    high: 0,
+    rate: None,
+};
 
 fn machine<'c>(cache: &'c Cache<'c>) -> Machine<'c> {
     let machine = Machine::new(&CONFIG, Written::untracked()).expect("a good config");
@@ -118,6 +131,38 @@ fn absorb(machine: &mut Machine<'_>) {
         [write(Tier::Cache, SLOTS, false)]
     );
     assert_eq!(end(machine, 0, 4096), [(0, 4096)]);
+}
+
+/// The mover cleans the block, which is asked of it.
+fn clean(mover: &mut Mover<'_, '_>) {
+    let load = mover.poll(Duration::ZERO).expect("it is urgent");
+    let MoverIo::LoadSlot {
+        job,
+        offset: SLOTS,
+        len: 4096,
+        ..
+    } = load
+    else {
+        panic!("{load:?}");
+    };
+    let store = mover.done(job, 4096);
+    assert!(
+        matches!(
+            store,
+            Some(MoverIo::StoreBacking {
+                offset: 4096,
+                len: 4096,
+                ..
+            })
+        ),
+        "{store:?}"
+    );
+    assert_eq!(mover.done(job, 4096), None);
+    let flush = mover.poll(Duration::ZERO);
+    let Ok(MoverIo::FlushBacking { job }) = flush else {
+        panic!("{flush:?}");
+    };
+    assert_eq!(mover.done(job, 0), None);
 }
 
 #[test]
@@ -193,7 +238,7 @@ fn what_is_dirty_is_read_from_its_slot_whatever_the_policy_says() {
 fn a_flush_goes_to_the_backing_device_for_what_passed_through() {
     let memory = Memory::new();
     let cache = memory.cache();
-    let _mover = mover(&cache, CleanLimits { low: 0, high: 0 });
+    let _mover = mover(&cache, FULL);
     let mut machine = machine(&cache);
     let through = begin(&mut machine, 0, WRITE, PASSTHROUGH);
     assert_eq!(through, [write(Tier::Backing, 4096, false)], "at the limit");
@@ -282,34 +327,7 @@ fn a_discard_waits_until_its_range_is_clean() {
     let mut machine = machine(&cache);
     absorb(&mut machine);
     assert_eq!(begin(&mut machine, 1, DISCARD, PASSTHROUGH), []);
-    let load = mover.poll(Duration::ZERO).expect("it is urgent");
-    let MoverIo::LoadSlot {
-        job,
-        offset: SLOTS,
-        len: 4096,
-        ..
-    } = load
-    else {
-        panic!("{load:?}");
-    };
-    let store = mover.done(job, 4096);
-    assert!(
-        matches!(
-            store,
-            Some(MoverIo::StoreBacking {
-                offset: 4096,
-                len: 4096,
-                ..
-            })
-        ),
-        "{store:?}"
-    );
-    assert_eq!(mover.done(job, 4096), None);
-    let flush = mover.poll(Duration::ZERO);
-    let Ok(MoverIo::FlushBacking { job }) = flush else {
-        panic!("{flush:?}");
-    };
-    assert_eq!(mover.done(job, 0), None);
+    clean(&mut mover);
     assert!(cache.take_woken().contains(0));
     machine.handle(Event::Rung);
     let discard = ios(&effects(&mut machine));
