@@ -18,7 +18,7 @@ mod answer {
         if random & 1 == 0 {
             random >> 1
         } else {
-            random >> 1 & 0x1f_07_07
+            random >> 1 & 0xff_07_07
         }
     }
 

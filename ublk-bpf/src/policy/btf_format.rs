@@ -70,3 +70,16 @@ impl<'a> Header<'a> {
         is_known.then_some(Self { types, strings })
     }
 }
+
+/// A section of these words and strings.
+#[cfg(test)]
+pub(super) fn section(types: &[u32], strings: &[u8]) -> Vec<u8> {
+    let types: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+    let header = [HEADER_LEN, 0, len(&types), len(&types), len(strings)];
+    let mut section = vec![0x9f, 0xeb, VERSION, 0];
+    section.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+    section.extend(types);
+    section.extend(strings);
+    section
+}

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{PerCpuArray, PerCpuValues};
 use ublk_bpf_abi::{
-    CONFIG_GLOBAL, CacheCounters, Config, Decisions, IndexEntry, Member, Op, ServerCounters, VerdictSlot, map,
+    CONFIG_GLOBAL, CacheCounters, Config, Decisions, DirtyEntry, IndexEntry, Member, Op, ServerCounters,
+    VerdictSlot, map,
 };
 
 use super::builtin::CLASSIFIER;
@@ -18,6 +19,7 @@ use super::offsets::KernelLayout;
 use super::patch::patch;
 use super::pin::{PinDir, open_map, pin_at};
 use super::spec::{CacheSpec, ClassifierSpec, Observe};
+use super::state::StateMap;
 use crate::sys::bpf::load::{Hook, attach};
 
 /// The object and its program, for messages, and the program's name.
@@ -102,10 +104,12 @@ impl Classifier {
         let written = open(map::WRITTEN, size_of::<u64>(), spec.written_words())?;
         let index = open(map::INDEX, size_of::<IndexEntry>(), spec.index_entries())?;
         let heat = open(map::HEAT, size_of::<u64>(), spec.heat_words())?;
+        let dirty = open(map::DIRTY, size_of::<DirtyEntry>(), spec.dirty_entries())?;
         let cache = open(map::CACHE, size_of::<CacheCounters>(), 1)?;
+        let state = StateMap::open(pins)?;
         let maps = |of: CacheSpec| {
-            let [index, heat, counters] = [&index, &heat, &cache].map(|map| map.fd().as_fd());
-            CacheMaps::map(of.blocks, (index, heat, of.heat_words()), counters)
+            let [index, heat, dirty, counters] = [&index, &heat, &dirty, &cache].map(|map| map.fd().as_fd());
+            CacheMaps::map(of, index, heat, dirty, counters, state)
         };
         Ok(Self {
             pins: pins.clone(),
@@ -184,6 +188,7 @@ pub(super) fn load_object(spec: &ClassifierSpec) -> Result<Loaded, PolicyError> 
         .entries(map::WRITTEN, spec.written_words())
         .entries(map::INDEX, spec.index_entries())
         .entries(map::HEAT, spec.heat_words())
+        .entries(map::DIRTY, spec.dirty_entries())
         .load(&object, WHAT)
 }
 

@@ -6,9 +6,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::{CacheCounters, ServerCounters, TakenVerdict, VerdictSlot, map};
+use ublk_bpf_abi::{CacheCounters, CacheState, ServerCounters, TakenVerdict, VerdictSlot, map};
 
 use super::error::PolicyError;
+use super::spec::CacheSpec;
+use super::state::StateMap;
 use crate::sys::bpf::MapWords;
 
 const SLOT_WORDS: usize = size_of::<VerdictSlot>() / size_of::<u64>();
@@ -185,18 +187,27 @@ impl WrittenMap {
 pub struct CacheMaps {
     index: Arc<MapWords>,
     heat: Arc<MapWords>,
+    /// With write-back.
+    dirty: Option<Arc<MapWords>>,
     counters: Arc<MapWords>,
+    state: StateMap,
 }
 
 impl CacheMaps {
     pub(super) fn map(
-        blocks: u32,
-        (index, heat, heat_words): (BorrowedFd<'_>, BorrowedFd<'_>, u32),
+        of: CacheSpec,
+        index: BorrowedFd<'_>,
+        heat: BorrowedFd<'_>,
+        dirty: BorrowedFd<'_>,
         counters: BorrowedFd<'_>,
+        state: StateMap,
     ) -> Result<Self, PolicyError> {
+        let dirty = || map_words(dirty, map::DIRTY, of.dirty_slots as usize);
         Ok(Self {
-            index: map_words(index, map::INDEX, blocks as usize)?,
-            heat: map_words(heat, map::HEAT, heat_words as usize)?,
+            state,
+            index: map_words(index, map::INDEX, of.blocks as usize)?,
+            heat: map_words(heat, map::HEAT, of.heat_words() as usize)?,
+            dirty: (of.dirty_slots != 0).then(dirty).transpose()?,
             counters: map_words(
                 counters,
                 map::CACHE,
@@ -215,6 +226,17 @@ impl CacheMaps {
     #[must_use]
     pub fn heat(&self) -> &[AtomicU64] {
         self.heat.as_slice()
+    }
+
+    /// A [`DirtyEntry`](ublk_bpf_abi::DirtyEntry) for each slot, or nothing without write-back.
+    #[must_use]
+    pub fn dirty(&self) -> &[AtomicU64] {
+        self.dirty.as_ref().map_or(&[], |dirty| dirty.as_slice())
+    }
+
+    /// Tells policies of the cache as a whole.
+    pub fn publish_state(&self, state: CacheState) {
+        self.state.publish(state);
     }
 
     /// Publishes the counts in the map.

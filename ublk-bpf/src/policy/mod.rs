@@ -19,14 +19,18 @@ mod loader;
 mod maps;
 mod object;
 mod offsets;
+mod own_map;
 mod patch;
 mod pin;
+mod reasons;
 mod recorder;
 mod shadow;
 mod spec;
+mod state;
 mod swap;
 mod tracer;
 mod trial;
+mod types;
 mod verifier;
 mod watch;
 
@@ -38,16 +42,21 @@ pub use error::PolicyError;
 pub use fault::set_fault_range;
 pub use load::Classifier;
 pub use maps::{CacheMaps, DeviceCounters, QueueCounters, QueueVerdicts, Verdicts, WrittenMap};
-pub use object::{DEFAULT_POLICY_MEMORY, ObjectError, POLICY_SECTION, PolicyObject, check_policy_object};
+pub use object::{
+    DEFAULT_POLICY_MEMORY, MapFacts, ObjectError, ObjectFacts, POLICY_SECTION, PolicyObject,
+    check_policy_object,
+};
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
+pub use own_map::{OwnEntry, OwnMap, OwnMapError};
 pub use patch::{Offsets, PatchError};
 pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, check_bpffs, ensure_bpffs, pinned_disks, remove_stale};
+pub use reasons::{ReasonNames, reason_names};
 pub use recorder::Recorder;
 pub use shadow::{ShadowPolicy, attach_shadow, detach_shadow, promote_shadow};
 pub use spec::{CacheSpec, ClassifierSpec, Observe, WrittenSpec};
 pub use swap::{DEFAULT_POLICY, Policy, Verified, reset, swap};
 pub use tracer::Tracer;
-pub use trial::{try_classifier, try_watch};
+pub use trial::{Judgement, try_classifier, try_policy, try_watch};
 pub use verifier::Refusal;
 pub use watch::Watch;

@@ -7,9 +7,11 @@
 mod btf;
 mod code;
 mod elf;
+mod facts;
 mod helpers;
 mod lines;
 mod maps;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -24,14 +26,17 @@ use aya_obj::btf::BtfFeatures;
 use object::elf::{EM_BPF, ET_REL};
 use object::read::elf::ElfFile64;
 use object::{Architecture, Endianness, Object, ObjectSection, ObjectSymbol, SymbolKind};
-use ublk_bpf_abi::POLICY_FUNCTION;
+use ublk_bpf_abi::{POLICY_ABI_VERSION, POLICY_FUNCTION};
 
 use self::btf::Types;
 use self::code::Forbidden;
 use self::elf::Elf;
 pub use self::elf::POLICY_SECTION;
+pub use self::facts::{MapFacts, ObjectFacts};
+use self::facts::{check_abi, stated_abi};
 use self::lines::Lines;
-pub(super) use self::maps::pin_name;
+pub(super) use self::maps::{kind_name, pin_name};
+pub(super) use self::sources::Panic;
 use super::bytes::u16_at;
 use super::causes::chain;
 use crate::path_text::ShowPath as _;
@@ -95,6 +100,11 @@ enum Reason {
         "it has no type information (.BTF); link it with -C link-arg=--btf and build with -C debuginfo=2"
     )]
     NoBtf,
+    #[error(
+        "it is built for version {0} of the policy interface, and this ublk-bpf takes version {POLICY_ABI_VERSION}: build it again with ublk-bpf-policy {sdk}",
+        sdk = env!("CARGO_PKG_VERSION")
+    )]
+    Abi(u32),
     #[error("it has no license section; ublk_bpf_policy::policy! makes one")]
     NoLicense,
     #[error("its license `{0}` is not compatible with the GPL; use one that is, such as `Dual MIT/GPL`")]
@@ -189,6 +199,7 @@ type Patch = (usize, [u8; 4]);
 /// Checks everything except the maps. Returns the patches that make the object's functions static.
 fn check(bytes: &[u8]) -> Result<Vec<Patch>, Reason> {
     let file = parse(bytes)?;
+    check_abi(stated_abi(&file)).map_err(Reason::Abi)?;
     let license = section(&file, "license").ok_or(Reason::NoLicense)?;
     check_license(license)?;
     let elf = Elf::parse(&file, bytes).map_err(Reason::Damaged)?;

@@ -5,7 +5,8 @@
 //!     classifier  link                  the program and its attachment to the tracepoint
 //!     policy      policy_link           the policy that replaces the default one, if any
 //!     verdicts  decisions  server  written  config  memory
-//!     index  heat  cache  codes         the classifier's maps (`ublk_bpf_abi::map`)
+//!     index  heat  dirty  cache  codes  the classifier's maps (`ublk_bpf_abi::map`)
+//!     ublk_cache                        the one of them that policies may have as well
 //!     maps/                             the policy's own maps
 //!     latencies  sizes                  histograms, if they are wanted
 //!     histogram_*                       the programs that count them, and their attachments

@@ -113,8 +113,8 @@ pub fn attach_shadow(disk: &Disk, policy: &Policy, policy_memory: u64) -> Result
     let hook = Hook::Tracepoint(KernelLayout::of_running_kernel()?.issue);
     let program = loaded.program(PROGRAM, hook)?;
     let what = format!("shadow policy {}", policy.name());
-    let answers = swap::load_object(policy, &what)?;
-    let (policy, place) = swap::verified(&answers, program.as_fd(), &what)?;
+    let answers = swap::load_object(policy, Some(&pins), &what)?;
+    let (policy, place) = swap::verified(policy, &answers, program.as_fd(), &what)?;
     let facts = program_facts(policy.as_fd()).map_err(|e| failed(&e.to_string()))?;
     let shadow = pins.shadow();
     shadow.remove()?;

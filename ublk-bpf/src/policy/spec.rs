@@ -55,6 +55,8 @@ pub struct CacheSpec {
     pub shift: u32,
     /// Blocks of the device.
     pub blocks: u32,
+    /// Slots of the cache, if writes may end in them; else 0.
+    pub dirty_slots: u32,
 }
 
 impl CacheSpec {
@@ -63,7 +65,20 @@ impl CacheSpec {
     pub fn for_device(sectors: u64, shift: u32) -> Option<Self> {
         debug_assert!((12..=20).contains(&shift));
         let blocks = u32::try_from(sectors.div_ceil(1 << (shift - 9))).ok()?;
-        Some(Self { shift, blocks })
+        Some(Self {
+            shift,
+            blocks,
+            dirty_slots: 0,
+        })
+    }
+
+    /// The same with write-back, for a cache of so many slots.
+    #[must_use]
+    pub const fn with_writeback(self, slots: u32) -> Self {
+        Self {
+            dirty_slots: slots,
+            ..self
+        }
     }
 
     pub(super) fn heat_words(self) -> u32 {
@@ -123,6 +138,10 @@ impl ClassifierSpec {
 
     pub(super) fn index_entries(&self) -> u32 {
         self.cache.map_or(1, |cache| cache.blocks)
+    }
+
+    pub(super) fn dirty_entries(&self) -> u32 {
+        self.cache.map_or(1, |cache| cache.dirty_slots.max(1))
     }
 
     pub(super) fn heat_words(&self) -> u32 {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aya::programs::links::PinnedLink;
 use aya_obj::btf::{Btf, BtfKind};
 use object::Endianness;
-use ublk_bpf_abi::POLICY_FUNCTION;
+use ublk_bpf_abi::{POLICY_FUNCTION, map};
 
 use super::builtin::{Builtin, builtin};
 use super::causes::chain;
@@ -74,6 +74,14 @@ impl Policy {
         matches!(self, Self::Builtin(builtin) if builtin.needs_cache)
     }
 
+    /// A refusal of the verifier, with what the policy's object says of the place.
+    fn explain(&self, error: PolicyError) -> PolicyError {
+        match (error, self) {
+            (PolicyError::Refused(refusal), Self::Object(object)) => refusal.explained(object).into(),
+            (error, _) => error,
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Builtin(builtin) => builtin.object(),
@@ -116,24 +124,36 @@ pub fn swap(disk: &Disk, policy: &Policy) -> Result<Verified, PolicyError> {
     let pins = PinDir::open(disk)?;
     let classifier = open_classifier(&pins)?;
     let what = format!("policy {}", policy.name());
-    let loaded = load_object(policy, &what)?;
-    let (program, hook) = verified(&loaded, classifier.as_fd(), &what)?;
-    let facts = program_facts(program.as_fd()).map_err(|e| failed(&what, &e))?;
+    let loaded = load_object(policy, Some(&pins), &what)?;
+    let (program, hook) = verified(policy, &loaded, classifier.as_fd(), &what)?;
+    let facts = verified_facts(program.as_fd(), &what)?;
     detach(&pins)?;
     let placed = attach_and_pin(&loaded, (program.as_fd(), hook), &pins, &what);
     if placed.is_err() {
         // Remove what was attached and pinned. The first error is the one to report.
         let _ = detach(&pins);
     }
-    placed.map(|()| Verified {
+    placed.map(|()| facts)
+}
+
+/// The verifier's work on a program that it has accepted.
+pub(super) fn verified_facts(program: BorrowedFd<'_>, what: &str) -> Result<Verified, PolicyError> {
+    let facts = program_facts(program).map_err(|e| failed(what, &e))?;
+    Ok(Verified {
         instructions: facts.verified_instructions,
     })
 }
 
-/// Creates a policy's maps; its program is not verified yet.
-pub(super) fn load_object(policy: &Policy, what: &str) -> Result<Loaded, PolicyError> {
+/// Creates a policy's maps; its program is not verified yet. It shares the map of the device with these pins that says how
+/// the cache is.
+pub(super) fn load_object(policy: &Policy, pins: Option<&PinDir>, what: &str) -> Result<Loaded, PolicyError> {
+    let state = pins.map(|pins| pins.map(map::STATE)).filter(|pin| pin.exists());
+    let mut loader = Loader::default();
+    if let Some(pin) = &state {
+        loader = loader.pinned(map::STATE, pin);
+    }
     // Objects that are known to break the loader were refused before. Any other panic fails this policy only.
-    let loaded = catch_unwind(|| Loader::default().load(policy.bytes(), what));
+    let loaded = catch_unwind(|| loader.load(policy.bytes(), what));
     loaded.unwrap_or_else(|_| {
         Err(PolicyError::Load {
             what: what.to_owned(),
@@ -161,12 +181,14 @@ pub(super) fn open_classifier(pins: &PinDir) -> Result<OwnedFd, PolicyError> {
 
 /// The policy's program, which the verifier has checked against the function that it replaces.
 pub(super) fn verified<'a>(
+    policy: &Policy,
     loaded: &Loaded,
     classifier: BorrowedFd<'a>,
     what: &str,
 ) -> Result<(OwnedFd, Hook<'a>), PolicyError> {
     let hook = Hook::Replace(classifier, policy_function(classifier, what)?);
-    Ok((loaded.program(POLICY_FUNCTION, hook)?, hook))
+    let program = loaded.program(POLICY_FUNCTION, hook);
+    Ok((program.map_err(|error| policy.explain(error))?, hook))
 }
 
 /// The number of the function that a policy replaces, in the type information of a program that calls it.

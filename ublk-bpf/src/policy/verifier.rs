@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use super::object::{Panic, PolicyObject};
+
 /// Lines of the log before the refusal to show.
 const LAST_LINES: usize = 12;
 /// Lines of the kernel's own report to show.
@@ -43,9 +45,9 @@ const INLINED: [&str; 16] = [
 /// A character that only lines of the SDK's macro contain.
 const MACRO: &str = "$";
 /// Hints by words of the reason.
-const HINTS: [(&str, &str); 17] = [
-    ("last insn is not an exit", PANIC),
-    ("infinite loop", LOOP),
+const HINTS: [(&str, &str); 21] = [
+    (FALLS_THROUGH, PANIC),
+    (ENDLESS, LOOP),
     ("back-edge", LOOP),
     ("jumps is too complex", LENGTH),
     ("program is too large", LENGTH),
@@ -55,9 +57,13 @@ const HINTS: [(&str, &str); 17] = [
     ("invalid access to memory", BOUNDS),
     ("memory range", BOUNDS),
     ("value is negative", BOUNDS),
+    ("read from stack", PAST),
+    ("write to stack", PAST),
+    ("access to stack", PAST),
     ("cannot use helper", HELPER),
     ("unknown func", HELPER),
     ("invalid func", HELPER),
+    ("variable-offset", PAST),
     ("read_ok", "a value is read that was never written"),
     (
         "stack size",
@@ -68,6 +74,26 @@ const HINTS: [(&str, &str); 17] = [
         "the helper is for GPL-compatible programs: use such a license in policy!",
     ),
 ];
+/// The words of the verifier for a path without an end, as that to a panic is.
+const FALLS_THROUGH: &str = "last insn is not an exit";
+const ENDLESS: &str = "infinite loop";
+/// Why a policy may panic, by what is in the name of the function of `core` that does.
+const PANICS: [(&str, &str); 8] = [
+    ("panic_bounds_check", PANIC_INDEX),
+    ("slice", PANIC_INDEX),
+    ("div_by_zero", PANIC_DIVISION),
+    ("rem_by_zero", PANIC_DIVISION),
+    ("div_overflow", PANIC_DIVISION),
+    ("rem_overflow", PANIC_DIVISION),
+    ("unwrap_failed", PANIC_NONE),
+    ("expect_failed", PANIC_NONE),
+];
+const PANIC_INDEX: &str =
+    "an index out of bounds panics there, which BPF cannot: use `get` and say what happens without";
+const PANIC_DIVISION: &str =
+    "a division by zero panics there, which BPF cannot: use `checked_div` or `checked_rem`";
+const PANIC_NONE: &str =
+    "`unwrap` or `expect` panics there, which BPF cannot: use `match`, `if let` or `unwrap_or`";
 const PANIC: &str =
     "the program may panic (`list[i]`, `a / b`, unwrap), which BPF cannot: use get, checked_div or match";
 const LOOP: &str = "the verifier sees no bound of the loop: limit its iterations by a constant";
@@ -75,6 +101,7 @@ const LENGTH: &str = "the verifier follows every path: use fewer iterations, or 
 const NULL: &str = "a lookup may find nothing: check for that (match, `if let`) before using its result";
 const BOUNDS: &str =
     "the verifier knows no bound of an index or offset: compare it with the length (get) or mask it first";
+const PAST: &str = "a pointer leaves the value that it points into, which may be a copy: use its fields, or `get` with an index";
 const HELPER: &str = "a policy is a tracing program: it may only call the helpers of tracing programs";
 
 /// The verifier refused a program.
@@ -84,10 +111,23 @@ pub struct Refusal {
     what: String,
     /// The line of the log with the reason.
     reason: String,
-    /// The line of the source, if the object names one.
-    source: Option<SourceLine>,
+    /// Where.
+    place: Box<Place>,
     /// The kernel's explanation, or the end of the log.
     details: Vec<String>,
+}
+
+/// Where a program was refused.
+#[derive(Debug)]
+struct Place {
+    /// The line of the source, if the object names one.
+    source: Option<SourceLine>,
+    /// The next line of the author's, where the instruction is a library's that was inlined in between.
+    until: Option<SourceLine>,
+    /// The instruction, and whether its own line is a library's.
+    at: Option<(usize, bool)>,
+    /// Why it may panic at the source line, if that is what is refused.
+    panic: Option<&'static str>,
 }
 
 /// A line of a program's source, as the object's type information has it.
@@ -119,9 +159,31 @@ impl Refusal {
         Self {
             what: what.to_owned(),
             reason: reason.map_or_else(|| errno.to_string(), |line| (*line).to_owned()),
-            source: SourceLine::last(&code),
+            place: Box::new(Place {
+                source: SourceLine::last(&code),
+                until: None,
+                at: instruction(&code),
+                panic: None,
+            }),
             details: details.iter().map(|&line| line.to_owned()).collect(),
         }
+    }
+
+    /// The same with what the object's own line information says of the place.
+    pub(super) fn explained(mut self, object: &PolicyObject) -> Self {
+        let is_fall = self.reason.contains(FALLS_THROUGH);
+        let is_loop = self.reason.contains(ENDLESS);
+        let panics = object.panics();
+        let place = &mut self.place;
+        let is_it = |panic: &&Panic| is_fall || is_loop && place.source.as_ref() == Some(&panic.source);
+        if let Some(panic) = panics.iter().find(is_it) {
+            place.panic = Some(panic_hint(&panic.function));
+            place.source = Some(panic.source.clone());
+        } else if let Some((at, true)) = place.at {
+            let after = object.line_after(at);
+            place.until = after.filter(|line| Some(line) != place.source.as_ref());
+        }
+        self
     }
 
     /// The line of the log with the reason.
@@ -134,7 +196,7 @@ impl Refusal {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         let hint = HINTS.iter().find(|(words, _)| self.reason.contains(words));
-        hint.map(|&(_, hint)| hint)
+        self.place.panic.or(hint.map(|&(_, hint)| hint))
     }
 
     /// The kernel's explanation if there is one, else the log's last lines.
@@ -142,6 +204,20 @@ impl Refusal {
     pub fn details(&self) -> &[String] {
         &self.details
     }
+}
+
+/// The last instruction in the log, and whether the source line that it belongs to is a library's.
+fn instruction(code: &[&str]) -> Option<(usize, bool)> {
+    let number = |line: &&str| line.split_once(": (")?.0.parse().ok();
+    let at = code.iter().rev().find_map(number)?;
+    let line = code.iter().rev().find_map(|line| SourceLine::parse(line))?;
+    Some((at, line.is_inlined()))
+}
+
+/// Why a policy may panic, by the mangled name of the function that does.
+pub(super) fn panic_hint(function: &str) -> &'static str {
+    let hint = PANICS.iter().find(|(words, _)| function.contains(words));
+    hint.map_or(PANIC, |&(_, hint)| hint)
 }
 
 fn starts_with_any(line: &str, starts: &[&str]) -> bool {
@@ -182,8 +258,10 @@ impl fmt::Display for SourceLine {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the kernel's verifier refused {}: {}", self.what, self.reason)?;
-        if let Some(source) = &self.source {
-            write!(f, " ({source})")?;
+        match (&self.place.source, &self.place.until) {
+            (Some(source), Some(until)) => write!(f, " (between {source} and {until})")?,
+            (Some(source), None) => write!(f, " ({source})")?,
+            (None, _) => {}
         }
         if let Some(hint) = self.hint() {
             write!(f, "; {hint}")?;
@@ -334,7 +412,7 @@ subprog 0 (policy) main insns_self 1 insns_total 1 stack 0
         for (log, reason, place, hint) in RECORDED {
             let refusal = refused(log);
             assert_eq!(refusal.reason(), reason);
-            let found = refusal.source.as_ref().map(|source| source.place.as_str());
+            let found = refusal.place.source.as_ref().map(|source| source.place.as_str());
             assert_eq!(found, place, "{refusal}");
             assert_eq!(refusal.hint(), Some(hint), "{refusal}");
         }

@@ -222,19 +222,7 @@ impl TypeWalk<'_> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::policy::btf_format::{HEADER_LEN, VERSION};
-
-    /// A section of these words and strings.
-    pub(crate) fn section(types: &[u32], strings: &[u8]) -> Vec<u8> {
-        let types: Vec<u8> = types.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
-        let header = [HEADER_LEN, 0, len(&types), len(&types), len(strings)];
-        let mut section = vec![0x9f, 0xeb, VERSION, 0];
-        section.extend(header.iter().flat_map(|word| word.to_le_bytes()));
-        section.extend(types);
-        section.extend(strings);
-        section
-    }
+    use crate::policy::btf_format::section;
 
     const INT: [u32; 4] = [1, KIND_INT << 24, 4, 32];
 

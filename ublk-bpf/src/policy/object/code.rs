@@ -183,6 +183,17 @@ pub(super) fn check<'a>(code: &Code<'a>) -> Result<(), Forbidden<'a>> {
     Ok(())
 }
 
+/// The helpers that an admitted section calls, by their names.
+pub(super) fn helpers(code: &Code<'_>) -> Vec<String> {
+    let (instructions, _) = code.bytes.as_chunks::<8>();
+    let calls = instructions.iter().map(Instruction::parse);
+    let calls = calls.filter(|call| call.code == CALL && call.source == SOURCE_HELPER);
+    calls
+        .filter_map(|call| helpers::name(call.immediate))
+        .map(|name| format!("bpf_{name}"))
+        .collect()
+}
+
 /// Checks that the relocation fits its instruction, so that the loader does not turn it into another one.
 fn check_relocation(relocation: &Relocation<'_>, into: Option<Instruction>) -> Result<(), String> {
     let damaged = || Err("a relocation leads nowhere".to_owned());

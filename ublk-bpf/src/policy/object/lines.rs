@@ -87,6 +87,19 @@ impl<'a> Lines<'a> {
     }
 }
 
+impl<'a> Lines<'a> {
+    /// The first line of the author's behind the instruction at this byte of the section.
+    pub(super) fn after(&self, section: &str, offset: u32, types: &Types<'_>) -> Option<SourceLine> {
+        let behind = |record: &&LineRecord<'_>| record.section == section && record.offset > offset;
+        let mut sources = self
+            .lines
+            .iter()
+            .filter(behind)
+            .filter_map(|record| record.source(types));
+        sources.find(|source| !source.is_inlined())
+    }
+}
+
 impl LineRecord<'_> {
     /// `struct bpf_line_info` behind the offset: file name, line of text, line and column.
     fn source(&self, types: &Types<'_>) -> Option<SourceLine> {

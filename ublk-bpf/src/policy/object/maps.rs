@@ -66,8 +66,15 @@ pub(in crate::policy) fn pin_name(map: &str) -> String {
     map.trim_start_matches('.').replace('.', "_")
 }
 
+/// The kernel's name of a kind of map: `lru_hash`.
+pub(in crate::policy) fn kind_name(of: bpf_map_type) -> String {
+    format!("{of:?}")
+        .trim_start_matches("BPF_MAP_TYPE_")
+        .to_lowercase()
+}
+
 /// The memory of a full map in bytes, or why it is refused.
-fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
+pub(super) fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
     use bpf_map_type as kind;
     let of = bpf_map_type::try_from(map.map_type())
         .map_err(|_| format!("has type {}, which is unknown", map.map_type()))?;
@@ -101,11 +108,9 @@ fn bytes_of(map: &Map, cpus: u64) -> Result<u64, String> {
         // One entry for each CPU, regardless of `max_entries`.
         kind::BPF_MAP_TYPE_PERF_EVENT_ARRAY => return Ok(8 * cpus),
         refused => {
-            let name = format!("{refused:?}")
-                .trim_start_matches("BPF_MAP_TYPE_")
-                .to_lowercase();
             return Err(format!(
-                "is of type {name}: a policy's maps are array, hash, lru_hash, each also percpu, lpm_trie, ringbuf or perf_event_array"
+                "is of type {}: a policy's maps are array, hash, lru_hash, each also percpu, lpm_trie, ringbuf or perf_event_array",
+                kind_name(refused)
             ));
         }
     };

@@ -83,6 +83,73 @@ fn place_of(bytes: &[u8], name: &str) -> std::ops::Range<usize> {
     usize::try_from(at).unwrap()..usize::try_from(at + len).unwrap()
 }
 
+/// A built-in policy that says that it is built for this version of the policy interface.
+fn of_abi(version: u32) -> Vec<u8> {
+    let mut bytes = crate::policy::builtin::PASSTHROUGH.to_vec();
+    let place = place_of(&bytes, ublk_bpf_abi::POLICY_ABI_SECTION);
+    bytes[place].copy_from_slice(&version.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn an_object_of_another_interface_is_refused_and_one_that_states_none_is_not() {
+    assert!(admit(of_abi(POLICY_ABI_VERSION), DEFAULT_POLICY_MEMORY).is_ok());
+    let said = refusal(&of_abi(POLICY_ABI_VERSION + 1));
+    let wanted = format!(
+        "it is built for version 2 of the policy interface, and this ublk-bpf takes version 1: build it again with \
+         ublk-bpf-policy {}",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(said, wanted);
+    let unstated = altered(b"\0ublk_bpf_abi\0", b"\0ublk_bpf_xyz\0");
+    assert!(admit(unstated, DEFAULT_POLICY_MEMORY).is_ok());
+}
+
+/// What this object is made of.
+fn facts(bytes: &[u8]) -> ObjectFacts {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes).unwrap();
+    let object = PolicyObject::open(file.path(), DEFAULT_POLICY_MEMORY).unwrap();
+    object.facts().unwrap()
+}
+
+#[test]
+fn an_object_is_described() {
+    let find = |name| {
+        crate::policy::builtin()
+            .iter()
+            .find(|of| of.name == name)
+            .unwrap()
+    };
+    let fault = facts(find("fault").object());
+    assert_eq!((fault.abi, fault.states_abi), (POLICY_ABI_VERSION, true));
+    assert_eq!(fault.license, "Dual MIT/GPL");
+    assert_eq!(fault.helpers, ["bpf_map_lookup_elem"]);
+    assert!(fault.instructions > 10 && fault.functions > 0, "{fault:?}");
+    let [map] = &fault.maps[..] else {
+        panic!("{fault:?}")
+    };
+    assert_eq!(
+        (map.name.as_str(), map.kind.as_str(), map.entries),
+        ("fault_range", "array", 1)
+    );
+    assert_eq!((map.key.as_deref(), map.key_size), (Some("u32"), 4));
+    assert_eq!((map.value.as_deref(), map.value_size), (Some("FaultRange"), 24));
+    assert!(fault.reasons.is_empty());
+
+    let (_, tiers) = corpus()
+        .into_iter()
+        .find(|(name, _)| name == "good-cgroup-tiers.o")
+        .unwrap();
+    let tiers = facts(&tiers);
+    assert_eq!((tiers.abi, tiers.states_abi), (1, false));
+    assert!(
+        tiers.helpers.contains(&"bpf_get_current_cgroup_id".to_owned()),
+        "{tiers:?}"
+    );
+    assert_eq!((tiers.maps[0].key_size, tiers.maps[0].entries), (8, 1024));
+}
+
 /// A built-in policy whose first instruction is another.
 fn with_instruction(instruction: [u8; 8]) -> Vec<u8> {
     let mut bytes = crate::policy::builtin::PASSTHROUGH.to_vec();
