@@ -1,5 +1,7 @@
 //! `ublk-bpf cache`.
 
+pub(super) mod live;
+
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
-use super::args::OutputFormat;
+use super::args::{DeviceArg, OutputFormat};
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
@@ -15,7 +17,7 @@ use crate::cache::disk::inspect::{Dirty, Inspection, inspect};
 use crate::cache::disk::verify::verify;
 use crate::path_text::ShowPath as _;
 
-/// Inspect or verify a cache device
+/// Inspect or verify a cache device, or write back what is dirty
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -42,13 +44,42 @@ enum CacheAction {
         #[arg(value_name = "PATH")]
         path: PathBuf,
     },
+    /// Write back all that is dirty in the cache of a running device
+    ///
+    /// Writes end on the backing meanwhile. If this command is interrupted, the drain is ended.
+    Drain {
+        #[command(flatten)]
+        device: DeviceArg,
+    },
+    /// Write back all that is dirty, and use the cache no longer
+    ///
+    /// The device goes on without it, as after a failure of the cache device. The server has the cache device open until the
+    /// device stops; the next start with it begins with an empty cache.
+    Detach {
+        #[command(flatten)]
+        device: DeviceArg,
+    },
+    /// Put another device in the place of a cache that is detached
+    ///
+    /// It begins empty, with the options of the cache before. The device is handed over to a new server for that, so it needs
+    /// --recovery, and requests wait meanwhile.
+    Attach {
+        #[command(flatten)]
+        device: DeviceArg,
+        /// The file or block device; with write-back, no larger than the one before
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
 }
 
-/// Prints what is on a cache device, or whether it is good.
+/// Carries out one of these.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.action {
         CacheAction::Inspect { path, format } => show(path, format),
         CacheAction::Verify { path } => check(path),
+        CacheAction::Drain { device } => live::drain(device.id),
+        CacheAction::Detach { device } => live::detach(device.id),
+        CacheAction::Attach { device, path } => live::attach(device.id, path),
     }
 }
 

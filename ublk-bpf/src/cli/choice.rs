@@ -69,6 +69,10 @@ pub(super) fn cache_mode() -> impl TypedValueParser<Value = Mode> {
             "write-around",
             "The block is evicted: the data is written to the backing only, without a copy",
         ),
+        value(
+            "write-back",
+            "The data is written to the cache only and to the backing later; a lost cache then loses data",
+        ),
     ])
 }
 
@@ -150,7 +154,10 @@ mod tests {
         }
         check(recovery(), &Recovery::ALL);
         check(observe(), &Observe::ALL);
-        check(cache_mode(), &[Mode::WriteThrough, Mode::WriteAround]);
+        check(
+            cache_mode(),
+            &[Mode::WriteThrough, Mode::WriteAround, Mode::WriteBack],
+        );
         check(trace_format(), &TraceFormat::ALL);
         check(cache_eviction(), &[Algorithm::Clock, Algorithm::Adaptive]);
     }

@@ -21,7 +21,7 @@ use crate::control::{DeviceId, Recovery};
 use crate::metrics::Address;
 use crate::path_text::ShowPath as _;
 use crate::policy::Observe;
-use crate::registry::{DeviceName, Scheduler};
+use crate::registry::{DeviceName, MAX_DIRTY, Scheduler};
 use crate::sys::uapi::{UBLK_MAX_NR_QUEUES, UBLK_MAX_QUEUE_DEPTH};
 
 /// Declares every option of `run` that the configuration file has too, once: its type, how both read it, and its
@@ -123,7 +123,7 @@ settings! {
     /// Serve in the background; return when every device is ready
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process daemon: bool,
-    /// If a device on the same backing waits for a server, recover it instead of failing
+    /// If a device on the same backing waits for a server, recover it instead of failing; --config implies it
     #[arg(long, num_args = 0, default_missing_value = "true")]
     Process recover_waiting: bool,
     /// Serve the metrics of all devices of the process to Prometheus: PORT (of 127.0.0.1), IP:PORT, or IP:PORT,public for
@@ -158,6 +158,19 @@ settings! {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     #[serde(default, deserialize_with = "size")]
     Cache promote_limit: u64,
+    /// Limit of what may be dirty with --cache-mode write-back, in percent of the cache; writing it back begins at half of that
+    /// [default: 50]
+    #[arg(long, value_name = "PERCENT", value_parser = value_parser!(u8).range(1..=i64::from(MAX_DIRTY)))]
+    #[serde(default, deserialize_with = "dirty_high")]
+    Cache dirty_high: u8,
+    /// Limit what is written back to this many bytes a second, but for what requests wait for
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[serde(default, deserialize_with = "size")]
+    Cache clean_limit: u64,
+    /// Lose the dirty blocks of a cache that is gone, or that --cache-reset empties: the backing keeps older data
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[serde(skip)]
+    Device abandon_dirty: bool,
     /// Discard the present content of the cache device and start with an empty cache
     #[arg(long, num_args = 0, default_missing_value = "true")]
     #[serde(skip)]
@@ -325,6 +338,11 @@ fn depth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::E
     in_range(deserializer, "depth", UBLK_MAX_QUEUE_DEPTH)
 }
 
+fn dirty_high<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    in_range(deserializer, "dirty-high", MAX_DIRTY.into())
+        .map(|percent| percent.and_then(|it| u8::try_from(it).ok()))
+}
+
 fn in_range<'de, D: Deserializer<'de>>(
     deserializer: D,
     name: &str,
@@ -356,7 +374,8 @@ mod tests {
         for (text, words) in [
             ("queues = 1\ncaches = \"x\"\n", "line 2: unknown field `caches`"),
             ("cache-block = \"5K\"", "line 1: 5K is not a cache block size"),
-            ("cache-mode = \"write-back\"", "line 1: unknown variant"),
+            ("cache-mode = \"back\"", "line 1: unknown variant"),
+            ("dirty-high = 91", "line 1: dirty-high is 91: give 1 to 90"),
             ("backing = \"mem:1X\"", "line 1: not a size"),
             ("depth = 70000", "line 1: invalid value"),
             (

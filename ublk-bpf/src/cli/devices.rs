@@ -76,6 +76,7 @@ fn options(said: Settings) -> anyhow::Result<DeviceOptions> {
         recovery: said.recovery.unwrap_or_default(),
         allow_lossy: said.allow_lossy.unwrap_or(false),
         observe: said.observe.unwrap_or_default(),
+        abandon_dirty: said.abandon_dirty.unwrap_or(false),
         cache,
     };
     if matches!(options.backing, Spec::Memory(_)) && options.recovery != Recovery::None {
@@ -101,6 +102,8 @@ fn cache(said: &Settings) -> anyhow::Result<Option<CacheOptions>> {
         mode: said.cache_mode.unwrap_or(default.mode),
         eviction: said.cache_eviction.unwrap_or(default.eviction),
         promote_limit: said.promote_limit,
+        dirty_high: said.dirty_high.unwrap_or(default.dirty_high),
+        clean_limit: said.clean_limit,
         reset: said.cache_reset.unwrap_or(false),
         ..default
     }))

@@ -37,7 +37,7 @@ pub(super) struct Args {
 }
 
 /// A device that its server leaves, and since when.
-struct Leaving {
+pub(super) struct Leaving {
     id: DeviceId,
     since: Instant,
 }
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(print_line(said)?)
 }
 
-fn leave(id: DeviceId) -> anyhow::Result<Leaving> {
+pub(super) fn leave(id: DeviceId) -> anyhow::Result<Leaving> {
     let since = Instant::now();
     ask(id, DeviceCommand::Leave, |_| {})?;
     Ok(Leaving { id, since })
@@ -83,7 +83,7 @@ fn leave_all() -> anyhow::Result<Vec<Leaving>> {
     Ok(leaving)
 }
 
-fn wait_for_departure(device: &Leaving) -> anyhow::Result<()> {
+pub(super) fn wait_for_departure(device: &Leaving) -> anyhow::Result<()> {
     while Lock::is_served(device.id)? {
         if device.since.elapsed() > PATIENCE {
             bail!(
@@ -100,7 +100,7 @@ fn wait_for_departure(device: &Leaving) -> anyhow::Result<()> {
 }
 
 /// A line for each device, in the new server's words, and one if there should be more.
-fn announce(ready: &[Ready], leaving: &[Leaving]) -> String {
+pub(super) fn announce(ready: &[Ready], leaving: &[Leaving]) -> String {
     let line = |device: &Ready| {
         let id = device.record.id();
         let left = leaving.iter().find(|left| left.id == id)?;

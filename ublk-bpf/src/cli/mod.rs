@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod choice;
 mod config;
+mod configured;
 mod devices;
 mod error;
 mod features;
@@ -15,6 +16,8 @@ mod handover;
 mod list;
 mod output;
 mod policy;
+mod progress;
+mod reload;
 mod replay;
 mod resize;
 mod run;
@@ -44,6 +47,7 @@ Examples:
   ublk-bpf top                                all devices, on the whole terminal
   ublk-bpf policy swap 0 sparse               change the policy of the running device
   ublk-bpf set 0 promote-limit=20M            change an option of the running device
+  ublk-bpf reload                             make the devices what their changed file describes
   ublk-bpf why 0 4096                         what happens to a read of sector 4096, and why
   ublk-bpf trace 0 --slower-than 5ms          the requests that take longer than 5 ms, as they end
   ublk-bpf replay disk.trace                  what a cache would save, by a trace of requests
@@ -76,6 +80,7 @@ enum Command {
     Policy(policy::Args),
     Cache(cache::Args),
     Set(set::Args),
+    Reload(reload::Args),
     Resize(resize::Args),
     Handover(handover::Args),
     Why(why::Args),
@@ -110,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Set(args) => set::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Resize(args) => resize::run(&args),
         Command::Handover(args) => handover::run(&args),
         Command::Why(args) => why::run(&args),

@@ -1,5 +1,8 @@
 //! `ublk-bpf policy`.
 
+mod check;
+mod map;
+mod new;
 mod shadow;
 
 use std::ffi::{OsStr, OsString};
@@ -43,6 +46,9 @@ enum PolicyAction {
         #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64M")]
         policy_memory: u64,
     },
+    Map(map::Args),
+    New(new::Args),
+    Check(check::Args),
     /// Have a second policy answer every request without an effect, or show how its answers compare
     Shadow(shadow::Args),
     /// Make the shadow policy the one that decides, with what its maps have learned
@@ -69,6 +75,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             let (name, verified) = swap(*device, policy, *policy_memory)?;
             say(*device, &format!("policy {name}"), verified)
         }
+        PolicyAction::Map(args) => map::run(args),
+        PolicyAction::New(args) => new::run(args),
+        PolicyAction::Check(args) => check::run(args),
         PolicyAction::Shadow(args) => shadow::run(args),
         PolicyAction::PromoteShadow { device } => shadow::promote(*device),
         PolicyAction::Reset { device } => Ok(reset_policy(device.id)?),

@@ -6,6 +6,7 @@ use anyhow::bail;
 use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::config::Settings;
+use super::configured;
 use super::devices::devices;
 use super::error::Usage;
 use super::output::print_line;
@@ -53,9 +54,12 @@ stopped by its own number, and a failure of one does not affect the others. A si
 process ends with the last one. With two or more tables, options of a device cannot be given on the command line.
 
 A device made with --recovery waits when its server dies, and keeps its backing and cache: other starts on either are \
-refused. With --recover-waiting (recover-waiting = true above the first table) such a start recovers the waiting device, \
-with its number and the options it was made with, and makes the other devices. Supervisors use it to start the same \
-command again after a failure.
+refused. With --config or --recover-waiting such a start recovers the waiting device, with its number and the options it \
+was made with, and makes the other devices: a supervisor starts the same command again after a failure.
+
+A device of the file that another server of this program serves is left as it is, and named, if it was made as the \
+file says; if not, the start is refused. If none is left to serve, the exit status is 0, or 1 under a service manager, \
+which would have no server to watch. Memory and null devices are known by their names, the others by their backing.
 
 Examples:
   ublk-bpf run
@@ -118,6 +122,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
                 "--recover needs the number of a device, or --all".to_owned()
             ))
         }
+        None if let Some(path) = args.config => match configured::start(path, args.settings, file)? {
+            Some(start) => start,
+            None => return Ok(()),
+        },
         None if recover_waiting => Start::make_or_recover(devices(args.settings, file)?),
         None => Start::make(devices(args.settings, file)?),
     };

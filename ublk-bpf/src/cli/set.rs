@@ -9,10 +9,11 @@ use super::config::Settings;
 use super::error::Usage;
 use super::output::print_line;
 use crate::backend::parse_size;
+use crate::cache::Mode;
 use crate::policy::DEFAULT_POLICY_MEMORY;
-use crate::registry::Scheduler;
 use crate::registry::ask::ask;
 use crate::registry::message::{DeviceCommand, Setting};
+use crate::registry::{MAX_DIRTY, Scheduler};
 
 /// Change options of a running device
 ///
@@ -32,6 +33,10 @@ const DETAILS: &str = "\
 Options that can change:
   policy=NAME|FILE.o     what classifies requests, as `policy swap` does
   promote-limit=SIZE     promotion into the cache, bytes a second; `none` for no limit
+  cache-mode=MODE        how writes treat cached blocks: write-through, write-around, or write-back if the device was
+                         made with that; what is dirty is written back at once by another mode
+  dirty-high=PERCENT     with write-back: how much of the cache may be dirty, 1 to 90
+  clean-limit=SIZE       with write-back: what is written back, bytes a second; `none` for no limit
   scheduler=NAME         the I/O scheduler of the disk
   verbose=N              what the server logs, of all its devices and until it ends: 0 to 3
 
@@ -78,14 +83,34 @@ fn parse(text: &str) -> Result<Change<'_>, String> {
         .ok_or_else(|| format!("{text} is no setting: give OPTION=VALUE"))?;
     Ok(Change::Setting(match name {
         "policy" => return Ok(Change::Policy(value.as_ref())),
-        "promote-limit" if value == "none" => Setting::PromoteLimit(None),
-        "promote-limit" => parse_size(value)
-            .map(|size| Setting::PromoteLimit(Some(size)))
-            .map_err(|error| format!("promote-limit: {error}"))?,
+        "promote-limit" => Setting::PromoteLimit(limit(name, value)?),
+        "cache-mode" => Setting::CacheMode(mode(value)?),
+        "dirty-high" => Setting::DirtyHigh(percent(value)?),
+        "clean-limit" => Setting::CleanLimit(limit(name, value)?),
         "scheduler" => value.parse::<Scheduler>().map(Setting::Scheduler)?,
         "verbose" => verbosity(value)?,
         _ => return Err(refusal(name)),
     }))
+}
+
+/// Bytes a second, or none.
+fn limit(name: &str, value: &str) -> Result<Option<u64>, String> {
+    if value == "none" {
+        return Ok(None);
+    }
+    let size = parse_size(value);
+    size.map(Some).map_err(|error| format!("{name}: {error}"))
+}
+
+fn mode(value: &str) -> Result<Mode, String> {
+    let all = [Mode::WriteThrough, Mode::WriteAround, Mode::WriteBack];
+    let mode = all.into_iter().find(|mode| mode.name() == value);
+    mode.ok_or_else(|| format!("cache-mode is {value}: give write-through, write-around or write-back"))
+}
+
+fn percent(value: &str) -> Result<u8, String> {
+    let percent = value.parse().ok().filter(|it| (1..=MAX_DIRTY).contains(it));
+    percent.ok_or_else(|| format!("dirty-high is {value}: give 1 to {MAX_DIRTY}"))
 }
 
 fn verbosity(value: &str) -> Result<Setting, String> {
@@ -121,6 +146,12 @@ mod tests {
             ("daemon=true", "there is no option daemon"),
             ("x=y", "there is no option x"),
             ("promote-limit=1X", "promote-limit: not a size"),
+            ("clean-limit=x", "clean-limit: not a size"),
+            (
+                "cache-mode=back",
+                "cache-mode is back: give write-through, write-around or write-back",
+            ),
+            ("dirty-high=91", "dirty-high is 91: give 1 to 90"),
             ("verbose=4", "verbose is 4: give 0 to 3"),
             ("scheduler=a b", "not the name of an I/O scheduler"),
         ] {

@@ -6,7 +6,7 @@ use super::args::{DeviceArg, OutputFormat};
 use super::output::print_line;
 use super::table;
 use crate::backend::Size;
-use crate::cache::Mode;
+use crate::cache::FailingRange;
 use crate::control::Control;
 use crate::registry::status::{self, CacheStatus, Status};
 use crate::registry::{Record, users};
@@ -31,7 +31,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let name = Record::read(id)?.name;
         return Ok(name.map_or(Ok(()), |name| print_line(format_args!("UBLK_BPF_NAME={name}")))?);
     }
-    let status = status::of(Control::open().ok().as_ref(), id)?;
+    let mut status = status::of(Control::open().ok().as_ref(), id)?;
+    status.ask_failing();
     let users = users::of(id);
     if args.format.json {
         let mut json = serde_json::to_value(&status)?;
@@ -95,6 +96,7 @@ fn facts(status: &Status, users: &[String]) -> Vec<(&'static str, String)> {
         ("pins", status.pins.clone()),
         ("log", status.log.clone().unwrap_or_else(none)),
     ];
+    facts.extend(failing(status).map(|text| ("failing", text)));
     facts.extend(warnings(status, users).into_iter().map(|text| ("WARNING", text)));
     facts
 }
@@ -160,22 +162,25 @@ fn cache(status: &Status) -> String {
         return "none".to_owned();
     };
     let size = Size(u64::from(cache.slots) * u64::from(cache.block));
-    let mode = match cache.mode {
-        Mode::WriteThrough => "write-through",
-        Mode::WriteAround => "write-around",
-        Mode::WriteBack => "write-back",
-    };
     let mut line = format!(
-        "{}: {size} in {} blocks of {}, {mode}",
+        "{}: {size} in {} blocks of {}, {}",
         cache.device,
         cache.slots,
-        Size(cache.block.into())
+        Size(cache.block.into()),
+        cache.mode.name()
     );
     if let Some(ratio) = cache.savings.and_then(|savings| savings.hit_ratio) {
         line.push_str(&format!(", {:.1} % of reads hit", ratio * 100.0));
     }
     if let Some(limit) = cache.promote_limit {
         line.push_str(&format!(", promotion limited to {} a second", Size(limit)));
+    }
+    if let Some(dirty) = cache.dirty.as_ref().filter(|dirty| dirty.blocks != 0) {
+        line.push_str(&format!(
+            "; {} dirty blocks, the oldest for {}",
+            dirty.blocks,
+            in_words(dirty.seconds)
+        ));
     }
     if let Some(left @ 1..) = cache.unverified {
         line.push_str(&format!(
@@ -188,6 +193,20 @@ fn cache(status: &Status) -> String {
         line.push_str(&format!("; NOT USED for {}: {}", in_words(since), detached.why));
     }
     line
+}
+
+/// The dirty ranges that cannot be written back: `64K at 1M cannot be read from the cache`.
+fn failing(status: &Status) -> Option<String> {
+    let ranges = &status.cache.as_ref()?.dirty.as_ref()?.failing;
+    let in_words = |range: &FailingRange| {
+        let device = match range.is_unreadable {
+            true => "cannot be read from the cache",
+            false => "cannot be written to the backing",
+        };
+        format!("{} at {} {device}", Size(range.bytes), Size(range.offset))
+    };
+    let words: Vec<_> = ranges.iter().map(in_words).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// So many seconds, in the two largest units.

@@ -19,7 +19,7 @@ use crate::policy::Observe;
 /// What every name begins with.
 const PREFIX: &str = "ublk_bpf";
 /// The counters of the cache that may fall.
-const GAUGES: [&str; 2] = ["used", "unverified"];
+const GAUGES: [&str; 5] = ["used", "unverified", "dirty", "dirty_seconds", "clean_rate"];
 /// Latencies: from 1 us to 17 s.
 const LATENCIES: Scale = Scale {
     limits: 10..=34,

@@ -32,7 +32,7 @@ pub use shadow::{OpCompared, ShadowStats, WantsCached};
 pub use table::Table;
 pub use why::{Cached, ExplainedBlock, PolicyAnswer, SectorRange, Why, WhyError, why};
 
-use crate::policy::Observe;
+use crate::policy::{Observe, ReasonNames};
 
 /// Version of the JSON form of [`Stats`]. New fields do not change it; it changes when a field disappears or its meaning
 /// changes.
@@ -62,6 +62,8 @@ pub struct Stats {
     /// How often the policy decided for each reason of its own, by the reason's number, without those that never
     /// occurred.
     pub codes: BTreeMap<u8, u64>,
+    /// The present policy's names for its own reasons.
+    pub code_names: ReasonNames,
     /// What a shadow policy answers, if there is one.
     pub shadow: Option<ShadowStats>,
     /// What the cache saved and cost since the device was created; none without a cache.
@@ -284,6 +286,7 @@ pub(crate) mod tests {
             queues: vec![server],
             cache: None,
             codes: BTreeMap::new(),
+            code_names: ReasonNames::new(),
             shadow: None,
             savings: None,
             histograms: None,
@@ -336,7 +339,15 @@ pub(crate) mod tests {
 
     /// Every key below a value, but not the names of counters, verdicts and reasons.
     fn keys(json: &serde_json::Value, found: &mut Vec<String>) {
-        const NAMED: [&str; 6] = ["server", "queues", "cache", "verdicts", "reasons", "codes"];
+        const NAMED: [&str; 7] = [
+            "server",
+            "queues",
+            "cache",
+            "verdicts",
+            "reasons",
+            "codes",
+            "code_names",
+        ];
         for value in json.as_array().into_iter().flatten() {
             keys(value, found);
         }

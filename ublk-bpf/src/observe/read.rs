@@ -44,6 +44,7 @@ pub fn stats(disk: &Disk) -> Result<Stats, PolicyError> {
         queues,
         cache: cache(&pins)?,
         codes: codes_of(&pins.map(map::CODES))?,
+        code_names: policy::reason_names(&pins.policy()),
         shadow: shadow(&pins)?,
         savings: None,
         histograms: histograms(&pins)?,

@@ -9,7 +9,7 @@ use ublk_bpf_abi::{Compared, Op, Reason, Verdict, map};
 
 use super::read::{codes_of, program};
 use super::{ProgramStats, op_name};
-use crate::policy::{PinDir, PolicyError, ShadowPolicy, chain};
+use crate::policy::{self, PinDir, PolicyError, ReasonNames, ShadowPolicy, chain};
 
 /// A shadow policy and its answers since it was attached. The names of its fields, as JSON has them, are stable.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,6 +25,8 @@ pub struct ShadowStats {
     /// How often the shadow decided for each reason of its own, by the reason's number, without those that never
     /// occurred.
     pub codes: BTreeMap<u8, u64>,
+    /// The shadow's names for them.
+    pub code_names: ReasonNames,
 }
 
 /// Both answers to the requests of one operation, summed over CPUs.
@@ -122,6 +124,7 @@ pub(super) fn shadow(pins: &PinDir) -> Result<Option<ShadowStats>, PolicyError> 
         program: program(&pinned.policy())?,
         compared,
         codes: codes_of(&pinned.map(map::SHADOW_CODES))?,
+        code_names: policy::reason_names(&pinned.policy()),
     }))
 }
 
@@ -166,7 +169,9 @@ impl fmt::Display for ShadowStats {
             counts_row(f, reason.name(), counts)?;
         }
         for (code, count) in &self.codes {
-            row(f, &format!("  user {code}"), &["", &count.to_string()])?;
+            let number = format!("user {code}");
+            let name = self.code_names.get(code).unwrap_or(&number);
+            row(f, &format!("  {name}"), &["", &count.to_string()])?;
         }
         let both = sum(&|of| of.cached.both);
         let counts = [
@@ -248,7 +253,8 @@ mod tests {
             since: 0,
             program: None,
             compared: vec![OpCompared::sum(Op::Read, &[reads(), reads()])],
-            codes: BTreeMap::from([(3, 7)]),
+            codes: BTreeMap::from([(3, 7), (4, 1)]),
+            code_names: ReasonNames::from([(4, "bulk".to_owned())]),
         }
     }
 
@@ -263,6 +269,7 @@ reasons                decided       shadow
   default                  180          120
   cached                     -           80
   user 3                                  7
+  bulk                                    1
 into the cache         decided       shadow
   requests                   -          120
 ";

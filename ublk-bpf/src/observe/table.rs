@@ -95,7 +95,9 @@ impl Table<'_> {
         if !self.0.codes.is_empty() {
             writeln!(f, "by the policy's own reasons")?;
             for (code, count) in &self.0.codes {
-                writeln!(f, "  {code:<13}{count:>COUNT$}")?;
+                let number = code.to_string();
+                let name = self.0.code_names.get(code).unwrap_or(&number);
+                writeln!(f, "  {name:<13} {count:>width$}", width = COUNT - 1)?;
             }
         }
         Ok(())
@@ -300,6 +302,22 @@ server
                 .to_string()
                 .starts_with("no request in the last 2.0 s\n")
         );
+    }
+
+    #[test]
+    fn a_policys_own_reasons_have_their_names() {
+        let stats = Stats {
+            codes: [(1, 5), (2, 7)].into(),
+            code_names: [(2, "longer-than-the-column".to_owned())].into(),
+            ..sample()
+        };
+        let text = Table(&stats).to_string();
+        let expected = "\
+by the policy's own reasons
+  1                        5
+  longer-than-the-column            7
+";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

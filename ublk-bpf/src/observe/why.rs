@@ -128,7 +128,7 @@ impl PolicyAnswer {
             reason: decision.reason.name(),
             code: decision.code,
             hints: hint_words(decision.hints),
-            meaning: meaning(decision),
+            meaning: meaning(op, decision),
         }
     }
 }
@@ -172,12 +172,16 @@ fn request(
         Cached::Part => request_flags::PARTLY_CACHED,
         Cached::No => 0,
     });
+    let dirty = match block {
+        Some(block) if block.state == BlockState::Dirty => request_flags::DIRTY,
+        _ => 0,
+    };
     let zeroes = match never_written {
         Some(true) if op == Op::Read => request_flags::NEVER_WRITTEN,
         _ => 0,
     };
     Request {
-        flags: cached | zeroes,
+        flags: cached | dirty | zeroes,
         block: block.map_or(0, |block| block.number),
         heat: block.map_or(0, |block| block.heat.into()),
         ..Request::new(op, range.sector, range.nr_sectors)

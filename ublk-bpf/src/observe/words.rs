@@ -1,14 +1,15 @@
 //! Decisions and requests in words.
 
-use ublk_bpf_abi::{Decision, Extent, Priority, Reason, Verdict, hint};
+use ublk_bpf_abi::{Decision, Extent, Op, Reason, Verdict, WriteMode, hint};
 
 /// The hints of a decision, such as `fill block low` or `cold`.
 pub(super) fn hint_words(hints: u8) -> Vec<String> {
-    let priority = Priority::parse((hints & hint::PRIORITY) >> hint::PRIORITY_SHIFT);
-    let priority = priority.unwrap_or(Priority::Normal).name();
-    let extent = Extent::parse((hints & hint::FILL) >> hint::FILL_SHIFT);
+    let priority = hint::priority(hints).name();
     let mut words = Vec::new();
-    if let Some(extent) = extent {
+    if let Some(mode) = hint::write_mode(hints) {
+        words.push(mode.name().to_owned());
+    }
+    if let Some(extent) = hint::extent(hints) {
         let extent = match extent {
             Extent::Request => "request",
             Extent::Around => "around",
@@ -36,7 +37,7 @@ pub(super) fn reason_word(reason: Reason, code: u8) -> String {
 }
 
 /// What the server does with a request of this decision, if nothing speaks against it.
-pub(super) fn meaning(decision: &Decision) -> String {
+pub(super) fn meaning(op: Op, decision: &Decision) -> String {
     let what = match decision.verdict {
         Verdict::None => "the server's slow path",
         Verdict::Passthrough => "I/O between its own pages and the backing",
@@ -46,7 +47,15 @@ pub(super) fn meaning(decision: &Decision) -> String {
         Verdict::Slow => "copied through a buffer of the server's",
     };
     let mut told = what.to_owned();
-    if decision.hints & hint::FILL != 0 {
+    let mode = hint::write_mode(decision.hints).filter(|_| op == Op::Write);
+    if let Some(mode) = mode {
+        told.push_str(match mode {
+            WriteMode::Back => "; it ends in the cache, if that writes back",
+            WriteMode::Through => "; it ends there, and in the cache what is cached of it",
+            WriteMode::Around => "; it ends there alone",
+        });
+    }
+    if hint::extent(decision.hints).is_some() {
         told.push_str("; what is missing fills the cache");
     } else if decision.hints & hint::PROMOTE != 0 {
         told.push_str("; then its block is brought into the cache");
@@ -72,6 +81,7 @@ pub(super) fn task_name(comm: &[u8; 16]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ublk_bpf_abi::Priority;
 
     #[test]
     fn hints_are_told_with_their_priority() {
@@ -79,6 +89,8 @@ mod tests {
         assert_eq!(hint_words(fill.hints), ["fill around low", "cold"]);
         let promote = Decision::pass().promote(Priority::Pinned);
         assert_eq!(hint_words(promote.hints), ["promote pinned"]);
+        assert_eq!(hint_words(promote.back().hints), ["back", "promote pinned"]);
+        assert_eq!(hint_words(fill.around().hints), ["around", "cold"]);
         assert_eq!(hint_words(hint::FAIL), ["fail"]);
         assert!(hint_words(0).is_empty());
     }

@@ -1,7 +1,7 @@
 //! Asking the server of a device, by the socket of its process.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::message::{DeviceCommand, Line, Reply, Request, WORKING};
 use super::record::Record;
 use super::run_dir::{RunDir, socket_name};
 use crate::control::DeviceId;
+use crate::sys::process;
 use crate::sys::trust::{Distrusted, check_peer};
 
 /// How long a server may take to reply. One that is at work says so more often.
@@ -38,6 +39,9 @@ pub enum AskError {
         /// What happened.
         source: io::Error,
     },
+    /// The paths of the command cannot be told to the server.
+    #[error("cannot open the mount namespace of this command: {0}: is /proc mounted?")]
+    NoNamespace(io::Error),
     /// Only root may ask.
     #[error("the server of ublkb{0} obeys root alone: run as root")]
     NotRoot(DeviceId),
@@ -57,7 +61,26 @@ pub enum AskError {
 ///
 /// # Errors
 /// If there is no server, it refuses, or it does not reply.
-pub fn ask(id: DeviceId, command: DeviceCommand, mut progress: impl FnMut(&str)) -> Result<String, AskError> {
+pub fn ask(id: DeviceId, command: DeviceCommand, progress: impl FnMut(&str)) -> Result<String, AskError> {
+    converse(id, &Request::Device { id, command }, None, progress)
+}
+
+/// Has the server of device `id` read its configuration again, with the paths that this process sees, and make its devices
+/// what that describes. Passes what it does to `progress`, and returns its last line.
+///
+/// # Errors
+/// As [`ask`]; also if not all of it was done.
+pub fn reload(id: DeviceId, progress: impl FnMut(&str)) -> Result<String, AskError> {
+    let mounts = process::mount_namespace().map_err(AskError::NoNamespace)?;
+    converse(id, &Request::Reload, Some(mounts.as_fd()), progress)
+}
+
+fn converse(
+    id: DeviceId,
+    request: &Request,
+    with: Option<BorrowedFd<'_>>,
+    mut progress: impl FnMut(&str),
+) -> Result<String, AskError> {
     let process = Record::read(id)?.pid;
     if !Lock::is_served(id)? {
         return Err(AskError::NotServed(id));
@@ -72,8 +95,7 @@ pub fn ask(id: DeviceId, command: DeviceCommand, mut progress: impl FnMut(&str))
     })?;
     check_peer("server at", &path, stream.as_fd())?;
     let mut line = Line::new(stream).map_err(no_reply)?;
-    line.send_request(&Request::Device { id, command })
-        .map_err(no_reply)?;
+    line.send_request(request, with).map_err(no_reply)?;
     loop {
         match line.receive_reply(PATIENCE).map_err(no_reply)? {
             Reply::Working => {}

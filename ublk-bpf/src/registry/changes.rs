@@ -7,6 +7,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::error::RecordError;
 use super::record::Record;
 use crate::backend::Size;
+use crate::cache::Mode;
 use crate::control::DeviceId;
 use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, PolicyError, Verified};
 
@@ -19,6 +20,11 @@ pub enum PolicyChangeError {
     /// The record's or the lock's.
     #[error(transparent)]
     Record(#[from] RecordError),
+}
+
+/// A limit of bytes a second, as `ublk-bpf set` takes it.
+pub(crate) fn limit_in_words(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "none".to_owned(), |bytes| Size(bytes).to_string())
 }
 
 /// Replaces the policy of device `id` by the one that `name` and `memory` [parse](Policy::parse) to. The path of a file is
@@ -64,10 +70,33 @@ impl Record {
 
     /// Sets the limit of promotion, if the device has a cache.
     pub(crate) fn set_promote_limit(&mut self, limit: Option<u64>) {
-        let words = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |of| Size(of).to_string());
         if let Some(cache) = &mut self.cache {
             let before = mem::replace(&mut cache.options.promote_limit, limit);
-            self.note_change("promote-limit", words(before), &words(limit));
+            self.note_change("promote-limit", limit_in_words(before), &limit_in_words(limit));
+        }
+    }
+
+    /// Sets how writes treat cached blocks, if the device has a cache.
+    pub(crate) fn set_cache_mode(&mut self, mode: Mode) {
+        if let Some(cache) = &mut self.cache {
+            let before = mem::replace(&mut cache.options.mode, mode);
+            self.note_change("cache-mode", before.name().to_owned(), mode.name());
+        }
+    }
+
+    /// Sets what percentage of the cache may be dirty, if the device has one.
+    pub(crate) fn set_dirty_high(&mut self, percent: u8) {
+        if let Some(cache) = &mut self.cache {
+            let before = mem::replace(&mut cache.options.dirty_high, percent);
+            self.note_change("dirty-high", before.to_string(), &percent.to_string());
+        }
+    }
+
+    /// Sets the limit of writing back, if the device has a cache.
+    pub(crate) fn set_clean_limit(&mut self, limit: Option<u64>) {
+        if let Some(cache) = &mut self.cache {
+            let before = mem::replace(&mut cache.options.clean_limit, limit);
+            self.note_change("clean-limit", limit_in_words(before), &limit_in_words(limit));
         }
     }
 

@@ -16,7 +16,7 @@ use crate::backend::fingerprint::{Difference, Identity, SavedIdentity, Uuid};
 use crate::sys::trust::{self, Distrusted, OpenError};
 
 /// Where the records are.
-const DIRECTORY: &str = "/var/lib/ublk-bpf";
+pub(crate) const DIRECTORY: &str = "/var/lib/ublk-bpf";
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// No record is larger.
@@ -80,6 +80,23 @@ pub fn forget(cache_id: [u8; 16]) -> Result<(), PairError> {
     Pairs::new(DIRECTORY).forget(cache_id)
 }
 
+/// Records that what this cache holds dirty is lost on purpose: its backing goes on without it, and it must never be written
+/// back.
+///
+/// # Errors
+/// If the record cannot be changed.
+pub fn abandon(cache_id: [u8; 16]) -> Result<(), PairError> {
+    Pairs::new(DIRECTORY).abandon(cache_id)
+}
+
+/// Whether what this cache holds dirty was abandoned.
+///
+/// # Errors
+/// If the directory cannot be used.
+pub fn is_abandoned(cache_id: [u8; 16]) -> Result<bool, PairError> {
+    Pairs::new(DIRECTORY).is_abandoned(cache_id)
+}
+
 /// The pair of this backing, at this path, if a cache holds what it lacks. The path counts only where the identity does not
 /// tell it from others.
 ///
@@ -140,7 +157,20 @@ impl Pairs {
             return Ok(());
         }
         remove(&self.file(cache_id))?;
+        remove(&self.abandoned(cache_id))?;
         sync(&self.path)
+    }
+
+    fn abandon(&self, cache_id: [u8; 16]) -> Result<(), PairError> {
+        self.make()?;
+        let path = self.file(cache_id);
+        fs::rename(&path, self.abandoned(cache_id))
+            .map_err(|source| failed("rename", &path, OpenError::System(source)))?;
+        sync(&self.path)
+    }
+
+    fn is_abandoned(&self, cache_id: [u8; 16]) -> Result<bool, PairError> {
+        Ok(self.is_there()? && self.abandoned(cache_id).exists())
     }
 
     fn of(&self, backing: &Identity, path: &Path) -> Result<Option<DirtyPair>, PairError> {
@@ -173,6 +203,10 @@ impl Pairs {
         self.path.join(format!("{}.toml", Uuid(cache_id)))
     }
 
+    fn abandoned(&self, cache_id: [u8; 16]) -> PathBuf {
+        self.file(cache_id).with_extension("abandoned")
+    }
+
     fn is_there(&self) -> Result<bool, PairError> {
         trust::check_directory("state directory", &self.path)
             .map_err(|error| failed("open", &self.path, error))
@@ -180,8 +214,10 @@ impl Pairs {
 
     fn make(&self) -> Result<(), PairError> {
         let system = |source| failed("make", &self.path, OpenError::System(source));
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(system)?;
         match DirBuilder::new().mode(DIRECTORY_MODE).create(&self.path) {
-            Ok(()) => sync(self.path.parent().unwrap_or(Path::new("/")))?,
+            Ok(()) => sync(parent)?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(system(error)),
         }
@@ -309,7 +345,7 @@ mod tests {
     #[test]
     fn a_pair_is_found_by_its_backing_until_it_is_forgotten() {
         let folder = tempfile::tempdir().unwrap();
-        let pairs = Pairs::new(folder.path().join("state"));
+        let pairs = Pairs::new(folder.path().join("none/state"));
         let (one, other) = (pair(folder.path(), "one", 1), pair(folder.path(), "other", 0xfe));
         let found = |pair: &DirtyPair| pairs.of(&pair.backing, &pair.backing_path).unwrap();
         assert_eq!(found(&one), None);
@@ -318,6 +354,13 @@ mod tests {
         pairs.remember(&one).unwrap();
         assert_eq!((found(&one), found(&other)), (Some(one.clone()), None));
         pairs.remember(&other).unwrap();
+        pairs.remember(&one).unwrap();
+        pairs.abandon(one.cache_id).unwrap();
+        assert!(pairs.is_abandoned(one.cache_id).unwrap() && !pairs.is_abandoned(other.cache_id).unwrap());
+        assert_eq!(found(&one), None, "its backing goes on without it");
+        pairs.forget(one.cache_id).unwrap();
+        assert!(!pairs.is_abandoned(one.cache_id).unwrap());
+        pairs.remember(&one).unwrap();
         assert_eq!(pairs.all().unwrap().len(), 2);
         pairs.forget(one.cache_id).unwrap();
         assert_eq!((found(&one), found(&other)), (None, Some(other.clone())));

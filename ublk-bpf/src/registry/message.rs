@@ -1,15 +1,23 @@
 //! What a command and a running server say to each other: JSON, a message a line.
 //!
 //! A command connects to the socket of the server's process, sends one [`Request`], and reads [`Reply`]s until the
-//! [last one](Reply::is_last). Both ends refuse a message that is longer than 64 KiB, or late.
+//! [last one](Reply::is_last). Both ends refuse a message that is longer than 64 KiB, or late. A descriptor may come with
+//! a request.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 
 use super::options::Scheduler;
+use crate::cache::Mode;
 use crate::control::DeviceId;
 
 /// Version of the messages. A server of another version refuses the request, and says which one it has.
@@ -32,6 +40,9 @@ pub enum Request {
         /// What.
         command: DeviceCommand,
     },
+    /// To make its devices what its configuration describes now. The descriptor that comes with it is of the mount namespace
+    /// in which paths are meant.
+    Reload,
 }
 
 /// What a device is asked. `server/commands.rs` carries it out.
@@ -44,6 +55,24 @@ pub enum DeviceCommand {
     Leave,
     /// Grow to so many bytes; none: to the size of its backing.
     Resize(Option<u64>),
+    /// List the dirty ranges that cannot be written back, as JSON: a list of [`FailingRange`](crate::cache::FailingRange).
+    Failing,
+    /// Write back all that is dirty.
+    Drain(AfterDrain),
+    /// End a drain that [holds](AfterDrain::Hold): writes may end in the cache again.
+    EndDrain,
+}
+
+/// What follows once nothing is dirty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AfterDrain {
+    /// Writes may end in the cache again.
+    Resume,
+    /// No write ends in the cache until the drain is ended.
+    Hold,
+    /// The cache is used no longer.
+    Detach,
 }
 
 /// An option that a running device can change, with its new value.
@@ -52,6 +81,12 @@ pub enum DeviceCommand {
 pub enum Setting {
     /// Bytes that may be promoted in a second; none: no limit.
     PromoteLimit(Option<u64>),
+    /// How writes treat cached blocks, where their policy says nothing.
+    CacheMode(Mode),
+    /// Percent of the cache that may be dirty: 1 to [`MAX_DIRTY`](super::MAX_DIRTY).
+    DirtyHigh(u8),
+    /// Bytes that may be written back in a second; none: no limit.
+    CleanLimit(Option<u64>),
     /// The I/O scheduler of its disk.
     Scheduler(Scheduler),
     /// How much the server logs, as the number of times that `--verbose` is given: 0 to 3. Of all its devices, and until it
@@ -115,6 +150,8 @@ pub(crate) struct Line {
     stream: UnixStream,
     /// What has come after the last newline.
     read: Vec<u8>,
+    /// What has come with it.
+    descriptor: Option<OwnedFd>,
 }
 
 impl Line {
@@ -123,15 +160,38 @@ impl Line {
         Ok(Self {
             stream,
             read: Vec::new(),
+            descriptor: None,
         })
     }
 
-    /// Sends a request, as [`receive_request`](Self::receive_request) takes it.
-    pub(crate) fn send_request(&self, request: &Request) -> io::Result<()> {
+    /// Sends a request, as [`receive_request`](Self::receive_request) takes it, and a descriptor with it.
+    pub(crate) fn send_request(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        if let Some(descriptor) = with {
+            self.send_descriptor(descriptor)?;
+        }
         self.send(&Versioned {
             version: VERSION,
             request,
         })
+    }
+
+    /// With a blank, which JSON may begin with.
+    fn send_descriptor(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut buffer = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor];
+        buffer.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let sent = sendmsg(
+            &self.stream,
+            &[IoSlice::new(b" ")],
+            &mut buffer,
+            SendFlags::NOSIGNAL,
+        )?;
+        if sent == 1 {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
     /// The request that the other end sends within [`PATIENCE`].
@@ -142,6 +202,11 @@ impl Line {
         let line = self.next(PATIENCE);
         let line = line.map_err(|error| format!("the server has received no request: {error}"))?;
         Request::parse(&line)
+    }
+
+    /// The descriptor that came with what was received.
+    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
     }
 
     pub(crate) fn send_reply(&self, reply: &Reply) -> io::Result<()> {
@@ -185,7 +250,7 @@ impl Line {
         }
         self.stream.set_read_timeout(Some(left))?;
         let mut part = [0; 4096];
-        match self.stream.read(&mut part) {
+        match self.receive(&mut part) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(length) => {
                 self.read.extend_from_slice(&part[..length]);
@@ -198,6 +263,22 @@ impl Line {
     }
 }
 
+impl Line {
+    /// Reads from the stream, and keeps a descriptor that comes with the bytes.
+    fn receive(&mut self, part: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut buffer = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(part)];
+        let received = recvmsg(&self.stream, &mut parts, &mut buffer, RecvFlags::CMSG_CLOEXEC)?;
+        for message in buffer.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptor = descriptors.last();
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
 fn too_long() -> io::Error {
     let what = "a message is longer than 64 KiB, the limit";
     io::Error::new(io::ErrorKind::InvalidData, what)
@@ -205,6 +286,9 @@ fn too_long() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     fn pair() -> (Line, Line) {
@@ -222,8 +306,9 @@ mod tests {
     #[test]
     fn messages_arrive_as_they_were_sent() {
         let (command, mut server) = pair();
-        command.send_request(&request()).unwrap();
+        command.send_request(&request(), None).unwrap();
         assert_eq!(server.receive_request(), Ok(request()));
+        assert!(server.take_descriptor().is_none());
         let mut command = command;
         let replies = [
             Reply::Working,
@@ -239,6 +324,22 @@ mod tests {
         drop(server);
         let gone = command.receive_reply(PATIENCE).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_descriptor_arrives_with_its_request() {
+        let (command, mut server) = pair();
+        let (mut ours, theirs) = io::pipe().unwrap();
+        command
+            .send_request(&Request::Reload, Some(theirs.as_fd()))
+            .unwrap();
+        drop(theirs);
+        assert_eq!(server.receive_request(), Ok(Request::Reload));
+        let arrived = server.take_descriptor().unwrap();
+        std::fs::File::from(arrived).write_all(b"!").unwrap();
+        let mut said = String::new();
+        ours.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "!");
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod users;
 
 pub use error::RecordError;
 pub use name::{DeviceName, InvalidName};
-pub use options::{CacheOptions, DeviceOptions, Role, Scheduler};
+pub use options::{CacheOptions, DeviceOptions, MAX_DIRTY, Role, Scheduler};
 pub use record::Record;
+pub(crate) use stop::stop_by;
 pub use stop::{StopError, stop, stop_starts};

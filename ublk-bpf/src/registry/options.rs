@@ -43,6 +43,8 @@ pub struct DeviceOptions {
     pub observe: Observe,
     /// The cache, if one is wanted.
     pub cache: Option<CacheOptions>,
+    /// Lose what a cache holds dirty that is not given, or is to be emptied. Not a property of the device that is made.
+    pub abandon_dirty: bool,
 }
 
 /// The I/O scheduler of a device's disk.
@@ -101,7 +103,7 @@ impl FromStr for Scheduler {
     }
 }
 
-/// The options of a cache: those of `ublk-bpf run` that begin with `--cache`, and `--promote-limit`.
+/// The options of a cache: those of `ublk-bpf run` that begin with `--cache`, and the limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheOptions {
@@ -116,6 +118,12 @@ pub struct CacheOptions {
     pub eviction: Algorithm,
     /// Limit of promoted bytes per second; `None`: no limit.
     pub promote_limit: Option<u64>,
+    /// Percent of the slots that may be dirty, with write-back: 1 to [`MAX_DIRTY`].
+    #[serde(default = "default_dirty_high")]
+    pub dirty_high: u8,
+    /// Limit of dirty bytes that are written back in a second, but for those that requests wait for; `None`: no limit.
+    #[serde(default)]
+    pub clean_limit: Option<u64>,
     /// Begin empty, whatever is on the device. Not a property of the device that is made.
     #[serde(skip)]
     pub reset: bool,
@@ -131,6 +139,8 @@ impl CacheOptions {
             mode: Mode::default(),
             eviction: Algorithm::default(),
             promote_limit: None,
+            dirty_high: default_dirty_high(),
+            clean_limit: None,
             reset: false,
         }
     }
@@ -140,6 +150,13 @@ impl CacheOptions {
     pub const fn shift(&self) -> u32 {
         self.block.trailing_zeros()
     }
+}
+
+/// The highest share of a cache that may be dirty, in percent: what is dirty cannot be evicted.
+pub const MAX_DIRTY: u8 = 90;
+
+const fn default_dirty_high() -> u8 {
+    50
 }
 
 /// What a device has a backend for.

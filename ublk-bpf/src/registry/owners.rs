@@ -207,19 +207,51 @@ pub(crate) fn waiting_on(
     control: &Control,
     options: &DeviceOptions,
 ) -> Result<Option<DeviceId>, StorageError> {
-    let Some(backing) = storage_at(&options.backing, options.read_only) else {
-        return Ok(None);
-    };
+    let found = described_by(control, options)?.filter(|(_, standing)| *standing == Standing::Waiting);
+    Ok(found.map(|(record, _)| record.id()))
+}
+
+/// The device that these options describe, if it is served or waits: the one on their backing. Memory and null devices
+/// are known by their names.
+pub(crate) fn described_by(
+    control: &Control,
+    options: &DeviceOptions,
+) -> Result<Option<(Record, Standing)>, StorageError> {
+    let backing = storage_at(&options.backing, options.read_only);
     for id in record::ids()? {
         // What cannot be read is for `check`, which every start goes through.
         let Ok(record) = Record::read(id) else { continue };
-        let is_on =
-            |(role, storage): &(Role, StorageStack)| *role == Role::Backing && storage.is_same_as(&backing);
-        if record.storages().iter().any(is_on) && standing(control, id)? == Standing::Waiting {
-            return Ok(Some(id));
+        if !is_on(&record, options, backing.as_ref()) {
+            continue;
+        }
+        let standing = standing(control, id)?;
+        if standing != Standing::Gone {
+            return Ok(Some((record, standing)));
         }
     }
     Ok(None)
+}
+
+/// Whether a device is on the backing that these options name, or has their name and nothing to share.
+pub(crate) fn is_on_backing(record: &Record, options: &DeviceOptions) -> bool {
+    is_on(
+        record,
+        options,
+        storage_at(&options.backing, options.read_only).as_ref(),
+    )
+}
+
+/// Whether a device is on `backing`, the storage that these options name, or has their name and nothing to share.
+fn is_on(record: &Record, options: &DeviceOptions, backing: Option<&StorageStack>) -> bool {
+    let is_same = |backing: &StorageStack| {
+        let is_backing =
+            |(role, storage): &(Role, StorageStack)| *role == Role::Backing && storage.is_same_as(backing);
+        record.storages().iter().any(is_backing)
+    };
+    match (&options.backing, backing) {
+        (Spec::Path(_), backing) => backing.is_some_and(is_same),
+        _ => options.name.is_some() && record.name == options.name && record.backing == options.backing,
+    }
 }
 
 /// What a path leads to now; `None` if nothing, or if it is no path.
@@ -278,8 +310,8 @@ fn check(
 }
 
 /// What a device with a record is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
     /// It has a server.
     Served,
     /// It waits for one.

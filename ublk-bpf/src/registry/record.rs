@@ -12,7 +12,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::error::RecordError;
 use super::lock::Lock;
 use super::name::DeviceName;
-use super::options::{CacheOptions, DeviceOptions, Role, Scheduler};
+use super::options::{CacheOptions, DeviceOptions, MAX_DIRTY, Role, Scheduler};
 use super::run_dir::{RunDir, file_name};
 use crate::backend::{Backend, Spec, StorageStack};
 use crate::cache::{MAX_BLOCK, MIN_BLOCK};
@@ -94,11 +94,20 @@ pub struct CacheRecord {
     pub storage: Option<StorageStack>,
     /// Slots that it has.
     pub slots: u32,
-    /// Set if it failed and was detached.
+    /// Slots that the device's maps have room for, if they were made for a larger one.
+    #[serde(default)]
+    pub map_slots: Option<u32>,
+    /// Writes may end in it: the device was made so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writes_back: bool,
+    /// Set if it failed, or a command detached it.
     pub detached: Option<Detached>,
+    /// Another device was put in its place while it was detached: the next server takes what is on that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_attached_anew: bool,
 }
 
-/// A cache that was detached after a failure.
+/// A cache that was detached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Detached {
@@ -169,6 +178,7 @@ impl Record {
             allow_lossy: self.allow_lossy,
             observe: self.observe,
             cache: self.cache.as_ref().map(|cache| cache.options.clone()),
+            abandon_dirty: false,
         }
     }
 
@@ -244,8 +254,12 @@ impl Record {
         }
         let block = self.cache.as_ref().map(|cache| cache.options.block);
         let is_block = |block: u32| block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block);
-        match block.filter(|&block| !is_block(block)) {
-            Some(block) => Err(format!("it has cache blocks of {block} bytes")),
+        if let Some(block) = block.filter(|&block| !is_block(block)) {
+            return Err(format!("it has cache blocks of {block} bytes"));
+        }
+        let dirty = self.cache.as_ref().map(|cache| cache.options.dirty_high);
+        match dirty.filter(|percent| !(1..=MAX_DIRTY).contains(percent)) {
+            Some(percent) => Err(format!("{percent} % of its cache may be dirty")),
             None => Ok(()),
         }
     }
@@ -345,7 +359,6 @@ fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Features, KernelState};
 
     const ID: DeviceId = DeviceId::new(3).expect("small");
 
@@ -365,28 +378,21 @@ mod tests {
             allow_lossy: false,
             observe: Observe::Full,
             cache: Some(CacheOptions::on(Spec::Path("/dev/fast".into()))),
+            abandon_dirty: false,
         };
-        let info = DeviceInfo {
-            id: ID,
-            queues: 2,
-            depth: 128,
-            state: KernelState::Dead,
-            descriptor_bytes: 24,
-            max_io_bytes: 1 << 20,
-            server: None,
-            flags: Features::SERVED,
-            owner_uid: 0,
-            owner_gid: 0,
-        };
+        let info = DeviceInfo::dead(ID, 2, 128);
         let cache = options.cache.clone().map(|options| CacheRecord {
             options,
             identity: "block device 1:2".into(),
             storage: None,
             slots: 100,
+            map_slots: Some(120),
+            writes_back: true,
             detached: Some(Detached {
                 since: 1,
                 why: "reading failed".into(),
             }),
+            is_attached_anew: true,
         });
         let backing = Backend::open(&options.backing, false).unwrap();
         Record::new(&info, &options, 1 << 21, &backing, cache)

@@ -15,7 +15,7 @@ use crate::policy::{Disk, PinDir, PolicyError, pinned_disks};
 use crate::sys::process::is_dying;
 
 /// How long the kernel may take to free the id of an unused device.
-const FREEING: Duration = Duration::from_secs(5);
+pub(crate) const FREEING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to notice that a server is gone.
 pub(crate) const SETTLING: Duration = Duration::from_secs(20);
 pub(crate) const POLL: Duration = Duration::from_millis(10);

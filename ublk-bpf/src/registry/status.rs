@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use ublk_bpf_abi::SECTOR_SIZE;
 
+use super::ask::ask;
 use super::error::RecordError;
 use super::lock::Lock;
+use super::message::DeviceCommand;
 use super::name::DeviceName;
 use super::record::{CacheRecord, Detached, Record};
 use super::{logs, stale};
-use crate::cache::Mode;
 use crate::cache::evict::Algorithm;
+use crate::cache::{FailingRange, Mode};
 use crate::control::{Control, DeviceId, KernelState, Recovery};
 use crate::observe::{self, Savings};
 use crate::policy::{Disk, PinDir};
@@ -72,6 +74,12 @@ pub struct CacheStatus {
     pub eviction: Algorithm,
     /// Limit of promoted bytes per second; none: no limit.
     pub promote_limit: Option<u64>,
+    /// Percent of the slots that may be dirty.
+    pub dirty_high: u8,
+    /// Limit of bytes that are written back in a second; none: no limit.
+    pub clean_limit: Option<u64>,
+    /// What the backing lacks; none: writes never end in the cache, or the caller may not read the device's maps.
+    pub dirty: Option<DirtyStatus>,
     /// Blocks of an earlier server that are yet to be compared with the backing, before which none of them is hit; none:
     /// the caller may not read the device's maps.
     pub unverified: Option<u64>,
@@ -81,10 +89,25 @@ pub struct CacheStatus {
     pub detached: Option<Detached>,
 }
 
+/// What a cache has that its backing lacks. The names of its fields, as JSON has them, are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DirtyStatus {
+    /// Blocks of which some is dirty.
+    pub blocks: u64,
+    /// Seconds since the oldest became dirty, as far as its server knows.
+    pub seconds: u64,
+    /// The first ranges that cannot be written back at present; only [`Status::ask_failing`] finds some.
+    pub failing: Vec<FailingRange>,
+    /// Operations of writing back that have failed.
+    #[serde(skip)]
+    errors: u64,
+}
+
 impl CacheStatus {
     fn of(disk: &Disk, record: CacheRecord) -> Self {
         let options = record.options;
         let counted = observe::stats(disk).ok();
+        let counters = counted.as_ref().and_then(|counted| Some(counted.cache?.0));
         Self {
             device: options.device.to_string(),
             block: options.block,
@@ -92,11 +115,32 @@ impl CacheStatus {
             mode: options.mode,
             eviction: options.eviction,
             promote_limit: options.promote_limit,
-            unverified: counted
-                .as_ref()
-                .and_then(|counted| Some(counted.cache?.0.unverified)),
+            dirty_high: options.dirty_high,
+            clean_limit: options.clean_limit,
+            dirty: counters.filter(|_| record.writes_back).map(|of| DirtyStatus {
+                blocks: of.dirty,
+                seconds: of.dirty_seconds,
+                failing: Vec::new(),
+                errors: of.clean_errors,
+            }),
+            unverified: counters.map(|of| of.unverified),
             savings: counted.and_then(|counted| counted.savings),
             detached: record.detached,
+        }
+    }
+}
+
+impl Status {
+    /// Asks the server for the dirty ranges that cannot be written back, if there may be some. If it does not say, none is
+    /// listed.
+    pub fn ask_failing(&mut self) {
+        let dirty = self.cache.as_mut().and_then(|cache| cache.dirty.as_mut());
+        let (Some(dirty), Some(id)) = (dirty, DeviceId::new(self.id)) else {
+            return;
+        };
+        if dirty.blocks != 0 && dirty.errors != 0 {
+            let said = ask(id, DeviceCommand::Failing, |_| {}).unwrap_or_default();
+            dirty.failing = serde_json::from_str(&said).unwrap_or_default();
         }
     }
 }

@@ -83,18 +83,27 @@ pub fn stop_starts() -> Result<(), StopError> {
 /// # Errors
 /// If it is in use, or is none of this program's devices, or the kernel or its server does not end it.
 pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
+    stop_by(control, id, || control.remove_disk(id, force))
+}
+
+/// The same, with the command that removes the block device: the device's own server must not wait for that.
+pub(crate) fn stop_by(
+    control: &Control,
+    id: DeviceId,
+    command: impl Fn() -> Result<(), ControlError>,
+) -> Result<(), StopError> {
     if !stale::known()?.contains(&id) {
         return Err(RecordError::Absent(id).into());
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Lock::serve(id) {
-            Ok(lock) => return remove_dead(control, id, force, &lock),
+            Ok(lock) => return remove_dead(control, id, &lock, command),
             Err(RecordError::Locked(_)) => {}
             Err(error) => return Err(error.into()),
         }
         // Repeated, because the server may be starting its disk at this moment.
-        remove_disk(control, id, force)?;
+        remove_disk(id, command())?;
         if Instant::now() >= deadline {
             return Err(StopError::Stuck(id));
         }
@@ -103,21 +112,21 @@ pub fn stop(control: &Control, id: DeviceId, force: bool) -> Result<(), StopErro
 }
 
 /// The server is dead or has just ended: the kernel may no longer have the device.
-fn remove_dead(control: &Control, id: DeviceId, force: bool, lock: &Lock) -> Result<(), StopError> {
+fn remove_dead(
+    control: &Control,
+    id: DeviceId,
+    lock: &Lock,
+    command: impl Fn() -> Result<(), ControlError>,
+) -> Result<(), StopError> {
     let device = stale::settled(control, id)?;
     if device.as_ref().is_some_and(|info| info.state.is_recoverable()) {
-        remove_disk(control, id, force)?;
+        remove_disk(id, command())?;
     }
     Ok(stale::remove(control, id, device, lock)?)
 }
 
-/// Removes the block device, if there is one.
-fn remove_disk(control: &Control, id: DeviceId, force: bool) -> Result<(), StopError> {
-    let result = if force {
-        control.stop(id)
-    } else {
-        control.try_stop(id)
-    };
+/// What the command that removes the block device has said: it may have none.
+fn remove_disk(id: DeviceId, result: Result<(), ControlError>) -> Result<(), StopError> {
     match result {
         Ok(()) => Ok(()),
         Err(error) if error.is_no_device() => Ok(()),

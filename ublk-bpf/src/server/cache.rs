@@ -1,46 +1,39 @@
 //! A device's cache: opened, used, and saved so that the next server starts warm.
+//!
+//! `contents.rs` takes what an earlier server left, `steer.rs` changes how it is used, `end.rs` leaves it to the next
+//! server, and `pair.rs` keeps a backing from being used without the cache that has its newest data.
+
+mod contents;
+mod end;
+pub(super) mod pair;
+mod steer;
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::Sender;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-use ublk_bpf_abi::{Priority, SECTOR_SIZE};
+use ublk_bpf_abi::SECTOR_SIZE;
 
+pub(super) use self::contents::Contents;
 use super::error::{CacheError, ServeError};
 use super::isolation::protect_thread;
+use super::life::DeviceEvent;
 use super::{limits, panics};
-use crate::backend::fingerprint::Identity;
 use crate::backend::{Backend, BackingKind, Size};
-use crate::cache::disk::{self, Abandon, DiskError, Layout, Opened, SavedEntry};
-use crate::cache::{self, Cache, CacheFailure, Mover, PromoteLimits, Resident, Shape, Trust};
+use crate::cache::disk::{self, DiskError, Held, Layout};
+use crate::cache::{self, Cache, CacheFailure, Mode, Mover, PromoteLimits, Shape};
 use crate::control::{DeviceId, DeviceInfo, Params};
 use crate::driver::{CacheHandles, Engine};
 use crate::errno::Errno;
-use crate::policy::{CacheMaps, CacheSpec};
+use crate::policy::{CacheMaps, CacheSpec, PolicyError};
 use crate::registry::owners::Opening;
 use crate::registry::record::{CacheRecord, Detached, Record, now};
-use crate::registry::{CacheOptions, RecordError, Role};
+use crate::registry::{CacheOptions, RecordError, Role, dirty_pair};
 
 /// Limit of cache blocks in one discard or write-zeroes: a queue marks each of them before it continues.
 const MAX_BLOCKS_A_DISCARD: u32 = 16 << 10;
-
-/// Slots that are compared with the backing even where it is proven to be as it was.
-const SAMPLES: usize = 64;
-
-/// The content that an earlier server saved in a cache, and how far it can be trusted.
-#[derive(Clone, Debug)]
-pub(super) struct Contents {
-    entries: Vec<SavedEntry>,
-    trust: Trust,
-}
-
-impl Contents {
-    const NONE: Self = Self {
-        entries: Vec::new(),
-        trust: Trust::Proven,
-    };
-}
 
 /// The cache device, open and divided into slots.
 #[derive(Debug)]
@@ -49,6 +42,10 @@ pub(super) struct CacheDevice {
     backend: Backend,
     file: File,
     layout: Layout,
+    /// Slots that the device's maps have room for.
+    map_slots: u32,
+    /// Writes may end in it: they are to, or some have that its backing has yet to get.
+    writes_back: bool,
 }
 
 impl CacheDevice {
@@ -89,13 +86,44 @@ impl CacheDevice {
             }
             .into());
         }
+        let writes_back = Self::writes_back(options, &backend, &file)?;
+        if writes_back && backing.facts().read_only {
+            return Err(CacheError::ReadOnlyBacking(name).into());
+        }
         backing.suit(backend.facts());
         Ok(Self {
             options: options.clone(),
             backend,
             file,
+            map_slots: layout.slots,
             layout,
+            writes_back,
         })
+    }
+
+    /// Whether writes may end in the cache: they are to, or some have.
+    fn writes_back(options: &CacheOptions, backend: &Backend, file: &File) -> Result<bool, CacheError> {
+        let is_asked = options.mode == Mode::WriteBack;
+        if backend.kind() == BackingKind::Memory {
+            let name = || options.device.to_string();
+            return if is_asked {
+                Err(CacheError::Forgetful(name()))
+            } else {
+                Ok(false)
+            };
+        }
+        let held = disk::held(file).map_err(|source| CacheError::Disk {
+            device: options.device.to_string(),
+            source,
+        })?;
+        let held = held.filter(|held| held.may_be_dirty);
+        if let Some(held) = &held
+            && !options.reset
+            && dirty_pair::is_abandoned(held.cache_id)?
+        {
+            return Err(CacheError::Abandoned(options.device.to_string()));
+        }
+        Ok(is_asked || (held.is_some() && !options.reset))
     }
 
     /// Where the copies are.
@@ -105,13 +133,23 @@ impl CacheDevice {
 
     /// The maps that the classifier needs.
     pub(super) fn maps(&self, sectors: u64) -> Result<CacheSpec, CacheError> {
-        CacheSpec::for_device(sectors, self.options.shift()).ok_or(CacheError::TooManyBlocks {
+        let spec = CacheSpec::for_device(sectors, self.options.shift()).ok_or(CacheError::TooManyBlocks {
             size: Size(sectors * SECTOR_SIZE),
             block: Size(self.options.block.into()),
+        })?;
+        Ok(match self.writes_back {
+            true => spec.with_writeback(self.map_slots),
+            false => spec,
         })
     }
 
-    /// The device's parameters with this cache: no read or write touches two blocks, and no discard too many.
+    /// Whether writes may end in it.
+    pub(super) const fn is_written_back(&self) -> bool {
+        self.writes_back
+    }
+
+    /// The device's parameters with this cache: no read or write touches two blocks, and no discard too many. What ends in the
+    /// cache is durable by a FLUSH alone.
     pub(super) fn adapt(&self, params: Params) -> Params {
         let block_sectors = self.options.block / 512;
         let most = block_sectors.saturating_mul(MAX_BLOCKS_A_DISCARD);
@@ -122,6 +160,8 @@ impl CacheDevice {
                 ..discard
             }),
             max_write_zeroes_sectors: params.max_write_zeroes_sectors.min(most),
+            volatile_cache: params.volatile_cache || self.writes_back,
+            fua: params.fua || self.writes_back,
             ..params
         }
     }
@@ -136,12 +176,21 @@ impl CacheDevice {
             identity: self.backend.identity(),
             storage: self.backend.storage(),
             slots: self.layout.slots,
+            map_slots: Some(self.map_slots).filter(|&slots| slots != self.layout.slots),
+            writes_back: self.writes_back,
             detached: None,
+            is_attached_anew: false,
         }
     }
 
-    /// Checks that it is the cache that `before` describes.
-    pub(super) fn check_unchanged(&self, before: &CacheRecord) -> Result<(), CacheError> {
+    /// Checks that it is the cache that `before` describes, whose device is to be recovered.
+    pub(super) fn take_up(&mut self, before: &CacheRecord) -> Result<(), CacheError> {
+        // What its maps and its clients were told.
+        self.writes_back = before.writes_back;
+        self.map_slots = before.map_slots.unwrap_or(before.slots);
+        if before.is_attached_anew {
+            return self.fit();
+        }
         let mut found = self.backend.identity();
         let storages = before.storage.as_ref().zip(self.backend.storage());
         if let Some(what) = storages.and_then(|(was, is)| was.difference(&is)) {
@@ -155,68 +204,34 @@ impl CacheDevice {
         })
     }
 
-    /// Takes what is on it for a new device on `backing`.
-    pub(super) fn warm(&self, backing: &Backend) -> Result<Contents, CacheError> {
-        let identity = Identity::of(backing).map_err(CacheError::Identity)?;
-        let failed = |source| self.failed(source);
-        if self.options.reset {
-            disk::reset(&self.file, &self.layout, &identity, Abandon::Nothing).map_err(failed)?;
-            return Ok(Contents::NONE);
+    /// Checks that the maps of the device, which were made for another cache, have room for this one.
+    fn fit(&self) -> Result<(), CacheError> {
+        let device = || self.options.device.to_string();
+        if self.writes_back && self.backend.kind() == BackingKind::Memory {
+            return Err(CacheError::Forgetful(device()));
         }
-        let started = disk::open(&self.file, &self.layout, &identity).map_err(failed)?;
-        if !started.dirty.is_empty() {
-            return Err(failed(DiskError::Dirty(started.dirty.len())));
+        if !self.writes_back || self.layout.slots <= self.map_slots {
+            return Ok(());
         }
-        match started.opened {
-            Opened::New => Ok(Contents::NONE),
-            Opened::Cold { reason } => {
-                tracing::warn!("the cache {} {reason}: it begins empty", self.options.device);
-                Ok(Contents::NONE)
-            }
-            Opened::Unproven { entries, reason } => {
-                tracing::warn!(
-                    "each block in the cache {} is verified before its first hit: its backing {reason}",
-                    self.options.device
-                );
-                let trust = Trust::ToVerify;
-                Ok(Contents { entries, trust })
-            }
-            Opened::Warm(entries) => {
-                self.compare(backing, &entries).map_err(failed)?;
-                let trust = Trust::Proven;
-                Ok(Contents { entries, trust })
-            }
+        let bytes = |slots: u32| Size(u64::from(slots) * u64::from(self.options.block));
+        Err(CacheError::TooLarge {
+            device: device(),
+            size: bytes(self.layout.slots),
+            most: bytes(self.map_slots),
+        })
+    }
+
+    /// The maps that a dead server left are not to be had.
+    pub(super) fn no_maps(&self, error: PolicyError) -> CacheError {
+        CacheError::NoMaps {
+            device: self.options.device.to_string(),
+            error: Box::new(error),
         }
     }
 
-    /// The content that the index of a dead server lists. The backing may have changed since, so each block is verified.
-    pub(super) fn survivors(&self, maps: &CacheMaps) -> Contents {
-        if self.backend.kind() == BackingKind::Memory {
-            return Contents::NONE;
-        }
-        let survivors = cache::surviving(maps.index(), &[], self.layout.slots, &[]);
-        let entries = survivors.unwrap_or_default().clean.into_iter().map(saved_entry);
-        Contents {
-            entries: entries.collect(),
-            trust: Trust::ToVerify,
-        }
-    }
-
-    fn compare(&self, backing: &Backend, entries: &[SavedEntry]) -> Result<(), DiskError> {
-        let bytes = backing.facts().sectors * SECTOR_SIZE;
-        match backing.file() {
-            Some(file) => disk::sample_matches(&self.file, file, &self.layout, entries, &[], bytes, SAMPLES),
-            None => Ok(()),
-        }
-    }
-
-    /// Saves what is in the slots, for the next server.
-    fn save(&self, backing: &Backend, entries: impl Iterator<Item = SavedEntry>) -> Result<(), CacheError> {
-        if let Some(file) = backing.file() {
-            file.sync_all().map_err(CacheError::Sync)?;
-        }
-        let identity = Identity::of(backing).map_err(CacheError::Identity)?;
-        disk::save(&self.file, &self.layout, &identity, None, entries).map_err(|source| self.failed(source))
+    /// The cache that is on the device.
+    fn held(&self) -> Result<Option<Held>, CacheError> {
+        disk::held(&self.file).map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: DiskError) -> CacheError {
@@ -224,16 +239,6 @@ impl CacheDevice {
             device: self.options.device.to_string(),
             source,
         }
-    }
-}
-
-fn saved_entry(of: Resident) -> SavedEntry {
-    SavedEntry {
-        slot: of.slot,
-        block: of.block.into(),
-        priority: of.priority as u8,
-        heat: of.heat,
-        valid: of.valid,
     }
 }
 
@@ -263,14 +268,15 @@ pub(super) struct RunningCache<'a> {
 
 impl<'a> RunningCache<'a> {
     /// A cache with these contents, for the device of the record. If the device is recovered, the maps are those of the
-    /// dead server. The kernel zeroed new ones: to do so again would dominate the start of a large device.
+    /// dead server, who may have had another cache (`is_new_to_maps`). The kernel zeroed new ones: to do so again would dominate the start of a large device.
     pub(super) fn new(
         device: &'a CacheDevice,
         backing: &'a Backend,
         maps: &'a CacheMaps,
-        contents: Contents,
+        mut contents: Contents,
         record: &Record,
         is_recovered: bool,
+        is_new_to_maps: bool,
     ) -> Self {
         let shape = Shape {
             shift: device.options.shift(),
@@ -279,17 +285,15 @@ impl<'a> RunningCache<'a> {
             data_offset: device.layout.data_offset,
             mode: device.options.mode,
         };
-        let cache = Cache::new(shape, maps.index(), maps.heat());
-        if is_recovered {
-            cache.clear();
-            // A cache that had failed stays detached.
-            if record.is_detached() {
-                cache.reset();
-                cache.detach(CacheFailure {
-                    during: "serving an earlier server,",
-                    errno: Errno::EIO,
-                });
-            }
+        let mut cache = Cache::new(shape, maps.index(), maps.heat());
+        if let Some(log) = contents.log.take() {
+            cache = cache.with_writeback(maps.dirty());
+            cache.set_log(log, !device.backend.facts().volatile_cache);
+        }
+        if is_new_to_maps {
+            cache.forget_all();
+        } else if is_recovered {
+            resume(&cache, record.is_detached());
         }
         Self {
             device,
@@ -320,73 +324,65 @@ impl<'a> RunningCache<'a> {
         };
         let algorithm = self.device.options.eviction;
         let mut mover = Mover::new(&self.cache, algorithm, limits, self.maps.published());
-        let entries = &self.contents.entries;
-        let blocks = entries.iter().filter_map(|entry| {
-            Some(Resident {
-                slot: entry.slot,
-                block: u32::try_from(entry.block).ok()?,
-                priority: Priority::parse(entry.priority).unwrap_or(Priority::Normal),
-                heat: entry.heat,
-                valid: entry.valid,
-            })
-        });
-        mover.restore(blocks, self.contents.trust);
+        if self.cache.has_writeback() {
+            mover = mover.with_writeback(self.clean_limits(&self.device.options));
+            mover.restore_dirty(self.contents.dirty.iter().copied());
+            if self.device.options.mode != Mode::WriteBack {
+                self.cache.write_all_back();
+            }
+        }
+        mover.restore(self.contents.residents(), self.contents.trust);
         mover
     }
 
-    /// Limits promotion to so many bytes a second from now on; `None`: no limit. The mover follows within a second.
-    pub(super) fn limit_promotion(&self, rate: Option<u64>) {
-        self.cache.limit_promotion(PromoteLimits { rate });
-    }
-
-    /// Starts the thread of this name that fills it. It returns the mover when the engine stops it.
+    /// Starts the thread of this name that fills it. It returns the mover when the engine stops it. With write-back, the device
+    /// ends without it.
     pub(super) fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         name: String,
         mut mover: Mover<'env, 'a>,
         engine: &'env Engine<'env>,
+        events: Sender<DeviceEvent>,
     ) -> std::io::Result<ScopedJoinHandle<'scope, Mover<'env, 'a>>>
     where
         'a: 'scope,
     {
         limits::thread(name).spawn_scoped(scope, move || {
             protect_thread();
-            self.run_mover(&mut mover, engine);
+            if let Err(why) = self.run_mover(&mut mover, engine) {
+                // Fails only if the device's thread has ended.
+                let _ = events.send(DeviceEvent::MoverEnded(why));
+            }
             mover
         })
     }
 
-    fn run_mover(&self, mover: &mut Mover<'_, '_>, engine: &Engine<'_>) {
+    fn run_mover(&self, mover: &mut Mover<'_, '_>, engine: &Engine<'_>) -> Result<(), String> {
         let publish = |counters: &_| {
             panics::point();
             self.maps.publish(counters);
+            self.maps.publish_state(self.cache.state());
         };
-        // Without a mover the device is served as if it had no cache.
         let why = match catch_unwind(AssertUnwindSafe(|| engine.run_mover(mover, publish))) {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "its thread panicked".to_owned(),
         };
+        if self.cache.has_writeback() {
+            // Nothing would be written back, and the log would fill up.
+            return Err(format!("the mover stopped: {why}"));
+        }
+        // Without a mover the device is served as if it had no cache.
         tracing::error!("promotion stopped: {why}");
-        self.cache.detach(CacheFailure {
+        self.cache.detach(CacheFailure::Device {
             during: "promoting to",
             errno: Errno::EIO,
         });
         // Empties the index, which is the mover's to do; one that panicked may do so again.
         let _ = catch_unwind(AssertUnwindSafe(|| mover.poll(Duration::ZERO)));
         engine.wake_queues();
-    }
-
-    /// Keeps what is in it for the next server. The queues have ended.
-    pub(super) fn save(&self, mover: &Mover<'_, '_>) {
-        if self.cache.failure().is_some() || self.device.backend.kind() == BackingKind::Memory {
-            return;
-        }
-        let entries = mover.residents().map(saved_entry);
-        if let Err(error) = self.device.save(self.backing, entries) {
-            tracing::warn!("the next server will start with an empty cache: {error}");
-        }
+        Ok(())
     }
 
     /// Why it is detached, if it is.
@@ -395,10 +391,33 @@ impl<'a> RunningCache<'a> {
     }
 }
 
+/// Prepares a cache on the maps of a dead server, of which only dirty blocks are in the index still.
+fn resume(cache: &Cache<'_>, is_detached: bool) {
+    if cache.has_writeback() {
+        // Its clients may have been told that a write has ended which the backing has not made durable.
+        cache.assume_passed();
+    } else {
+        cache.clear();
+    }
+    // A cache that had failed stays detached.
+    if is_detached {
+        if !cache.has_writeback() {
+            cache.reset();
+        }
+        cache.detach(CacheFailure::Device {
+            during: "serving an earlier server,",
+            errno: Errno::EIO,
+        });
+    }
+}
+
 /// Records that the device's cache is detached. The first cause is kept.
 pub(super) fn note_detached(record: &Record, failure: &CacheFailure) {
     let why = format!("{failure}");
-    tracing::error!("the cache is detached: {why}");
+    match failure {
+        CacheFailure::Asked => tracing::info!("the cache is detached: {why}"),
+        CacheFailure::Device { .. } => tracing::error!("the cache is detached: {why}"),
+    }
     let written = Record::change(record.id(), |record| {
         if let Some(cache) = &mut record.cache {
             let detached = Detached { since: now(), why };

@@ -1,5 +1,8 @@
 //! The claim of this server on a device: id chosen, locked, added, and deleted at the end.
 
+use std::thread;
+use std::time::Instant;
+
 use super::cache::CacheDevice;
 use super::error::ServeError;
 use crate::backend::Backend;
@@ -8,6 +11,7 @@ use crate::control::{
 };
 use crate::errno::Errno;
 use crate::registry::lock::Lock;
+use crate::registry::stale::{FREEING, POLL};
 use crate::registry::{DeviceOptions, Record, RecordError, Role, owners, record, stale};
 
 /// Most bytes of a request: what the block layer's own default comes to on fast devices.
@@ -166,12 +170,29 @@ fn add(control: &Control, id: DeviceId, device: &AddDevice) -> Result<(DeviceInf
         id: Some(id),
         ..*device
     };
-    match control.add(&device) {
+    match add_once_free(control, id, &device) {
         Ok(info) => Ok((info, lock)),
         Err(error) => {
             lock.remove_file();
             Err(error.into())
         }
+    }
+}
+
+/// Makes the device, or waits until it can: the kernel does not find a deleted device from its last reference on, and frees
+/// the id a while later, after the memory of its queues (`ublk_cdev_rel` in `drivers/block/ublk_drv.c`).
+fn add_once_free(control: &Control, id: DeviceId, device: &AddDevice) -> Result<DeviceInfo, ControlError> {
+    let deadline = Instant::now() + FREEING;
+    loop {
+        let error = match control.add(device) {
+            Err(error) if error.errno() == Some(Errno::EEXIST) => error,
+            other => return other,
+        };
+        let is_being_freed = control.info(id).is_err_and(|error| error.is_no_device());
+        if !is_being_freed || Instant::now() >= deadline {
+            return Err(error);
+        }
+        thread::sleep(POLL);
     }
 }
 

@@ -5,7 +5,7 @@
 //! on a channel ([`Answer`]). `registry/message.rs` has the messages, `registry/ask.rs` the client's end.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A client's request, for the main thread.
 pub(super) struct Asked {
     pub(super) request: Request,
+    /// What came with it.
+    pub(super) descriptor: Option<OwnedFd>,
     pub(super) answer: Answer,
 }
 
@@ -40,8 +42,13 @@ pub(super) struct Asked {
 pub(super) struct Answer(Sender<Reply>);
 
 impl Answer {
+    /// One for a request of the process's own, and where its replies come.
+    pub(super) fn new() -> (Self, Receiver<Reply>) {
+        let (sender, replies) = channel();
+        (Self(sender), replies)
+    }
+
     /// Tells the client how far its request is. Returns false if it has gone.
-    #[expect(dead_code, reason = "for requests that take long")]
     pub(super) fn progress(&self, text: impl Into<String>) -> bool {
         self.0.send(Reply::Progress(text.into())).is_ok()
     }
@@ -119,6 +126,11 @@ fn admitted(stream: UnixStream, path: &Path, clients: &Arc<()>) -> io::Result<Op
         tracing::warn!("{error}");
         return Ok(None);
     }
+    admit(stream, clients)
+}
+
+/// The same of one that is root's.
+fn admit(stream: UnixStream, clients: &Arc<()>) -> io::Result<Option<Line>> {
     let line = Line::new(stream)?;
     if Arc::strong_count(clients) <= MAX_CLIENTS {
         return Ok(Some(line));
@@ -154,10 +166,11 @@ fn attend(mut line: Line, pass_on: impl Fn(Asked)) -> io::Result<()> {
         Ok(request) => request,
         Err(why) => return line.send_reply(&Reply::Error(why)),
     };
-    let (sender, replies) = channel();
+    let (answer, replies) = Answer::new();
     pass_on(Asked {
         request,
-        answer: Answer(sender),
+        descriptor: line.take_descriptor(),
+        answer,
     });
     loop {
         let reply = next(&replies);
@@ -175,5 +188,29 @@ fn next(replies: &Receiver<Reply>) -> Reply {
         Err(RecvTimeoutError::Disconnected) => {
             Reply::Error("the server has ended before it was done: see `ublk-bpf list`".to_owned())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn one_client_too_many_is_told_so_until_another_has_gone() {
+        let clients = Arc::new(());
+        let mut served: Vec<_> = (0..MAX_CLIENTS).map(|_| Arc::clone(&clients)).collect();
+        let (server, mut client) = UnixStream::pair().unwrap();
+        assert!(admit(server, &clients).unwrap().is_none());
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        assert!(
+            said.starts_with("{\"error\":") && said.contains("8 other commands"),
+            "{said}"
+        );
+        served.pop();
+        let (server, _client) = UnixStream::pair().unwrap();
+        assert!(admit(server, &clients).unwrap().is_some());
     }
 }

@@ -9,6 +9,7 @@ use super::error::ServeError;
 use super::life::{Device, Host};
 use super::prepared::{Prepared, classifier_spec, mark_data, open_devices};
 use crate::backend::Backend;
+use crate::cache::disk::Abandon;
 use crate::control::DeviceId;
 use crate::policy::{self, Classifier, Policy};
 use crate::registry::owners::Opening;
@@ -41,6 +42,11 @@ impl NewDevice {
             reserved: reserved.to_owned(),
         })
     }
+
+    /// Its cache, if it has one.
+    pub(super) const fn cache(&self) -> Option<&CacheDevice> {
+        self.cache.as_ref()
+    }
 }
 
 impl Device for NewDevice {
@@ -61,12 +67,17 @@ impl Device for NewDevice {
             tracing::warn!("policy {}: {warning}", self.policy.name());
         }
         drop(policy_lock);
-        let contents = cache.map(|cache| cache.warm(backend)).transpose()?;
+        let abandon = match options.abandon_dirty {
+            true => Abandon::Dirty,
+            false => Abandon::Nothing,
+        };
+        let contents = cache.map(|cache| cache.warm(backend, abandon)).transpose()?;
         let prepared = Prepared {
             backend,
             cache: cache.zip(contents),
             record: Record::read(claim.info.id)?,
             was_waiting: false,
+            is_attached_anew: false,
             scheduler: &self.options.scheduler,
             classifier,
             claim,

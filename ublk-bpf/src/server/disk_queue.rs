@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fs, io};
 
+use super::errands::Errands;
 use super::error::ServeError;
 use crate::control::DeviceId;
 use crate::registry::Scheduler;
@@ -22,7 +23,7 @@ impl DiskQueue {
     /// Selects the I/O scheduler. A disk with one hardware queue gets mq-deadline where the kernel has it
     /// (`elevator_set_default` in `block/elevator.c`). That costs a quarter more instructions per I/O, to sort requests
     /// that the backing's own queue sorts again.
-    pub(super) fn schedule(&self, scheduler: &Scheduler) -> Result<(), ServeError> {
+    pub(super) fn schedule(&self, scheduler: &Scheduler, errands: &Errands) -> Result<(), ServeError> {
         let Some(name) = scheduler.name() else {
             return Ok(());
         };
@@ -31,11 +32,13 @@ impl DiskQueue {
         if found.contains(&format!("[{name}]")) {
             return Ok(());
         }
-        fs::write(&path, name).map_err(|source| ServeError::Scheduler {
-            name: name.to_owned(),
-            found: found.trim().to_owned(),
-            source,
-        })
+        errands
+            .write(&path, name)
+            .map_err(|source| ServeError::Scheduler {
+                name: name.to_owned(),
+                found: found.trim().to_owned(),
+                source,
+            })
     }
 
     /// The I/O scheduler that it has; empty if the kernel does not say.
@@ -47,20 +50,20 @@ impl DiskQueue {
 
     /// Lets the kernel throttle writeback as it does in front of the backing. The server's own writes are direct, which
     /// are never throttled, so it has to be done here. A queue that throttles nothing has no need to time requests.
-    pub(super) fn throttle(&self, latency_usec: u64) {
+    pub(super) fn throttle(&self, latency_usec: u64, errands: &Errands) {
         let path = self.path("wbt_lat_usec");
         // A kernel without the file does not throttle.
-        if let Err(error) = fs::write(&path, latency_usec.to_string()) {
+        if let Err(error) = errands.write(&path, &latency_usec.to_string()) {
             tracing::debug!("cannot set the writeback throttling: {}: {error}", path.display());
         }
     }
 
     /// Keeps the page cache from changing a page while it is written. Nothing relies on it: direct I/O may change its
     /// pages all the same, so data for two devices is copied once (`queue/machine.rs`).
-    pub(super) fn keep_pages_stable(&self) {
+    pub(super) fn keep_pages_stable(&self, errands: &Errands) {
         let path = self.path("stable_writes");
         let set = || -> io::Result<String> {
-            fs::write(&path, "1")?;
+            errands.write(&path, "1")?;
             fs::read_to_string(&path)
         };
         match set() {

@@ -1,12 +1,15 @@
 //! Errors of a server.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::backend::Size;
+use crate::cache::Damaged;
 use crate::cache::disk::DiskError;
 use crate::control::{ControlError, DeviceId, Missing};
 use crate::metrics::Address;
 use crate::policy::PolicyError;
+use crate::registry::dirty_pair::PairError;
 use crate::registry::owners::StorageError;
 use crate::registry::{DeviceName, RecordError};
 
@@ -39,6 +42,22 @@ pub enum ServeError {
     Otherwise {
         /// Which device.
         id: DeviceId,
+        /// What it has.
+        was: String,
+        /// What it was to have.
+        asked: String,
+    },
+    /// The device on this backing, which another process serves, was made with other options.
+    #[error(
+        "{} is served by process {process} and was made {was}, not {asked}: give the same options, or stop it with `ublk-bpf \
+         stop {id}`",
+        id.disk_name()
+    )]
+    ServedOtherwise {
+        /// Which device.
+        id: DeviceId,
+        /// Its server.
+        process: u32,
         /// What it has.
         was: String,
         /// What it was to have.
@@ -217,6 +236,82 @@ pub enum CacheError {
         /// The cache block's.
         block: Size,
     },
+    /// Its dirty blocks would go with the server.
+    #[error(
+        "the cache {0} is memory, which would take with it what its backing lacks: give --cache a file or a block device, or \
+         --cache-mode write-through"
+    )]
+    Forgetful(String),
+    /// It is to take the place of a smaller one.
+    #[error(
+        "the cache {device} has slots for {size}, and the device has maps for {most}: give a file or a partition that is no \
+         larger than the cache before"
+    )]
+    TooLarge {
+        /// The cache device.
+        device: String,
+        /// What it has.
+        size: Size,
+        /// What there is room for.
+        most: Size,
+    },
+    /// It is to take the place of one that failed with what its backing lacks.
+    #[error(
+        "{0} blocks of the cache that is detached are dirty, and another one in its place would lose them: stop the device, and \
+         start it with the cache it had"
+    )]
+    StillDirty(usize),
+    /// It holds dirty blocks, or may, and its backing cannot get them.
+    #[error(
+        "the cache {0} may hold what its backing lacks, and a read-only device cannot write that back: start it once without \
+         --read-only and with --cache-mode write-through, which writes everything back"
+    )]
+    ReadOnlyBacking(String),
+    /// The backing has gone on without its dirty blocks.
+    #[error(
+        "the dirty blocks of the cache {0} were abandoned, and its backing was used without them: they cannot be written back; \
+         empty it with --cache-reset --abandon-dirty"
+    )]
+    Abandoned(String),
+    /// The newest data is in a cache that is not given.
+    #[error(
+        "{} lacks what is dirty in the cache {} (id {id}): give it as --cache, or lose that data with --abandon-dirty",
+        backing.display(),
+        cache.display()
+    )]
+    Missing {
+        /// The backing.
+        backing: PathBuf,
+        /// Where the cache was.
+        cache: PathBuf,
+        /// Its id.
+        id: String,
+    },
+    /// The maps of a dead server contradict themselves.
+    #[error(
+        "the maps of the cache {device} cannot be trusted ({source}): the device cannot be recovered with them; stop it, and \
+         start it anew with what the cache device itself says is dirty"
+    )]
+    Damaged {
+        /// The cache device.
+        device: String,
+        /// What is wrong.
+        source: Damaged,
+    },
+    /// The maps of a dead server are gone, and only they say what is dirty.
+    #[error(
+        "{error}: they say what is dirty in the cache {device}, so the device cannot be recovered without them; stop it, and \
+         start it anew with what the cache device itself says is dirty"
+    )]
+    NoMaps {
+        /// The cache device.
+        device: String,
+        /// What is wrong.
+        error: Box<PolicyError>,
+    },
+    /// The records of dirty caches cannot be used.
+    #[error(transparent)]
+    Pair(#[from] PairError),
     /// More writes could be in flight than a block can count.
     #[error(
         "{queues} queues of depth {depth} exceed the {most} tags of a device with a cache: set fewer --queues or a lower --depth"

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use crate::registry::run_dir;
+use crate::registry::{dirty_pair, run_dir};
 use crate::sys::mounts::{self, Mount};
 use crate::sys::{memory, process};
 
@@ -22,9 +22,11 @@ const USED: [&str; 6] = [
 /// Isolates the process from everything that could make it wait for its own device. To be called once, while the process
 /// has one thread, with everything open that is named by paths elsewhere than under [`USED`].
 ///
+/// `records_dirty`: it records which caches are dirty, too.
+///
 /// A step that fails is logged and not fatal: containers deny some of them, and the device works without.
-pub(super) fn isolate() {
-    match leave_mounts() {
+pub(super) fn isolate(records_dirty: bool) {
+    match leave_mounts(records_dirty) {
         Ok(kept) if kept.is_empty() => {}
         Ok(kept) => tracing::warn!(
             "the server cannot detach {} from its mount namespace: a file system unmounted there stays in use until the server ends",
@@ -41,7 +43,6 @@ pub(super) fn isolate() {
     }
     protect_thread();
     memory::keep_one_heap();
-    lock_all_memory();
 }
 
 /// Marks the calling thread, and those that it makes, as one that writeback waits for.
@@ -53,7 +54,7 @@ pub(super) fn protect_thread() {
 
 /// Locks the memory that the process has and all that it will have, where no limit could make a later allocation or
 /// thread fail for it. Repeating it is harmless.
-fn lock_all_memory() {
+pub(super) fn lock_all_memory() {
     if !memory::may_lock_all_memory() {
         return;
     }
@@ -87,12 +88,12 @@ pub(super) fn settle_memory() {
 ///
 /// A mount that another one hides cannot be named. So the few mounts in use are copied, everything is detached, and
 /// the copies are attached again.
-fn leave_mounts() -> io::Result<Vec<PathBuf>> {
+fn leave_mounts(records_dirty: bool) -> io::Result<Vec<PathBuf>> {
     process::leave_mount_namespace()?;
     // A working directory holds its mount.
     std::env::set_current_dir("/")?;
     let mut table = mounts::table("self")?;
-    let copies = copy_used(&mounts::list(&mut table)?)?;
+    let copies = copy_used(&mounts::list(&mut table)?, records_dirty)?;
     let kept = detach_all(|| mounts::list(&mut table))?;
     for (path, copy) in copies {
         process::attach_mount(&copy, &path)?;
@@ -101,9 +102,9 @@ fn leave_mounts() -> io::Result<Vec<PathBuf>> {
 }
 
 /// Copies of the mounts on the way to what is used, each before those that are on it.
-fn copy_used(mounts: &[Mount]) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
+fn copy_used(mounts: &[Mount], records_dirty: bool) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
     let mut paths: Vec<&Path> = mounts.iter().map(|mount| mount.path.as_path()).collect();
-    paths.retain(|path| is_used(path));
+    paths.retain(|path| is_used(path) || (records_dirty && is_on_the_way(path, dirty_pair::DIRECTORY)));
     paths.sort_by_key(|path| path.components().count());
     // Mounts on one another: the topmost is copied.
     paths.dedup();
@@ -113,7 +114,11 @@ fn copy_used(mounts: &[Mount]) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
 
 /// Whether the way to something that is used leads through this mount point.
 fn is_used(path: &Path) -> bool {
-    path != Path::new("/") && USED.iter().any(|used| Path::new(used).starts_with(path))
+    USED.iter().any(|used| is_on_the_way(path, used))
+}
+
+fn is_on_the_way(path: &Path, to: &str) -> bool {
+    path != Path::new("/") && Path::new(to).starts_with(path)
 }
 
 /// Detaches everything but the root. What another mount hid comes to light as that one goes, so until nothing can be

@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use super::control_socket::Answer;
+use super::errands::Errands;
 use super::error::ServeError;
 use crate::backend::BackingKind;
 use crate::control::{Control, DeviceId, Recovery};
@@ -20,6 +21,8 @@ pub(super) trait Device: Send + 'static {
 /// What the process gives a device.
 pub(super) struct Host<'p> {
     pub(super) control: &'p Control,
+    /// For what must not be done in this process.
+    pub(super) errands: &'p Errands,
     /// What the device's thread waits for.
     pub(super) events: Receiver<DeviceEvent>,
     /// For the queue threads.
@@ -52,6 +55,8 @@ pub(super) enum DeviceEvent {
     Asked(DeviceCommand, Answer),
     /// The kernel has every tag of a queue.
     QueueReady,
+    /// The mover of a device with write-back has failed, and why.
+    MoverEnded(String),
     /// A queue's thread is at its end, and why.
     QueueEnded(Result<(), String>),
 }

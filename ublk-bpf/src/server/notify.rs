@@ -56,11 +56,12 @@ impl Manager {
 
     /// All devices are ready.
     pub(super) fn ready(&self, devices: &[Ready]) {
-        let names: Vec<String> = devices
-            .iter()
-            .map(|device| device.record.id().disk_name())
-            .collect();
-        self.send(&format!("READY=1\nSTATUS=serving {}\n", names.join(", ")));
+        self.send(&format!("READY=1\n{}", status(devices)));
+    }
+
+    /// These are the devices now.
+    pub(super) fn serves(&self, devices: &[Ready]) {
+        self.send(&status(devices));
     }
 
     /// The main thread does its work.
@@ -82,6 +83,14 @@ impl Manager {
             tracing::debug!("the service manager does not take {message:?}: {error}");
         }
     }
+}
+
+fn status(devices: &[Ready]) -> String {
+    let names: Vec<String> = devices
+        .iter()
+        .map(|device| device.record.id().disk_name())
+        .collect();
+    format!("STATUS=serving {}\n", names.join(", "))
 }
 
 /// An address that starts with `@` is in the abstract namespace. The socket never blocks the main thread.

@@ -25,6 +25,8 @@ pub(super) struct Prepared<'a> {
     pub(super) record: Record,
     /// The device is recovered: it was there before this process.
     pub(super) was_waiting: bool,
+    /// Its cache is another one than that of the earlier server.
+    pub(super) is_attached_anew: bool,
     pub(super) scheduler: &'a Scheduler,
     // Dropped in this order.
     pub(super) classifier: Classifier,
@@ -43,10 +45,12 @@ impl Prepared<'_> {
                 contents,
                 &self.record,
                 self.was_waiting,
+                self.is_attached_anew,
             )
         });
         let device = RunningDevice {
             control: host.control,
+            errands: host.errands,
             info: &self.claim.info,
             backend: self.backend,
             classifier: &self.classifier,
@@ -94,6 +98,7 @@ pub(super) fn open_devices(
     let cache = cache
         .map(|of| CacheDevice::open(of, &mut backend, opening, own))
         .transpose()?;
+    cache::pair::require(&options.backing, &backend, cache.as_ref(), options.abandon_dirty)?;
     Ok((backend, cache))
 }
 

@@ -7,18 +7,19 @@ use ublk_bpf_abi::SECTOR_SIZE;
 
 use super::cache::CacheDevice;
 use super::claim::Claim;
-use super::error::ServeError;
+use super::described;
+use super::error::{CacheError, ServeError};
 use super::life::{Device, Host};
 use super::prepared::{Prepared, classifier_spec, mark_data, open_devices};
-use crate::backend::{Backend, Size, Spec};
+use crate::backend::{Backend, Size};
 use crate::control::{Control, DeviceId, DeviceInfo, Features};
 use crate::errno::Errno;
 use crate::policy::{self, Classifier, DEFAULT_POLICY, Policy, PolicyError};
 use crate::registry::lock::Lock;
-use crate::registry::owners::{self, Opening};
+use crate::registry::owners::Opening;
 use crate::registry::record::CacheRecord;
 use crate::registry::stale::{self, POLL, SETTLING};
-use crate::registry::{DeviceName, DeviceOptions, Record, RecordError};
+use crate::registry::{DeviceOptions, Record, RecordError};
 use crate::sys::process;
 
 /// A device that waits for a server, with everything open that it was on.
@@ -53,10 +54,10 @@ impl OrphanedDevice {
         let options = before.options();
         let info = waiting(control, id)?;
         let policy = Policy::parse(&options.policy, options.policy_memory);
-        let (backend, cache) = open_devices(&options, opening, Some(id))?;
+        let (backend, mut cache) = open_devices(&options, opening, Some(id))?;
         check_unchanged(control, &before, &backend)?;
-        if let Some((cache, before)) = cache.as_ref().zip(before.cache.as_ref()) {
-            cache.check_unchanged(before)?;
+        if let Some((cache, before)) = cache.as_mut().zip(before.cache.as_ref()) {
+            cache.take_up(before)?;
         }
         Ok(Self {
             info,
@@ -78,7 +79,9 @@ impl OrphanedDevice {
         opening: &mut Opening<'_>,
     ) -> Result<Self, ServeError> {
         let device = Self::open(control, id, opening)?;
-        check_described(&device.before, wanted)?;
+        if let Some((was, asked)) = described::difference(&device.before, wanted) {
+            return Err(ServeError::Otherwise { id, was, asked });
+        }
         tracing::info!(
             "{} is recovered with the options it was made with",
             id.disk_name()
@@ -91,6 +94,9 @@ impl OrphanedDevice {
         let classifier = match Classifier::reopen(spec) {
             Ok(classifier) => classifier,
             Err(error) => {
+                if let Some(cache) = self.cache.as_ref().filter(|cache| cache.is_written_back()) {
+                    return Err(cache.no_maps(error).into());
+                }
                 tracing::warn!("{error}: loading a new classifier");
                 let mut classifier = Classifier::load(spec)?;
                 classifier.leave_pinned();
@@ -100,6 +106,11 @@ impl OrphanedDevice {
         classifier.verdicts().clear();
         mark_data(&self.backend, &classifier)?;
         Ok(classifier)
+    }
+
+    /// Its cache, if it has one.
+    pub(super) const fn cache(&self) -> Option<&CacheDevice> {
+        self.cache.as_ref()
     }
 }
 
@@ -129,9 +140,13 @@ impl Device for OrphanedDevice {
         }
         let claim = Claim::take_over(control, self.info, self.lock);
         let (backend, cache) = (&self.backend, self.cache.as_ref());
-        let detached = self.before.cache.and_then(|cache| cache.detached);
+        let of_cache = self.before.cache;
+        let is_attached_anew = of_cache.as_ref().is_some_and(|cache| cache.is_attached_anew);
+        let detached = of_cache.and_then(|cache| cache.detached);
         let of_record = cache.map(|cache| CacheRecord {
             detached,
+            // Until its maps are in order.
+            is_attached_anew,
             ..cache.record()
         });
         let mut record = Record::new(&claim.info, &self.options, sectors, backend, of_record);
@@ -140,12 +155,24 @@ impl Device for OrphanedDevice {
         record.write()?;
         drop(self.policy_lock);
         let contents = cache.zip(classifier.cache());
-        let contents = contents.map(|(cache, maps)| (cache, cache.survivors(maps)));
+        let contents = contents.map(|(cache, maps)| {
+            let contents = match is_attached_anew {
+                true => cache.empty_at_first(backend, maps)?,
+                false => cache.survivors(backend, maps)?,
+            };
+            Ok::<_, CacheError>((cache, contents))
+        });
+        let contents = contents.transpose()?;
+        if let Some(cache) = record.cache.as_mut().filter(|_| is_attached_anew) {
+            cache.is_attached_anew = false;
+            record.write()?;
+        }
         let prepared = Prepared {
             backend,
             cache: contents,
             record,
             was_waiting: true,
+            is_attached_anew,
             scheduler: &self.options.scheduler,
             classifier,
             claim,
@@ -217,52 +244,6 @@ fn check_unchanged(control: &Control, before: &Record, backend: &Backend) -> Res
         backing: before.backing.to_string(),
         difference,
     })
-}
-
-/// Checks that a waiting device has the `wanted` options on which its clients and their data depend.
-fn check_described(before: &Record, wanted: &DeviceOptions) -> Result<(), ServeError> {
-    let id = before.id();
-    let otherwise = |was: String, asked: String| Err(ServeError::Otherwise { id, was, asked });
-    if let Some(asked) = wanted.id.filter(|&asked| asked != id) {
-        return otherwise(format!("with id {id}"), format!("with id {asked}"));
-    }
-    let named = |name: Option<&DeviceName>| match name {
-        Some(name) => format!("with the name {name}"),
-        None => "without a name".to_owned(),
-    };
-    if before.name != wanted.name {
-        return otherwise(named(before.name.as_ref()), named(wanted.name.as_ref()));
-    }
-    let writes = |read_only| if read_only { "read-only" } else { "writable" }.to_owned();
-    if before.read_only != wanted.read_only {
-        return otherwise(writes(before.read_only), writes(wanted.read_only));
-    }
-    let loses = |lossy| if lossy { "lossy" } else { "without --allow-lossy" }.to_owned();
-    if before.allow_lossy != wanted.allow_lossy {
-        return otherwise(loses(before.allow_lossy), loses(wanted.allow_lossy));
-    }
-    let block = |block: Option<u32>| match block {
-        Some(bytes) => format!("with --logical-block {bytes}"),
-        None => "without --logical-block".to_owned(),
-    };
-    if before.logical_block != wanted.logical_block {
-        return otherwise(block(before.logical_block), block(wanted.logical_block));
-    }
-    let was = before.cache.as_ref().map(|cache| &cache.options.device);
-    let asked = wanted.cache.as_ref().map(|cache| &cache.device);
-    let storage = |spec: Option<&Spec>| owners::storage_at(spec?, false);
-    let is_same = was == asked
-        || storage(was)
-            .zip(storage(asked))
-            .is_some_and(|(was, asked)| was.is_same_as(&asked));
-    if is_same {
-        return Ok(());
-    }
-    let with = |cache: Option<&Spec>| match cache {
-        Some(cache) => format!("with the cache {cache}"),
-        None => "without a cache".to_owned(),
-    };
-    otherwise(with(was), with(asked))
 }
 
 /// The devices of this program that wait for a server, in ascending order. Those that another process serves, or takes

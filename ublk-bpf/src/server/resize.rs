@@ -66,7 +66,9 @@ impl RunningDevice<'_> {
         // A recovery must find no less than the kernel's size in the record.
         self.record_size(wanted)?;
         self.sectors.store(wanted / SECTOR_SIZE, Ordering::Relaxed);
-        let resized = self.control.update_size(self.info.id, wanted / SECTOR_SIZE);
+        let resized = self
+            .errands
+            .resize(self.control, self.info.id, wanted / SECTOR_SIZE);
         if let Err(error) = resized {
             // The queues know more sectors than the kernel asks for, which does no harm.
             self.record_size(before)?;

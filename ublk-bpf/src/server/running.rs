@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::cache::{self, RunningCache};
 use super::disk_queue::DiskQueue;
+use super::drain::Drain;
+use super::errands::Errands;
 use super::error::ServeError;
 use super::life::{DeviceEvent, End, Host, Ready};
 use super::queues::{self, Shared};
@@ -36,6 +38,7 @@ const NOT_STARTED: &str = "another device of the same process could not be start
 /// Everything that the service needs.
 pub(super) struct RunningDevice<'a> {
     pub(super) control: &'a Control,
+    pub(super) errands: &'a Errands,
     pub(super) info: &'a DeviceInfo,
     pub(super) backend: &'a Backend,
     pub(super) classifier: &'a Classifier,
@@ -81,12 +84,12 @@ impl RunningDevice<'_> {
                 let _end = StopOnDrop(&engine);
                 let moving = self.cache.map(|cache| {
                     let name = format!("{}-mover", self.info.id.disk_name());
-                    cache.spawn(scope, name, cache.mover(), &engine)
+                    cache.spawn(scope, name, cache.mover(), &engine, host.sender.clone())
                 });
                 let moving = moving.transpose().map_err(limits::no_thread("start the mover"))?;
                 queues::spawn(scope, &shared, &host.sender)
                     .map_err(limits::no_thread("start a queue thread"))?;
-                let end = self.live(host, &watch);
+                let end = self.live(host, &watch, &engine);
                 if let Some(thread) = moving {
                     stop_mover(&engine);
                     mover = thread.join().ok();
@@ -98,9 +101,11 @@ impl RunningDevice<'_> {
         // unwinding would remove a recoverable device.
         let end = catch_unwind(AssertUnwindSafe(serve))
             .unwrap_or_else(|_| self.ended(Err("the device's thread panicked".to_owned())));
-        // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the index.
-        if let (Ok(End::Stopped), Some(cache), Some(mover)) = (&end, self.cache, mover) {
-            cache.save(&mover);
+        // Every thread has ended: what is in the slots stays as it is. The next server of a device that waits has the maps.
+        match (&end, self.cache, mover) {
+            (Ok(End::Stopped), Some(cache), Some(mover)) => cache.save(&mover),
+            (_, Some(cache), _) => cache.leave(),
+            (_, None, _) => {}
         }
         // The log of a device that failed or waits is kept for the user.
         if let Ok(End::Stopped) = end {
@@ -110,7 +115,7 @@ impl RunningDevice<'_> {
     }
 
     /// The device's thread, from the first queue to the last.
-    fn live(&self, host: &Host<'_>, files: &Watch) -> Result<End, ServeError> {
+    fn live(&self, host: &Host<'_>, files: &Watch, engine: &Engine<'_>) -> Result<End, ServeError> {
         let id = self.info.id;
         self.wait_for_queues(host).map_err(ServeError::NotReady)?;
         let begin = if self.was_waiting {
@@ -132,10 +137,11 @@ impl RunningDevice<'_> {
         loop {
             let by_signal = match host.next(checks.next) {
                 None => {
-                    checks.run(self, files);
+                    checks.run(self, files, engine);
                     continue;
                 }
                 Some(DeviceEvent::QueueReady) => continue,
+                Some(DeviceEvent::MoverEnded(why)) => return self.ended(Err(why)),
                 Some(DeviceEvent::QueueEnded(end)) => {
                     queues -= 1;
                     if end.is_err() || queues == 0 {
@@ -144,9 +150,10 @@ impl RunningDevice<'_> {
                     continue;
                 }
                 Some(DeviceEvent::Asked(command, answer)) => {
-                    if let Some(end) = self.obey(command, answer) {
+                    if let Some(end) = self.obey(command, answer, &mut checks.drain) {
                         return Ok(end);
                     }
+                    checks.schedule();
                     continue;
                 }
                 Some(DeviceEvent::Signal) => true,
@@ -165,7 +172,7 @@ impl RunningDevice<'_> {
         for _ in 0..self.info.queues {
             match host.next(Some(deadline)) {
                 Some(DeviceEvent::QueueReady) => {}
-                Some(DeviceEvent::QueueEnded(Err(why))) => return Err(why),
+                Some(DeviceEvent::QueueEnded(Err(why)) | DeviceEvent::MoverEnded(why)) => return Err(why),
                 Some(DeviceEvent::QueueEnded(Ok(()))) => {
                     return Err("a queue ended before it was ready".to_owned());
                 }
@@ -207,16 +214,17 @@ impl RunningDevice<'_> {
     fn tune(&self) -> Result<(), ServeError> {
         let queue = DiskQueue::of(self.info.id);
         if !self.was_waiting {
-            queue.schedule(self.scheduler)?;
+            queue.schedule(self.scheduler, self.errands)?;
         }
         let facts = self.backend.facts();
         if let Some(latency_usec) = facts.throttle {
-            queue.throttle(latency_usec);
+            queue.throttle(latency_usec, self.errands);
         }
         let cache = self.record.cache.as_ref();
-        let is_through = cache.is_some_and(|cache| cache.options.mode == Mode::WriteThrough);
+        let is_through =
+            cache.is_some_and(|cache| cache.options.mode != Mode::WriteAround || cache.writes_back);
         if is_through || facts.stable_writes {
-            queue.keep_pages_stable();
+            queue.keep_pages_stable(self.errands);
         }
         Ok(())
     }
@@ -238,12 +246,7 @@ impl RunningDevice<'_> {
     /// Removes the block device, with `force` even if it is in use. `None`: it is in use.
     fn stop(&self, force: bool) -> Result<Option<End>, ServeError> {
         let id = self.info.id;
-        let result = if force {
-            self.control.stop(id)
-        } else {
-            self.control.try_stop(id)
-        };
-        match result {
+        match self.errands.stop(self.control, id, force) {
             Err(error) if error.errno() == Some(Errno::EBUSY) => {
                 log::say(format_args!(
                     "{} is in use by {}: unmount or close it and signal again; another signal now stops it and fails its I/O",
@@ -277,12 +280,14 @@ impl RunningDevice<'_> {
     }
 }
 
-/// What is checked at intervals: a cache device that failed, and files that other programs may truncate.
+/// What is checked at intervals: a cache device that failed, files that other programs may truncate, and a drain.
 struct Checks<'a> {
     /// When to check next; `None` if nothing is left to check.
     next: Option<Instant>,
     cache: Option<&'a RunningCache<'a>>,
     may_shrink: bool,
+    /// A drain that a client waits for.
+    drain: Option<Drain>,
 }
 
 impl<'a> Checks<'a> {
@@ -291,19 +296,23 @@ impl<'a> Checks<'a> {
             next: None,
             cache: device.cache.filter(|_| !device.record.is_detached()),
             may_shrink: device.regular_files().iter().any(Option::is_some),
+            drain: None,
         };
         checks.schedule();
         checks
     }
 
     fn schedule(&mut self) {
-        let is_needed = self.cache.is_some() || self.may_shrink;
+        let is_needed = self.cache.is_some() || self.may_shrink || self.drain.is_some();
         self.next = is_needed.then(|| Instant::now() + CHECK_INTERVAL);
     }
 
-    fn run(&mut self, device: &RunningDevice<'_>, files: &Watch) {
-        self.schedule();
+    fn run(&mut self, device: &RunningDevice<'_>, files: &Watch, engine: &Engine<'_>) {
         panics::point();
+        if let (Some(cache), Some(drain)) = (device.cache, self.drain.take()) {
+            self.drain = drain.look(cache, || engine.wake_queues());
+        }
+        self.schedule();
         self.may_shrink = self.may_shrink && !device.has_shrunk(files);
         if let Some(failure) = self.cache.and_then(RunningCache::failure) {
             cache::note_detached(device.record, failure);

@@ -1,5 +1,9 @@
 //! What a server is asked to serve.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use crate::control::DeviceId;
 use crate::metrics::Address;
 use crate::registry::DeviceOptions;
@@ -13,6 +17,55 @@ pub struct Start {
     pub partly: bool,
     /// Where to serve the devices' metrics, if anywhere.
     pub metrics: Option<Address>,
+    /// What describes the devices, to be read again by a reload.
+    pub configuration: Option<Configuration>,
+}
+
+/// A description of devices that may change while they are served.
+#[derive(Clone)]
+pub struct Configuration {
+    file: PathBuf,
+    /// Where relative paths in it lead from.
+    directory: PathBuf,
+    read: Arc<ReadDevices>,
+}
+
+type ReadDevices = dyn Fn() -> Result<Vec<DeviceOptions>, String> + Send + Sync;
+
+impl Configuration {
+    /// That in `file`, which `read` reads. Both know paths from the present working directory.
+    pub fn new(
+        file: PathBuf,
+        read: impl Fn() -> Result<Vec<DeviceOptions>, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            file,
+            // Only relative paths need it.
+            directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+            read: Arc::new(read),
+        }
+    }
+
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The devices that it describes now.
+    pub(super) fn devices(&self) -> Result<Vec<DeviceOptions>, String> {
+        (self.read)()
+    }
+}
+
+impl fmt::Debug for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configuration")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How to get a device.
@@ -53,6 +106,7 @@ impl Start {
             devices,
             partly: true,
             metrics: None,
+            configuration: None,
         }
     }
 
@@ -62,11 +116,22 @@ impl Start {
         Self { metrics, ..self }
     }
 
+    /// The same devices, with what describes them.
+    #[must_use]
+    pub fn configured(self, configuration: Configuration) -> Self {
+        let configuration = Some(configuration);
+        Self {
+            configuration,
+            ..self
+        }
+    }
+
     const fn all(devices: Vec<Recipe>) -> Self {
         Self {
             devices,
             partly: false,
             metrics: None,
+            configuration: None,
         }
     }
 }
