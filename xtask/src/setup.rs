@@ -27,6 +27,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::guest_tools()?;
     setup::bpf_tools()?;
     setup::kernel_headers()?;
+    setup::system()?;
     let kernel = setup::guest()?;
     if options.peers {
         bench::obtain()?;

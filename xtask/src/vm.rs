@@ -83,6 +83,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         files: options.files,
         built,
         programs: options.programs,
+        system: None,
         disks: options.disks.iter().map(|&bytes| Disk { bytes }).collect(),
         console: options.console,
     };

@@ -25,10 +25,12 @@ const PAGES: &[&str] = &[
     "docs/operations.md",
     "docs/policies.md",
     "docs/traces.md",
+    "docs/writeback.md",
     "examples/cgroup-tiers/README.md",
     "examples/metadata-first/README.md",
     "examples/pin-range/README.md",
     "examples/size-histogram/README.md",
+    "examples/writeback-for-database/README.md",
     "fuzz/README.md",
 ];
 

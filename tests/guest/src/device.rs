@@ -146,6 +146,12 @@ impl Device {
         });
     }
 
+    /// A command has stopped it: checks that nothing of it is left.
+    pub fn was_stopped(mut self) {
+        self.stopped = true;
+        self.assert_gone();
+    }
+
     /// Panics unless the block device, the control node, the pins and the record are gone.
     pub fn assert_gone(&self) {
         for left in [

@@ -45,6 +45,12 @@ impl Mapper {
         self.switch(&self.table("flakey", "0 0 3600 1 error_writes"));
     }
 
+    /// From now on it works for a second and fails every request for a second, in turn.
+    pub fn fail_at_times(&self) {
+        run("modprobe", &["dm_flakey"]);
+        self.switch(&self.table("flakey", "0 1 1"));
+    }
+
     /// From now on it has only its first `sectors` sectors.
     pub fn shrink(&self, sectors: u64) {
         self.switch(&format!("0 {sectors} linear {} 0", self.below));
@@ -60,6 +66,16 @@ impl Mapper {
     pub fn delay(&self, milliseconds: u32) {
         run("modprobe", &["dm_delay"]);
         self.switch(&self.table("delay", &format!("0 {milliseconds}")));
+    }
+
+    /// From now on nothing is answered, until it is [released](Self::release).
+    pub fn hold(&self) {
+        self.setup(&["suspend", "--noflush", "--nolockfs", &self.name]);
+    }
+
+    /// Answers what waits, and everything after it.
+    pub fn release(&self) {
+        self.setup(&["resume", &self.name]);
     }
 
     /// From now on everything passes through again.

@@ -5,6 +5,17 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use crate::{Device, run};
 
+/// How many requests a recorder may not have seen, by its last line: those for which the kernel did not run its program,
+/// because it already ran on their CPU.
+#[must_use]
+pub fn not_seen(last_line: &str) -> u64 {
+    let Some((_, rest)) = last_line.split_once("up to ") else {
+        return 0;
+    };
+    let number = rest.split(' ').next().and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no number in {last_line:?}"))
+}
+
 /// `ublk-bpf trace` in the background.
 #[derive(Debug)]
 pub struct Recorder {

@@ -91,23 +91,39 @@ pub fn command(job: &Job<'_>, options: &[&str]) -> Command {
     fio
 }
 
-fn parse(text: &str) -> Result<Run> {
-    // Notes may come before the JSON.
-    let json = &text[text.find('{').context("fio printed no result")?..];
-    let result: Value = serde_json::from_str(json).context("fio's result is no JSON")?;
-    let number = |path: &str| {
-        let value = result.pointer(path).and_then(Value::as_f64);
+/// What fio printed of its first job.
+pub(crate) struct JobResult(Value);
+
+impl JobResult {
+    /// Of a run that met no error.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        // Notes may come before the JSON.
+        let json = &text[text.find('{').context("fio printed no result")?..];
+        let mut result: Value = serde_json::from_str(json).context("fio's result is no JSON")?;
+        let job = Self(result["jobs"][0].take());
+        ensure!(job.number("/error")? == 0.0, "fio reports an error");
+        Ok(job)
+    }
+
+    /// The number at a path of JSON.
+    pub(crate) fn number(&self, path: &str) -> Result<f64> {
+        let value = self.0.pointer(path).and_then(Value::as_f64);
         value.with_context(|| format!("fio's result has no number {path}"))
-    };
-    ensure!(number("/jobs/0/error")? == 0.0, "fio reports an error");
-    let sum = |what: &str| -> Result<f64> {
-        Ok(number(&format!("/jobs/0/read/{what}"))? + number(&format!("/jobs/0/write/{what}"))?)
-    };
+    }
+
+    /// One of the numbers of reads, and of writes, together.
+    pub(crate) fn sum(&self, what: &str) -> Result<f64> {
+        Ok(self.number(&format!("/read/{what}"))? + self.number(&format!("/write/{what}"))?)
+    }
+}
+
+fn parse(text: &str) -> Result<Run> {
+    let job = JobResult::parse(text)?;
     let run = Run {
-        iops: sum("iops")?,
-        ios: sum("total_ios")?,
+        iops: job.sum("iops")?,
+        ios: job.sum("total_ios")?,
         // Milliseconds; one of the two is 0 where only the other is done.
-        seconds: number("/jobs/0/read/runtime")?.max(number("/jobs/0/write/runtime")?) / 1e3,
+        seconds: job.number("/read/runtime")?.max(job.number("/write/runtime")?) / 1e3,
     };
     ensure!(run.iops > 0.0 && run.seconds > 0.0, "fio's result names no IOPS");
     Ok(run)

@@ -18,6 +18,11 @@ const WARM_LIMIT: Duration = Duration::from_secs(60);
 
 /// A device with this many queues of this depth and its first MiBs in its cache.
 pub fn warm(mib: u64, queues: u16, depth: u16) -> Result<Device> {
+    warm_in("write-through", mib, queues, depth)
+}
+
+/// The same in this cache mode.
+pub fn warm_in(mode: &str, mib: u64, queues: u16, depth: u16) -> Result<Device> {
     discard_fast()?;
     let (queues, depth) = (queues.to_string(), depth.to_string());
     let device = Device::start(&[
@@ -28,7 +33,7 @@ pub fn warm(mib: u64, queues: u16, depth: u16) -> Result<Device> {
         "--cache-block",
         "64K",
         "--cache-mode",
-        "write-through",
+        mode,
         "--cache-reset",
         "--policy",
         "lru",

@@ -30,6 +30,8 @@ enum Part {
     },
     /// What a write costs behind a write-back cache
     Writeback,
+    /// What clients notice of writing back
+    WritebackBeside,
     /// What fio measures on disks of this machine, by the clock on the wall
     Native(native::Options),
     /// Whether everything that ublk-bpf is compared with works
@@ -49,7 +51,10 @@ fn main() -> ExitCode {
 }
 
 fn measure(part: Part) -> Result<ExitCode> {
-    if !matches!(part, Part::Scale { .. } | Part::Writeback | Part::Native(_)) {
+    if !matches!(
+        part,
+        Part::Scale { .. } | Part::Writeback | Part::WritebackBeside | Part::Native(_)
+    ) {
         peers::make_ram_disks(RAM_DISK_MIB)?;
     }
     match part {
@@ -64,6 +69,7 @@ fn measure(part: Part) -> Result<ExitCode> {
         Part::Profile => profile::measure_all()?,
         Part::Scale { step } => step.plan().measure()?,
         Part::Writeback => writeback::PLAN.measure()?,
+        Part::WritebackBeside => writeback::beside::PLAN.measure()?,
         Part::Native(options) => native::measure(&options)?,
         Part::Peers => {
             let good = "all of them work, and leave nothing behind";

@@ -30,6 +30,12 @@ impl Device {
         Self::named(&said)
     }
 
+    /// Makes one of a queue of depth 128 that passes everything to this backing.
+    pub(crate) fn passthrough(backing: &str) -> Result<Self> {
+        let queue = ["--queues", "1", "--depth", "128", "--policy", "passthrough"];
+        Self::start(&[["--backing", backing].as_slice(), &queue].concat())
+    }
+
     /// Makes the devices of a configuration file, all in one process.
     pub fn start_all(config: &Path) -> Result<Vec<Self>> {
         let mut run = Command::new("ublk-bpf");

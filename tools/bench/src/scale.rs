@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bench_guest::scale::{Plan, Step};
 use bench_guest::writeback::PLAN as WRITEBACK;
+use bench_guest::writeback::beside::PLAN as BESIDE;
 
 use crate::{boot, report};
 
@@ -21,8 +22,9 @@ fn run_step(step: Step) -> Result<()> {
     section(step.plan(), &format!("scale-{name}"), &["scale", name])
 }
 
-/// Measures what writes cost behind a write-back cache, and writes its section.
+/// Measures what writes cost behind a write-back cache, and what clients notice of writing back, and writes their sections.
 pub(crate) fn writeback() -> Result<ExitCode> {
+    section(&BESIDE, "writeback-beside", &["writeback-beside"])?;
     section(&WRITEBACK, "writeback", &["writeback"])?;
     Ok(ExitCode::SUCCESS)
 }

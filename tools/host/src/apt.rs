@@ -103,6 +103,47 @@ impl Archive {
         Ok(())
     }
 
+    /// Downloads these packages and all that they depend on, and unpacks them in `folder`.
+    pub fn unpack_all(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        let names = packages.join(", ");
+        let step = progress::step(format!("fetching {names} with all that they need"));
+        let download = tempfile::tempdir_in(&self.folder).context("cannot make a folder for the download")?;
+        fs::create_dir(download.path().join("partial"))?;
+        let mut archives = std::ffi::OsString::from("Dir::Cache::archives=");
+        archives.push(download.path());
+        command::output(
+            self.apt("apt-get")
+                .args([
+                    "--quiet",
+                    "--yes",
+                    "--no-install-recommends",
+                    "--download-only",
+                    "-o",
+                ])
+                .arg(archives)
+                .arg("install")
+                .args(packages),
+        )
+        .with_context(|| {
+            format!(
+                "cannot fetch {names} from Debian's archive ({MIRROR}, {})",
+                self.suite
+            )
+        })?;
+        let mut unpacked = 0;
+        for entry in fs::read_dir(download.path())? {
+            let deb = entry?.path();
+            if deb.extension().is_some_and(|extension| extension == "deb") {
+                command::output(Command::new("dpkg").arg("-x").args([&deb, folder]))?;
+                unpacked += 1;
+            }
+        }
+        step.done(&format!(
+            "{names} and what they need unpacked, {unpacked} packages"
+        ));
+        Ok(())
+    }
+
     fn write_configuration(&self, keyring: &str) -> Result<()> {
         let context = || {
             format!(

@@ -36,6 +36,13 @@ pub fn note(what: &str) {
 }
 
 impl Step {
+    /// Says what it is at, on a terminal.
+    pub fn at(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(what.to_owned());
+        }
+    }
+
     /// Says what came of it.
     pub fn done(self, result: &str) {
         let seconds = self.started.elapsed().as_secs_f32();

@@ -34,6 +34,9 @@ pub struct Config {
     pub built: Vec<(PathBuf, String)>,
     /// Programs of this machine beside the usual ones, copied with their libraries.
     pub programs: Vec<String>,
+    /// The root of a system with systemd, which the guest boots: its command is run before that, as a service of it, and
+    /// after its shutdown, with `before`, `booted` or `after` as the last argument.
+    pub system: Option<PathBuf>,
     /// `/dev/vda`, `/dev/vdb` and so on.
     pub disks: Vec<Disk>,
     /// Whether the kernel's messages are shown as they come.
@@ -51,6 +54,7 @@ impl Default for Config {
             files: Vec::new(),
             built: Vec::new(),
             programs: Vec::new(),
+            system: None,
             disks: Vec::new(),
             console: false,
         }
@@ -69,6 +73,9 @@ impl Config {
         let mut arguments = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr watchdog_thresh=60 \
                              sysctl.kernel.hung_task_timeout_secs=240 random.trust_cpu=on damon_stat.enabled=0"
             .to_owned();
+        if self.system.is_some() {
+            arguments.push_str(" systemd.show_status=auto systemd.log_level=notice");
+        }
         if self.icount {
             arguments.push_str(" nowatchdog");
         }

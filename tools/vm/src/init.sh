@@ -26,6 +26,7 @@ ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 ip link set lo up
 for module in $(cat /etc/guest/modules); do modprobe "$module"; done
+[ ! -d /sysroot ] || exec /bin/sh /etc/guest/system
 
 exec 5<>/dev/hvc2 6<>/dev/hvc0 7<>/dev/hvc1
 # A console forgets its settings when no process has it open.

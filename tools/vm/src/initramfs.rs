@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::{archive, modules, programs};
+use crate::{archive, modules, programs, system};
 use host::setup::kernel::Kernel;
 use host::{cache, command, progress};
 
@@ -27,6 +27,8 @@ pub(crate) struct Additions {
     pub(crate) built: Vec<(PathBuf, String)>,
     /// Programs of this machine, copied with their libraries.
     pub(crate) programs: Vec<String>,
+    /// The root of a system to boot.
+    pub(crate) system: Option<PathBuf>,
     /// Modules to load beside those that are always loaded.
     pub(crate) modules: Vec<String>,
     /// The shell script that is the guest's command.
@@ -71,6 +73,9 @@ fn add<W: Write>(mut archive: archive::Writer<W>, additions: &Additions) -> Resu
     for (program, destination) in &additions.built {
         copy(&mut archive, program, destination)?;
     }
+    if let Some(root) = &additions.system {
+        system::add(&mut archive, root, &busybox()?)?;
+    }
     for (source, destination) in &additions.files {
         copy_tree(&mut archive, source, destination)?;
     }
@@ -86,7 +91,7 @@ fn base(kernel: &Kernel) -> Result<PathBuf> {
     {
         programs::add(program, &mut files)?;
     }
-    let busybox = command::find("busybox").context("busybox is missing: run `cargo xtask setup`")?;
+    let busybox = busybox()?;
     let key = key(kernel, &busybox, &files)?;
     let folder = cache::dir()?.join("initramfs");
     let path = folder.join(format!("{key:016x}.cpio"));
@@ -105,6 +110,10 @@ fn base(kernel: &Kernel) -> Result<PathBuf> {
         bytes.len() >> 20
     ));
     Ok(path)
+}
+
+fn busybox() -> Result<PathBuf> {
+    command::find("busybox").context("busybox is missing: run `cargo xtask setup`")
 }
 
 /// A number that changes when anything that goes into the archive does.

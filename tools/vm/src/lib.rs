@@ -10,6 +10,7 @@ mod initramfs;
 mod machine;
 mod modules;
 mod programs;
+mod system;
 mod watch;
 
 use std::fs::File;
@@ -27,6 +28,14 @@ use initramfs::Additions;
 use machine::{Machine, Received, Source};
 use watch::{Channel, Console};
 
+/// Variables of ours that the guest's command gets: what is printed, and how long and at which seed tests run.
+const VARIABLES: [&str; 5] = [
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "UBLK_BPF_SEED",
+    "UBLK_BPF_SWAPS",
+    "UBLK_BPF_ROUNDS",
+];
 /// Where guests have the server.
 const SERVER: &str = "/usr/local/bin/ublk-bpf";
 /// The guest was killed for taking too long.
@@ -84,6 +93,7 @@ pub fn run(config: &Config, kernel: &Kernel, argv: &[String], sink: &mut dyn Sin
         files: config.files.clone(),
         built: config.built.clone(),
         programs: config.programs.clone(),
+        system: config.system.clone(),
         modules: if config.disks.is_empty() {
             Vec::new()
         } else {
@@ -324,16 +334,16 @@ fn marker() -> String {
     format!("\u{4}end-{:016x}", RandomState::new().hash_one(0))
 }
 
-/// The guest's command as a shell script, with those of our variables that steer what is printed.
+/// The guest's command as a shell script, with our variables.
 fn script(argv: &[String]) -> String {
     let mut script = String::new();
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "UBLK_BPF_SEED", "UBLK_BPF_SWAPS"] {
+    for name in VARIABLES {
         if let Some(value) = std::env::var_os(name) {
             script.push_str(&format!("export {name}={}\n", command::quote(&value)));
         }
     }
     let words: Vec<String> = argv.iter().map(|word| command::quote(word.as_ref())).collect();
-    script.push_str(&format!("exec {}\n", words.join(" ")));
+    script.push_str(&format!("exec {} \"$@\"\n", words.join(" ")));
     script
 }
 

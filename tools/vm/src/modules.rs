@@ -17,7 +17,7 @@ use host::command;
 pub(crate) const AT_BOOT: [&str; 4] = ["ublk_drv", "loop", "dm_mod", "mq_deadline"];
 
 /// There for `modprobe`, where the kernel has them as modules.
-pub(crate) const AT_HAND: [&str; 15] = [
+pub(crate) const AT_HAND: [&str; 17] = [
     "brd",
     "null_blk",
     "nbd",
@@ -33,6 +33,8 @@ pub(crate) const AT_HAND: [&str; 15] = [
     "dm_writecache",
     "dm_zero",
     "dm_snapshot",
+    "nvmet_tcp",
+    "nvme_tcp",
 ];
 
 /// An unpacked module.

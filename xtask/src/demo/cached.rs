@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::device::{Device, heading, shown};
+use super::device::{Device, Steps, shown};
 use host::command;
 
 const BACKING_BYTES: u64 = 128 << 20;
@@ -20,9 +20,12 @@ const SET_BYTES: usize = 8 << 20;
 const BLOCKS: u64 = SET_BYTES as u64 / (64 << 10);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The steps of it.
+pub(super) const STEPS: usize = 2;
+
 /// Shows it.
-pub(super) fn show(folder: &Path) -> Result<()> {
-    heading("A cache before a slower device");
+pub(super) fn show(folder: &Path, steps: &mut Steps) -> Result<()> {
+    steps.next("a cache before a slower device");
     let (slow, fast) = (folder.join("slow.img"), folder.join("fast.img"));
     let content = pattern();
     let file = File::create(&slow).context("cannot make the slow file")?;
@@ -41,7 +44,7 @@ pub(super) fn show(folder: &Path) -> Result<()> {
     }
     device.stop()?;
 
-    heading("It is warm after a stop");
+    steps.next("it is warm after a stop");
     shown(Command::new("ublk-bpf").args(["cache", "inspect", &fast_text]))?;
     let device = Device::start(&slow, &options)?;
     read_all(&device, folder, &content)?;

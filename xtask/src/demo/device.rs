@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -63,9 +64,38 @@ impl Drop for Device {
     }
 }
 
-/// Begins a part.
-pub(super) fn heading(text: &str) {
-    println!("\n== {text}\n");
+/// The demo's steps, numbered, each with the time that it took.
+pub(super) struct Steps {
+    of: usize,
+    done: usize,
+    began: Instant,
+}
+
+impl Steps {
+    /// So many are to come.
+    pub(super) fn new(of: usize) -> Self {
+        Self {
+            of,
+            done: 0,
+            began: Instant::now(),
+        }
+    }
+
+    /// Ends one, and begins the next.
+    pub(super) fn next(&mut self, text: &str) {
+        self.end();
+        self.done += 1;
+        debug_assert!(self.done <= self.of, "there are {} steps", self.of);
+        println!("\n== Step {} of {}: {text}\n", self.done, self.of);
+        self.began = Instant::now();
+    }
+
+    /// Ends the last one.
+    pub(super) fn end(&self) {
+        if self.done > 0 {
+            println!("({:.1} s)", self.began.elapsed().as_secs_f32());
+        }
+    }
 }
 
 /// Runs a program, shows it and what it prints, and gives that back.

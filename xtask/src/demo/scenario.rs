@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use super::device::{Device, heading, shown};
+use super::device::{Device, Steps, shown};
 use super::{cached, tree};
 use host::command;
 
@@ -23,14 +23,13 @@ pub(crate) fn run(source: &Path, disk: Option<&Path>) -> Result<ExitCode> {
         .tempdir()
         .context("cannot make a folder for the demo")?;
     let outcome = scenario(source, disk, folder.path());
+    println!();
     match outcome {
         Ok(()) => {
-            heading("The result");
             println!("every byte was right");
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            heading("The result");
             println!("not right: {error:#}");
             Ok(ExitCode::FAILURE)
         }
@@ -48,7 +47,8 @@ fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
         scratch_mounts.mount(disk, &scratch)?;
     }
 
-    heading("A device on a file, each request classified by an eBPF program");
+    let mut steps = Steps::new(5 + cached::STEPS);
+    steps.next("a device on a file, each request classified by an eBPF program");
     let backing = scratch.join("disk.img");
     File::create(&backing)
         .and_then(|file| file.set_len(BACKING_BYTES))
@@ -57,7 +57,7 @@ fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
     // After the device, so that on the way out of an error it goes before it.
     let mut mounts = Mounts::default();
 
-    heading("A file system on it");
+    steps.next("a file system on it, and a source tree in and out");
     shown(
         Command::new("mkfs.ext4")
             .args(["-q", "-m", "0"])
@@ -66,24 +66,23 @@ fn scenario(source: &Path, disk: Option<&Path>, folder: &Path) -> Result<()> {
     mounts.mount(&device.path, &point)?;
     println!("mounted {} at {}", device.path.display(), point.display());
 
-    heading("A source tree in and out");
     copy_in_and_out(source, &device, &point, folder, &mut mounts)?;
 
-    heading("fio, random reads and writes, each block verified with its crc32c");
+    steps.next("fio, random reads and writes, each block verified with its crc32c");
     fio(&point)?;
     mounts.unmount_last()?;
     shown(Command::new("e2fsck").args(["-f", "-n"]).arg(&device.path))?;
 
-    heading("What was decided about it");
+    steps.next("what was decided about it");
     shown(Command::new("ublk-bpf").args(["stats", &device.id]))?;
 
-    heading("What bpftool shows of it");
+    steps.next("what bpftool shows of it");
     bpftool(&device)?;
 
-    heading("The end of it");
     device.stop()?;
 
-    cached::show(&scratch)?;
+    cached::show(&scratch, &mut steps)?;
+    steps.end();
     scratch_mounts.unmount_all()
 }
 

@@ -15,7 +15,7 @@ use super::sections::Sections;
 use super::tally::Tally;
 use host::setup::kernel::Kernel;
 use host::{command, progress, setup};
-use vm::{Config, Outcome, Sink};
+use vm::{Config, Disk, Outcome, Sink};
 
 /// Where the guest has the test programs.
 const FOLDER: &str = "/usr/local/lib/tests";
@@ -26,6 +26,12 @@ const CPUS: u32 = 4;
 const MEMORY_GIB: u64 = 4;
 /// A test is silent until it ends, and everything is slow under emulation.
 const SILENCE: Duration = Duration::from_secs(600);
+/// The test program of the guest with systemd: it is run before that is booted, as its service, and after its shutdown.
+const SYSTEM: &str = "systemd";
+/// It takes a third of that.
+const SYSTEM_LIMIT: Duration = Duration::from_secs(300);
+/// Of the guest with systemd, the disk that a device is on.
+const SYSTEM_DISK: u64 = 256 << 20;
 /// The programs that take longest, in this order: begun last, one of them would run alone at the end.
 const LONGEST: [&str; 5] = ["torture", "cache", "warm", "robust", "several"];
 
@@ -37,11 +43,16 @@ pub(super) fn run(
     live: bool,
 ) -> Result<Tally> {
     let kernel = setup::guest()?;
+    let (of_system, programs): (Vec<_>, Vec<_>) = programs.into_iter().partition(|(name, _)| name == SYSTEM);
+    // Its parts make one test.
+    let of_system = of_system.into_iter().next().filter(|_| filter.is_none());
+    let of_system = of_system
+        .map(|program| system(program, server.clone()))
+        .transpose()?;
     let names = longest_first(programs.iter().map(|(name, _)| name.clone()).collect());
     let cpus = available_parallelism().map_or(1, usize::from);
     let guests = at_once(names.len(), cpus, &std::fs::read_to_string("/proc/meminfo")?);
-    let place = |(name, path)| (path, format!("{FOLDER}/{name}"));
-    let config = Config {
+    let ordinary = Config {
         cpus: CPUS,
         memory: format!("{MEMORY_GIB}G"),
         silence: Some(SILENCE),
@@ -55,9 +66,25 @@ pub(super) fn run(
     ));
     let queue = Queue(Mutex::new(names.into()));
     let mut tally = Tally::default();
+    let live = live && guests == 1;
+    let run = |config: Option<&Config>| {
+        let mut tally = Tally::default();
+        if let Some(config) = config {
+            tally = one_guest(config, &kernel, &script_of_system(), &Queue::default(), live)?;
+        }
+        if !queue.names().is_empty() {
+            tally.absorb(one_guest(&ordinary, &kernel, &script(filter), &queue, live)?);
+        }
+        Ok::<_, anyhow::Error>(tally)
+    };
+    let run = &run;
     std::thread::scope(|scope| {
-        let one = || one_guest(&config, &kernel, &script(filter), &queue, live && guests == 1);
-        let started: Vec<_> = (0..guests).map(|_| scope.spawn(one)).collect();
+        // The first has that guest before its own.
+        let configs = std::iter::once(of_system.as_ref()).chain(std::iter::repeat(None));
+        let started: Vec<_> = configs
+            .take(guests)
+            .map(|config| scope.spawn(move || run(config)))
+            .collect();
         for guest in started {
             tally.absorb(guest.join().map_err(|_| anyhow!("a guest's thread panicked"))??);
         }
@@ -67,6 +94,23 @@ pub(super) fn run(
         tally.fail(&format!("{name} was not run: no guest was left"));
     }
     Ok(tally)
+}
+
+/// The guest with systemd, for its test program.
+fn system(program: (String, PathBuf), server: (PathBuf, String)) -> Result<Config> {
+    Ok(Config {
+        memory: "2G".to_owned(),
+        timeout: Some(SYSTEM_LIMIT),
+        built: vec![place(program), server],
+        system: Some(setup::system()?),
+        disks: vec![Disk { bytes: SYSTEM_DISK }],
+        ..Config::default()
+    })
+}
+
+/// A test program, and where the guest has it.
+fn place((name, path): (String, PathBuf)) -> (PathBuf, String) {
+    (path, format!("{FOLDER}/{name}"))
 }
 
 /// Runs programs of the queue in one guest until none is left.
@@ -100,6 +144,7 @@ fn one_guest(
 }
 
 /// The programs that no guest has begun.
+#[derive(Default)]
 struct Queue(Mutex<VecDeque<String>>);
 
 impl Queue {
@@ -161,14 +206,24 @@ fn longest_first(mut names: Vec<String>) -> Vec<String> {
 
 /// What a guest runs: the test programs that it is given, one test at a time, and on after a failure.
 fn script(filter: Option<&str>) -> [String; 3] {
+    // What a failed test has left must not fail others.
     let filter = filter.map_or_else(String::new, |filter| command::quote(filter.as_ref()));
     let script = format!(
         "exec 5<>{CONTROL}; status=0; \
          while echo next >&5 && read -r program <&5 && [ -n \"$program\" ]; do \
          echo; echo \"     Running $program (guest)\"; \
-         {FOLDER}/\"$program\" --test-threads=1 {filter} 5>&- || status=1; done; exit $status"
+         {FOLDER}/\"$program\" --test-threads=1 {filter} 5>&- && continue; \
+         status=1; ublk-bpf stop --all --force 5>&-; done; exit $status"
     );
     ["sh".to_owned(), "-c".to_owned(), script]
+}
+
+/// What a guest with systemd runs three times: the tests of the module that its argument names.
+fn script_of_system() -> [String; 4] {
+    let script = format!(
+        "echo; echo \"     Running {SYSTEM}, $1 (guest)\"; exec {FOLDER}/{SYSTEM} --test-threads=1 \"$1::\""
+    );
+    ["sh".to_owned(), "-c".to_owned(), script, "sh".to_owned()]
 }
 
 #[cfg(test)]

@@ -9,12 +9,13 @@ use host::{build, workspace};
 
 const GUEST_TESTS: &str = "tests/guest";
 /// The packages of policies that the tests attach, and where the guest has the objects.
-const POLICIES: [&str; 5] = [
+const POLICIES: [&str; 6] = [
     "tests/policies",
     "examples/cgroup-tiers",
     "examples/metadata-first",
     "examples/pin-range",
     "examples/size-histogram",
+    "examples/writeback-for-database",
 ];
 const POLICY_FOLDER: &str = "/root/policies";
 
@@ -50,7 +51,7 @@ pub(super) fn obtain(options: &Options) -> Result<Vec<(String, PathBuf)>> {
         cargo.args(options.programs.iter().flat_map(|name| ["--test", name]));
     }
     let manifest = workspace::root()?.join(GUEST_TESTS).join("Cargo.toml");
-    let made = build::programs(&mut cargo)?.into_iter();
+    let made = build::programs("the tests", &mut cargo)?.into_iter();
     let of_guest = made.filter(|(made_of, _)| made_of.profile.test && made_of.manifest_path == manifest);
     Ok(of_guest
         .map(|(made_of, path)| (made_of.target.name, path))

@@ -1,11 +1,11 @@
 //! Sector contents: a function of the write and the position, so that any content identifies its origin.
 
 /// Bytes of the unit in which content is identified. A disk writes this much atomically.
-pub(super) const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 /// The version of a sector of zeroes.
-pub(super) const ZEROES: u64 = 0;
+pub(crate) const ZEROES: u64 = 0;
 /// The version written before the first operation; operation N writes version N + 2.
-pub(super) const FIRST: u64 = 1;
+pub(crate) const FIRST: u64 = 1;
 
 /// Bytes at the start of a sector for its version, position and a checksum of both; the rest is from the table.
 const HEADER: usize = 24;
@@ -13,13 +13,13 @@ const TABLE: usize = 1 << 16;
 
 /// The contents for a seed.
 #[derive(Debug)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     seed: u64,
     table: Vec<u8>,
 }
 
 impl Pattern {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let words = (0..TABLE as u64 / 8).map(|i| mix(seed ^ mix(i)));
         Self {
             seed,
@@ -28,7 +28,7 @@ impl Pattern {
     }
 
     /// Fills the buffer with version `version` of the sectors from `first` on.
-    pub(super) fn fill(&self, buffer: &mut [u8], first: u64, version: u64) {
+    pub(crate) fn fill(&self, buffer: &mut [u8], first: u64, version: u64) {
         for (position, sector) in (first..).zip(buffer.chunks_exact_mut(SECTOR)) {
             let (header, body) = self.sector(position, version);
             sector[..HEADER].copy_from_slice(&header);
@@ -37,7 +37,7 @@ impl Pattern {
     }
 
     /// Where `found` differs from this version of the sector; `None` if nowhere.
-    pub(super) fn difference(&self, found: &[u8], position: u64, version: u64) -> Option<usize> {
+    pub(crate) fn difference(&self, found: &[u8], position: u64, version: u64) -> Option<usize> {
         if version == ZEROES {
             return first_difference(found, &[0; SECTOR]);
         }
@@ -47,7 +47,7 @@ impl Pattern {
     }
 
     /// The version and position whose complete content `found` holds.
-    pub(super) fn origin(&self, found: &[u8]) -> Option<(u64, u64)> {
+    pub(crate) fn origin(&self, found: &[u8]) -> Option<(u64, u64)> {
         let (version, position) = (version(found), word(found, 8));
         self.difference(found, position, version)
             .is_none()
@@ -67,12 +67,12 @@ impl Pattern {
 }
 
 /// The version that a sector claims to be.
-pub(super) fn version(sector: &[u8]) -> u64 {
+pub(crate) fn version(sector: &[u8]) -> u64 {
     word(sector, 0)
 }
 
 /// A pseudorandom hash of a number (the finaliser of splitmix64).
-pub(super) fn mix(number: u64) -> u64 {
+pub(crate) fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

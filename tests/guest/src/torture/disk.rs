@@ -66,7 +66,7 @@ pub trait Disk: Sync {
 
 /// A block device or file, accessed with direct I/O.
 #[derive(Debug)]
-pub(super) struct Direct {
+pub(crate) struct Direct {
     plain: File,
     forced: File,
     size: u64,
@@ -76,7 +76,7 @@ pub(super) struct Direct {
 
 impl Direct {
     /// Opens it read-write or read-only.
-    pub(super) fn open(path: &Path, writable: bool) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, writable: bool) -> io::Result<Self> {
         let open = |flags| {
             OpenOptions::new()
                 .read(true)

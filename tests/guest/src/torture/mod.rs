@@ -6,8 +6,8 @@
 //!
 //! Operation N of a seed is always the same, regardless of the thread that runs it.
 
-mod content;
-mod disk;
+pub(crate) mod content;
+pub(crate) mod disk;
 mod model;
 
 use std::fmt;
@@ -324,7 +324,7 @@ struct Operation {
 impl Operation {
     /// Operation `number` of a seed on a disk of `size` bytes.
     fn choose(disk: &dyn Disk, size: u64, seed: u64, number: u64) -> Self {
-        let mut dice = Dice(mix(seed) ^ mix(!number));
+        let mut dice = Dice::new(mix(seed) ^ mix(!number));
         let kind = Kind::choose(&mut dice, disk.has_discard());
         let unit = match kind {
             Kind::Zero { .. } => disk.zeroing_unit(),
@@ -394,15 +394,23 @@ impl Done {
 }
 
 /// A pseudorandom sequence.
-struct Dice(u64);
+#[derive(Debug)]
+pub struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    /// The sequence of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below the limit.
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(1);
         mix(self.0) % limit.max(1)
     }
 
-    fn percent(&mut self, chance: u64) -> bool {
+    /// Whether something of this chance in percent happens.
+    pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
 }
@@ -417,13 +425,12 @@ fn describe(pattern: &Pattern, range: &Range<u64>, found: &[u8], wrong: &model::
     let sector = wrong.byte / SECTOR * SECTOR;
     let content = &found[sector..sector + SECTOR];
     let position = (range.start + sector as u64) / SECTOR as u64;
-    let is = match pattern.origin(content) {
-        Some((version, _)) if version == ZEROES => name(version),
-        Some((version, place)) if place == position => name(version),
-        Some((version, place)) => format!("what belongs to sector {place}: {}", name(version)),
-        None => format!("nothing that was ever written whole: {:02x?}...", &content[..32]),
-    };
-    let may: Vec<String> = wrong.possible.iter().map(|&version| name(version)).collect();
+    let is = origin(pattern, position, content);
+    let may: Vec<String> = wrong
+        .possible
+        .iter()
+        .map(|&version| version_name(version))
+        .collect();
     format!(
         "the first wrong byte is {}: sector {position} holds {is}; it may hold {}",
         range.start + wrong.byte as u64,
@@ -431,7 +438,17 @@ fn describe(pattern: &Pattern, range: &Range<u64>, found: &[u8], wrong: &model::
     )
 }
 
-fn name(version: u64) -> String {
+/// Where the content of a sector is from, in words.
+pub(crate) fn origin(pattern: &Pattern, position: u64, content: &[u8]) -> String {
+    match pattern.origin(content) {
+        Some((version, _)) if version == ZEROES => version_name(version),
+        Some((version, place)) if place == position => version_name(version),
+        Some((version, place)) => format!("what belongs to sector {place}: {}", version_name(version)),
+        None => format!("nothing that was ever written whole: {:02x?}...", &content[..32]),
+    }
+}
+
+pub(crate) fn version_name(version: u64) -> String {
     match version {
         ZEROES => "zeroes".to_owned(),
         FIRST => "the first content".to_owned(),
@@ -439,7 +456,7 @@ fn name(version: u64) -> String {
     }
 }
 
-fn at(range: &Range<u64>) -> String {
+pub(crate) fn at(range: &Range<u64>) -> String {
     format!("{} bytes at {}", range.end - range.start, range.start)
 }
 

@@ -4,9 +4,10 @@ use std::fmt;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use host::command;
-use serde_json::Value;
+
+use crate::fio::JobResult;
 
 /// The table's first two lines.
 pub(crate) const HEAD: &str = "\
@@ -109,25 +110,15 @@ fn fio(device: &Path, mib: u64) -> Command {
 }
 
 fn parse(text: &str) -> Result<Measured> {
-    // Notes may come before the JSON.
-    let json = &text[text.find('{').context("fio printed no result")?..];
-    let result: Value = serde_json::from_str(json).context("fio's result is no JSON")?;
-    let job = &result["jobs"][0];
-    let number = |path: &str| {
-        let value = job.pointer(path).and_then(Value::as_f64);
-        value.with_context(|| format!("fio's result has no number {path}"))
-    };
-    ensure!(number("/error")? == 0.0, "fio reports an error");
-    let sum = |what: &str| Ok(number(&format!("/read/{what}"))? + number(&format!("/write/{what}"))?);
-    let sum: [Result<f64>; 2] = ["iops", "bw_bytes"].map(sum);
-    let [iops, bytes] = sum;
-    let way = if number("/read/iops")? > 0.0 {
+    let job = JobResult::parse(text)?;
+    let [iops, bytes] = ["iops", "bw_bytes"].map(|what| job.sum(what));
+    let way = if job.number("/read/iops")? > 0.0 {
         "read"
     } else {
         "write"
     };
     let latency = ["mean", "percentile/99.000000", "percentile/99.900000"]
-        .map(|what| number(&format!("/{way}/clat_ns/{what}")));
+        .map(|what| job.number(&format!("/{way}/clat_ns/{what}")));
     let [mean, most, nearly_all] = latency;
     Ok(Measured {
         iops: iops?,

@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::fio::{self, Job, Summary};
 use crate::hits;
 use crate::ours::Device;
-use crate::peers::FAST;
+use crate::peers::{FAST, fill};
 use crate::sizes::{RANGE_MIB, SETTLE};
 use stacks::{Counted, Stack};
 
@@ -49,24 +49,40 @@ pub struct Case {
     /// What the page calls it.
     pub title: &'static str,
     start: fn() -> Result<Device>,
+    /// What the client does in place of random reads at depth 128.
+    load: &'static [&'static str],
 }
 
 /// In the order of the page.
-pub const CASES: [Case; 3] = [
+pub const CASES: [Case; 4] = [
     Case {
         name: "null",
         title: "null",
-        start: || passthrough("null:8G,unfilled"),
+        start: || Device::passthrough("null:8G,unfilled"),
+        load: &[],
     },
     Case {
         name: "passthrough",
         title: "passthrough",
-        start: || passthrough(FAST),
+        start: || Device::passthrough(FAST),
+        load: &[],
     },
     Case {
         name: "hit",
         title: "hit",
         start: hit,
+        load: &[],
+    },
+    Case {
+        name: "write-back",
+        title: "write-back",
+        start: written_back,
+        load: &[
+            "--rw=randwrite",
+            "--iodepth=32",
+            "--iodepth_batch=16",
+            "--iodepth_batch_complete_min=16",
+        ],
     },
 ];
 
@@ -84,10 +100,10 @@ pub fn measure_all() -> Result<()> {
             block: "4k",
             range_mib: Some(RANGE_MIB),
         };
-        let iops = median_iops(&job)?;
+        let iops = median_iops(&job, case.load)?;
         let mut counted = Counted::new();
         for period in PERIODS {
-            let more = sample(&job, period).with_context(|| format!("profiling {}", case.name))?;
+            let more = sample(&job, case.load, period).with_context(|| format!("profiling {}", case.name))?;
             more.into_iter()
                 .for_each(|(stack, count)| *counted.entry(stack).or_default() += count);
         }
@@ -102,16 +118,11 @@ pub fn measure_all() -> Result<()> {
 }
 
 /// Without perf. The first run after a start costs more, and does not count.
-fn median_iops(job: &Job<'_>) -> Result<f64> {
+fn median_iops(job: &Job<'_>, load: &[&str]) -> Result<f64> {
     let runs: Result<Vec<f64>> = (0..=RUNS)
-        .map(|_| Ok(fio::run(job, &[IN_FLIGHT, "--runtime=200ms"])?.iops))
+        .map(|_| Ok(fio::run(job, &[&[IN_FLIGHT, "--runtime=200ms"], load].concat())?.iops))
         .collect();
     Ok(Summary::of(runs?.split_off(1))?.median)
-}
-
-fn passthrough(backing: &str) -> Result<Device> {
-    let queue = ["--queues", "1", "--depth", "128", "--policy", "passthrough"];
-    Device::start(&[["--backing", backing].as_slice(), &queue].concat())
 }
 
 /// A cache that has what will be read, on a ram disk whose pages are as empty as passthrough's.
@@ -121,9 +132,16 @@ fn hit() -> Result<Device> {
     Ok(device)
 }
 
-/// The stacks of fio's reads, one every `period` instructions.
-fn sample(job: &Job<'_>, period: u32) -> Result<Counted> {
-    let reads = fio::command(job, &[IN_FLIGHT, SAMPLED]);
+/// A cache that has what will be written, all of it dirty already.
+fn written_back() -> Result<Device> {
+    let device = hits::warm_in("write-back", RANGE_MIB, 1, DEPTH)?;
+    fill(&device.path().to_string_lossy(), RANGE_MIB)?;
+    Ok(device)
+}
+
+/// The stacks of fio's I/Os, one every `period` instructions.
+fn sample(job: &Job<'_>, load: &[&str], period: u32) -> Result<Counted> {
+    let reads = fio::command(job, &[&[IN_FLIGHT, SAMPLED], load].concat());
     let mut record = Command::new("perf");
     // Without build ids: to read those of all that ran takes perf seconds after the last sample.
     record.args(["record", "-q", "-B", "-N", "-a", "-e", "cpu-clock", "-g"]);

@@ -9,7 +9,7 @@ mod depth;
 mod devices;
 mod filling;
 mod loads;
-mod queues;
+pub(crate) mod queues;
 mod size;
 mod waiting;
 

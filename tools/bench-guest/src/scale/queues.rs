@@ -91,15 +91,15 @@ fn arrived(device: &Device) -> Result<f64> {
 
 /// What CPUs do to one another, since the boot.
 #[derive(Debug, PartialEq)]
-struct Activity {
-    switches: f64,
+pub(crate) struct Activity {
+    pub(crate) switches: f64,
     /// Calls and reschedulings.
     ipis: f64,
     ticks: f64,
 }
 
 impl Activity {
-    fn now() -> Result<Self> {
+    pub(crate) fn now() -> Result<Self> {
         let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
         Self::parse(&read("/proc/stat")?, &read("/proc/interrupts")?)
     }
@@ -120,7 +120,7 @@ impl Activity {
         })
     }
 
-    fn since(&self, before: &Self) -> Self {
+    pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
             switches: self.switches - before.switches,
             ipis: self.ipis - before.ipis,

@@ -36,6 +36,7 @@ pub(crate) fn kinds() -> Result<Vec<Kind>> {
         kind("bcache, writeback", || bcache("writeback")),
         kind("dm-cache, writethrough", || dm_cache("writethrough")),
         kind("bcache, writethrough", || bcache("writethrough")),
+        kind("**ublk-bpf, passthrough**", passthrough),
         kind("**ublk-bpf, write-through**", || ours("write-through")),
     ];
     if writes_back()? {
@@ -119,6 +120,11 @@ impl Subject for Ours {
     fn servers(&self) -> Vec<u32> {
         self.0.server().into_iter().collect()
     }
+}
+
+/// Without a cache: what any ublk server pays.
+fn passthrough() -> Result<Box<dyn Subject>> {
+    Ok(Box::new(Ours(Device::passthrough(SLOW)?)))
 }
 
 fn ours(mode: &str) -> Result<Box<dyn Subject>> {

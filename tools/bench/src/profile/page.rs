@@ -16,7 +16,8 @@ pub(super) fn section(profiles: &[Profile]) -> String {
     let intro = format!(
         "4k random reads, one queue of depth 128, by fio's io_uring, on the instruction clock, one CPU: **null** (backing \
          `null:8G,unfilled`, policy passthrough), **passthrough** (to an empty ram disk) and **hit** (policy lru, all \
-         that is read is in the cache, on a ram disk without pages).\n\n\
+         that is read is in the cache, on a ram disk without pages). 4k random writes to what is dirty in the cache: \
+         **write-back** (depth 32).\n\n\
          `cargo xtask bench --only profile` measures it: `perf record -e cpu-clock` samples the whole guest every \
          {} to {} ns in {} runs, which are as many instructions. The shares are those of the samples; the sum is 1e9 divided by the \
          IOPS of runs without perf. A sample goes to the part of its innermost function that \
@@ -40,7 +41,7 @@ pub(super) fn section(profiles: &[Profile]) -> String {
 fn table(profiles: &[Profile]) -> String {
     let mut table = "| part |".to_owned();
     for profile in profiles {
-        table.push_str(&format!(" {}, instr./I/O | % |", profile.case.title));
+        table.push_str(&format!(" {}: instr. | % |", profile.case.title));
     }
     table.push_str(&format!("\n|---|{}\n", "---:|---:|".repeat(profiles.len())));
     for part in Part::ALL {

@@ -7,6 +7,7 @@ pub mod headers;
 pub mod kernel;
 pub mod packages;
 pub mod rust_src;
+pub mod system;
 
 use std::path::PathBuf;
 
@@ -50,6 +51,17 @@ pub fn guest() -> Result<Kernel> {
     }
 }
 
+/// The root file system with systemd for the guest that boots one.
+pub fn system() -> Result<PathBuf> {
+    match system::present()? {
+        Some(folder) => Ok(folder),
+        None => {
+            let _lock = cache::lock()?;
+            system::obtain()
+        }
+    }
+}
+
 /// The kernel's headers that the tests compare with.
 pub fn kernel_headers() -> Result<()> {
     if headers::present()?.is_none() {
@@ -78,6 +90,9 @@ pub fn missing() -> Result<Vec<String>> {
     }
     if kernel::present()?.is_none() {
         missing.push("a Linux >= 7.0 kernel for the guest".to_owned());
+    }
+    if system::present()?.is_none() {
+        missing.push("a system with systemd for the guest".to_owned());
     }
     if headers::present()?.is_none() {
         missing.push("the kernel's headers".to_owned());
