@@ -11,7 +11,7 @@ fn a_wrong_configuration_is_told_with_its_line() {
     for (text, why) in [
         (
             "backing = \"mem:1M\"\ncaches = \"x\"\n",
-            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `policy-memory`, `id`, `name`, `queues`, `depth`, `logical-block`, `scheduler`, `read-only`, `daemon`, `recover-waiting`, `metrics`, `recovery`, `allow-lossy`, `observe`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "line 2: unknown field `caches`, expected one of `backing`, `policy`, `policy-memory`, `id`, `name`, `queues`, `depth`, `logical-block`, `scheduler`, `read-only`, `daemon`, `recover-waiting`, `metrics`, `recovery`, `allow-lossy`, `observe`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `dirty-high`, `clean-limit`, `device`",
         ),
         ("depth = 0\n", "line 1: depth is 0: give 1 to 4096"),
         ("id = 2000000\n", "line 1: id is 2000000: give 0 to 1048575"),
@@ -64,7 +64,7 @@ fn several_devices_are_checked_before_one_is_made() {
     for (text, line) in [
         (
             "[[device]]\n[[device]]\ndepht = 4\n",
-            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `policy-memory`, `id`, `name`, `queues`, `depth`, `logical-block`, `scheduler`, `read-only`, `daemon`, `recover-waiting`, `metrics`, `recovery`, `allow-lossy`, `observe`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `device`",
+            "configuration c.toml: line 3: unknown field `depht`, expected one of `backing`, `policy`, `policy-memory`, `id`, `name`, `queues`, `depth`, `logical-block`, `scheduler`, `read-only`, `daemon`, `recover-waiting`, `metrics`, `recovery`, `allow-lossy`, `observe`, `cache`, `cache-block`, `cache-mode`, `cache-eviction`, `promote-limit`, `dirty-high`, `clean-limit`, `device`",
         ),
         (
             "backing = \"a\"\n[[device]]\n",

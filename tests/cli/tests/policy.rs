@@ -5,6 +5,9 @@ use std::path::Path;
 
 use cli_tests::{refused, run_in};
 
+/// Objects of policies, good and bad.
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/policy_object");
+
 #[test]
 fn a_policy_that_cannot_be_one_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -36,10 +39,7 @@ fn a_policy_that_cannot_be_one_is_named() {
 
 #[test]
 fn a_policy_that_does_what_it_may_not_is_refused_with_its_line() {
-    let folder = Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../fuzz/corpus/policy_object"
-    ));
+    let folder = Path::new(CORPUS);
     for (name, what) in [
         ("hang.o", "it calls the helper `bpf_loop` (hang.c:5: `"),
         ("kill.o", "it calls the helper `bpf_send_signal` (kill.c:3: `"),
@@ -77,4 +77,53 @@ fn a_policy_that_does_what_it_may_not_is_refused_with_its_line() {
         "{}",
         small.stderr
     );
+}
+
+#[test]
+fn a_check_describes_an_object_without_a_device_and_says_whether_the_verifier_was_asked() {
+    let folder = Path::new(CORPUS);
+    let outcome = run_in(folder, &["policy", "check", "good-cgroup-tiers.o"]);
+    assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
+    for words in [
+        "object     good-cgroup-tiers.o",
+        "entry      policy, in section freplace/policy: ",
+        "interface  version 1 (it states none, as older objects do)",
+        "licence    Dual MIT/GPL",
+        "helpers    bpf_get_current_cgroup_id, bpf_map_lookup_elem",
+        "maps       tiers: hash of 1024, u64 (8 bytes) => Tier (4 bytes), ",
+        "reasons    none",
+    ] {
+        assert!(
+            outcome.stdout.contains(words),
+            "no {words} in\n{}",
+            outcome.stdout
+        );
+    }
+    let last = outcome.stdout.lines().last().unwrap();
+    let is_answer = last.starts_with("verifier   takes it: ") || last.starts_with("verifier   not asked: ");
+    assert!(is_answer, "{last}");
+
+    let json = run_in(folder, &["policy", "check", "--json", "good-cgroup-tiers.o"]);
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["abi"], 1);
+    assert_eq!(json["maps"][0]["name"], "tiers");
+    assert!(json["refused"].is_null());
+    assert_ne!(
+        json["not_asked"].is_null(),
+        json["verified_instructions"].is_null()
+    );
+}
+
+#[test]
+fn a_check_fails_for_what_is_no_policy() {
+    let outcome = run_in(Path::new(CORPUS), &["policy", "check", "hang.o"]);
+    assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+    assert!(
+        outcome
+            .stderr
+            .starts_with("ublk-bpf: hang.o cannot be a policy: it calls the helper `bpf_loop`"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outcome.stderr.lines().count(), 1);
 }

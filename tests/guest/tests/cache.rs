@@ -17,9 +17,9 @@ use ublk_bpf_guest::{
 /// Size of the devices, in MiB, and of a much smaller cache: 5 %.
 const MIB: u64 = 80;
 const SMALL: u64 = 4;
-/// Operations of a torture with ordered and with overlapping accesses: 50,000 in all.
-const ORDERED: u64 = 40_000;
-const OVERLAPPING: u64 = 10_000;
+/// Operations of a torture with ordered and with overlapping accesses: 60,000 in all four.
+const ORDERED: u64 = 12_000;
+const OVERLAPPING: u64 = 3_000;
 /// Policies that are swapped during a torture; one returns random bytes.
 const POLICIES: [&str; 6] = [
     "auto",

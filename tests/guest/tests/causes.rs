@@ -146,7 +146,7 @@ fn a_thread_that_cannot_be_is_told_by_its_limit() {
     assert_eq!(
         said,
         format!(
-            "cannot start the log's thread: the control group {group} has 1 of at most 1 tasks: raise its pids.max (TasksMax=)"
+            "cannot start the process that stops devices: the control group {group} has 1 of at most 1 tasks: raise its pids.max (TasksMax=)"
         )
     );
     nothing_is_left();

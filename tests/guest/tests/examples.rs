@@ -65,19 +65,12 @@ fn promoted(device: &Device, blocks: u64) -> u64 {
     cache(device, "promoted")
 }
 
-/// Numbers as `bpftool map update` takes them: bytes, little endian.
-fn bytes(numbers: &[u64]) -> Vec<String> {
-    let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
-    bytes.map(|byte| byte.to_string()).collect()
-}
-
-fn update(device: &Device, map: &str, key: &[String], value: &[String]) {
-    let map = device.pins().join("maps").join(map).display().to_string();
-    let mut args = vec!["map", "update", "pinned", &map, "key"];
-    args.extend(key.iter().map(String::as_str));
-    args.push("value");
-    args.extend(value.iter().map(String::as_str));
-    run("bpftool", &args);
+/// Sets a value in a map of the policy, and returns what the command prints.
+fn set(device: &Device, map: &str, key: &str, value: &str) -> String {
+    let id = device.id();
+    let mut args = vec!["policy", "map", &id, map, "set", key];
+    args.extend(value.split(' '));
+    run("ublk-bpf", &args)
 }
 
 #[test]
@@ -85,11 +78,12 @@ fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     let device = device("cgroup-tiers");
     let cgroup = Path::new("/sys/fs/cgroup/backup");
     std::fs::create_dir_all(cgroup).expect("a cgroup");
-    let id: u64 = run("stat", &["-c", "%i", "/sys/fs/cgroup/backup"])
-        .trim()
-        .parse()
-        .expect("an inode number");
-    update(&device, "tiers", &bytes(&[id]), &bytes(&[1])[..4]);
+    assert_eq!(
+        set(&device, "tiers", "/sys/fs/cgroup/backup", "tier=1"),
+        "tier=1\n"
+    );
+    let tiers = run("ublk-bpf", &["policy", "map", &device.id(), "tiers"]);
+    assert_eq!(tiers, "KEY      VALUE\n/backup  tier=1\n");
 
     read(&device, 0, 32);
     read(&device, 0, 32);
@@ -103,6 +97,9 @@ fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     assert_eq!(promoted(&device, 32), before);
     assert_eq!(cache(&device, "evicted"), 0);
     assert_eq!(code(&device, 1), 2 * 1024);
+    let stats = run("ublk-bpf", &["stats", &device.id()]);
+    let named = stats.lines().find(|line| line.trim_start().starts_with("bulk "));
+    assert!(named.is_some_and(|line| line.ends_with(" 2048")), "{stats}");
     let before = device.counter("hits");
     read(&device, 0, 32);
     assert_eq!(device.counter("hits") - before, 32);
@@ -114,13 +111,24 @@ fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
 fn pin_range_keeps_pinned_and_rejects_banned_blocks() {
     let device = device("pin-range");
     let sectors = |blocks: u64| blocks * BLOCK / 512;
-    let index = |index: u64| bytes(&[index])[..4].to_vec();
-    update(&device, "ranges", &index(0), &bytes(&[0, sectors(16) - 1, 1]));
-    update(
+    // The first MiB, sixteen blocks, and the next one.
+    let last = sectors(16) - 1;
+    set(
         &device,
         "ranges",
-        &index(1),
-        &bytes(&[sectors(16), sectors(32) - 1, 2]),
+        "0",
+        &format!("first_sector=0 last_sector={last} rule=1"),
+    );
+    let last = sectors(32) - 1;
+    let said = set(
+        &device,
+        "ranges",
+        "1",
+        &format!("first_sector=1M last_sector={last} rule=2"),
+    );
+    assert_eq!(
+        said,
+        format!("first_sector={} last_sector={last} rule=2\n", sectors(16))
     );
 
     read(&device, 0, 16);

@@ -57,10 +57,24 @@ fn the_page_of_operations_works_as_it_stands() {
     nothing_is_left();
 }
 
+/// The hits of all reads, in per cent.
+fn hits(stats: &str) -> f64 {
+    let line = stats
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("hits of all reads"));
+    let words = line.into_iter().flat_map(str::split_whitespace);
+    let numbers: Vec<f64> = words.filter_map(|word| word.parse().ok()).collect();
+    *numbers
+        .first()
+        .unwrap_or_else(|| panic!("no hits of all reads in {stats}"))
+}
+
 #[test]
 fn the_page_of_observability_works_as_it_stands() {
+    // Where `cgroup-tiers.o` is.
+    std::env::set_current_dir("/root/policies").unwrap_or_else(|e| panic!("{e}"));
     let done = performed(OBSERVABILITY);
-    let [table, json] = said(&done, "ublk-bpf stats")[..] else {
+    let [table, json] = said(&done, "ublk-bpf stats 0")[..] else {
         panic!("{done:#?}")
     };
     assert!(table.starts_with("since start "), "{table}");
@@ -77,6 +91,11 @@ fn the_page_of_observability_works_as_it_stands() {
         let command = format!("bpftool map dump pinned /sys/fs/bpf/ublk-bpf/ublkb0/{map}");
         assert!(said(&done, &command)[0].contains(field), "{map}");
     }
+    let [alone, with_backups, mended] = said(&done, "ublk-bpf stats 2")[..] else {
+        panic!("{done:#?}")
+    };
+    assert!(hits(alone) > hits(with_backups) + 5.0, "{alone}\n{with_backups}");
+    assert!(mended.contains("\n  bulk                  3072\n"), "{mended}");
     let metrics = Families::parse(said(&done, "wget")[0]);
     assert_eq!(metrics.family("ublk_bpf_requests").kind, "counter");
     nothing_is_left();

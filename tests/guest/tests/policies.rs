@@ -39,6 +39,31 @@ fn a_hostile_policy_costs_time_and_nothing_else() {
 }
 
 #[test]
+fn policies_share_the_devices_view_of_its_cache_and_cannot_write_it() {
+    /// `BPF_F_RDONLY_PROG`
+    const READ_ONLY: u64 = 1 << 7;
+    let device = Device::run(&["--backing", "mem:8M", "--cache", "mem:4M", "--policy", "auto"]);
+    let map = |pin: &str| {
+        let pin = device.pins().join(pin).display().to_string();
+        let map = run_json("bpftool", &["-j", "map", "show", "pinned", &pin]);
+        ["id", "flags"].map(|field| {
+            map[field]
+                .as_u64()
+                .unwrap_or_else(|| panic!("no {field}: {map:#}"))
+        })
+    };
+    let [id, flags] = map("ublk_cache");
+    assert_eq!(flags & READ_ONLY, READ_ONLY);
+    for policy in ["auto", "frugal", "scan-resistant"] {
+        device.swap(policy);
+        assert_eq!(map("maps/ublk_cache")[0], id, "{policy}");
+    }
+    device.swap("lru");
+    assert!(!device.pins().join("maps/ublk_cache").exists());
+    device.stop();
+}
+
+#[test]
 fn a_verifier_refusal_names_the_line_and_a_remedy() {
     let device = Device::run(&["--backing", "mem:8M"]);
     // Not `refused-long`: the verifier writes 15 MB about it, which takes it half a minute under emulation.
@@ -56,7 +81,15 @@ fn a_verifier_refusal_names_the_line_and_a_remedy() {
             "bounds.rs:18: `if",
             "mask it",
         ),
-        ("panics", "not an exit", "", "may panic"),
+        ("panics", "not an exit", "panics.rs:9: `if", "use `get`"),
+        ("divides", "not an exit", "divides.rs:7: `if", "use `checked_div`"),
+        (
+            "unwraps",
+            "not an exit",
+            "before unwraps.rs:13: `if",
+            "use `match`",
+        ),
+        ("past", "stack", "past.rs:14: `let Some(limits)", "may be a copy"),
     ] {
         let said = refused(&[
             "policy",
@@ -217,6 +250,12 @@ fn a_user_policy_counts_in_its_own_map() {
         .run();
     let map = device.pins().join("maps/sizes").display().to_string();
     let rows = run_json("bpftool", &["-j", "map", "dump", "pinned", &map]);
+    // By our own command: the sum over CPUs.
+    let sizes = run("ublk-bpf", &["policy", "map", &device.id(), "sizes", "get", "5"]);
+    let counts = format!("reads={} writes={}", done.reads, done.writes);
+    assert!(sizes.contains(&counts), "no {counts} in {sizes}");
+    let set = refused(&map_command(&device.id(), "sizes set 5 reads=1"));
+    assert!(set.contains("a value for each CPU"), "{set}");
     let count = |row: usize, field: &str| -> u64 {
         let values = rows[row]["formatted"]["values"]
             .as_array()
@@ -229,6 +268,73 @@ fn a_user_policy_counts_in_its_own_map() {
     assert_eq!(count(5, "reads"), done.reads, "row 5 is 16 KiB: {rows:#}");
     assert_eq!(count(5, "writes"), done.writes);
     device.stop();
+}
+
+#[test]
+fn entries_of_a_policys_map_are_checked_at_the_door() {
+    let device = Device::run(&["--backing", "mem:8M", "--policy", "/root/policies/cgroup-tiers.o"]);
+    let id = device.id();
+    for (command, what) in [
+        ("tears", "the policy has no map `tears`: it has tiers"),
+        (
+            "tiers get /nowhere",
+            "key of map `tiers`: there is no cgroup /nowhere",
+        ),
+        (
+            "tiers get soon",
+            "key of map `tiers`: `soon` is no number: want one such as",
+        ),
+        (
+            "tiers get -1",
+            "key of map `tiers`: -1 is not from 0 to 18446744073709551615",
+        ),
+        ("tiers get 77", "map `tiers` has no entry for 77"),
+        ("tiers remove 77", "map `tiers` has no entry for 77"),
+        (
+            "tiers set / tear=1",
+            "value of map `tiers`: tier: `tear=1` is no number",
+        ),
+        (
+            "tiers set / tier=5G",
+            "value of map `tiers`: tier: 5368709120 is not from 0 to 4294967295",
+        ),
+    ] {
+        let said = refused(&map_command(&id, command));
+        assert!(said.starts_with(what), "{command}: {said}");
+    }
+    let map = |command| run("ublk-bpf", &map_command(&id, command));
+    assert_eq!(map("tiers list"), "KEY  VALUE\n", "nothing was set");
+    map("tiers set / tier=3");
+    assert_eq!(map("tiers get /"), "tier=3\n");
+    let json = run_json("ublk-bpf", &map_command(&id, "tiers list --json"));
+    assert_eq!(json[0]["value"]["tier"], 3, "{json:#}");
+    assert!(json[0]["key"].as_u64() > Some(0), "{json:#}");
+    map("tiers remove /");
+    assert_eq!(map("tiers list"), "KEY  VALUE\n");
+    let maps = run("ublk-bpf", &["policy", "map", &id]);
+    assert_eq!(maps, "MAP    ENTRIES  KIND\ntiers  1024     hash\n");
+
+    device.swap("/root/policies/pin-range.o");
+    let refused = |command| refused(&map_command(&id, command));
+    assert_eq!(
+        refused("ranges get 8"),
+        "key of map `ranges`: 8 is not from 0 to 7"
+    );
+    assert!(refused("ranges remove 0").contains("an array keeps all of its entries"));
+    let odd = refused("ranges set 0 first_sector=700B");
+    assert!(
+        odd.contains("first_sector: 700B is no multiple of 512 bytes"),
+        "{odd}"
+    );
+    device.stop();
+}
+
+/// `ublk-bpf policy map ID COMMAND`
+fn map_command<'a>(id: &'a str, command: &'a str) -> Vec<&'a str> {
+    ["policy", "map", id]
+        .into_iter()
+        .chain(command.split(' '))
+        .collect()
 }
 
 #[test]
@@ -299,14 +405,8 @@ fn fault_fails_its_range_only_with_allow_lossy() {
             options.push("--allow-lossy");
         }
         let device = Device::run(&options);
-        let map = device.pins().join("maps/fault_range").display().to_string();
-        // first_sector 2048, last_sector 4095, every operation.
-        let value = "0 8 0 0 0 0 0 0 255 15 0 0 0 0 0 0 255 255 255 255 0 0 0 0";
-        let mut args = vec![
-            "map", "update", "pinned", &map, "key", "0", "0", "0", "0", "value",
-        ];
-        args.extend(value.split(' '));
-        run("bpftool", &args);
+        let set = "fault_range set 0 first_sector=1M last_sector=4095 ops=0xffffffff";
+        run("ublk-bpf", &map_command(&device.id(), set));
         let read = |skip: &str| {
             let input = format!("if={}", device.path_str());
             try_run(

@@ -120,7 +120,8 @@ fn a_signal_leaves_a_recoverable_device_to_the_next_server_and_no_io_is_lost() {
     let (child, line) = foreground(&options, 1);
     let device = Device::announced(&line);
     let id = device.id();
-    let mut job = Fio::verify_slowly(device.path()).start();
+    // Longer than four servers take to start and end on a busy machine.
+    let mut job = Fio::verify_slowly(device.path()).arg("rate", "1500k").start();
     sleep(Duration::from_secs(1));
     run("kill", &["-INT", &child.id().to_string()]);
     let output = child.wait_with_output().unwrap_or_else(|e| panic!("{e}"));

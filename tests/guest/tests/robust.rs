@@ -5,11 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use ublk_bpf::control::{Control, DeviceId};
 use ublk_bpf_guest::leftover::{SOON, nothing_is_left, refused, refused_by, traces};
+use ublk_bpf_guest::mapper::Mapper;
 use ublk_bpf_guest::{Backing, Device, Fio, open, read, run, wait_until, write};
 
 const SLOW: &str = "/root/policies/slow.o";
@@ -97,6 +98,72 @@ fn a_server_killed_while_starting_or_stopping_is_cleaned_up() {
     // The log of a background server is removed too.
     kill_at("bpf", None, 3, &["run", "--daemon", "--backing", "mem:8M"]);
     next_server_cleans_up("a kill in the background");
+}
+
+/// A read of the device that its backing does not answer, in another thread.
+fn held_read(device: &Device, below: &Mapper) -> thread::JoinHandle<std::io::Result<()>> {
+    below.hold();
+    let disk = File::open(device.path()).unwrap_or_else(|e| panic!("{e}"));
+    let reader = thread::spawn(move || disk.read_exact_at(&mut [0; 4096], 4 << 20));
+    wait_until("the read is in flight", SOON, || {
+        let inflight = read(device.sysfs("inflight"));
+        inflight.split_whitespace().next() == Some("1")
+    });
+    reader
+}
+
+#[test]
+fn a_server_killed_while_it_removes_a_disk_with_requests_in_flight_ends() {
+    let disk = Backing::null_blk("held", 8);
+    let below = Mapper::linear("below", disk.spec());
+    let device = Device::run(&["--backing", &below.path().display().to_string()]);
+    let server = device.server();
+    let reader = held_read(&device, &below);
+    // The first signal finds it in use.
+    for _ in 0..2 {
+        run("kill", &["-TERM", &server]);
+        sleep(Duration::from_millis(300));
+    }
+    run("kill", &["-KILL", &server]);
+    below.release();
+    wait_until("the server has ended", SOON, || {
+        !Path::new(&format!("/proc/{server}")).exists()
+    });
+    // Answered or failed, but not left waiting.
+    let _ = reader.join().expect("a read does not panic");
+    next_server_cleans_up("a kill in a stop");
+    drop(device);
+    nothing_is_left();
+}
+
+#[test]
+fn a_server_killed_while_it_changes_a_queue_with_requests_in_flight_ends() {
+    let disk = Backing::null_blk("held", 8);
+    let below = Mapper::linear("below", disk.spec());
+    let backing = below.path().display().to_string();
+    let device = Device::run(&["--backing", &backing, "--recovery", "reissue"]);
+    let server = device.server();
+    let reader = held_read(&device, &below);
+    let set = Command::new("ublk-bpf")
+        .args(["set", &device.id(), "scheduler=mq-deadline"])
+        .stderr(Stdio::null())
+        .spawn();
+    let mut set = set.unwrap_or_else(|e| panic!("cannot run ublk-bpf: {e}"));
+    sleep(Duration::from_millis(300));
+    run("kill", &["-KILL", &server]);
+    below.release();
+    wait_until("the device waits for a server", SOON, || {
+        device.state() == "waiting"
+    });
+    device.recover();
+    reader
+        .join()
+        .expect("a read does not panic")
+        .unwrap_or_else(|e| panic!("the read is reissued: {e}"));
+    let _ = set.wait();
+    Fio::verify(device.path()).arg("size", "4m").run();
+    device.stop();
+    nothing_is_left();
 }
 
 #[test]

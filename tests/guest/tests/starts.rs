@@ -113,3 +113,12 @@ fn a_server_that_is_ready_outlives_the_command_that_began_it() {
     device.assert_gone();
     nothing_is_left();
 }
+
+#[test]
+fn a_number_is_free_once_its_device_is_stopped() {
+    for _ in 0..20 {
+        // The kernel takes a moment to free it after it finds the device no longer.
+        Device::run(&["--backing", "mem:8M", "--id", "0"]).stop();
+    }
+    nothing_is_left();
+}

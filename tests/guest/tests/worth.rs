@@ -53,8 +53,17 @@ fn difference(before: [i64; 3], after: [i64; 3]) -> [i64; 3] {
     [0, 1, 2].map(|at| after[at] - before[at])
 }
 
-/// Random reads, and writes after them, of more than the cache holds.
+/// Random reads, and writes after them, of more than the cache holds. On a busy machine the kernel may skip the classifier for
+/// a request, which is then not counted: it is all done again.
 fn agrees_with_the_disks(policy: &str) {
+    assert!(
+        (0..3).any(|_| agrees(policy)),
+        "requests without a verdict each time"
+    );
+}
+
+/// The same once. Returns whether every request had a verdict.
+fn agrees(policy: &str) -> bool {
     let pair = Pair::disks(64, 8);
     let device = pair.run(&["--queues", "1"]);
     device.swap(policy);
@@ -76,7 +85,10 @@ fn agrees_with_the_disks(policy: &str) {
         });
     }
     let (after, stats) = (disks(), device.stats());
-    assert_eq!(number(&stats, "server", "verdict_missing"), 0, "{stats:#}");
+    if number(&stats, "server", "verdict_missing") > 0 {
+        device.stop();
+        return false;
+    }
     let [disks, counted] = [
         difference(before.0, after),
         difference(counted(&before.1), counted(&stats)),
@@ -84,6 +96,7 @@ fn agrees_with_the_disks(policy: &str) {
     assert_eq!(counted, disks, "{policy}: {stats:#}");
     assert!(saved(&stats, "hits") > 0 && disks[2] > 0, "{stats:#}");
     device.stop();
+    true
 }
 
 #[test]
