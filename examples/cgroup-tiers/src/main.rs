@@ -1,7 +1,7 @@
 //! Policy `cgroup-tiers`: controls cache access per cgroup, so that a backup does not evict a database's blocks.
 //!
-//! The map `tiers` holds the tier of each cgroup, by ID (`stat -c %i /sys/fs/cgroup/NAME`). Cached blocks are served
-//! from the cache for every tier. The tier decides the side effects of a read:
+//! The map `tiers` holds the tier of each cgroup: `ublk-bpf policy map ID tiers set PATH tier=TIER`. Cached blocks are
+//! served from the cache for every tier. The tier decides the side effects of a read:
 //!
 //! | tier | effect of a read |
 //! |---|---|
@@ -10,18 +10,24 @@
 //! | 3, favoured | promotes a block on its first read, with high priority |
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
-use ublk_bpf_policy::{Decision, Priority, Request, Table, Verdict, current, map, policy};
+use ublk_bpf_policy::{CgroupId, Decision, Priority, Request, Table, current, map, policy, reasons};
 
 /// Does not promote or add heat.
 const BULK: u32 = 1;
 /// Promotes on the first read, with high priority.
 const FAVOURED: u32 = 3;
-/// Reason code for reads of the tier [`BULK`].
-const CODE_BULK: u8 = 1;
+
+reasons! {
+    /// Reasons that `ublk-bpf stats` names.
+    enum Why {
+        /// A read of the tier [`BULK`].
+        Bulk = 1,
+    }
+}
 
 map! {
-    /// Tiers by cgroup ID.
-    static TIERS: Table<u64, Tier, 1024> = "tiers";
+    /// Tiers by cgroup.
+    static TIERS: Table<CgroupId, Tier, 1024> = "tiers";
 }
 
 /// Cache access of a cgroup. A struct, so that `bpftool map dump` prints the field name.
@@ -35,10 +41,10 @@ fn decide(request: &Request) -> Decision {
     if !request.is_read() {
         return Decision::pass();
     }
-    let tier = TIERS.get(&current::cgroup_id()).map_or(0, |entry| entry.tier);
+    let tier = TIERS.get(&current::cgroup()).map_or(0, |entry| entry.tier);
     match tier {
-        BULK if request.is_cached() => Decision::coded(Verdict::Hit, CODE_BULK).cold(),
-        BULK => Decision::coded(Verdict::Passthrough, CODE_BULK).cold(),
+        BULK if request.is_cached() => Decision::hit().because(Why::Bulk).cold(),
+        BULK => Decision::pass().because(Why::Bulk).cold(),
         FAVOURED if request.is_cached() => Decision::hit(),
         FAVOURED => Decision::pass().promote(Priority::High),
         _ if request.is_cached() => Decision::hit(),
@@ -75,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_backup_does_not_pollute_the_databases_cache() {
-        TIERS.insert(&BULK_CGROUP, &Tier { tier: BULK });
+        TIERS.insert(&CgroupId(BULK_CGROUP), &Tier { tier: BULK });
         let mut kit = Kit::new(decide).cache_blocks(400);
         kit.run(&database());
         let alone = kit.run(&database()).hit_ratio_of(DATABASE);
@@ -84,13 +90,13 @@ mod tests {
             report.hit_ratio_of(DATABASE) > alone - 0.01,
             "{alone} alone, then {report}"
         );
-        assert_eq!(report.by_code(CODE_BULK), 2 * 4096);
+        assert_eq!(report.by_code(Why::Bulk as u8), 2 * 4096);
     }
 
     #[test]
     fn the_tier_decides_when_a_read_promotes() {
         for (tier, reads) in [(BULK, None), (2, Some(2)), (FAVOURED, Some(1))] {
-            TIERS.insert(&5, &Tier { tier });
+            TIERS.insert(&CgroupId(5), &Tier { tier });
             let mut kit = Kit::new(decide);
             let promoted = (1..10).find(|_| {
                 kit.run(&Trace::new().as_task(1, "reader", 5).read(0, 8));

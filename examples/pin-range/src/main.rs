@@ -4,16 +4,22 @@
 //! none promotes its block on the second read.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
-use ublk_bpf_policy::{Array, Decision, Priority, Request, Verdict, map, policy};
+use ublk_bpf_policy::{Array, Decision, Priority, Request, map, policy, reasons};
 
 /// Promoted on the first read, and pinned.
 const PIN: u64 = 1;
 /// Never promoted and never served from the cache.
 const BAN: u64 = 2;
-/// Reason code for reads of banned ranges.
-const CODE_BANNED: u8 = 2;
 /// Maximum number of ranges. Each costs a look-up until one matches.
 const RANGES: u32 = 8;
+
+reasons! {
+    /// Reasons that `ublk-bpf stats` names.
+    enum Why {
+        /// A read of a banned range.
+        Banned = 2,
+    }
+}
 
 map! {
     /// The configured ranges. The first entry without a rule ends the list.
@@ -37,7 +43,7 @@ fn decide(request: &Request) -> Decision {
         return Decision::pass();
     }
     match rule(request) {
-        BAN => Decision::coded(Verdict::Passthrough, CODE_BANNED).cold(),
+        BAN => Decision::pass().because(Why::Banned).cold(),
         PIN if request.is_cached() => Decision::hit(),
         PIN => Decision::pass().promote(Priority::Pinned),
         _ if request.is_cached() => Decision::hit(),
@@ -95,7 +101,7 @@ mod tests {
     fn banned_blocks_are_never_promoted() {
         let mut kit = kit();
         let report = kit.run(&Trace::new().read(1280, 128).read(1280, 128).read(1280, 128));
-        assert_eq!((report.by_code(CODE_BANNED), report.promoted), (3, 0));
+        assert_eq!((report.by_code(Why::Banned as u8), report.promoted), (3, 0));
         assert_eq!(kit.heat_of(1280), 0);
     }
 
