@@ -1,7 +1,7 @@
 //! What the classifier has decided of a request, for the programs that the kernel runs after it.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
-use ublk_bpf_abi::VerdictSlot;
+use ublk_bpf_abi::{TakenVerdict, VerdictSlot};
 
 /// The classifier's map, which the loader reuses.
 #[btf_map(name = "verdicts")]
@@ -18,10 +18,10 @@ pub(crate) fn advice(slot: u32, sector: u64, nr_sectors: u32, op: u32) -> u32 {
     // SAFETY: a slot is two words. The server, which clears the first one, has not seen the request yet.
     let head = unsafe { words.read_volatile() };
     // SAFETY: as above.
-    let of_sector = unsafe { words.add(1).read_volatile() };
-    let packed = head as u32 & 0x00ff_ffff;
-    if of_sector == sector && head == VerdictSlot::head(packed, op, nr_sectors) {
-        packed
+    let place = unsafe { words.add(1).read_volatile() };
+    let packed = head & 0x00ff_ffff;
+    if (TakenVerdict { head, place }).is_at(sector) && head == VerdictSlot::head(packed, op, nr_sectors) {
+        packed as u32
     } else {
         0
     }

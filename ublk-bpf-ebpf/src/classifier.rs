@@ -44,7 +44,7 @@ mod classify {
 
     const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-    // The loader sets the number of entries of each map except `decisions`, `cache`, `ublk_cache` and `codes`.
+    // The loader sets the number of entries of each map that depends on the device.
 
     /// The verdict of each tag.
     #[btf_map(name = "verdicts")]
@@ -65,6 +65,14 @@ mod classify {
     /// What the backing device lacks, per slot of the cache. Not used here.
     #[btf_map(name = "dirty")]
     static DIRTY: Array<DirtyEntry, 1, MMAPABLE> = Array::new();
+
+    /// Whose each slot of the cache is. Not used here.
+    #[btf_map(name = "tenants")]
+    static TENANTS: Array<u64, 1, MMAPABLE> = Array::new();
+
+    /// The slots of each tenant, for policies. Not used here.
+    #[btf_map(name = "ublk_usage")]
+    static USAGE: Array<u64, { ublk_bpf_abi::TENANTS as usize }, MMAPABLE> = Array::new();
 
     /// The cache as a whole, for policies. Not used here. `BPF_F_RDONLY_PROG`: no policy may write what others read.
     #[btf_map(name = "ublk_cache")]
@@ -113,8 +121,8 @@ mod classify {
 
     /// Counts a read in its block's heat, unless the policy hinted `COLD`.
     #[inline(always)]
-    fn warm(request: &Request, heat: *mut u8, answer: u32) {
-        let counts = answer & (hint::COLD as u32) << 16 == 0;
+    fn warm(request: &Request, heat: *mut u8, answer: u64) {
+        let counts = answer & (hint::COLD as u64) << 16 == 0;
         if request.op == Op::Read as u32 && counts && request.heat < config!(heat_limit) {
             // SAFETY: `seen::complete` returned it, a valid pointer into the map.
             unsafe { heat.write_volatile(request.heat as u8 + 1) };
@@ -123,28 +131,32 @@ mod classify {
 
     /// Stores the verdict for the server. The head is written last: a slot with a head is complete.
     #[inline(always)]
-    fn store_verdict(request: &Request, slot: u32, answer: u32) {
+    fn store_verdict(request: &Request, slot: u32, answer: u64) {
         let Some(slot) = VERDICTS.get_ptr_mut(slot) else {
             return;
         };
         let head = VerdictSlot::head(answer, request.op, request.nr_sectors);
         let words = slot.cast::<u64>();
         // SAFETY: A slot is two words, and the server does not read a slot before its tag arrives.
-        unsafe { words.add(1).write_volatile(request.sector) };
+        unsafe {
+            words
+                .add(1)
+                .write_volatile(VerdictSlot::place(answer, request.sector))
+        };
         // SAFETY: As above.
         unsafe { words.write_volatile(head) };
     }
 
     /// Counts the decision. Only this program writes this CPU's counters, and it does not nest.
     #[inline(always)]
-    fn count(request: &Request, answer: u32) {
+    fn count(request: &Request, answer: u64) {
         let Some(decisions) = DECISIONS.get_ptr_mut(request.op) else {
             return;
         };
         let counters = decisions.cast::<u64>();
         // Masks instead of checks: they prove to the verifier that every index is inside `Decisions`. Each verdict has
         // eight reasons: see `Decisions::word`.
-        let verdict = (answer.wrapping_sub(Verdict::Passthrough as u32) & 3) as usize;
+        let verdict = (answer.wrapping_sub(Verdict::Passthrough as u64) & 3) as usize;
         let reason = (answer >> 8 & 7) as usize;
         // SAFETY: At most word 31, the last before `Decisions::SECTORS`.
         increment(unsafe { counters.add(verdict * Reason::COUNT + reason) }, 1);
@@ -154,8 +166,9 @@ mod classify {
             u64::from(request.nr_sectors),
         );
         // Only a reason of the policy's own has a code.
-        if answer >> 24 != 0
-            && let Some(counter) = CODES.get_ptr_mut(answer >> 24)
+        let code = answer as u32 >> 24;
+        if code != 0
+            && let Some(counter) = CODES.get_ptr_mut(code)
         {
             increment(counter, 1);
         }

@@ -27,6 +27,7 @@ const PAGES: &[&str] = &[
     "docs/traces.md",
     "docs/writeback.md",
     "examples/cgroup-tiers/README.md",
+    "examples/tenants/README.md",
     "examples/metadata-first/README.md",
     "examples/pin-range/README.md",
     "examples/size-histogram/README.md",

@@ -19,7 +19,7 @@ fn a_policy_that_cannot_be_one_is_named() {
         at,
         &["run", "--policy", "lfu"],
         1,
-        "no policy `lfu`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault, lru, scan-resistant, auto, frugal)",
+        "no policy `lfu`: it is neither a file nor built in (passthrough, drop-discard, sparse, fault, lru, scan-resistant, auto, frugal, shares)",
     );
     for (name, why) in [
         ("missing.o", "No such file or directory (os error 2)"),
@@ -87,7 +87,7 @@ fn a_check_describes_an_object_without_a_device_and_says_whether_the_verifier_wa
     for words in [
         "object     good-cgroup-tiers.o",
         "entry      policy, in section freplace/policy: ",
-        "interface  version 1 (it states none, as older objects do)",
+        "interface  it states no version, which the SDK would have it do",
         "licence    Dual MIT/GPL",
         "helpers    bpf_get_current_cgroup_id, bpf_map_lookup_elem",
         "maps       tiers: hash of 1024, u64 (8 bytes) => Tier (4 bytes), ",

@@ -9,6 +9,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Fio {
     args: Vec<String>,
+    /// The cgroup that it runs in, if not the test's.
+    cgroup: Option<String>,
 }
 
 /// Result of a job, as counted by fio.
@@ -34,7 +36,10 @@ pub struct Running {
 impl Fio {
     /// A direct-I/O job over `path` through io_uring.
     pub fn new(path: &Path) -> Self {
-        let mut job = Self { args: Vec::new() };
+        let mut job = Self {
+            args: Vec::new(),
+            cgroup: None,
+        };
         job.args.extend(
             [
                 "--name=job",
@@ -72,6 +77,13 @@ impl Fio {
         self
     }
 
+    /// Runs in the cgroup with this directory.
+    #[must_use]
+    pub fn within(mut self, cgroup: &str) -> Self {
+        self.cgroup = Some(cgroup.to_owned());
+        self
+    }
+
     /// Runs the job; panics unless every byte verified and no I/O failed.
     pub fn run(self) -> Done {
         self.start().finish()
@@ -79,7 +91,15 @@ impl Fio {
 
     /// Starts the job in the background.
     pub fn start(self) -> Running {
-        let child = Command::new("fio")
+        let mut command = match &self.cgroup {
+            None => Command::new("fio"),
+            Some(cgroup) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", r#"echo $$ > "$0/cgroup.procs" && exec fio "$@""#, cgroup]);
+                shell
+            }
+        };
+        let child = command
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -137,7 +137,7 @@ fn take_all(classifier: &Classifier) -> Vec<Seen> {
             let [verdict, reason, hints, op, n @ ..] = taken.head.to_le_bytes();
             let nr_sectors = u32::from_le_bytes(n);
             all.push(Seen {
-                sector: taken.sector,
+                sector: taken.place >> 16,
                 nr_sectors,
                 op,
                 verdict,

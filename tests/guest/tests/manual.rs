@@ -96,6 +96,17 @@ fn the_page_of_observability_works_as_it_stands() {
     };
     assert!(hits(alone) > hits(with_backups) + 5.0, "{alone}\n{with_backups}");
     assert!(mended.contains("\n  bulk                  3072\n"), "{mended}");
+    let quota = said(&done, "ublk-bpf quota list 2")[0];
+    let of = quota.lines().nth(1).unwrap_or_else(|| panic!("{quota}"));
+    let [cgroup, _, bandwidth, share, used, delayed, refused] = of.split_whitespace().collect::<Vec<_>>()[..]
+    else {
+        panic!("{quota}")
+    };
+    assert_eq!(
+        [cgroup, bandwidth, share, used],
+        ["/backup", "20M", "832K", "832K"]
+    );
+    assert!(delayed != "0" && refused != "0", "{quota}");
     let metrics = Families::parse(said(&done, "wget")[0]);
     assert_eq!(metrics.family("ublk_bpf_requests").kind, "counter");
     nothing_is_left();

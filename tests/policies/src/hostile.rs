@@ -10,15 +10,17 @@ mod answer {
     /// Does not use the SDK's macro, whose function can only return valid decisions.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "freplace/policy")]
-    extern "C" fn policy(request: *const Request) -> u32 {
+    extern "C" fn policy(request: *const Request) -> u64 {
         core::hint::black_box(request);
         // SAFETY: The helper takes no arguments and returns a number.
-        let random = unsafe { bpf_get_prandom_u32() };
+        let random = unsafe { u64::from(bpf_get_prandom_u32()) };
+        // Any tenant, and a delay that lets a test end.
+        let rest = (random & 0xff) << 48 | (random & 0x1f00) << 48;
         // Every second answer resembles a decision: any verdict, any reason, any hints.
-        if random & 1 == 0 {
-            random >> 1
-        } else {
-            random >> 1 & 0xff_07_07
+        match random & 3 {
+            0 => random >> 1 | (random & 0xffff) << 32,
+            1 => random >> 1 & 0xff_07_07,
+            _ => random >> 2 & 0xff_07_07 | rest,
         }
     }
 

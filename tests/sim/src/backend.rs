@@ -51,14 +51,16 @@ impl Sim<'_> {
             }
         }
         let block = u64::from(self.world.logical_block);
-        if self.unsupported(self.queue.kernel.tags[usize::from(tag)].request.op()) {
+        // A request may be kept before it is refused.
+        let is_delay = matches!(io, Io::Delay { .. });
+        if !is_delay && self.unsupported(self.queue.kernel.tags[usize::from(tag)].request.op()) {
             return Err("an operation that the backing does not have".into());
         }
         self.check_on_cache(io)?;
         let place = self.place(tag, io)?;
         let slot = self.queue.kernel.tag(tag);
         let request = &slot.request;
-        if slot.place != Place::Server || request.bad || !serves(io, request.op()) {
+        if slot.place != Place::Server || (request.bad && !is_delay) || !serves(io, request.op()) {
             return Err(format!("no operation for {:?} {request:?}", slot.place));
         }
         if length(io) == Some(0) {
@@ -163,6 +165,10 @@ impl Sim<'_> {
 
     /// Carries an operation out, as far as it comes. Returns its result.
     fn perform(&mut self, op: &Op) -> Result<i32, String> {
+        if matches!(op.io, Io::Delay { .. }) {
+            self.counts.hit(Fault::Delayed);
+            return Ok(-62);
+        }
         let rate = self.world.io_faults;
         let is_copy = matches!(op.io, Io::Copy(_));
         let on_cache = cache_range(&op.io).is_some();

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use ublk_bpf_abi::{
-    Decision, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint, regions,
+    Decision, Delay, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint, regions,
 };
 
 use super::fault::Fault;
@@ -190,14 +190,25 @@ impl Sim<'_> {
         changing && !request.bad && self.world.storage().is_some()
     }
 
+    /// What a decision says beside the verdict: now and then a tenant, and a delay of some slices.
+    fn rider(&mut self) -> u64 {
+        if !self.rng.chance(30) {
+            return 0;
+        }
+        let delay = Delay::from_micros(self.rng.below(400_000));
+        let tenant = self.rng.next().to_le_bytes()[0];
+        Decision::pass().owned_by(tenant).delayed(delay).pack()
+    }
+
     /// What is in the verdict slot when the request's tag arrives.
     fn classify(&mut self, request: &Request) -> TakenVerdict {
         let op = abi_op(request.op());
+        let rider = self.rider();
         let of = |verdict: u8, hints: u8, op: Op, nr_sectors: u32, sector: u64| {
-            let packed = u32::from_le_bytes([verdict, Reason::User as u8, hints, 0]);
+            let packed = u32::from_le_bytes([verdict, Reason::User as u8, hints, 0]).into();
             TakenVerdict {
                 head: VerdictSlot::head(packed, op as u32, nr_sectors),
-                sector,
+                place: VerdictSlot::place(rider, sector),
             }
         };
         let same = |verdict, hints| of(verdict, hints, op, request.nr_sectors, request.sector);
@@ -206,7 +217,7 @@ impl Sim<'_> {
             let hit = Decision::new(Verdict::Hit, Reason::Cached).pack();
             return TakenVerdict {
                 head: VerdictSlot::head(hit, op as u32, request.nr_sectors),
-                sector: request.sector,
+                place: VerdictSlot::place(rider, request.sector),
             };
         }
         if !self.rng.chance(self.world.verdict_faults) {
@@ -225,7 +236,7 @@ impl Sim<'_> {
                 let plain = Decision::new(verdict, Reason::Default).pack();
                 return TakenVerdict {
                     head: VerdictSlot::head(plain, op as u32, request.nr_sectors),
-                    sector: request.sector,
+                    place: VerdictSlot::place(rider, request.sector),
                 };
             }
             return same(verdict as u8, hints);
@@ -235,7 +246,7 @@ impl Sim<'_> {
                 self.counts.hit(Fault::VerdictMissing);
                 TakenVerdict {
                     head: 0,
-                    sector: self.rng.next(),
+                    place: self.rng.next(),
                 }
             }
             1 => {
@@ -251,7 +262,7 @@ impl Sim<'_> {
                 self.counts.hit(Fault::VerdictGarbage);
                 TakenVerdict {
                     head: self.rng.next(),
-                    sector: self.rng.pick(&[request.sector, u64::MAX]),
+                    place: VerdictSlot::place(rider, self.rng.pick(&[request.sector, u64::MAX])),
                 }
             }
             _ => {

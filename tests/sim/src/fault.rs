@@ -57,6 +57,8 @@ faults! {
     CommitAgain,
     /// A tag arrived again before the COMMIT that gave it back was seen to complete.
     EarlyReturn,
+    /// A request was kept, on the advice of the policy.
+    Delayed,
     /// The classifier did not run.
     VerdictMissing,
     /// The slot held the advice for another request.

@@ -107,7 +107,7 @@ impl Kernel {
         let tag = || Tag {
             place: Place::Free,
             request: Request::default(),
-            verdict: TakenVerdict { head: 0, sector: 0 },
+            verdict: TakenVerdict { head: 0, place: 0 },
             given_back: false,
         };
         Self {

@@ -37,7 +37,8 @@ pub(super) const fn length(io: &Io) -> Option<u32> {
         | Io::Record { .. }
         | Io::Discard { .. }
         | Io::WriteZeroes { .. }
-        | Io::Trim { .. } => None,
+        | Io::Trim { .. }
+        | Io::Delay { .. } => None,
     }
 }
 
@@ -127,6 +128,7 @@ pub(super) const fn serves(io: &Io, op: u8) -> bool {
         Io::Record { .. } => false,
         Io::Discard { .. } => op == UBLK_IO_OP_DISCARD,
         Io::WriteZeroes { .. } => op == UBLK_IO_OP_WRITE_ZEROES,
+        Io::Delay { .. } => op != UBLK_IO_OP_FLUSH,
     }
 }
 

@@ -305,7 +305,7 @@ impl<'w> Sim<'w> {
                 let verdict = std::mem::replace(&mut slot.verdict.head, 0);
                 let verdict = TakenVerdict {
                     head: verdict,
-                    sector: slot.verdict.sector,
+                    place: slot.verdict.place,
                 };
                 let request = &slot.request;
                 let arrival = Arrival {

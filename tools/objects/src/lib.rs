@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The objects that the server embeds, without `.o`.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "classifier",
     "passthrough",
     "drop-discard",
@@ -23,6 +23,7 @@ pub const NAMES: [&str; 15] = [
     "scan-resistant",
     "auto",
     "frugal",
+    "shares",
     "watch",
     "recorder",
     "histograms",

@@ -7,9 +7,9 @@ use crate::Request;
 pub const ASKER_GLOBAL: &str = "ASKER";
 
 /// [`Question::state`]: user space wants an answer.
-pub const ASKED: u32 = 1;
+pub const ASKED: u64 = 1;
 /// [`Question::state`]: the policy has answered.
-pub const ANSWERED: u32 = 2;
+pub const ANSWERED: u64 = 2;
 
 /// A request that no device has, and the policy's answer: [`map::QUESTION`](crate::map::QUESTION) has one.
 #[repr(C)]
@@ -18,7 +18,7 @@ pub struct Question {
     /// What the policy is called with.
     pub request: Request,
     /// [`ASKED`], [`ANSWERED`], or 0.
-    pub state: u32,
+    pub state: u64,
     /// A packed [`Decision`](crate::Decision), as the classifier would count it.
-    pub answer: u32,
+    pub answer: u64,
 }

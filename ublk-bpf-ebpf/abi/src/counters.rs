@@ -168,6 +168,10 @@ counters! {
         dropped,
         /// Requests served by the slow path.
         slow,
+        /// Requests that were kept for a while before they were served, on the advice of the policy.
+        delayed,
+        /// Microseconds that the policy had them kept, in all.
+        delay_micros,
         /// Requests without a verdict: the classifier did not run for them.
         verdict_missing,
         /// Verdicts that did not match the request.

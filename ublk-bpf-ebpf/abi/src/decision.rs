@@ -1,6 +1,6 @@
-//! A policy's decision, and how it reaches the server.
+//! A policy's decision.
 
-use crate::Op;
+use crate::{Delay, Op};
 
 numbered! {
     /// What the policy advises the server to do with a request. The server owns correctness.
@@ -110,8 +110,9 @@ numbered! {
     }
 }
 
-/// A policy's decision, packed into the `u32` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
-/// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, code in the rest.
+/// A policy's decision, packed into the `u64` that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns:
+/// verdict in bits 0..8, reason in bits 8..16, hints in bits 16..24, code in bits 24..32, tenant in bits 48..56, delay in
+/// bits 56..64. The others are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The advice.
@@ -123,6 +124,11 @@ pub struct Decision {
     /// With [`Reason::User`]: the policy's own reason, counted in [`map::CODES`](crate::map::CODES). 0 with every
     /// other reason.
     pub code: u8,
+    /// To whom the server accounts what the request brings into the cache, in [`map::USAGE`](crate::map::USAGE). 0: no
+    /// tenant.
+    pub tenant: u8,
+    /// How long the server keeps the request before it serves it.
+    pub delay: Delay,
 }
 
 /// Requests to the server in addition to the verdict.
@@ -202,6 +208,8 @@ impl Decision {
             reason,
             hints: 0,
             code: 0,
+            tenant: 0,
+            delay: Delay::NONE,
         }
     }
 
@@ -306,37 +314,82 @@ impl Decision {
         self.with_hints(hint::COLD)
     }
 
+    /// The same without bringing anything into the cache: no fill, no promotion, and a write goes around. The hints of a block
+    /// that is cached stay, as does what is to become of what is dirty.
+    #[must_use]
+    pub const fn uncached(self, op: u32) -> Self {
+        let without = hint::FILL | hint::PROMOTE | hint::PRIORITY | hint::WRITE;
+        let plain = Self {
+            hints: self.hints & !without,
+            ..self
+        };
+        if op == Op::Write as u32 {
+            plain.around()
+        } else {
+            plain
+        }
+    }
+
+    /// Also has the server keep the request for so long before it serves it, as the rest of the decision says. The request
+    /// keeps its tag meanwhile. A flush is not to be delayed: what it promises is promised to all.
+    #[must_use]
+    #[inline(always)]
+    pub const fn delayed(self, delay: Delay) -> Self {
+        Self { delay, ..self }
+    }
+
+    /// Also accounts to this tenant, 1 to 255, what the request brings into the cache.
+    #[must_use]
+    #[inline(always)]
+    pub const fn owned_by(self, tenant: u8) -> Self {
+        Self { tenant, ..self }
+    }
+
     /// The number that [`POLICY_FUNCTION`](crate::POLICY_FUNCTION) returns.
     #[must_use]
     #[inline(always)]
-    pub const fn pack(self) -> u32 {
-        self.verdict as u32 | (self.reason as u32) << 8 | (self.hints as u32) << 16 | (self.code as u32) << 24
+    pub const fn pack(self) -> u64 {
+        self.verdict as u64
+            | (self.reason as u64) << 8
+            | (self.hints as u64) << 16
+            | (self.code as u64) << 24
+            | (self.tenant as u64) << 48
+            | (self.delay.number() as u64) << 56
     }
 
     /// Whether this is a valid packed decision: a verdict other than [`Verdict::None`], a reason other than
-    /// [`Reason::BadAnswer`], only defined hints, and a code only with [`Reason::User`].
+    /// [`Reason::BadAnswer`], only defined hints, a code only with [`Reason::User`], and no bit set that has no meaning.
     #[must_use]
     #[inline(always)]
-    pub const fn is_answer(packed: u32) -> bool {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the parts are taken from their bits"
+    )]
+    pub const fn is_answer(packed: u64) -> bool {
         let verdict = packed & 0xff;
         let reason = (packed >> 8) & 0xff;
-        verdict >= Verdict::Passthrough as u32
-            && verdict <= Verdict::Slow as u32
-            && reason < Reason::BadAnswer as u32
+        verdict >= Verdict::Passthrough as u64
+            && verdict <= Verdict::Slow as u64
+            && reason < Reason::BadAnswer as u64
             && hint::is_defined(packed.to_le_bytes()[2])
-            && (packed >> 24 == 0 || reason == Reason::User as u32)
+            && (packed as u32 >> 24 == 0 || reason == Reason::User as u64)
+            && (packed >> 32) as u16 == 0
     }
 
     /// The decision that this number packs, if each of its parts is defined: [`Self::BAD_ANSWER`] too.
     #[must_use]
-    pub const fn unpack(packed: u32) -> Option<Self> {
-        let [verdict, reason, hints, code] = packed.to_le_bytes();
+    pub const fn unpack(packed: u64) -> Option<Self> {
+        let [verdict, reason, hints, code, 0, 0, tenant, delay] = packed.to_le_bytes() else {
+            return None;
+        };
         match (Verdict::parse(verdict), Reason::parse(reason)) {
             (Some(verdict), Some(reason)) if hint::is_defined(hints) => Some(Self {
                 verdict,
                 reason,
                 hints,
                 code,
+                tenant,
+                delay: Delay::from_number(delay),
             }),
             _ => None,
         }
@@ -344,49 +397,6 @@ impl Decision {
 
     /// What the classifier substitutes for an invalid decision.
     pub const BAD_ANSWER: Self = Self::new(Verdict::Slow, Reason::BadAnswer);
-}
-
-/// The classifier's verdict for one tag, which the server takes (reads and clears) when the tag arrives.
-///
-/// The server clears the first eight bytes, [`head`](Self::head): a slot is empty if its verdict is [`Verdict::None`].
-/// `op`, `nr_sectors` and `sector` identify the request. The server compares them with the descriptor: the kernel
-/// skips a BPF program that is already running on the CPU, and the slot may then hold the verdict for the tag's
-/// previous request.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VerdictSlot {
-    /// The advice.
-    pub verdict: Verdict,
-    /// Why.
-    pub reason: Reason,
-    /// Bits of [`hint`].
-    pub hints: u8,
-    /// The operation.
-    pub op: Op,
-    /// The request's length in sectors.
-    pub nr_sectors: u32,
-    /// The request's first sector.
-    pub sector: u64,
-}
-
-impl VerdictSlot {
-    /// The first eight bytes of a slot, little endian. `packed` is a [valid](Decision::is_answer) packed
-    /// [`Decision`] and `op` an [`Op`].
-    #[must_use]
-    #[inline(always)]
-    pub const fn head(packed: u32, op: u32, nr_sectors: u32) -> u64 {
-        // The first three bytes of a packed decision are those of the slot; its code is not stored, only counted.
-        (packed & 0x00ff_ffff) as u64 | (op as u64) << 24 | (nr_sectors as u64) << 32
-    }
-}
-
-/// A tag's [`VerdictSlot`] as the server took it: raw, not yet parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TakenVerdict {
-    /// The slot's first eight bytes, [`VerdictSlot::head`]. Zero: empty.
-    pub head: u64,
-    /// The slot's `sector`.
-    pub sector: u64,
 }
 
 #[cfg(test)]

@@ -51,9 +51,11 @@ mod compared;
 mod config;
 mod counters;
 mod decision;
+mod delay;
 mod histograms;
 mod index;
 mod request;
+mod slot;
 mod state;
 mod trace;
 
@@ -61,23 +63,25 @@ pub use asked::{ANSWERED, ASKED, ASKER_GLOBAL, Question};
 pub use compared::{AboutShadow, Compared};
 pub use config::{CONFIG_GLOBAL, Config, Member, WATCH_GLOBAL, WatchedFile, WatchedFiles, req_op};
 pub use counters::{CacheCounters, Decisions, Reasons, ServerCounters};
-pub use decision::{Decision, Extent, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, WriteMode, hint};
+pub use decision::{Decision, Extent, Priority, Reason, Verdict, WriteMode, hint};
+pub use delay::Delay;
 pub use histograms::{Issue, Latencies, Latency, Sizes, log2};
 pub use index::{BlockState, DirtyEntry, IndexEntry, REGIONS, regions};
 pub use request::{FaultRange, Op, Request, request_flags};
+pub use slot::{TakenVerdict, VerdictSlot};
 pub use state::CacheState;
 pub use trace::{EndedRecord, TraceRecord};
 
 /// Version of this interface. A server does not take over pinned maps and programs of another version.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Version of the part of this interface that a policy's object is compiled with: [`Request`], the packed [`Decision`]
 /// and the meaning of their numbers.
 ///
 /// It changes when an object that was built before would misread a request or be misread, and not when something is
 /// added at the end of [`Request`] or to what a [`Decision`] may say. An object states it as a little-endian number in
-/// [`POLICY_ABI_SECTION`]; one without that section is of version 1.
-pub const POLICY_ABI_VERSION: u32 = 1;
+/// [`POLICY_ABI_SECTION`].
+pub const POLICY_ABI_VERSION: u32 = 2;
 
 /// The section of a policy's object with its [`POLICY_ABI_VERSION`].
 pub const POLICY_ABI_SECTION: &str = "ublk_bpf_abi";
@@ -110,6 +114,12 @@ pub mod map {
     /// `dirty[slot]`: array of [`DirtyEntry`](crate::DirtyEntry), mmapable, of the server alone: what of each slot the
     /// backing device lacks. It is pinned so that the next server knows. One entry without write-back.
     pub const DIRTY: &str = "dirty";
+    /// Array of `u64`, mmapable, of the server alone, one byte per slot: byte `slot % 8` of word `slot / 8` is the tenant that
+    /// the slot is accounted to ([`Decision::tenant`](crate::Decision::tenant)). One word without a cache.
+    pub const TENANTS: &str = "tenants";
+    /// `usage[tenant]`: array of `u64`, mmapable: slots of each tenant. Written by the server, read by policies: the map of this
+    /// name of a policy object is this one.
+    pub const USAGE: &str = "ublk_usage";
     /// Array of one [`CacheCounters`](crate::CacheCounters), mmapable, written by the server.
     pub const CACHE: &str = "cache";
     /// Array of one [`CacheState`](crate::CacheState), written by the server, read by policies alone: the map of this name of
@@ -146,6 +156,9 @@ pub mod map {
     pub const FAULT_RANGE: &str = "fault_range";
 }
 
+/// Tenants that a policy may name, 0 included, which is none: the entries of [`map::USAGE`].
+pub const TENANTS: u32 = 256;
+
 /// The function of the classifier that a policy object replaces (`freplace`).
 pub const POLICY_FUNCTION: &str = "policy";
 
@@ -163,12 +176,12 @@ const _: () = {
     assert!(size_of::<Sizes>() == Sizes::WORDS * 8);
     assert!(size_of::<IndexEntry>() == 8);
     assert!(size_of::<CacheState>() == 8);
-    assert!(core::mem::offset_of!(VerdictSlot, sector) == 8);
+    assert!(core::mem::offset_of!(VerdictSlot, place) == 8);
     assert!(size_of::<TraceRecord>() == 64);
     assert!(core::mem::offset_of!(TraceRecord, op_and_advice) == 20);
     assert!(core::mem::offset_of!(TraceRecord, comm) == 48);
     assert!(size_of::<EndedRecord>() == 80);
-    assert!(size_of::<Question>() == 48);
+    assert!(size_of::<Question>() == 56);
     assert!(size_of::<Compared>() == 8 * Compared::WORDS);
     assert!(core::mem::offset_of!(Compared, cached) == 8 * Compared::CACHED);
     assert!(size_of::<AboutShadow>() == 4096);
@@ -206,7 +219,7 @@ mod tests {
             Decision::new(Verdict::None, Reason::Default).pack()
         ));
         assert!(!Decision::is_answer(Decision::BAD_ANSWER.pack()));
-        for raw in [0, 5, 0x0700 | 1, 1 << 24 | 1, u32::MAX] {
+        for raw in [0, 5, 0x0700 | 1, 1 << 24 | 1, 1 << 32 | 1, u64::MAX] {
             assert!(!Decision::is_answer(raw), "{raw:#x}");
         }
     }

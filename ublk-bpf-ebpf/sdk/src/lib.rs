@@ -22,13 +22,19 @@
 //!
 //! A decision is advice. Whatever a policy returns, the server loses no data, unless the device was created with
 //! `--allow-lossy`.
-#![cfg_attr(target_arch = "bpf", no_std)]
+#![cfg_attr(
+    target_arch = "bpf",
+    no_std,
+    feature(core_intrinsics),
+    allow(internal_features)
+)]
 
 pub mod cache;
 pub mod current;
 pub mod maps;
 #[cfg(not(target_arch = "bpf"))]
 pub mod native;
+pub mod quota;
 mod reasons;
 #[cfg(not(target_arch = "bpf"))]
 pub mod testkit;
@@ -38,9 +44,10 @@ pub use aya_ebpf as bpf;
 pub use cache::CacheView;
 pub use current::CgroupId;
 pub use maps::{Array, LruTable, Table};
+pub use quota::{Quota, Quotas};
 pub use ublk_bpf_abi::{
-    CacheState, Decision, Extent, FaultRange, Op, POLICY_ABI_VERSION, Priority, Reason, Request, SECTOR_SIZE,
-    Verdict, WriteMode, hint, request_flags,
+    CacheState, Decision, Delay, Extent, FaultRange, Op, POLICY_ABI_VERSION, Priority, Reason, Request,
+    SECTOR_SIZE, Verdict, WriteMode, hint, request_flags,
 };
 
 /// Makes a function `fn(&Request) -> Decision` the entry point of this crate's BPF object.
@@ -57,7 +64,7 @@ macro_rules! policy {
         #[cfg(target_arch = "bpf")]
         #[unsafe(no_mangle)]
         #[unsafe(link_section = "freplace/policy")]
-        extern "C" fn policy(request: *const $crate::Request) -> u32 {
+        extern "C" fn policy(request: *const $crate::Request) -> u64 {
             // With its type: a function of another one is refused here, not for what is done with its result.
             const DECIDE: fn(&$crate::Request) -> $crate::Decision = $decide;
             // SAFETY: The verifier accepts this access because the caller passes a whole `Request` or null, and

@@ -151,6 +151,12 @@ mod bpf {
                     self.put(key, value)
                 }
 
+                /// Passes the place of the value for `key` to `function`, for atomic instructions; `None` if there is none.
+                #[inline(always)]
+                pub fn visit<R>(&self, key: &K, function: impl FnOnce(NonNull<V>) -> R) -> Option<R> {
+                    self.find(key).map(function)
+                }
+
                 /// Changes the value for `key` and returns the result of `function`; `None` if there is none.
                 #[inline(always)]
                 pub fn update<R>(&self, key: &K, function: impl FnOnce(&mut V) -> R) -> Option<R> {
@@ -177,7 +183,7 @@ mod native {
     use core::any::Any;
     use core::cell::RefCell;
     use core::marker::PhantomData;
-    use core::ptr::from_ref;
+    use core::ptr::{NonNull, from_ref};
     use core::sync::atomic::AtomicU8;
 
     use std::collections::BTreeMap;
@@ -319,6 +325,11 @@ mod native {
                 /// Inserts or replaces the value for `key`. Returns false if the table is full.
                 pub fn insert(&self, key: &K, value: &V) -> bool {
                     self.id.with(|content: &mut Content<K, V>| content.put(*key, *value, N, $evicts))
+                }
+
+                /// Passes the place of the value for `key` to `function`, for atomic instructions; `None` if there is none.
+                pub fn visit<R>(&self, key: &K, function: impl FnOnce(NonNull<V>) -> R) -> Option<R> {
+                    self.update(key, |value| function(NonNull::from(value)))
                 }
 
                 /// Changes the value for `key` and returns the result of `function`; `None` if there is none.

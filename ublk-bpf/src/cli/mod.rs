@@ -17,6 +17,7 @@ mod list;
 mod output;
 mod policy;
 mod progress;
+mod quota;
 mod reload;
 mod replay;
 mod resize;
@@ -79,6 +80,7 @@ enum Command {
     Features(features::Args),
     Policy(policy::Args),
     Cache(cache::Args),
+    Quota(quota::Args),
     Set(set::Args),
     Reload(reload::Args),
     Resize(resize::Args),
@@ -114,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Features(args) => features::run(&args),
         Command::Policy(args) => policy::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Quota(args) => quota::run(&args),
         Command::Set(args) => set::run(&args),
         Command::Reload(args) => reload::run(&args),
         Command::Resize(args) => resize::run(&args),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use ublk_bpf_abi::{ServerCounters, TakenVerdict};
 
@@ -30,6 +30,8 @@ pub struct DeviceSpec<'a> {
     pub cache: Option<CacheHandles<'a>>,
     /// Its present number of sectors, which may grow.
     pub sectors: &'a AtomicU64,
+    /// It is about to be stopped: no request is kept for longer, whatever the policy says.
+    pub stopping: &'a AtomicBool,
     /// Where the files of the backing and the cache end now.
     pub ends: Ends<'a>,
     /// The policy may lose data and fail requests (`--allow-lossy`).

@@ -1,5 +1,6 @@
 //! The engine over io_uring: a thread and a ring for each hardware queue, and one of each for the mover.
 
+mod config;
 mod copy;
 mod doorbell;
 mod fetch;

@@ -87,7 +87,8 @@ impl<'a> Asker<'a> {
         self.question.set(0, asked(request), 0).map_err(failed_access)?;
         set_name(self.task).map_err(|e| failed(&io::Error::from(e).to_string()))?;
         let words = self.question.get(&0, 0).map_err(failed_access)?;
-        answer(words[WORDS - 1]).ok_or_else(|| failed("the kernel did not run it: try again"))
+        answer([words[WORDS - 2], words[WORDS - 1]])
+            .ok_or_else(|| failed("the kernel did not run it: try again"))
     }
 }
 
@@ -101,14 +102,13 @@ fn asked(request: &Request) -> [u64; WORDS] {
         pair(request.op, place),
         request.block,
         pair(request.heat, request.ioprio),
-        pair(ASKED, 0),
+        ASKED,
+        0,
     ]
 }
 
-/// The answer, from a [`Question`]'s last word.
-#[expect(clippy::cast_possible_truncation, reason = "each half is a number")]
-fn answer(word: u64) -> Option<Decision> {
-    let (state, packed) = (word as u32, (word >> 32) as u32);
+/// The answer, from a [`Question`]'s last words.
+fn answer([state, packed]: [u64; 2]) -> Option<Decision> {
     if state != ANSWERED {
         return None;
     }
@@ -166,9 +166,8 @@ mod tests {
     #[test]
     fn an_answer_is_none_until_the_policy_has_run() {
         let hit = Decision::hit();
-        let word = |state: u32| u64::from(hit.pack()) << 32 | u64::from(state);
-        assert_eq!(answer(word(ANSWERED)), Some(hit));
-        assert_eq!(answer(word(ASKED)), None);
-        assert_eq!(answer(u64::from(ANSWERED) | 9 << 32), None);
+        assert_eq!(answer([ANSWERED, hit.pack()]), Some(hit));
+        assert_eq!(answer([ASKED, hit.pack()]), None);
+        assert_eq!(answer([ANSWERED, 9]), None);
     }
 }

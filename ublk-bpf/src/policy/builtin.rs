@@ -44,7 +44,7 @@ impl Builtin {
     }
 }
 
-static ALL: [Builtin; 8] = [
+static ALL: [Builtin; 9] = [
     Builtin {
         name: "passthrough",
         description: "sends every request to the backing device",
@@ -92,6 +92,12 @@ static ALL: [Builtin; 8] = [
         description: "like auto, but reads no more from the backing device than requests want",
         needs_cache: true,
         object: object!("frugal"),
+    },
+    Builtin {
+        name: "shares",
+        description: "like auto, within the quotas of cgroups that `ublk-bpf quota` sets",
+        needs_cache: false,
+        object: object!("shares"),
     },
 ];
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use aya::maps::{PerCpuArray, PerCpuValues};
 use ublk_bpf_abi::{
     CONFIG_GLOBAL, CacheCounters, Config, Decisions, DirtyEntry, IndexEntry, Member, Op, ServerCounters,
-    VerdictSlot, map,
+    TENANTS, VerdictSlot, map,
 };
 
 use super::builtin::CLASSIFIER;
@@ -105,11 +105,13 @@ impl Classifier {
         let index = open(map::INDEX, size_of::<IndexEntry>(), spec.index_entries())?;
         let heat = open(map::HEAT, size_of::<u64>(), spec.heat_words())?;
         let dirty = open(map::DIRTY, size_of::<DirtyEntry>(), spec.dirty_entries())?;
+        let tenants = open(map::TENANTS, size_of::<u64>(), spec.tenant_words())?;
+        let usage = open(map::USAGE, size_of::<u64>(), TENANTS)?;
         let cache = open(map::CACHE, size_of::<CacheCounters>(), 1)?;
         let state = StateMap::open(pins)?;
         let maps = |of: CacheSpec| {
-            let [index, heat, dirty, counters] = [&index, &heat, &dirty, &cache].map(|map| map.fd().as_fd());
-            CacheMaps::map(of, index, heat, dirty, counters, state)
+            let maps = [&index, &heat, &dirty, &tenants, &usage, &cache];
+            CacheMaps::map(of, maps.map(|map| map.fd().as_fd()), state)
         };
         Ok(Self {
             pins: pins.clone(),
@@ -189,6 +191,7 @@ pub(super) fn load_object(spec: &ClassifierSpec) -> Result<Loaded, PolicyError> 
         .entries(map::INDEX, spec.index_entries())
         .entries(map::HEAT, spec.heat_words())
         .entries(map::DIRTY, spec.dirty_entries())
+        .entries(map::TENANTS, spec.tenant_words())
         .load(&object, WHAT)
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ublk_bpf_abi::{CacheCounters, CacheState, ServerCounters, TakenVerdict, VerdictSlot, map};
+use ublk_bpf_abi::{CacheCounters, CacheState, ServerCounters, TENANTS, TakenVerdict, VerdictSlot, map};
 
 use super::error::PolicyError;
 use super::spec::CacheSpec;
@@ -81,10 +81,10 @@ impl QueueVerdicts<'_> {
     #[inline]
     #[must_use]
     pub fn take(&self, tag: u16) -> TakenVerdict {
-        let [head, sector] = &self.slots[usize::from(tag)];
+        let [head, place] = &self.slots[usize::from(tag)];
         let taken = TakenVerdict {
             head: head.load(Ordering::Relaxed),
-            sector: sector.load(Ordering::Relaxed),
+            place: place.load(Ordering::Relaxed),
         };
         head.store(0, Ordering::Relaxed);
         taken
@@ -189,6 +189,8 @@ pub struct CacheMaps {
     heat: Arc<MapWords>,
     /// With write-back.
     dirty: Option<Arc<MapWords>>,
+    tenants: Arc<MapWords>,
+    usage: Arc<MapWords>,
     counters: Arc<MapWords>,
     state: StateMap,
 }
@@ -196,10 +198,7 @@ pub struct CacheMaps {
 impl CacheMaps {
     pub(super) fn map(
         of: CacheSpec,
-        index: BorrowedFd<'_>,
-        heat: BorrowedFd<'_>,
-        dirty: BorrowedFd<'_>,
-        counters: BorrowedFd<'_>,
+        [index, heat, dirty, tenants, usage, counters]: [BorrowedFd<'_>; 6],
         state: StateMap,
     ) -> Result<Self, PolicyError> {
         let dirty = || map_words(dirty, map::DIRTY, of.dirty_slots as usize);
@@ -208,6 +207,8 @@ impl CacheMaps {
             index: map_words(index, map::INDEX, of.blocks as usize)?,
             heat: map_words(heat, map::HEAT, of.heat_words() as usize)?,
             dirty: (of.dirty_slots != 0).then(dirty).transpose()?,
+            tenants: map_words(tenants, map::TENANTS, of.tenant_words() as usize)?,
+            usage: map_words(usage, map::USAGE, TENANTS as usize)?,
             counters: map_words(
                 counters,
                 map::CACHE,
@@ -232,6 +233,18 @@ impl CacheMaps {
     #[must_use]
     pub fn dirty(&self) -> &[AtomicU64] {
         self.dirty.as_ref().map_or(&[], |dirty| dirty.as_slice())
+    }
+
+    /// A byte for each slot, eight to a word: the tenant that it is accounted to.
+    #[must_use]
+    pub fn tenants(&self) -> &[AtomicU64] {
+        self.tenants.as_slice()
+    }
+
+    /// The slots of each tenant.
+    #[must_use]
+    pub fn usage(&self) -> &[AtomicU64] {
+        self.usage.as_slice()
     }
 
     /// Tells policies of the cache as a whole.

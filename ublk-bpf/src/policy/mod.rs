@@ -22,6 +22,7 @@ mod offsets;
 mod own_map;
 mod patch;
 mod pin;
+mod quotas;
 mod reasons;
 mod recorder;
 mod shadow;
@@ -47,10 +48,12 @@ pub use object::{
     check_policy_object,
 };
 pub use offsets::{BtfError, KernelLayout, VMLINUX_BTF};
+pub(crate) use own_map::cgroup_path;
 pub use own_map::{OwnEntry, OwnMap, OwnMapError};
 pub use patch::{Offsets, PatchError};
 pub(crate) use pin::pin_error;
 pub use pin::{Disk, PinDir, check_bpffs, ensure_bpffs, pinned_disks, remove_stale};
+pub use quotas::{Limit, QuotaError, QuotaMap, QuotaState};
 pub use reasons::{ReasonNames, reason_names};
 pub use recorder::Recorder;
 pub use shadow::{ShadowPolicy, attach_shadow, detach_shadow, promote_shadow};

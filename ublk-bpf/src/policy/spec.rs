@@ -55,7 +55,9 @@ pub struct CacheSpec {
     pub shift: u32,
     /// Blocks of the device.
     pub blocks: u32,
-    /// Slots of the cache, if writes may end in them; else 0.
+    /// Slots of the cache.
+    pub slots: u32,
+    /// The same if writes may end in them; else 0.
     pub dirty_slots: u32,
 }
 
@@ -68,17 +70,29 @@ impl CacheSpec {
         Some(Self {
             shift,
             blocks,
+            slots: 0,
             dirty_slots: 0,
         })
     }
 
-    /// The same with write-back, for a cache of so many slots.
+    /// The same for a cache of so many slots.
     #[must_use]
-    pub const fn with_writeback(self, slots: u32) -> Self {
+    pub const fn with_slots(self, slots: u32) -> Self {
+        Self { slots, ..self }
+    }
+
+    /// The same with write-back.
+    #[must_use]
+    pub const fn with_writeback(self) -> Self {
         Self {
-            dirty_slots: slots,
+            dirty_slots: self.slots,
             ..self
         }
+    }
+
+    /// Words that have a byte for each slot.
+    pub(super) fn tenant_words(self) -> u32 {
+        self.slots.div_ceil(8).max(1)
     }
 
     pub(super) fn heat_words(self) -> u32 {
@@ -138,6 +152,10 @@ impl ClassifierSpec {
 
     pub(super) fn index_entries(&self) -> u32 {
         self.cache.map_or(1, |cache| cache.blocks)
+    }
+
+    pub(super) fn tenant_words(&self) -> u32 {
+        self.cache.map_or(1, CacheSpec::tenant_words)
     }
 
     pub(super) fn dirty_entries(&self) -> u32 {

@@ -144,13 +144,15 @@ pub(super) fn verified_facts(program: BorrowedFd<'_>, what: &str) -> Result<Veri
     })
 }
 
-/// Creates a policy's maps; its program is not verified yet. It shares the map of the device with these pins that says how
-/// the cache is.
+/// Creates a policy's maps; its program is not verified yet. It shares the maps of the device with these pins that say how
+/// the cache is, and whose.
 pub(super) fn load_object(policy: &Policy, pins: Option<&PinDir>, what: &str) -> Result<Loaded, PolicyError> {
-    let state = pins.map(|pins| pins.map(map::STATE)).filter(|pin| pin.exists());
+    let shared = [map::STATE, map::USAGE].map(|name| (name, pins.map(|pins| pins.map(name))));
     let mut loader = Loader::default();
-    if let Some(pin) = &state {
-        loader = loader.pinned(map::STATE, pin);
+    for (name, pin) in &shared {
+        if let Some(pin) = pin.as_ref().filter(|pin| pin.exists()) {
+            loader = loader.pinned(name, pin);
+        }
     }
     // Objects that are known to break the loader were refused before. Any other panic fails this policy only.
     let loaded = catch_unwind(|| loader.load(policy.bytes(), what));

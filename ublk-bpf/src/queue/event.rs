@@ -297,6 +297,11 @@ pub enum Io {
     },
     /// The one operation that the ring does not carry out.
     Copy(UserCopy),
+    /// Nothing, for so long. It always ends with an error (`ETIME`).
+    Delay {
+        /// How many microseconds.
+        micros: u32,
+    },
     /// Make what the device has completed durable.
     Flush {
         /// The device.

@@ -125,6 +125,8 @@ pub(super) struct InFlight {
     pub(super) fill: Option<Extent>,
     /// Where it ends, if the policy says so: for a write that waits before it begins.
     mode: Option<Mode>,
+    /// To whom what it brings into the cache is accounted; 0: no tenant.
+    pub(super) tenant: u8,
     /// Issues in a row without progress.
     retries: u8,
     durable: bool,
@@ -152,6 +154,7 @@ impl InFlight {
         promote: None,
         fill: None,
         mode: None,
+        tenant: 0,
         retries: 0,
         durable: false,
         keep_allocated: false,
@@ -189,6 +192,7 @@ impl InFlight {
             durable: request.durable && volatile_cache,
             keep_allocated: request.keep_allocated,
             mode: request.mode,
+            tenant: request.tenant,
             ..Self::IDLE
         }
     }
@@ -307,6 +311,7 @@ impl InFlight {
             keep_allocated: false,
             registered: true,
             mode: None,
+            tenant: self.tenant,
             offset: self.offset,
             length: self.length,
         }

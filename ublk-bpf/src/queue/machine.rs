@@ -1,6 +1,6 @@
 //! The machine: the order in which the parts of the queue work.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use ublk_bpf_abi::{SECTOR_SIZE, ServerCounters};
 
@@ -22,9 +22,11 @@ use crate::cache::{Cache, QueueSet};
 use crate::errno::Errno;
 
 mod back;
+mod buffers;
 mod cached;
 mod commands;
 mod cut;
+mod delay;
 mod ending;
 mod fills;
 mod grow;
@@ -106,6 +108,9 @@ pub struct Machine<'w> {
     batches: Batches,
     todos: Todos,
     fills: Fills,
+    delays: delay::Delays,
+    /// See [`with_stopping`](Self::with_stopping).
+    stopping: &'w AtomicBool,
     cache: Option<&'w Cache<'w>>,
     /// The number of this queue.
     number: u16,
@@ -165,6 +170,8 @@ impl<'w> Machine<'w> {
             batches: Batches::new(config.depth),
             todos: Todos::new(config.depth, config.fill_buffers),
             fills: Fills::new(config.fill_buffers, config.depth),
+            delays: delay::Delays::new(config.depth),
+            stopping: &delay::STAYS,
             cache: None,
             number: 0,
             ends: Ends::fixed(),
@@ -222,6 +229,10 @@ impl<'w> Machine<'w> {
                 tag,
                 io: self.issue(tag),
             },
+            Todo::Delay(tag) => Effect::Io {
+                tag,
+                io: self.slice(tag),
+            },
             Todo::Fill(fill) => self.issue_fill(fill)?,
             Todo::Commit(batch) => {
                 self.counters.commits += 1;
@@ -272,10 +283,10 @@ impl<'w> Machine<'w> {
         self.phase == Phase::Serving
     }
 
-    /// Whether there is such a tag, and its request has arrived and has no result yet.
+    /// Whether there is such a tag, and its request has arrived, is not kept, and has no result yet.
     #[must_use]
     pub fn is_in_service(&self, tag: u16) -> bool {
-        self.tags.serve(tag)
+        self.tags.serve(tag) && !self.delays.keep(tag)
     }
 
     /// [`Event::Arrived`].
@@ -312,7 +323,10 @@ impl<'w> Machine<'w> {
             Ok(advised) => advised,
             Err(why) => self.without_advice(why),
         };
-        request.mode = advised.mode;
+        if let Some(delay) = self.delay_of(&request, &advised) {
+            return self.keep(&arrival, delay);
+        }
+        (request.mode, request.tenant) = (advised.mode, advised.tenant);
         if self.asks_the_cache(&request, &advised) {
             return self.read_cached(arrival.tag, &request, Wish::of(&advised));
         }
@@ -396,20 +410,6 @@ impl<'w> Machine<'w> {
         self.counters.unregistered += u64::from(request.action.has_data() && !request.registered);
     }
 
-    /// Gives a request a staging buffer, or queues it for one.
-    #[cold]
-    fn stage(&mut self, tag: u16) {
-        match self.staging.take(tag) {
-            Some(staging) => self.staged(tag, staging),
-            None => self.tags.shift(tag, Owner::InFlight, Owner::Waiting),
-        }
-    }
-
-    fn staged(&mut self, tag: u16, staging: Staging) {
-        self.tags.expect_in_flight(tag).in_flight.buffer = Some(Buffer::Staging(staging));
-        self.todos.push(Todo::Io(tag));
-    }
-
     /// The operation that a tag's request is at.
     #[inline(always)]
     fn issue(&mut self, tag: u16) -> Io {
@@ -424,6 +424,9 @@ impl<'w> Machine<'w> {
     /// Any operation, with any result.
     #[inline(never)]
     fn complete_slow(&mut self, tag: u16, result: i32) {
+        if self.slice_done(tag) {
+            return;
+        }
         let in_flight = &self.tags.expect_in_flight(tag).in_flight;
         if in_flight.committed().is_some() {
             self.commit_io_done(tag, result);
@@ -464,21 +467,6 @@ impl<'w> Machine<'w> {
             return self.commit_for(cache, tag, data, scope);
         }
         self.answer(tag, result);
-    }
-
-    /// Leaves a request's buffer: its staging buffer goes to the next tag that waits for one.
-    #[cold]
-    fn release_buffer(&mut self, tag: u16) {
-        match self.tags.slot(tag).in_flight.buffer.take() {
-            Some(Buffer::Staging(staging)) => {
-                if let Some(next) = self.staging.give_back(staging) {
-                    self.tags.shift(next, Owner::Waiting, Owner::InFlight);
-                    self.staged(next, staging);
-                }
-            }
-            Some(Buffer::Fill(fill)) => self.fills.remove_reader(fill),
-            None => {}
-        }
     }
 
     /// Submits the results that are ready, unless a COMMIT is in flight.

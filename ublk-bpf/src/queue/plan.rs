@@ -152,6 +152,7 @@ mod tests {
             keep_allocated: false,
             registered: true,
             mode: None,
+            tenant: 0,
             offset: 0,
             length,
         }

@@ -80,6 +80,8 @@ pub(super) struct BlockRequest {
     pub(super) registered: bool,
     /// WRITE: where it ends, if the policy says so. A descriptor does not.
     pub(super) mode: Option<Mode>,
+    /// To whom what it brings into the cache is accounted; 0: no tenant.
+    pub(super) tenant: u8,
     /// First byte on the device; 0 for FLUSH.
     pub(super) offset: u64,
     /// Bytes; 0 for FLUSH, at most [`MAX_DATA_BYTES`] for READ and WRITE.
@@ -125,6 +127,7 @@ impl BlockRequest {
             keep_allocated: arrival.op_flags & UBLK_IO_F_NOUNMAP != 0,
             registered: arrival.op_flags & UBLK_IO_F_NEED_REG_BUF == 0,
             mode: None,
+            tenant: 0,
             // Inside the device, whose bytes fit 63 bits (`QueueConfig::check`).
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
@@ -158,6 +161,7 @@ impl BlockRequest {
             keep_allocated: false,
             registered: true,
             mode: None,
+            tenant: 0,
             offset: first * SECTOR_SIZE,
             length: sectors * SECTOR_SIZE,
         })
@@ -210,6 +214,7 @@ impl BlockRequest {
             keep_allocated: false,
             registered: false,
             mode: None,
+            tenant: 0,
             offset: 0,
             length: 0,
         }
@@ -229,7 +234,7 @@ mod tests {
     };
 
     fn arrival(op_flags: u32, start_sector: u64, nr_sectors: u32) -> Arrival {
-        let verdict = TakenVerdict { head: 0, sector: 0 };
+        let verdict = TakenVerdict { head: 0, place: 0 };
         Arrival {
             tag: 0,
             op_flags,

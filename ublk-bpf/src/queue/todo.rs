@@ -8,6 +8,7 @@ pub(super) enum Todo {
     Prepare(u8),
     Fetch(u8),
     Io(u16),
+    Delay(u16),
     Fill(FillBuffer),
     Commit(u8),
     Wake,

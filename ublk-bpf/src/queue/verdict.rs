@@ -1,6 +1,6 @@
 //! A taken verdict, checked against the request that it claims to be about.
 
-use ublk_bpf_abi::{Decision, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
+use ublk_bpf_abi::{Decision, Delay, Extent, Op, Priority, Reason, TakenVerdict, Verdict, VerdictSlot, hint};
 
 use super::event::Arrival;
 use crate::cache::Mode;
@@ -28,6 +28,10 @@ pub(super) struct Advised {
     pub(super) fill: Option<Extent>,
     /// Where it ends, if it is a write.
     pub(super) mode: Option<Mode>,
+    /// To whom what it brings into the cache is accounted; 0: no tenant.
+    pub(super) tenant: u8,
+    /// How long it is kept before it is served.
+    pub(super) delay: Delay,
 }
 
 impl Advised {
@@ -38,6 +42,8 @@ impl Advised {
             promote: None,
             fill: None,
             mode: None,
+            tenant: 0,
+            delay: Delay::NONE,
         }
     }
 }
@@ -70,16 +76,16 @@ pub(super) fn is_plain_hit(taken: TakenVerdict, arrival: &Arrival) -> bool {
 /// more checks.
 #[inline(always)]
 pub(super) fn plain_write(taken: TakenVerdict, arrival: &Arrival) -> Option<Mode> {
-    const WRITE: u32 = (hint::WRITE as u32) << 16;
+    const WRITE: u64 = (hint::WRITE as u64) << 16;
     // Every number that fits is a reason.
     const OPEN: u64 = (Reason::COUNT as u64 - 1) << 8 | (hint::FILL as u64) << 16;
     const _: () = assert!(Reason::COUNT.is_power_of_two());
     let plain = VerdictSlot::head(
-        Verdict::Passthrough as u32 | WRITE,
+        Verdict::Passthrough as u64 | WRITE,
         Op::Write as u32,
         arrival.nr_sectors,
     );
-    let is_about_this = taken.head & !OPEN == plain && taken.sector == arrival.start_sector;
+    let is_about_this = taken.head & !OPEN == plain && is_all_about(taken, arrival);
     is_about_this.then(|| mode(taken.head.to_le_bytes()[2])).flatten()
 }
 
@@ -90,9 +96,14 @@ fn mode(hints: u8) -> Option<Mode> {
 }
 
 #[inline(always)]
-fn is_plain<const DECISION: u32>(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
-    taken.head == VerdictSlot::head(DECISION, op as u32, arrival.nr_sectors)
-        && taken.sector == arrival.start_sector
+fn is_plain<const DECISION: u64>(taken: TakenVerdict, op: Op, arrival: &Arrival) -> bool {
+    taken.head == VerdictSlot::head(DECISION, op as u32, arrival.nr_sectors) && is_all_about(taken, arrival)
+}
+
+/// Whether the slot names the sector of `arrival`, and neither a tenant nor a delay.
+#[inline(always)]
+fn is_all_about(taken: TakenVerdict, arrival: &Arrival) -> bool {
+    taken.place == VerdictSlot::place(0, arrival.start_sector)
 }
 
 /// The advice in `taken` for the request of `arrival`, which is an `op`. `has_cache`: the device has one.
@@ -105,10 +116,15 @@ pub(super) fn check(
 ) -> Result<Advised, NoAdvice> {
     // All but the decision itself in one comparison.
     let about_this = VerdictSlot::head(0, op as u32, arrival.nr_sectors);
-    if (taken.head ^ about_this) >> DECISION_BITS != 0 || taken.sector != arrival.start_sector {
+    if (taken.head ^ about_this) >> DECISION_BITS != 0 || !taken.is_at(arrival.start_sector) {
         return Err(why_not(taken.head));
     }
-    decision(taken.head, has_cache)
+    let advised = decision(taken.head, has_cache)?;
+    Ok(Advised {
+        tenant: taken.tenant(),
+        delay: taken.delay(),
+        ..advised
+    })
 }
 
 /// Bits of a slot's head that hold the decision: verdict, reason and hints. The rest says what it is about.
@@ -168,7 +184,7 @@ mod tests {
         let [n0, n1, n2, n3] = nr_sectors.to_le_bytes();
         TakenVerdict {
             head: u64::from_le_bytes([verdict, reason, hints, op, n0, n1, n2, n3]),
-            sector,
+            place: VerdictSlot::place(0, sector),
         }
     }
 
@@ -250,7 +266,10 @@ mod tests {
                 op_flags: 1,
                 nr_sectors: 8,
                 start_sector: 64,
-                verdict: TakenVerdict { head, sector },
+                verdict: TakenVerdict {
+                    head,
+                    place: VerdictSlot::place(0, sector),
+                },
             };
             let of = |arrival: &Arrival| {
                 let advised = check(arrival.verdict, Op::Write, arrival, true).expect("it is advice");
@@ -312,7 +331,7 @@ mod tests {
         fn a_plain_write_is_advice(head: u64, others in prop::bits::u64::masked(0xe7ff_ff00)) {
             let plain = VerdictSlot::head(Decision::pass().back().pack(), Op::Write as u32, 8);
             for head in [head, plain ^ others] {
-                let verdict = TakenVerdict { head, sector: 64 };
+                let verdict = TakenVerdict { head, place: VerdictSlot::place(0, 64) };
                 let arrival = Arrival { tag: 3, op_flags: 1, nr_sectors: 8, start_sector: 64, verdict };
                 if let Some(mode) = plain_write(verdict, &arrival) {
                     let advised = check(verdict, Op::Write, &arrival, true);
@@ -323,10 +342,10 @@ mod tests {
 
         /// Whatever is in the slot: advice comes only from one that names exactly this request.
         #[test]
-        fn garbage_never_becomes_advice_for_another_request(head: u64, sector: u64) {
-            let verdict = TakenVerdict { head, sector };
+        fn garbage_never_becomes_advice_for_another_request(head: u64, place: u64) {
+            let verdict = TakenVerdict { head, place };
             if checked(verdict).is_ok() {
-                prop_assert_eq!(sector, 64);
+                prop_assert_eq!(place >> 16, 64);
                 prop_assert_eq!(head >> 32, 8);
                 prop_assert_eq!((head >> 24) & 0xff, 0);
             }

@@ -137,8 +137,9 @@ impl CacheDevice {
             size: Size(sectors * SECTOR_SIZE),
             block: Size(self.options.block.into()),
         })?;
+        let spec = spec.with_slots(self.map_slots);
         Ok(match self.writes_back {
-            true => spec.with_writeback(self.map_slots),
+            true => spec.with_writeback(),
             false => spec,
         })
     }
@@ -285,7 +286,8 @@ impl<'a> RunningCache<'a> {
             data_offset: device.layout.data_offset,
             mode: device.options.mode,
         };
-        let mut cache = Cache::new(shape, maps.index(), maps.heat());
+        let cache = Cache::new(shape, maps.index(), maps.heat());
+        let mut cache = cache.with_tenants(maps.tenants(), maps.usage());
         if let Some(log) = contents.log.take() {
             cache = cache.with_writeback(maps.dirty());
             cache.set_log(log, !device.backend.facts().volatile_cache);
@@ -332,6 +334,7 @@ impl<'a> RunningCache<'a> {
             }
         }
         mover.restore(self.contents.residents(), self.contents.trust);
+        self.cache.count_tenants();
         mover
     }
 

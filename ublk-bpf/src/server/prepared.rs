@@ -1,6 +1,6 @@
 //! What a new and a recovered device have in common: what they open, how they are served, and how they end.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::cache::{self, CacheDevice, Contents, RunningCache};
 use super::claim::Claim;
@@ -57,6 +57,7 @@ impl Prepared<'_> {
             cache: cache.as_ref(),
             record: &self.record,
             sectors: AtomicU64::new(self.record.sectors),
+            stopping: AtomicBool::new(false),
             was_waiting: self.was_waiting,
             scheduler: self.scheduler,
         };

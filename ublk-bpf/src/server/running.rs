@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub(super) struct RunningDevice<'a> {
     pub(super) record: &'a Record,
     /// Sectors that it has now; the record has those of the start.
     pub(super) sectors: AtomicU64,
+    /// It is being stopped: its requests are kept no longer.
+    pub(super) stopping: AtomicBool,
     /// The device was there before this process.
     pub(super) was_waiting: bool,
     /// The I/O scheduler of a new disk. One that waited keeps what it has.
@@ -68,6 +70,7 @@ impl RunningDevice<'_> {
             written: written.map_or(Written::untracked(), |map| Written::new(map.words(), map.shift())),
             cache: self.cache.map(RunningCache::handles),
             sectors: &self.sectors,
+            stopping: &self.stopping,
             ends: watch.ends(),
             lossy: self.record.allow_lossy,
         })
@@ -246,8 +249,11 @@ impl RunningDevice<'_> {
     /// Removes the block device, with `force` even if it is in use. `None`: it is in use.
     fn stop(&self, force: bool) -> Result<Option<End>, ServeError> {
         let id = self.info.id;
+        // The kernel waits for each request.
+        self.stopping.store(true, Ordering::Relaxed);
         match self.errands.stop(self.control, id, force) {
             Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                self.stopping.store(false, Ordering::Relaxed);
                 log::say(format_args!(
                     "{} is in use by {}: unmount or close it and signal again; another signal now stops it and fails its I/O",
                     id.disk_name(),

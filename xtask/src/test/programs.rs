@@ -9,12 +9,13 @@ use host::{build, workspace};
 
 const GUEST_TESTS: &str = "tests/guest";
 /// The packages of policies that the tests attach, and where the guest has the objects.
-const POLICIES: [&str; 6] = [
+const POLICIES: [&str; 7] = [
     "tests/policies",
     "examples/cgroup-tiers",
     "examples/metadata-first",
     "examples/pin-range",
     "examples/size-histogram",
+    "examples/tenants",
     "examples/writeback-for-database",
 ];
 const POLICY_FOLDER: &str = "/root/policies";

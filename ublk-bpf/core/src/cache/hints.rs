@@ -23,8 +23,8 @@ pub enum Hinted {
     Refused,
 }
 
-const fn packed(block: u64, priority: Priority) -> u64 {
-    block << 2 | priority as u64
+const fn packed(block: u64, priority: Priority, tenant: u8) -> u64 {
+    block << 16 | (tenant as u64) << 8 | priority as u64
 }
 
 /// Hints from the queues, all of which the mover takes at once.
@@ -36,8 +36,8 @@ impl Arriving {
         Self(ArrayQueue::new(MAX_ARRIVING))
     }
 
-    pub(super) fn push(&self, block: u64, priority: Priority) -> Hinted {
-        match self.0.force_push(packed(block, priority)) {
+    pub(super) fn push(&self, block: u64, priority: Priority, tenant: u8) -> Hinted {
+        match self.0.force_push(packed(block, priority, tenant)) {
             None => Hinted::Queued,
             Some(_) => Hinted::Displaced,
         }
@@ -74,7 +74,7 @@ impl Hints {
 
     /// Adds a hint of the mover's own.
     pub(super) fn push(&mut self, block: u32, priority: Priority) {
-        self.keep(packed(block.into(), priority));
+        self.keep(packed(block.into(), priority, 0));
     }
 
     /// Returns whether another one was dropped.
@@ -87,15 +87,12 @@ impl Hints {
         is_full
     }
 
-    /// The newest: a block and its priority.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "it was packed of a block and a priority"
-    )]
-    pub(super) fn pop(&mut self) -> Option<(u32, Priority)> {
+    /// The newest: a block, its priority, and its tenant.
+    #[expect(clippy::cast_possible_truncation, reason = "it was packed of these")]
+    pub(super) fn pop(&mut self) -> Option<(u32, Priority, u8)> {
         let hint = self.kept.pop_back()?;
-        let priority = Priority::parse(hint as u8 & 3).unwrap_or(Priority::Normal);
-        Some(((hint >> 2) as u32, priority))
+        let priority = Priority::parse(hint as u8).unwrap_or(Priority::Normal);
+        Some(((hint >> 16) as u32, priority, (hint >> 8) as u8))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -113,7 +110,7 @@ mod tests {
 
     fn all(hints: &mut Hints) -> Vec<u32> {
         std::iter::from_fn(|| hints.pop())
-            .map(|(block, _)| block)
+            .map(|(block, ..)| block)
             .collect()
     }
 
@@ -121,12 +118,12 @@ mod tests {
     fn the_newest_comes_first_with_its_priority() {
         let (arriving, mut hints) = (Arriving::new(), Hints::new());
         for (block, priority) in [(7, Priority::Normal), (9, Priority::Pinned), (8, Priority::Low)] {
-            assert_eq!(arriving.push(block, priority), Hinted::Queued);
+            assert_eq!(arriving.push(block, priority, 0), Hinted::Queued);
         }
         assert_eq!(hints.take(&arriving), 0);
-        assert_eq!(hints.pop(), Some((8, Priority::Low)));
-        assert_eq!(hints.pop(), Some((9, Priority::Pinned)));
-        assert_eq!(arriving.push(3, Priority::High), Hinted::Queued);
+        assert_eq!(hints.pop(), Some((8, Priority::Low, 0)));
+        assert_eq!(hints.pop(), Some((9, Priority::Pinned, 0)));
+        assert_eq!(arriving.push(3, Priority::High, 0), Hinted::Queued);
         assert_eq!(hints.take(&arriving), 0);
         assert_eq!(all(&mut hints), [3, 7]);
     }
@@ -135,7 +132,7 @@ mod tests {
     fn the_oldest_are_dropped() {
         let (arriving, mut hints) = (Arriving::new(), Hints::new());
         let pushed: Vec<_> = (0..=MAX_ARRIVING as u64)
-            .map(|block| arriving.push(block, Priority::Normal))
+            .map(|block| arriving.push(block, Priority::Normal, 0))
             .collect();
         assert!(
             pushed[..MAX_ARRIVING]

@@ -103,6 +103,7 @@ mod shared;
 mod slots;
 #[cfg(test)]
 mod stress;
+mod tenants;
 mod times;
 mod upkeep;
 mod waiters;

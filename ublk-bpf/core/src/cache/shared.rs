@@ -10,6 +10,7 @@ use super::commit::Commits;
 use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
 use super::mover::PromoteLimits;
+use super::tenants::Tenants;
 use super::times::ServiceTimes;
 use super::waiters::QueueSet;
 use super::writeback::Writeback;
@@ -143,6 +144,7 @@ pub struct Cache<'m> {
     pub(super) requests: AtomicU64,
     pub(super) writeback: Writeback,
     pub(super) commits: Commits,
+    pub(super) tenants: Tenants<'m>,
     failure: OnceLock<CacheFailure>,
     /// Whether `failure` is unset, for the price of one load.
     is_attached: AtomicBool,
@@ -168,6 +170,7 @@ impl<'m> Cache<'m> {
             requests: AtomicU64::new(0),
             writeback: Writeback::new(shape.mode),
             commits: Commits::new(),
+            tenants: Tenants::default(),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
         }
@@ -321,10 +324,16 @@ impl<'m> Cache<'m> {
 
     /// Requests promotion of the block at `offset`.
     pub fn hint(&self, offset: u64, priority: Priority) -> Hinted {
+        self.hint_for(offset, priority, 0)
+    }
+
+    /// The same for a tenant, whose slot it becomes; 0: no tenant.
+    pub fn hint_for(&self, offset: u64, priority: Priority, tenant: u8) -> Hinted {
         if !self.is_attached.load(Ordering::Relaxed) {
             return Hinted::Refused;
         }
-        self.hints.push(offset >> self.shape.shift, priority)
+        let block = offset >> self.shape.shift;
+        self.hints.push(block, priority, tenant)
     }
 
     /// Whether the mover sleeps and must be woken, for a hint or for what requests wait for. True once for each sleep.

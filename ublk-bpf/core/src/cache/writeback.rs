@@ -91,7 +91,7 @@ impl Writeback {
 /// A write to a slot. [`Cache::end_back`] ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "its regions stay claimed until it has ended"]
-pub struct BackWrite(Back);
+pub struct BackWrite(pub(super) Back);
 
 impl BackWrite {
     /// The slot, for [`Cache::slot_delta`].

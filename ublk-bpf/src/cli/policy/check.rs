@@ -143,9 +143,9 @@ fn table(file: String, facts: &ObjectFacts, judgement: &Judgement) -> Vec<(&'sta
 }
 
 fn interface(facts: &ObjectFacts) -> String {
-    match facts.states_abi {
-        true => format!("version {}", facts.abi),
-        false => format!("version {} (it states none, as older objects do)", facts.abi),
+    match facts.abi {
+        Some(version) => format!("version {version}"),
+        None => "it states no version, which the SDK would have it do".to_owned(),
     }
 }
 

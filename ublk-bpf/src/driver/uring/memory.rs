@@ -3,6 +3,7 @@
 use std::io;
 
 use io_uring::Submitter;
+use io_uring::types::Timespec;
 
 use super::fetch::FetchBuffer;
 use crate::sys::mmap::Mmap;
@@ -19,16 +20,30 @@ pub(super) struct Memory {
     pub(super) staging: StagingMemory,
     /// The buffers of fills.
     pub(super) fills: StagingMemory,
+    /// How long each tag's request is kept.
+    delays: Box<[Timespec]>,
 }
 
 impl Memory {
-    /// Maps the staging buffers and those of fills, each a number and the bytes of one, and what the FETCH commands need.
-    pub(super) fn map(staging: (u16, u32), fills: (u16, u32)) -> io::Result<Self> {
+    /// Maps the staging buffers and those of fills, each a number and the bytes of one, and what `depth` tags and the FETCH
+    /// commands need.
+    pub(super) fn map(depth: u16, staging: (u16, u32), fills: (u16, u32)) -> io::Result<Self> {
         Ok(Self {
             fetches: [FetchBuffer::new()?, FetchBuffer::new()?],
             staging: StagingMemory::map(staging.0, staging.1)?,
             fills: StagingMemory::map(fills.0, fills.1)?,
+            delays: vec![Timespec::new(); usize::from(depth)].into_boxed_slice(),
         })
+    }
+
+    /// Where the kernel finds how long the request of this tag is kept: so many microseconds.
+    ///
+    /// # Panics
+    /// If there is no such tag.
+    pub(super) fn delay(&mut self, tag: u16, micros: u32) -> &Timespec {
+        let delay = &mut self.delays[usize::from(tag)];
+        *delay = std::time::Duration::from_micros(micros.into()).into();
+        delay
     }
 
     /// Registers the buffers as the two of the ring's table from `first` on. Without, each operation pins its pages.

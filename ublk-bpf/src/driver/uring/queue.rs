@@ -18,20 +18,10 @@ use super::memory::{self, Memory};
 use super::ring::{self, Ring};
 use super::sqe::{self, Executor, Tagged};
 use super::stop::Stop;
-use crate::backend::{Access, NullReads, RingOps};
-use crate::cache::{Cache, Mode, Sampler, fill_buffers};
-use crate::queue::{
-    Arrival, Backing, Capabilities, Effect, FETCHES, FillBuffer, Io, Machine, QueueConfig, QueueFailure,
-    UserCopy,
-};
+use crate::backend::{Access, RingOps};
+use crate::cache::Sampler;
+use crate::queue::{Arrival, Effect, FETCHES, FillBuffer, Io, Machine, QueueFailure, UserCopy};
 use crate::sys::mmap::Descriptors;
-
-/// Staging buffers of a queue whose slow path alone uses them. A request that finds none free waits.
-const STAGING_BUFFERS: u16 = 8;
-/// Bytes of each.
-const STAGING_BYTES: u32 = 128 << 10;
-/// Bytes of a queue's staging buffers where every write of a cached block uses one.
-const WRITE_THROUGH_BYTES: u32 = 8 << 20;
 
 /// Buffers of the server in the ring's table, after those of the requests.
 const OWN_BUFFERS: u16 = 2;
@@ -70,11 +60,11 @@ pub(super) fn run<H: QueueHost>(
 ) -> Result<ServerCounters, QueueError> {
     let device = spec.device;
     // The kernel reads and writes the memory and the machine's batches: both outlive the ring.
-    let config = config(device);
+    let config = super::config::config(device);
     let staging = (config.staging_buffers, config.staging_bytes);
     let block_bytes = device.cache.map_or(0, |handles| 1 << handles.cache.shape().shift);
     let fills = (config.fill_buffers, block_bytes);
-    let memory = Memory::map(staging, fills).map_err(spec.cannot("get memory"))?;
+    let memory = Memory::map(device.depth, staging, fills).map_err(spec.cannot("get memory"))?;
     let machine = Machine::new(&config, device.written).map_err(|source| QueueError::Config {
         queue: spec.queue,
         source,
@@ -82,7 +72,8 @@ pub(super) fn run<H: QueueHost>(
     let machine = machine
         .with_cache(device.cache.map(|handles| handles.cache), spec.queue)
         .with_ends(device.ends)
-        .with_capacity(device.sectors);
+        .with_capacity(device.sectors)
+        .with_stopping(device.stopping);
     // After an error or a panic, operations may still be in flight: the memory is freed only after a good end.
     let mut kept = ManuallyDrop::new(Kept { memory, machine });
     let mut io = ring::build(device.depth).map_err(spec.cannot("make an io_uring"))?;
@@ -98,49 +89,6 @@ pub(super) fn run<H: QueueHost>(
 struct Kept<'a> {
     memory: Memory,
     machine: Machine<'a>,
-}
-
-fn config(spec: &DeviceSpec<'_>) -> QueueConfig {
-    let facts = spec.backend.facts();
-    let backing = match spec.backend.access() {
-        Access::Nothing(reads) => Backing::Null {
-            filled: reads == NullReads::Zeroes,
-        },
-        Access::Ring { .. } => Backing::Storage(Capabilities {
-            volatile_cache: facts.volatile_cache,
-            discard: facts.discard.is_some(),
-            write_zeroes: facts.write_zeroes.is_some(),
-        }),
-    };
-    let (staging_buffers, staging_bytes) = staging(spec);
-    QueueConfig {
-        depth: spec.depth,
-        staging_buffers,
-        staging_bytes,
-        fill_buffers: spec
-            .cache
-            .map_or(0, |handles| fill_buffers(handles.cache.shape().shift)),
-        capacity: facts.sectors,
-        logical_block: facts.logical_block,
-        read_only: facts.read_only,
-        lossy: spec.lossy,
-        backing,
-    }
-}
-
-/// Staging buffers of a queue, and bytes of each. A write-through is copied once and written to both devices from the
-/// copy, so each tag has a buffer for the longest write, up to [`WRITE_THROUGH_BYTES`] in all.
-fn staging(spec: &DeviceSpec<'_>) -> (u16, u32) {
-    let cache = spec.cache.map(|handles| handles.cache);
-    let is_through = |cache: &&Cache<'_>| cache.shape().mode == Mode::WriteThrough || cache.has_writeback();
-    match cache.filter(is_through) {
-        Some(cache) => {
-            let bytes = (1 << cache.shape().shift).min(STAGING_BYTES);
-            let buffers = u16::try_from(WRITE_THROUGH_BYTES / bytes).unwrap_or(u16::MAX);
-            (buffers.min(spec.depth).max(STAGING_BUFFERS), bytes)
-        }
-        None => (STAGING_BUFFERS, STAGING_BYTES),
-    }
 }
 
 /// A queue in service.
@@ -314,6 +262,12 @@ impl<'q, 'w, H: QueueHost> Queue<'q, 'w, H> {
             // which belongs to the request that leads the commit and is as long as the cache, which outlives the ring too.
             Executor::Ring(entry) => unsafe { self.ring.push(&entry) },
             Executor::Copy(copy) => self.copy(tag, copy),
+            Executor::Timer(micros) => {
+                let entry = sqe::timer(tag, self.memory.delay(tag, micros));
+                // SAFETY: the entry names the tag's time, which stays as it is until the timer has ended, and outlives the
+                // ring.
+                unsafe { self.ring.push(&entry) };
+            }
         }
     }
 

@@ -138,6 +138,13 @@ pub(super) fn tick(period: &'static Timespec) -> Entry {
         .user_data(Tagged::Tick.pack())
 }
 
+/// A completion for this tag after some time, which the kernel reads when the entry is submitted.
+pub(super) fn timer(tag: u16, time: &Timespec) -> Entry {
+    opcode::Timeout::new(time)
+        .build()
+        .user_data(Tagged::Io(tag).pack())
+}
+
 /// PREP of every tag of the queue.
 pub(super) fn prepare(queue: u16, elements: &[ElemHeader]) -> Entry {
     batch_command(UBLK_U_IO_PREP_IO_CMDS, queue, elements).user_data(Tagged::Prepare.pack())
@@ -267,6 +274,8 @@ pub(super) enum Executor {
     Ring(Entry),
     /// The queue's thread, which makes the copy at once.
     Copy(UserCopy),
+    /// The ring's timer, after so many microseconds.
+    Timer(u32),
 }
 
 /// The operation of the fill in buffer `fill`. `place` gives the place of a byte in that.
@@ -377,6 +386,7 @@ pub(super) fn executor(
                 .build()
         }
         Io::Copy(copy) => return Executor::Copy(copy),
+        Io::Delay { micros } => return Executor::Timer(micros),
     };
     Executor::Ring(entry.user_data(Tagged::Io(tag).pack()))
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use io_uring::IoUring;
 use io_uring::types::Timespec;
@@ -35,7 +35,7 @@ impl Bench {
         let pages = Box::new(Pages([0x55; 2 * BLOCK as usize]));
         Self {
             backend: Backend::open(spec, false).unwrap(),
-            memory: Memory::map((2, 2 * BLOCK), (1, BLOCK)).unwrap(),
+            memory: Memory::map(1, (2, 2 * BLOCK), (1, BLOCK)).unwrap(),
             pages,
         }
     }
@@ -268,7 +268,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
     let device = tempfile::tempfile().unwrap();
     device.set_len(1 << 20).unwrap();
     let backend = Backend::open(&Spec::Memory(1 << 20), false).unwrap();
-    let sectors = AtomicU64::new(8);
+    let (sectors, stopping) = (AtomicU64::new(8), AtomicBool::new(false));
     let engine = Engine::new(DeviceSpec {
         queues: 1,
         depth: 16,
@@ -278,6 +278,7 @@ fn a_queue_of_something_that_is_no_ublk_device_fails_by_itself() {
         written: Written::untracked(),
         cache: None,
         sectors: &sectors,
+        stopping: &stopping,
         ends: Ends::fixed(),
         lossy: false,
     })

@@ -16,16 +16,11 @@ use crate::policy::bytes::u32_at;
 use crate::policy::reasons::{self, ReasonNames};
 use crate::policy::types::TypeTable;
 
-/// The version of an object that states none: it was built before objects did.
-const UNSTATED: u32 = 1;
-
 /// What a policy's object is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectFacts {
-    /// The version of the policy interface that it is built for.
-    pub abi: u32,
-    /// Whether it says so itself; an object that does not is from before objects did.
-    pub states_abi: bool,
+    /// The version of the policy interface that it is built for, if it states one.
+    pub abi: Option<u32>,
     /// Its licence.
     pub license: String,
     /// Instructions, all functions together.
@@ -68,11 +63,12 @@ pub(super) fn stated_abi(file: &ElfFile64<'_, Endianness>) -> Option<u32> {
     u32_at(section(file, POLICY_ABI_SECTION)?, 0)
 }
 
-/// Whether this ublk-bpf takes objects of the version; an object that states none has the first one.
+/// Whether this ublk-bpf takes objects of the version. An object that states none was not made with the SDK: the
+/// classifier checks each of its answers, as it does with all.
 pub(super) fn check_abi(stated: Option<u32>) -> Result<(), u32> {
-    match stated.unwrap_or(UNSTATED) {
-        POLICY_ABI_VERSION => Ok(()),
-        other => Err(other),
+    match stated {
+        None | Some(POLICY_ABI_VERSION) => Ok(()),
+        Some(other) => Err(other),
     }
 }
 
@@ -84,11 +80,9 @@ impl PolicyObject {
         let elf = Elf::parse(&file, &self.bytes).ok()?;
         let types = TypeTable::parse(section(&file, ".BTF")?.to_vec())?;
         let helpers: BTreeSet<String> = elf.code.iter().flat_map(code::helpers).collect();
-        let stated = stated_abi(&file);
         let license = section(&file, "license")?.split(|&byte| byte == 0).next()?;
         Some(ObjectFacts {
-            abi: stated.unwrap_or(UNSTATED),
-            states_abi: stated.is_some(),
+            abi: stated_abi(&file),
             license: String::from_utf8_lossy(license).into_owned(),
             instructions: elf.code.iter().map(|code| code.bytes.len() / 8).sum(),
             functions: elf.code.iter().map(|code| code.functions.len()).sum(),

@@ -222,7 +222,8 @@ impl Leaf {
         match &self.kind {
             Kind::Integer(of, Unit::Cgroup) => {
                 let inode = of.read(&bytes[self.at..]);
-                cgroup_path(inode).unwrap_or_else(|| inode.to_string())
+                let path = u64::try_from(inode).ok().and_then(cgroup_path);
+                path.unwrap_or_else(|| inode.to_string())
             }
             _ => match self.json(bytes) {
                 Value::String(text) => text,

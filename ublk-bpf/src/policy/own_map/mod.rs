@@ -10,6 +10,7 @@ use aya_obj::generated::bpf_map_type;
 use serde_json::Value;
 
 use self::layout::Layout;
+pub(crate) use self::number::cgroup_path;
 use super::PolicyError;
 use super::object::kind_name;
 use super::pin::{PinDir, pin_error};

@@ -164,14 +164,14 @@ fn cgroup(path: &str) -> Result<i128, String> {
 }
 
 /// The path of the cgroup with this number, below the root of all cgroups; none if there is no such cgroup now.
-pub(super) fn cgroup_path(inode: i128) -> Option<String> {
+pub(crate) fn cgroup_path(inode: u64) -> Option<String> {
     let found = find(Path::new(CGROUPS), inode, MAX_DEPTH)?;
     let below = found.strip_prefix(CGROUPS).ok()?.to_str()?;
     Some(format!("/{below}"))
 }
 
-fn find(folder: &Path, inode: i128, depth: u32) -> Option<PathBuf> {
-    if i128::from(fs::metadata(folder).ok()?.ino()) == inode {
+fn find(folder: &Path, inode: u64, depth: u32) -> Option<PathBuf> {
+    if fs::metadata(folder).ok()?.ino() == inode {
         return Some(folder.to_owned());
     }
     let depth = depth.checked_sub(1)?;

@@ -97,6 +97,7 @@ impl InFlight {
             keep_allocated: self.keep_allocated,
             registered: route != Route::Copy,
             mode: self.mode,
+            tenant: self.tenant,
             ..self.as_read()
         };
         Some((request, route))

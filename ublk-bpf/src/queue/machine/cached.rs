@@ -46,6 +46,7 @@ impl<'w> Machine<'w> {
         match start {
             ChangeStart::Back(write) => {
                 self.count_absorbed(length);
+                cache.account_write(&write, request.tenant);
                 Some((Legs::Back(write), cache.slot_delta(write.pin(), offset)))
             }
             ChangeStart::Marked(change, downgrade) => {
@@ -121,14 +122,14 @@ impl<'w> Machine<'w> {
         if let Some(priority) = in_flight.promote.take()
             && is_good
         {
-            let (offset, _) = in_flight.range();
-            self.promote(cache, offset, priority);
+            let ((offset, _), tenant) = (in_flight.range(), in_flight.tenant);
+            self.promote(cache, offset, priority, tenant);
         }
     }
 
     #[inline(never)]
-    fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority) {
-        let hinted = cache.hint(offset, priority);
+    fn promote(&mut self, cache: &Cache<'_>, offset: u64, priority: Priority, tenant: u8) {
+        let hinted = cache.hint_for(offset, priority, tenant);
         if hinted != Hinted::Refused {
             self.counters.hinted += 1;
             self.wake.mover();

@@ -127,6 +127,7 @@ impl Machine<'_> {
         self.wake.queues();
         match cache.begin_fill(offset, length, extent, priority) {
             FillStart::Begun(fill) => {
+                cache.account_fill(&fill, request.tenant);
                 if cache.is_short_of_slots() {
                     self.wake.mover();
                 }

@@ -50,7 +50,10 @@ mod tests {
             op_flags: op,
             nr_sectors: 8,
             start_sector: sector,
-            verdict: TakenVerdict { head, sector },
+            verdict: TakenVerdict {
+                head,
+                place: VerdictSlot::place(0, sector),
+            },
         }));
     }
 

@@ -28,9 +28,9 @@ pub(super) const WRITE: u32 = 1;
 pub(super) const FLUSH: u32 = 2;
 const WRITE_ZEROES: u32 = 5;
 const FUA: u32 = 1 << 13;
-pub(super) const PASSTHROUGH: u32 = 1;
-const DROP: u32 = 3;
-pub(super) const SLOW: u32 = 4;
+pub(super) const PASSTHROUGH: u64 = 1;
+const DROP: u64 = 3;
+pub(super) const SLOW: u64 = 4;
 
 fn machine() -> Machine<'static> {
     let mut machine = Machine::new(&CONFIG, Written::untracked()).expect("a good config");
@@ -48,7 +48,7 @@ pub(super) fn effects(machine: &mut Machine<'_>) -> Vec<Effect> {
 }
 
 /// A request of `nr_sectors` at sector 8, with this verdict about it.
-pub(super) fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sectors: u32, verdict: u32) {
+pub(super) fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sectors: u32, verdict: u64) {
     let op = match op_flags & 0xff {
         WRITE_ZEROES => 4,
         op => op,
@@ -58,7 +58,10 @@ pub(super) fn arrive(machine: &mut Machine<'_>, tag: u16, op_flags: u32, nr_sect
     } else {
         VerdictSlot::head(verdict, op, nr_sectors)
     };
-    let verdict = TakenVerdict { head, sector: 8 };
+    let verdict = TakenVerdict {
+        head,
+        place: VerdictSlot::place(0, 8),
+    };
     machine.handle(Event::Arrived(Arrival {
         tag,
         op_flags,

@@ -9,7 +9,7 @@ use crate::cache::blocks::{FillAttempt, first_run};
 
 impl Mover<'_, '_> {
     /// A job that fills what the block misses, unless that is nothing, is being filled or written, or has no slot to go to.
-    pub(super) fn begin_fill(&mut self, block: u32, priority: Priority) -> Option<Job> {
+    pub(super) fn begin_fill(&mut self, block: u32, priority: Priority, tenant: u8) -> Option<Job> {
         let cache = self.cache;
         let all = cache.regions_of(block);
         let entry = cache.entry(block);
@@ -33,6 +33,7 @@ impl Mover<'_, '_> {
                     self.residents.set_priority(slot, priority);
                 }
                 let fill = cache.fill(block, slot, regions, is_new.then_some(priority));
+                cache.account_fill(&fill, tenant);
                 return Some(Job::new(Kind::Fill, fill, priority));
             }
             FillAttempt::Readable => self.residents.set_priority(cache.entry(block).slot(), priority),

@@ -332,7 +332,7 @@ impl<'c, 'm> Mover<'c, 'm> {
                 (number, self.begin_verification())
             }
             (Some(number), _) => match self.hints.pop() {
-                Some((block, priority)) => (number, self.begin_fill(block, priority)),
+                Some((block, priority, tenant)) => (number, self.begin_fill(block, priority, tenant)),
                 None if self.cache.sleep() && !self.has_waiting() => return Next::Nothing,
                 None => return Next::Skipped,
             },

@@ -105,11 +105,7 @@ impl Mover<'_, '_> {
     /// A slot that is not in use, by eviction if there is none.
     pub(super) fn free_slot(&mut self) -> Option<u32> {
         let of = &mut self.free;
-        if let Some(at) = of
-            .draining
-            .iter()
-            .position(|&slot| self.cache.blocks.slots.take(slot))
-        {
+        if let Some(at) = of.draining.iter().position(|&slot| self.cache.take_slot(slot)) {
             return Some(of.draining.swap_remove(at));
         }
         if let Some(slot) = of.free.pop() {
@@ -145,7 +141,7 @@ impl Mover<'_, '_> {
     /// Takes the slot from its block, which was evicted. `None`: it is still in use.
     pub(super) fn vacate(&mut self, slot: u32) -> Option<u32> {
         self.residents.set_priority(slot, Priority::Normal);
-        if self.cache.blocks.slots.take(slot) {
+        if self.cache.take_slot(slot) {
             return Some(slot);
         }
         self.free.draining.push(slot);
@@ -154,7 +150,7 @@ impl Mover<'_, '_> {
 
     /// Frees the slot of a job that published nothing.
     pub(super) fn release(&mut self, slot: u32) {
-        if self.cache.blocks.slots.take(slot) {
+        if self.cache.take_slot(slot) {
             self.free.free.push(slot);
         } else {
             self.free.draining.push(slot);

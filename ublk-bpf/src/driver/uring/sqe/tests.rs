@@ -65,7 +65,9 @@ fn executor_of(io: Io, ops: RingOps) -> Executor {
 fn operation_fields(io: Io, ops: RingOps) -> Fields {
     match executor_of(io, ops) {
         Executor::Ring(entry) => fields(&entry),
-        Executor::Copy(copy) => panic!("{copy:?} is not the ring's"),
+        other @ (Executor::Copy(_) | Executor::Timer(_)) => {
+            panic!("{other:?} is not an operation of the ring")
+        }
     }
 }
 
@@ -261,6 +263,21 @@ fn user_copies_are_not_for_the_ring() {
         executor_of(copy, WAYS),
         Executor::Copy(UserCopy::Zero { at: 0, len: 512 })
     ));
+}
+
+#[test]
+fn a_request_that_is_kept_ends_by_a_timer_of_its_tag() {
+    let delay = Io::Delay { micros: 5000 };
+    assert!(matches!(executor_of(delay, WAYS), Executor::Timer(5000)));
+    let time = Timespec::from(std::time::Duration::from_micros(5000));
+    let expected = Fields {
+        flags: 0,
+        addr: (&raw const time).expose_provenance() as u64,
+        len: 1,
+        user_data: 7,
+        ..plain(11, -1)
+    };
+    assert_eq!(fields(&timer(7, &time)), expected);
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn ios(effects: &[Effect]) -> Vec<Io> {
 }
 
 /// Arrives, and returns its operation.
-fn begin(machine: &mut Machine<'_>, tag: u16, op: u32, verdict: u32) -> Vec<Io> {
+fn begin(machine: &mut Machine<'_>, tag: u16, op: u32, verdict: u64) -> Vec<Io> {
     arrive(machine, tag, op, 8, verdict);
     ios(&effects(machine))
 }

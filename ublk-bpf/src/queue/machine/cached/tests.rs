@@ -13,7 +13,7 @@ use crate::queue::machine::tests::{
 };
 use crate::queue::{Effect, Event, Io, Machine, QueueConfig, Staging, Tier, UserCopy, Written};
 
-const HIT: u32 = 2;
+const HIT: u64 = 2;
 /// Where the slots are.
 const SLOTS: u64 = 1 << 20;
 
@@ -170,7 +170,7 @@ fn a_hit_that_fails_is_read_from_the_backing_device() {
 
 #[test]
 fn only_a_request_with_data_promotes_its_block() {
-    let promote = u32::from(ublk_bpf_abi::hint::PROMOTE) << 16 | PASSTHROUGH;
+    let promote = u64::from(ublk_bpf_abi::hint::PROMOTE) << 16 | PASSTHROUGH;
     for (op, sectors, hinted) in [(READ, 8, 1), (WRITE, 8, 1), (FLUSH, 0, 0)] {
         let maps = Maps::of(CONFIG.capacity / 8);
         let cache = cache_of(&maps);

@@ -9,7 +9,7 @@ use crate::cache::{Cache, ChangeStart, Maps, Mode, Mover, PromoteLimits, Shape};
 use crate::queue::machine::tests::{CONFIG, PASSTHROUGH, READ, WRITE, arrive, committed, done, effects};
 use crate::queue::{Effect, Event, FillBuffer, FillIo, Io, Machine, QueueConfig, Tier, UserCopy, Written};
 
-const HIT: u32 = 2;
+const HIT: u64 = 2;
 /// Where the slots are.
 const SLOTS: u64 = 1 << 20;
 const FILL: FillBuffer = FillBuffer(0);
@@ -59,7 +59,7 @@ fn warm_up(machine: &mut Machine<'_>, mover: &mut Mover<'_, '_>) {
     committed(machine);
 }
 
-fn fill_of(extent: Extent) -> u32 {
+fn fill_of(extent: Extent) -> u64 {
     Decision::pass().fill(extent, Priority::Normal).pack()
 }
 

@@ -5,9 +5,9 @@ use ublk_bpf_abi::{Decision, Priority};
 use super::*;
 use crate::queue::UserCopy;
 
-const BACK: u32 = Decision::pass().back().pack();
-const THROUGH: u32 = Decision::pass().through().pack();
-const AROUND: u32 = Decision::pass().around().pack();
+const BACK: u64 = Decision::pass().back().pack();
+const THROUGH: u64 = Decision::pass().through().pack();
+const AROUND: u64 = Decision::pass().around().pack();
 const MODES: [Mode; 3] = [Mode::WriteBack, Mode::WriteThrough, Mode::WriteAround];
 
 /// The mover brings the block into the cache. Returns where its slot is.
@@ -29,7 +29,7 @@ fn promote(cache: &Cache<'_>, mover: &mut Mover<'_, '_>) -> u64 {
 }
 
 /// The operations of a request until its end.
-fn all(machine: &mut Machine<'_>, tag: u16, op: u32, verdict: u32) -> Vec<Io> {
+fn all(machine: &mut Machine<'_>, tag: u16, op: u32, verdict: u64) -> Vec<Io> {
     let mut all = begin(machine, tag, op, verdict);
     while let Some(&last) = all.last() {
         let moved = match last {
