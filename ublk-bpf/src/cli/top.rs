@@ -20,7 +20,7 @@ use super::args::{DeviceArg, device};
 use super::error::one_line;
 use crate::control::DeviceId;
 use crate::observe::{self, Interval, Live, Stats};
-use crate::policy::{Disk, builtin};
+use crate::policy::{Disk, builtin, cgroup_path};
 use crate::registry::{Record, record};
 use sample::Sample;
 use screen::Screen;
@@ -94,6 +94,8 @@ struct Top {
     selected: usize,
     live: Option<(DeviceId, Live)>,
     sample: Sample,
+    /// The paths of the cgroups of tasks, as far as they were there when they were first seen.
+    cgroups: BTreeMap<u64, Option<String>>,
     busiest: Busiest,
     menu: Option<Menu>,
     /// What the last key did, or why it failed.
@@ -108,6 +110,7 @@ impl Top {
             selected: 0,
             live: None,
             sample: Sample::default(),
+            cgroups: BTreeMap::new(),
             busiest: Busiest::Requests,
             menu: None,
             message: String::new(),
@@ -142,8 +145,16 @@ impl Top {
         let found = self.devices.iter().position(|of| Some(of.id) == selected);
         self.selected = found.unwrap_or(0);
         self.sample.age();
+        self.name_cgroups();
         self.follow();
         Ok(())
+    }
+
+    /// Looks for the paths of cgroups that are new.
+    fn name_cgroups(&mut self) {
+        for (_, cgroup, _) in self.sample.tasks(|load| load.requests) {
+            self.cgroups.entry(cgroup).or_insert_with(|| cgroup_path(cgroup));
+        }
     }
 
     /// Samples the selected device.
@@ -199,6 +210,7 @@ impl Top {
             interval: selected.and_then(|of| of.interval.as_ref()),
             server: selected.map(|of| of.stats.server.0).unwrap_or_default(),
             sample: &self.sample,
+            cgroups: &self.cgroups,
             busiest: self.busiest,
             menu: self.menu.as_ref(),
             message: &self.message,

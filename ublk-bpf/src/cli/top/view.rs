@@ -1,5 +1,7 @@
 //! What is on the screen.
 
+use std::collections::BTreeMap;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -10,6 +12,9 @@ use ublk_bpf_abi::{Op, SECTOR_SIZE, ServerCounters};
 use super::sample::{Sample, TaskLoad};
 use crate::observe::{Interval, amount, duration};
 
+/// Columns of the tasks' box from which on names of cgroups have room.
+const WIDE_TASKS: u16 = 72;
+
 /// Everything that is drawn.
 pub(super) struct View<'a> {
     pub(super) rows: Vec<Row>,
@@ -18,6 +23,8 @@ pub(super) struct View<'a> {
     pub(super) interval: Option<&'a Interval>,
     pub(super) server: ServerCounters,
     pub(super) sample: &'a Sample,
+    /// Paths of cgroups.
+    pub(super) cgroups: &'a BTreeMap<u64, Option<String>>,
     pub(super) busiest: Busiest,
     pub(super) menu: Option<&'a Menu>,
     pub(super) message: &'a str,
@@ -209,20 +216,31 @@ impl View<'_> {
         let rows = tasks.iter().map(|(name, cgroup, load)| {
             let cells = [
                 (*name).to_owned(),
-                cgroup.to_string(),
+                self.cgroup(*cgroup),
                 load.requests.to_string(),
                 amount(load.bytes),
                 duration(load.longest),
             ];
             ratatui::widgets::Row::new(cells)
         });
-        let widths = [15, 8, 8, 10, 9].map(Constraint::Length);
+        let cgroup = if area.width < WIDE_TASKS { 8 } else { 24 };
+        let widths = [15, cgroup, 8, 10, 9].map(Constraint::Length);
         let header = ratatui::widgets::Row::new(["TASK", "CGROUP", "REQUESTS", "BYTES", "LONGEST"]);
         let title = format!(" busiest by {} ", self.busiest.name());
         let table = Table::new(rows, widths)
             .header(header.style(Modifier::BOLD))
             .block(Block::bordered().title(title));
         frame.render_widget(table, area);
+    }
+
+    /// A cgroup's name: the last part of its path, or its number if it is gone.
+    fn cgroup(&self, number: u64) -> String {
+        let path = self.cgroups.get(&number).and_then(Option::as_deref);
+        match path.map(|path| path.rsplit('/').next().unwrap_or(path)) {
+            None => number.to_string(),
+            Some("") => "/".to_owned(),
+            Some(name) => name.to_owned(),
+        }
     }
 
     fn slow(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -275,6 +293,7 @@ fn shade(count: u64, most: u64) -> usize {
 fn reasons(server: &ServerCounters) -> Vec<(&'static str, u64)> {
     let mut reasons = vec![
         ("advised: slow", server.slow),
+        ("delayed", server.delayed),
         ("no verdict", server.verdict_missing),
         ("verdict of another request", server.verdict_stale),
         ("invalid verdict", server.verdict_invalid),

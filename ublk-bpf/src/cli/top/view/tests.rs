@@ -44,6 +44,7 @@ fn drawn(width: u16, height: u16, menu: Option<&Menu>) -> String {
             ..ServerCounters::default()
         },
         sample: &sample,
+        cgroups: &BTreeMap::from([(45, Some("/system.slice/backup.service".to_owned()))]),
         busiest: Busiest::Requests,
         menu,
         message: "",
