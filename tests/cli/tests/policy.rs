@@ -105,7 +105,7 @@ fn a_check_describes_an_object_without_a_device_and_says_whether_the_verifier_wa
 
     let json = run_in(folder, &["policy", "check", "--json", "good-cgroup-tiers.o"]);
     let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
-    assert_eq!(json["abi"], 1);
+    assert!(json["abi"].is_null(), "{json}");
     assert_eq!(json["maps"][0]["name"], "tiers");
     assert!(json["refused"].is_null());
     assert_ne!(

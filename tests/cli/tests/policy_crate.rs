@@ -70,7 +70,7 @@ fn a_new_crate_builds_passes_its_tests_and_is_a_policy() {
     assert_eq!(status, 0, "{stderr}");
     for words in [
         &format!("object     {BUILD}/second-read.o"),
-        "interface  version 1\n",
+        "interface  version 2\n",
         "helpers    bpf_map_lookup_elem\n",
         "maps       limits: array of 1, u32 (4 bytes) => Limits (8 bytes), 1 KiB",
         "reasons    1 large-read",

@@ -201,7 +201,8 @@ fn every_request_gets_a_verdict_and_is_counted() {
         pass(Op::Read, 8, 128),
         pass(Op::Write, 1600, 16),
         pass(Op::Discard, 4096, 2048),
-        pass(Op::Flush, u64::MAX, 0),
+        // A slot has 48 bits of a sector.
+        pass(Op::Flush, u64::MAX >> 16, 0),
     ];
     expected.sort();
     assert_eq!(take_all(&classifier), expected);
@@ -467,7 +468,7 @@ fn bpftool_prints_names() {
             .split_whitespace()
             .collect::<String>()
     };
-    let slot = r#""verdict":"Drop","reason":"Advisory","hints":0,"op":"Discard","nr_sectors":8,"sector":8"#;
+    let slot = r#""verdict":"Drop","reason":"Advisory","hints":0,"op":"Discard","nr_sectors":8,"tenant":0,"delay":0,"sector_low":8,"sector_high":0"#;
     assert!(dump("verdicts").contains(slot));
     let decisions = dump("decisions");
     assert!(

@@ -176,7 +176,7 @@ const _: () = {
     assert!(size_of::<Sizes>() == Sizes::WORDS * 8);
     assert!(size_of::<IndexEntry>() == 8);
     assert!(size_of::<CacheState>() == 8);
-    assert!(core::mem::offset_of!(VerdictSlot, place) == 8);
+    assert!(core::mem::offset_of!(VerdictSlot, tenant) == 8);
     assert!(size_of::<TraceRecord>() == 64);
     assert!(core::mem::offset_of!(TraceRecord, op_and_advice) == 20);
     assert!(core::mem::offset_of!(TraceRecord, comm) == 48);

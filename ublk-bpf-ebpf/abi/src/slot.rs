@@ -7,7 +7,7 @@ use crate::{Delay, Op, Reason, Verdict};
 /// The classifier's verdict for one tag, which the server takes (reads and clears) when the tag arrives.
 ///
 /// The server clears the first eight bytes, [`head`](Self::head): a slot is empty if its verdict is [`Verdict::None`].
-/// `op`, `nr_sectors` and `place` identify the request. The server compares them with the descriptor: the kernel
+/// `op`, `nr_sectors` and the sector identify the request. The server compares them with the descriptor: the kernel
 /// skips a BPF program that is already running on the CPU, and the slot may then hold the verdict for the tag's
 /// previous request.
 #[repr(C)]
@@ -23,9 +23,14 @@ pub struct VerdictSlot {
     pub op: Op,
     /// The request's length in sectors.
     pub nr_sectors: u32,
-    /// The low 48 bits of the request's first sector, above [`Decision::delay`] and [`Decision::tenant`]: see
-    /// [`place`](Self::place).
-    pub place: u64,
+    /// To whom what the request brings into the cache is accounted; 0: no tenant.
+    pub tenant: u8,
+    /// How long the server keeps the request first, as a number: [`Delay::number`].
+    pub delay: u8,
+    /// The low 16 bits of the request's first sector.
+    pub sector_low: u16,
+    /// The next 32 bits.
+    pub sector_high: u32,
 }
 
 impl VerdictSlot {

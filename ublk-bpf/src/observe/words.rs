@@ -2,6 +2,8 @@
 
 use ublk_bpf_abi::{Decision, Extent, Op, Reason, Verdict, WriteMode, hint};
 
+use super::amount::duration;
+
 /// The hints of a decision, such as `fill block low` or `cold`.
 pub(super) fn hint_words(hints: u8) -> Vec<String> {
     let priority = hint::priority(hints).name();
@@ -47,6 +49,12 @@ pub(super) fn meaning(op: Op, decision: &Decision) -> String {
         Verdict::Slow => "copied through a buffer of the server's",
     };
     let mut told = what.to_owned();
+    if !decision.delay.is_none() && op != Op::Flush {
+        told = format!(
+            "kept for {} first; {told}",
+            duration(decision.delay.micros() * 1000)
+        );
+    }
     let mode = hint::write_mode(decision.hints).filter(|_| op == Op::Write);
     if let Some(mode) = mode {
         told.push_str(match mode {
@@ -93,6 +101,17 @@ mod tests {
         assert_eq!(hint_words(fill.around().hints), ["around", "cold"]);
         assert_eq!(hint_words(hint::FAIL), ["fail"]);
         assert!(hint_words(0).is_empty());
+    }
+
+    #[test]
+    fn a_delay_comes_first_and_is_none_for_a_flush() {
+        let delayed = Decision::hit().delayed(ublk_bpf_abi::Delay::from_micros(2048));
+        let told = meaning(Op::Read, &delayed);
+        assert_eq!(
+            told,
+            "kept for 2.0 ms first; served from the cache, as far as it is there"
+        );
+        assert!(!meaning(Op::Flush, &delayed).contains("kept"));
     }
 
     #[test]
