@@ -111,14 +111,64 @@ fn a_file_system_grows_under_load_with_its_block_device() {
 }
 
 #[test]
+fn a_device_on_a_file_grows_with_it_and_not_past_a_truncation() {
+    let file = Backing::file("grown", 64);
+    let device = Device::run(&["--backing", file.spec(), "--recovery", "reissue", "--queues", "2"]);
+    let id = device.id();
+    let job = Fio::verify(device.path())
+        .arg("iodepth", "16")
+        .arg("size", "32m")
+        .arg("rate", "4m")
+        .start();
+    for (mib, byte, from, to) in [(33, 0x5a, "64M", "97M"), (31, 0x77, "97M", "128M")] {
+        append(file.spec(), mib, byte);
+        assert_eq!(
+            run("ublk-bpf", &["resize", &id]),
+            format!("ublkb{id} has grown from {from} to {to}\n")
+        );
+    }
+    for (offset, byte) in [
+        (64 * MIB, 0x5a),
+        (97 * MIB - 1, 0x5a),
+        (97 * MIB, 0x77),
+        (128 * MIB - 1, 0x77),
+    ] {
+        assert_eq!(byte_at(&device, offset), byte, "{offset}");
+    }
+    Fio::verify(device.path())
+        .arg("offset", "40m")
+        .arg("size", "88m")
+        .run();
+    job.finish();
+    device.kill_server("waiting");
+    device.recover();
+    assert_eq!(size(&device), 128 * MIB);
+    let mut in_file = [0];
+    let read = open(std::path::Path::new(file.spec())).read_exact_at(&mut in_file, 127 * MIB);
+    read.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(byte_at(&device, 127 * MIB), in_file[0]);
+
+    // Larger again, but not what it was: it stays lost, and the device does not grow.
+    run("truncate", &["-s", "96M", file.spec()]);
+    run("truncate", &["-s", "256M", file.spec()]);
+    let said = refused(&["resize", &id]);
+    assert!(said.contains("was truncated by another program"), "{said}");
+    assert_eq!(size(&device), 128 * MIB);
+    let beyond = open(device.path()).read_exact_at(&mut [0; 512], 100 * MIB);
+    assert!(beyond.is_err(), "what was lost reads as something");
+    device.stop();
+    nothing_is_left();
+}
+
+#[test]
 fn what_cannot_grow_is_refused_and_stays_as_it_is() {
     let backing = Backing::file("refused", 64);
     for (options, words) in [
         (
             &["--backing", "mem:8M"][..],
-            "is on mem:8M: only a device on a block device",
+            "is on mem:8M: only a device on a block device or a file",
         ),
-        (&["--backing", backing.spec()], "only a device on a block device"),
+        (&["--backing", backing.spec()], "make that larger first"),
         (
             &["--backing", backing.spec(), "--cache", "mem:16M"],
             "whose index covers 64M and cannot grow",

@@ -90,11 +90,13 @@ fn what_is_set_survives_a_restart_and_show_says_what_the_device_was_made_with() 
         &id,
         "policy=lru",
         "promote-limit=none",
+        "cache-eviction=clock",
         "scheduler=mq-deadline",
     ];
     let said = run("ublk-bpf", &set);
     assert!(said.starts_with(&format!("ublkb{id}: policy lru, ")), "{said}");
-    let differs = json!({"policy": "auto", "promote-limit": "4M", "scheduler": "none"});
+    let differs =
+        json!({"cache-eviction": "adaptive", "policy": "auto", "promote-limit": "4M", "scheduler": "none"});
     assert_eq!(changed(), differs);
     assert!(read(device.sysfs("queue/scheduler")).contains("[mq-deadline]"));
 
@@ -106,14 +108,18 @@ fn what_is_set_survives_a_restart_and_show_says_what_the_device_was_made_with() 
         (shown["policy"].clone(), shown["cache"]["promote_limit"].clone()),
         (json!("lru"), json!(null))
     );
+    assert_eq!(shown["cache"]["eviction"], "clock");
     assert!(read(device.sysfs("queue/scheduler")).contains("[mq-deadline]"));
     let text = run("ublk-bpf", &["show", &id]);
-    let line = "policy (made with auto), promote-limit (made with 4M), scheduler (made with none)";
+    let line = "cache-eviction (made with adaptive), policy (made with auto), promote-limit (made with 4M), scheduler (made with none)";
     assert!(text.contains(line), "{text}");
 
     // Back to what it was, one by the command of its own; what is refused changes nothing.
     run("ublk-bpf", &["policy", "swap", &id, "auto"]);
-    run("ublk-bpf", &["set", &id, "promote-limit=4M"]);
+    run(
+        "ublk-bpf",
+        &["set", &id, "promote-limit=4M", "cache-eviction=adaptive"],
+    );
     assert_eq!(changed(), json!({"scheduler": "none"}));
     let said = refused(&["set", &id, "scheduler=surely-not"]);
     assert!(

@@ -10,6 +10,7 @@ use super::error::Usage;
 use super::output::print_line;
 use crate::backend::parse_size;
 use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::policy::DEFAULT_POLICY_MEMORY;
 use crate::registry::ask::ask;
 use crate::registry::message::{DeviceCommand, Setting};
@@ -35,6 +36,7 @@ Options that can change:
   promote-limit=SIZE     promotion into the cache, bytes a second; `none` for no limit
   cache-mode=MODE        how writes treat cached blocks: write-through, write-around, or write-back if the device was
                          made with that; what is dirty is written back at once by another mode
+  cache-eviction=NAME    which block leaves when there is no room: adaptive or clock
   dirty-high=PERCENT     with write-back: how much of the cache may be dirty, 1 to 90
   clean-limit=SIZE       with write-back: what is written back, bytes a second; `none` for no limit
   scheduler=NAME         the I/O scheduler of the disk
@@ -85,6 +87,7 @@ fn parse(text: &str) -> Result<Change<'_>, String> {
         "policy" => return Ok(Change::Policy(value.as_ref())),
         "promote-limit" => Setting::PromoteLimit(limit(name, value)?),
         "cache-mode" => Setting::CacheMode(mode(value)?),
+        "cache-eviction" => Setting::CacheEviction(eviction(value)?),
         "dirty-high" => Setting::DirtyHigh(percent(value)?),
         "clean-limit" => Setting::CleanLimit(limit(name, value)?),
         "scheduler" => value.parse::<Scheduler>().map(Setting::Scheduler)?,
@@ -106,6 +109,11 @@ fn mode(value: &str) -> Result<Mode, String> {
     let all = [Mode::WriteThrough, Mode::WriteAround, Mode::WriteBack];
     let mode = all.into_iter().find(|mode| mode.name() == value);
     mode.ok_or_else(|| format!("cache-mode is {value}: give write-through, write-around or write-back"))
+}
+
+fn eviction(value: &str) -> Result<Algorithm, String> {
+    let algorithm = Algorithm::ALL.into_iter().find(|of| of.name() == value);
+    algorithm.ok_or_else(|| format!("cache-eviction is {value}: give adaptive or clock"))
 }
 
 fn percent(value: &str) -> Result<u8, String> {
@@ -150,6 +158,10 @@ mod tests {
             (
                 "cache-mode=back",
                 "cache-mode is back: give write-through, write-around or write-back",
+            ),
+            (
+                "cache-eviction=lru",
+                "cache-eviction is lru: give adaptive or clock",
             ),
             ("dirty-high=91", "dirty-high is 91: give 1 to 90"),
             ("verbose=4", "verbose is 4: give 0 to 3"),

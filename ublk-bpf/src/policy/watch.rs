@@ -74,6 +74,21 @@ impl Watch {
         }
     }
 
+    /// The backing file has grown to `to` bytes at least, for a device of `size` bytes, whose requests may reach there from now
+    /// on. Returns whether it has: not if another program has truncated it, even for a moment, below the device's end.
+    pub fn grow(&self, file: &File, size: u64, to: u64) -> bool {
+        let [end, _] = self.words();
+        let before = end.load(Ordering::Relaxed);
+        let has_grown = before >= to
+            || (before >= size
+                && end
+                    .compare_exchange(before, to, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok());
+        // A truncation that the program noted before is seen now.
+        self.look([Some(file), None]);
+        has_grown && end.load(Ordering::Relaxed) >= to
+    }
+
     /// The ends, for the queues to check.
     #[must_use]
     pub fn ends(&self) -> Ends<'_> {

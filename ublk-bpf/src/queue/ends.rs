@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The present ends of the backing and the cache device, in bytes: another program may truncate a file while it is served.
-/// They only decrease.
+/// They only decrease, but for that of a backing whose device grows with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends<'e> {
     backing: &'e AtomicU64,

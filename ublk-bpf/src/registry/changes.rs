@@ -8,6 +8,7 @@ use super::error::RecordError;
 use super::record::Record;
 use crate::backend::Size;
 use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::control::DeviceId;
 use crate::policy::{self, DEFAULT_POLICY, Disk, Policy, PolicyError, Verified};
 
@@ -81,6 +82,14 @@ impl Record {
         if let Some(cache) = &mut self.cache {
             let before = mem::replace(&mut cache.options.mode, mode);
             self.note_change("cache-mode", before.name().to_owned(), mode.name());
+        }
+    }
+
+    /// Sets the eviction algorithm, if the device has a cache.
+    pub(crate) fn set_eviction(&mut self, algorithm: Algorithm) {
+        if let Some(cache) = &mut self.cache {
+            let before = mem::replace(&mut cache.options.eviction, algorithm);
+            self.note_change("cache-eviction", before.name().to_owned(), algorithm.name());
         }
     }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::options::Scheduler;
 use crate::cache::Mode;
+use crate::cache::evict::Algorithm;
 use crate::control::DeviceId;
 
 /// Version of the messages. A server of another version refuses the request, and says which one it has.
@@ -87,6 +88,8 @@ pub enum Setting {
     DirtyHigh(u8),
     /// Bytes that may be written back in a second; none: no limit.
     CleanLimit(Option<u64>),
+    /// The algorithm by which blocks are evicted.
+    CacheEviction(Algorithm),
     /// The I/O scheduler of its disk.
     Scheduler(Scheduler),
     /// How much the server logs, as the number of times that `--verbose` is given: 0 to 3. Of all its devices, and until it

@@ -12,6 +12,7 @@ use super::running::RunningDevice;
 use crate::cache::Mode;
 use crate::control::Recovery;
 use crate::log;
+use crate::policy::Watch;
 use crate::registry::message::{DeviceCommand, Setting};
 use crate::registry::{CacheOptions, Record, RecordError, Scheduler};
 
@@ -24,12 +25,13 @@ impl RunningDevice<'_> {
         &self,
         command: DeviceCommand,
         answer: Answer,
+        files: &Watch,
         drain: &mut Option<Drain>,
     ) -> Option<End> {
         let (result, end) = match command {
             DeviceCommand::Set(setting) => (self.set(&setting), None),
             DeviceCommand::Resize(bytes) => {
-                let resized = self.resize(bytes);
+                let resized = self.resize(bytes, files);
                 (resized.map_err(|error| error.to_string()), None)
             }
             DeviceCommand::Drain(then) => {
@@ -91,6 +93,11 @@ impl RunningDevice<'_> {
                 let cache = self.cache_for("promote-limit")?;
                 self.record_change(|record| record.set_promote_limit(*limit))?;
                 cache.limit_promotion(*limit);
+            }
+            Setting::CacheEviction(algorithm) => {
+                let cache = self.cache_for("cache-eviction")?;
+                self.record_change(|record| record.set_eviction(*algorithm))?;
+                cache.evict_by(*algorithm);
             }
             Setting::CacheMode(mode) => self.set_mode(*mode)?,
             Setting::DirtyHigh(percent) => {

@@ -78,6 +78,11 @@ pub(super) fn cache_settings(record: &Record, wanted: &DeviceOptions) -> Vec<(St
         Setting::CacheMode(wanted.mode),
     );
     note(
+        has.eviction == wanted.eviction,
+        format!("cache-eviction {}", wanted.eviction.name()),
+        Setting::CacheEviction(wanted.eviction),
+    );
+    note(
         has.dirty_high == wanted.dirty_high,
         format!("dirty-high {}", wanted.dirty_high),
         Setting::DirtyHigh(wanted.dirty_high),
@@ -123,7 +128,7 @@ pub(super) fn fixed_differences(record: &Record, wanted: &DeviceOptions) -> Vec<
 }
 
 /// The fields of a cache's options that [can change](cache_settings).
-const SETTINGS: [&str; 4] = ["mode", "dirty_high", "clean_limit", "promote_limit"];
+const SETTINGS: [&str; 5] = ["mode", "eviction", "dirty_high", "clean_limit", "promote_limit"];
 
 /// The same for the cache. Every field of its options but those that can change needs a restart.
 fn cache_differences(has: Option<&CacheOptions>, wanted: Option<&CacheOptions>) -> Vec<String> {

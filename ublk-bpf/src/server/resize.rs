@@ -8,6 +8,7 @@ use ublk_bpf_abi::SECTOR_SIZE;
 use super::running::RunningDevice;
 use crate::backend::{BackingKind, Size};
 use crate::control::{ControlError, Features, Missing};
+use crate::policy::Watch;
 use crate::queue::Written;
 use crate::registry::{Record, RecordError};
 
@@ -19,11 +20,14 @@ pub(super) enum ResizeError {
          backing, with --cache-reset"
     )]
     Cached { disk: String, size: Size },
-    /// The end of a file is watched for a truncation by others, and what is watched only falls.
     #[error(
-        "{disk} is on {backing}: only a device on a block device can grow while it is served; restart this one"
+        "{disk} is on {backing}: only a device on a block device or a file can grow while it is served; restart this one"
     )]
     Backing { disk: String, backing: String },
+    #[error(
+        "the backing {backing} of {disk} was truncated by another program meanwhile: what was behind its new end is lost"
+    )]
+    Truncated { disk: String, backing: String },
     #[error("the backing of {disk} does not say how large it is: {source}")]
     Unknown { disk: String, source: io::Error },
     #[error("{disk} has blocks of {block} bytes, and {wanted} bytes are not whole blocks: give a multiple")]
@@ -50,8 +54,9 @@ pub(super) enum ResizeError {
 }
 
 impl RunningDevice<'_> {
-    /// Gives the device so many bytes, or as many as its backing has now. Returns what to tell the user.
-    pub(super) fn resize(&self, bytes: Option<u64>) -> Result<String, ResizeError> {
+    /// Gives the device so many bytes, or as many as its backing has now. `files` watches a backing that is a file. Returns what
+    /// to tell the user.
+    pub(super) fn resize(&self, bytes: Option<u64>, files: &Watch) -> Result<String, ResizeError> {
         let disk = self.info.id.disk_name();
         let before = self.bytes();
         let wanted = self.new_size(bytes)?;
@@ -59,6 +64,13 @@ impl RunningDevice<'_> {
             return Ok(format!("{disk} has {} already", Size(before)));
         }
         self.control.features()?.require(Features::UPDATE_SIZE)?;
+        // Before any request can reach there.
+        if let Some(file) = self.backend.regular_file()
+            && !files.grow(file, before, wanted)
+        {
+            let backing = self.backend.spec().to_string();
+            return Err(ResizeError::Truncated { disk, backing });
+        }
         // What others wrote behind the former end is data.
         if let Some(map) = self.classifier.written() {
             Written::new(map.words(), map.shift()).mark(before, wanted - before);
@@ -94,7 +106,7 @@ impl RunningDevice<'_> {
         if self.cache.is_some() {
             return Err(ResizeError::Cached { disk, size });
         }
-        if self.backend.kind() != BackingKind::Block {
+        if !matches!(self.backend.kind(), BackingKind::Block | BackingKind::File) {
             return Err(ResizeError::Backing { disk, backing });
         }
         let found = match self.backend.file().map(|mut file| file.seek(SeekFrom::End(0))) {

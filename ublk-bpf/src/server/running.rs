@@ -153,7 +153,7 @@ impl RunningDevice<'_> {
                     continue;
                 }
                 Some(DeviceEvent::Asked(command, answer)) => {
-                    if let Some(end) = self.obey(command, answer, &mut checks.drain) {
+                    if let Some(end) = self.obey(command, answer, files, &mut checks.drain) {
                         return Ok(end);
                     }
                     checks.schedule();

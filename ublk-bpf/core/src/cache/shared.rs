@@ -1,12 +1,13 @@
 //! The state that the queues and the mover share.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use ublk_bpf_abi::{IndexEntry, Priority, REGIONS, SECTOR_SIZE, WriteMode, regions};
 
 use super::blocks::{Blocks, granule};
 use super::commit::Commits;
+use super::evict::Algorithm;
 use super::free::FreeSlots;
 use super::hints::{Arriving, Hinted};
 use super::mover::PromoteLimits;
@@ -145,6 +146,8 @@ pub struct Cache<'m> {
     pub(super) writeback: Writeback,
     pub(super) commits: Commits,
     pub(super) tenants: Tenants<'m>,
+    /// The place in [`Algorithm::ALL`] of the algorithm that the mover is to take, plus one; 0: it keeps its own.
+    eviction: AtomicU8,
     failure: OnceLock<CacheFailure>,
     /// Whether `failure` is unset, for the price of one load.
     is_attached: AtomicBool,
@@ -171,6 +174,7 @@ impl<'m> Cache<'m> {
             writeback: Writeback::new(shape.mode),
             commits: Commits::new(),
             tenants: Tenants::default(),
+            eviction: AtomicU8::new(0),
             failure: OnceLock::new(),
             is_attached: AtomicBool::new(true),
         }
@@ -320,6 +324,20 @@ impl<'m> Cache<'m> {
     /// Limits promotion anew. The mover follows at its next poll, with what may be promoted in a second to begin with.
     pub fn limit_promotion(&self, limits: PromoteLimits) {
         self.free.limit(limits.rate);
+    }
+
+    /// Evicts by another algorithm from the mover's next poll on.
+    pub fn evict_by(&self, algorithm: Algorithm) {
+        self.eviction.store(algorithm as u8 + 1, Ordering::Relaxed);
+    }
+
+    /// The algorithm that was asked for since this was last called.
+    pub(super) fn take_eviction(&self) -> Option<Algorithm> {
+        if self.eviction.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let asked = self.eviction.swap(0, Ordering::Relaxed);
+        Algorithm::ALL.into_iter().find(|&of| of as u8 + 1 == asked)
     }
 
     /// Requests promotion of the block at `offset`.

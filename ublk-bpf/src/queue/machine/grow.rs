@@ -29,6 +29,8 @@ impl<'w> Machine<'w> {
             return Err(refused);
         }
         self.limits.capacity = now;
+        // A file that has grown ends further on. One that was truncated meanwhile is seen when the ends are looked at.
+        self.seen[0] = self.seen[0].max(self.ends.backing());
         self.limits.reach = now.min(self.seen[0] / SECTOR_SIZE);
         BlockRequest::parse(arrival, &self.limits)
     }
@@ -79,6 +81,16 @@ mod tests {
         }
         arrive(&mut machine, 0, READ, 2 * beyond);
         assert_eq!(committed(&mut machine), [(0, -22)]);
+
+        // A file's end is raised before the device grows again.
+        end.store(2 * beyond * SECTOR_SIZE, Ordering::Relaxed);
+        machine.look_at_ends();
+        sectors.store(4 * beyond, Ordering::Relaxed);
+        end.store(4 * beyond * SECTOR_SIZE, Ordering::Relaxed);
+        arrive(&mut machine, 0, READ, 3 * beyond);
+        assert_eq!(effects(&mut machine).len(), 1);
+        assert_eq!(done(&mut machine, 0, 4096), []);
+        assert_eq!(committed(&mut machine), [(0, 4096)]);
 
         // Others truncate the backing to its former size: what has grown is lost again.
         end.store(beyond * SECTOR_SIZE, Ordering::Relaxed);

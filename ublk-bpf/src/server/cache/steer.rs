@@ -1,6 +1,7 @@
 //! How a cache is used, changed while it is.
 
 use super::RunningCache;
+use crate::cache::evict::Algorithm;
 use crate::cache::{CacheFailure, CleanLimits, DrainProgress, FailingRange, Mode, PromoteLimits};
 use crate::registry::CacheOptions;
 
@@ -80,6 +81,11 @@ impl RunningCache<'_> {
     }
 
     /// Limits promotion to so many bytes a second from now on; `None`: no limit. The mover follows within a second.
+    /// Evicts by another algorithm.
+    pub(in super::super) fn evict_by(&self, algorithm: Algorithm) {
+        self.cache.evict_by(algorithm);
+    }
+
     pub(in super::super) fn limit_promotion(&self, rate: Option<u64>) {
         self.cache.limit_promotion(PromoteLimits { rate });
     }

@@ -338,6 +338,11 @@ impl Evict for Adaptive {
             seen.heat /= 2;
         }
     }
+
+    fn order(&self) -> Vec<u32> {
+        let queues = [&self.low, &self.small, &self.main];
+        queues.into_iter().flatten().copied().collect()
+    }
 }
 
 #[cfg(test)]

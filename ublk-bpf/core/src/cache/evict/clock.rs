@@ -90,4 +90,8 @@ impl Evict for Clock {
     fn put_back(&mut self, slot: u32) {
         self.ring.push_back(slot);
     }
+
+    fn order(&self) -> Vec<u32> {
+        self.ring.iter().copied().collect()
+    }
 }

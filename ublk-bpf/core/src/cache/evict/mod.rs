@@ -57,6 +57,9 @@ pub trait Evict: std::fmt::Debug + Send {
 
     /// The heat of all blocks was halved.
     fn halved(&mut self) {}
+
+    /// All slots, in about the order in which they would be evicted, for another algorithm to take over.
+    fn order(&self) -> Vec<u32>;
 }
 
 /// Slots that one search visits at most: the coldest of so many is cold enough.
@@ -76,6 +79,18 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Clock, Self::Adaptive];
+
+    /// Its name, as users write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Clock => "clock",
+            Self::Adaptive => "adaptive",
+        }
+    }
+
     /// An algorithm of this kind for this number of slots.
     #[must_use]
     pub fn build(self, slots: u32) -> Box<dyn Evict> {
@@ -163,11 +178,9 @@ mod tests {
         evict
     }
 
-    const EACH: [Algorithm; 2] = [Algorithm::Clock, Algorithm::Adaptive];
-
     #[test]
     fn each_slot_is_named_once_and_none_in_use() {
-        for algorithm in EACH {
+        for algorithm in Algorithm::ALL {
             let mut slots = Fake(vec![resident(0); 20]);
             slots.0[3] = SlotState::Busy;
             let mut evict = full(algorithm, &mut slots);
@@ -182,8 +195,21 @@ mod tests {
     }
 
     #[test]
+    fn an_order_has_each_slot_once() {
+        for algorithm in Algorithm::ALL {
+            let mut slots = Fake(vec![resident(0); 300]);
+            slots.0[7] = with(Priority::Low, 0);
+            let mut evict = full(algorithm, &mut slots);
+            let victims: Vec<u32> = std::iter::from_fn(|| evict.victim(&mut slots)).take(20).collect();
+            let mut all = [evict.order(), victims].concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..300).collect::<Vec<_>>(), "{algorithm:?}");
+        }
+    }
+
+    #[test]
     fn a_block_that_left_is_found_wherever_it_is() {
-        for algorithm in EACH {
+        for algorithm in Algorithm::ALL {
             let mut slots = Fake(vec![resident(200); 50]);
             slots.0[33] = SlotState::Empty;
             assert_eq!(
@@ -196,7 +222,7 @@ mod tests {
 
     #[test]
     fn low_goes_first_and_high_and_pinned_last() {
-        for algorithm in EACH {
+        for algorithm in Algorithm::ALL {
             let mut slots = Fake(vec![
                 with(Priority::High, 0),
                 with(Priority::Pinned, 0),
@@ -211,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_search_ends_however_hot_all_are() {
-        for algorithm in EACH {
+        for algorithm in Algorithm::ALL {
             let mut slots = Fake(vec![resident(255); 5000]);
             assert!(
                 full(algorithm, &mut slots).victim(&mut slots).is_some(),

@@ -294,6 +294,7 @@ impl<'c, 'm> Mover<'c, 'm> {
             }
         }
         self.decay_heat();
+        self.adopt_eviction();
         loop {
             self.serve_queues(now);
             self.counters.hints_expired += self.hints.take(&self.cache.hints);

@@ -42,6 +42,22 @@ impl Mover<'_, '_> {
         self.counters.used += 1;
     }
 
+    /// Evicts by another algorithm if one is asked for. It begins with the order of the former one, and without what that
+    /// remembers of blocks that left.
+    pub(super) fn adopt_eviction(&mut self) {
+        let Some(algorithm) = self.cache.take_eviction() else {
+            return;
+        };
+        let slots = self.cache.blocks.slots.count();
+        let former = std::mem::replace(&mut self.evict, algorithm.build(slots));
+        for slot in former.order() {
+            let heat = self.residents.heat(slot);
+            let priority = self.residents.priority(slot);
+            self.evict.inserted(slot, priority, &mut self.residents);
+            self.residents.set_heat(slot, heat);
+        }
+    }
+
     /// Takes in what became of the slots that queues had, and provides them with others.
     pub(super) fn serve_queues(&mut self, now: Duration) {
         let free = &self.cache.free;

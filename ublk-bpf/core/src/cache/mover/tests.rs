@@ -9,6 +9,7 @@ use crate::cache::{FillStart, Hinted, Maps, Mode, Shape, surviving};
 
 mod bearing;
 mod cleaning;
+mod steered;
 mod stock;
 mod write_back;
 
