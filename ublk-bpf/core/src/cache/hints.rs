@@ -27,6 +27,11 @@ const fn packed(block: u64, priority: Priority, tenant: u8) -> u64 {
     block << 16 | (tenant as u64) << 8 | priority as u64
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "it is the second byte")]
+const fn tenant_of(hint: u64) -> u8 {
+    (hint >> 8) as u8
+}
+
 /// Hints from the queues, all of which the mover takes at once.
 #[derive(Debug)]
 pub(super) struct Arriving(ArrayQueue<u64>);
@@ -36,11 +41,9 @@ impl Arriving {
         Self(ArrayQueue::new(MAX_ARRIVING))
     }
 
-    pub(super) fn push(&self, block: u64, priority: Priority, tenant: u8) -> Hinted {
-        match self.0.force_push(packed(block, priority, tenant)) {
-            None => Hinted::Queued,
-            Some(_) => Hinted::Displaced,
-        }
+    /// Adds a hint. Returns the tenant of the one that was dropped for it, if one was.
+    pub(super) fn push(&self, block: u64, priority: Priority, tenant: u8) -> Option<u8> {
+        self.0.force_push(packed(block, priority, tenant)).map(tenant_of)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -61,30 +64,31 @@ impl Hints {
         }
     }
 
-    /// Takes what has arrived. Returns the number of hints that were dropped for it.
-    pub(super) fn take(&mut self, arriving: &Arriving) -> u64 {
-        let mut dropped = 0;
+    /// Takes what has arrived, and passes the tenant of each hint that was dropped for it to `dropped`. Returns their number.
+    pub(super) fn take(&mut self, arriving: &Arriving, dropped: impl Fn(u8)) -> u64 {
+        let mut count = 0;
         // Not more than there is room for: hints may arrive faster than they are taken.
         for _ in 0..MAX_ARRIVING {
             let Some(hint) = arriving.0.pop() else { break };
-            dropped += u64::from(self.keep(hint));
+            if let Some(tenant) = self.keep(hint) {
+                dropped(tenant);
+                count += 1;
+            }
         }
-        dropped
+        count
     }
 
-    /// Adds a hint of the mover's own.
-    pub(super) fn push(&mut self, block: u32, priority: Priority) {
-        self.keep(packed(block.into(), priority, 0));
+    /// Adds a hint of the mover's own. Returns the tenant of the one that was dropped for it, if one was.
+    pub(super) fn push(&mut self, block: u32, priority: Priority) -> Option<u8> {
+        self.keep(packed(block.into(), priority, 0))
     }
 
-    /// Returns whether another one was dropped.
-    fn keep(&mut self, hint: u64) -> bool {
+    /// Returns the tenant of another one that was dropped.
+    fn keep(&mut self, hint: u64) -> Option<u8> {
         let is_full = self.kept.len() == MAX_KEPT;
-        if is_full {
-            self.kept.pop_front();
-        }
+        let dropped = if is_full { self.kept.pop_front() } else { None };
         self.kept.push_back(hint);
-        is_full
+        dropped.map(tenant_of)
     }
 
     /// The newest: a block, its priority, and its tenant.
@@ -92,15 +96,16 @@ impl Hints {
     pub(super) fn pop(&mut self) -> Option<(u32, Priority, u8)> {
         let hint = self.kept.pop_back()?;
         let priority = Priority::parse(hint as u8).unwrap_or(Priority::Normal);
-        Some(((hint >> 16) as u32, priority, (hint >> 8) as u8))
+        Some(((hint >> 16) as u32, priority, tenant_of(hint)))
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }
 
-    pub(super) fn clear(&mut self) {
-        self.kept.clear();
+    /// Drops all hints, and passes the tenant of each to `dropped`.
+    pub(super) fn clear(&mut self, dropped: impl Fn(u8)) {
+        self.kept.drain(..).map(tenant_of).for_each(dropped);
     }
 }
 
@@ -118,13 +123,13 @@ mod tests {
     fn the_newest_comes_first_with_its_priority() {
         let (arriving, mut hints) = (Arriving::new(), Hints::new());
         for (block, priority) in [(7, Priority::Normal), (9, Priority::Pinned), (8, Priority::Low)] {
-            assert_eq!(arriving.push(block, priority, 0), Hinted::Queued);
+            assert_eq!(arriving.push(block, priority, 0), None);
         }
-        assert_eq!(hints.take(&arriving), 0);
+        assert_eq!(hints.take(&arriving, |_| {}), 0);
         assert_eq!(hints.pop(), Some((8, Priority::Low, 0)));
         assert_eq!(hints.pop(), Some((9, Priority::Pinned, 0)));
-        assert_eq!(arriving.push(3, Priority::High, 0), Hinted::Queued);
-        assert_eq!(hints.take(&arriving), 0);
+        assert_eq!(arriving.push(3, Priority::High, 0), None);
+        assert_eq!(hints.take(&arriving, |_| {}), 0);
         assert_eq!(all(&mut hints), [3, 7]);
     }
 
@@ -132,15 +137,14 @@ mod tests {
     fn the_oldest_are_dropped() {
         let (arriving, mut hints) = (Arriving::new(), Hints::new());
         let pushed: Vec<_> = (0..=MAX_ARRIVING as u64)
-            .map(|block| arriving.push(block, Priority::Normal, 0))
+            .map(|block| arriving.push(block, Priority::Normal, 7))
             .collect();
-        assert!(
-            pushed[..MAX_ARRIVING]
-                .iter()
-                .all(|&hinted| hinted == Hinted::Queued)
-        );
-        assert_eq!(pushed[MAX_ARRIVING], Hinted::Displaced);
-        assert_eq!(hints.take(&arriving), (MAX_ARRIVING - MAX_KEPT) as u64);
+        assert!(pushed[..MAX_ARRIVING].iter().all(Option::is_none));
+        assert_eq!(pushed[MAX_ARRIVING], Some(7));
+        let dropped = std::cell::Cell::new(0);
+        let taken = hints.take(&arriving, |tenant| dropped.set(dropped.get() + u64::from(tenant)));
+        assert_eq!(taken, (MAX_ARRIVING - MAX_KEPT) as u64);
+        assert_eq!(dropped.get(), 7 * taken);
         let kept = all(&mut hints);
         assert_eq!((kept.len(), kept[0] as usize), (MAX_KEPT, MAX_ARRIVING));
     }

@@ -350,8 +350,16 @@ impl<'m> Cache<'m> {
         if !self.is_attached.load(Ordering::Relaxed) {
             return Hinted::Refused;
         }
+        // As if it were promoted already: many hints may wait, and policies are to see what is coming.
+        self.tenants.reserve(tenant);
         let block = offset >> self.shape.shift;
-        self.hints.push(block, priority, tenant)
+        match self.hints.push(block, priority, tenant) {
+            None => Hinted::Queued,
+            Some(displaced) => {
+                self.tenants.unreserve(displaced);
+                Hinted::Displaced
+            }
+        }
     }
 
     /// Whether the mover sleeps and must be woken, for a hint or for what requests wait for. True once for each sleep.

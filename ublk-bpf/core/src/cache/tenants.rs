@@ -32,6 +32,24 @@ impl<'m> Tenants<'m> {
         }
     }
 
+    /// A block is to be promoted for a tenant: it counts from now on.
+    pub(super) fn reserve(&self, tenant: u8) {
+        if let Some(used) = self.used_by(tenant) {
+            used.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Its turn has come, when the slot is accounted instead, or it was dropped.
+    pub(super) fn unreserve(&self, tenant: u8) {
+        if let Some(used) = self.used_by(tenant) {
+            used.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn used_by(&self, tenant: u8) -> Option<&AtomicU64> {
+        self.used.get(usize::from(tenant)).filter(|_| tenant != 0)
+    }
+
     /// A slot has left its block.
     pub(super) fn vacated(&self, slot: u32) {
         if let Some(tenant @ 1..) = self.replace(slot, 0) {
@@ -63,11 +81,12 @@ impl<'m> Tenants<'m> {
     fn count(&self, in_use: impl Fn(u32) -> bool) {
         self.used.iter().for_each(|used| used.store(0, Ordering::Relaxed));
         for (word, first) in self.of_slot.iter().zip((0..).step_by(SLOTS_A_WORD as usize)) {
+            let found = word.load(Ordering::Relaxed);
             // Nearly always.
-            if word.load(Ordering::Relaxed) == 0 {
+            if found == 0 {
                 continue;
             }
-            let mut bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            let mut bytes = found.to_le_bytes();
             for (tenant, slot) in bytes.iter_mut().zip(first..) {
                 if !in_use(slot) {
                     *tenant = 0;
@@ -115,7 +134,7 @@ impl<'m> Cache<'m> {
         }
     }
 
-    /// The slots of a tenant.
+    /// The slots of a tenant, with those of blocks that are to be promoted for it.
     #[must_use]
     pub fn slots_of(&self, tenant: u8) -> u64 {
         let used = self.tenants.used.get(usize::from(tenant));

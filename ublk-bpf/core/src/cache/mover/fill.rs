@@ -59,8 +59,11 @@ impl Mover<'_, '_> {
         if let Some(report) = job.fill.report {
             self.take_in(report);
         }
-        if is_published && self.cache.entry(job.fill.block).hidden() != 0 {
-            self.hints.push(job.fill.block, job.priority);
+        if is_published
+            && self.cache.entry(job.fill.block).hidden() != 0
+            && let Some(dropped) = self.hints.push(job.fill.block, job.priority)
+        {
+            self.cache.tenants.unreserve(dropped);
         }
     }
 }

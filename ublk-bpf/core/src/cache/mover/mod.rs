@@ -297,7 +297,7 @@ impl<'c, 'm> Mover<'c, 'm> {
         self.adopt_eviction();
         loop {
             self.serve_queues(now);
-            self.counters.hints_expired += self.hints.take(&self.cache.hints);
+            self.counters.hints_expired += self.take_hints();
             if let Some(io) = self.poll_back(now) {
                 return Ok(io);
             }
@@ -333,7 +333,10 @@ impl<'c, 'm> Mover<'c, 'm> {
                 (number, self.begin_verification())
             }
             (Some(number), _) => match self.hints.pop() {
-                Some((block, priority, tenant)) => (number, self.begin_fill(block, priority, tenant)),
+                Some((block, priority, tenant)) => {
+                    self.cache.tenants.unreserve(tenant);
+                    (number, self.begin_fill(block, priority, tenant))
+                }
                 None if self.cache.sleep() && !self.has_waiting() => return Next::Nothing,
                 None => return Next::Skipped,
             },
@@ -408,6 +411,13 @@ impl<'c, 'm> Mover<'c, 'm> {
     }
 
     /// Halves the heat of all blocks at times, some blocks at each call.
+    /// Takes the hints of the queues. Returns how many were too old to keep.
+    fn take_hints(&mut self) -> u64 {
+        let cache = self.cache;
+        self.hints
+            .take(&cache.hints, |tenant| cache.tenants.unreserve(tenant))
+    }
+
     fn decay_heat(&mut self) {
         let arrived = self.cache.take_requests();
         self.requests += arrived;
@@ -429,8 +439,8 @@ impl<'c, 'm> Mover<'c, 'm> {
 
     /// The cache device has failed: removes every block from the index.
     fn abandon_cache(&mut self) {
-        self.hints.take(&self.cache.hints);
-        self.hints.clear();
+        self.take_hints();
+        self.hints.clear(|tenant| self.cache.tenants.unreserve(tenant));
         if !self.was_emptied {
             self.cache.empty();
             self.unverified.clear();

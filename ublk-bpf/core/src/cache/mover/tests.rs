@@ -206,8 +206,8 @@ fn a_limit_lets_so_many_bytes_pass_in_a_second() {
             end(&mut mover);
             count += 1;
         }
-        let _ = mover.hints.take(&cache.hints);
-        mover.hints.clear();
+        mover.take_hints();
+        mover.hints.clear(|_| {});
         count
     };
     assert_eq!([0, 1, 2].map(&mut promoted_in), [2, 2, 2]);

@@ -53,3 +53,27 @@ fn what_is_promoted_for_a_tenant_is_its_until_it_is_evicted() {
         assert_eq!(cache.slots_of(9), left, "CLOCK evicts in order");
     }
 }
+
+#[test]
+fn what_is_to_be_promoted_counts_for_its_tenant_until_it_is_dropped() {
+    let maps = Maps::of(16);
+    let zeroes = |count| (0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+    let (of_slot, used) = (zeroes(1), zeroes(256));
+    let cache = cache_of(&maps, 4).with_tenants(&of_slot, &used);
+    let mut mover = mover(&cache);
+    // More than the queues of hints hold.
+    for hint in 1..=2000 {
+        let _ = cache.hint_for(5 * BLOCK, Priority::Normal, 9);
+        assert_eq!(cache.slots_of(9), u64::min(hint, 1024));
+    }
+    mover.take_hints();
+    assert_eq!(cache.slots_of(9), 64);
+    mover.poll(Duration::ZERO).expect("a promotion begins");
+    end(&mut mover);
+    while mover.poll(Duration::ZERO).is_ok() {}
+    assert_eq!(cache.slots_of(9), 1, "all were of one block");
+    let _ = cache.hint_for(6 * BLOCK, Priority::Normal, 9);
+    cache.detach(CacheFailure::Asked);
+    let _ = mover.poll(Duration::ZERO);
+    assert_eq!(cache.slots_of(9), 1, "the hint is dropped with the cache");
+}
