@@ -7,6 +7,7 @@
 pub mod aligned;
 pub mod backing;
 pub mod cached;
+pub mod cgroup;
 pub mod device;
 pub mod direct;
 pub mod fabric;
@@ -28,6 +29,7 @@ use std::{
 };
 
 pub use backing::Backing;
+pub use cgroup::Cgroup;
 pub use device::{Device, foreground};
 pub use fio::Fio;
 pub use mapper::Mapper;

@@ -1,9 +1,8 @@
 //! The examples on a device with a cache: each has the effect that its README describes.
 
-use std::path::Path;
 use std::time::Duration;
 
-use ublk_bpf_guest::{Device, run, run_json, wait_until, write};
+use ublk_bpf_guest::{Cgroup, Device, run, run_json, wait_until, write};
 
 /// Time limit for undelayed promotions.
 const SOON: Duration = Duration::from_secs(30);
@@ -76,12 +75,8 @@ fn set(device: &Device, map: &str, key: &str, value: &str) -> String {
 #[test]
 fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     let device = device("cgroup-tiers");
-    let cgroup = Path::new("/sys/fs/cgroup/backup");
-    std::fs::create_dir_all(cgroup).expect("a cgroup");
-    assert_eq!(
-        set(&device, "tiers", "/sys/fs/cgroup/backup", "tier=1"),
-        "tier=1\n"
-    );
+    let cgroup = Cgroup::new("backup");
+    assert_eq!(set(&device, "tiers", cgroup.path(), "tier=1"), "tier=1\n");
     let tiers = run("ublk-bpf", &["policy", "map", &device.id(), "tiers"]);
     assert_eq!(tiers, "KEY      VALUE\n/backup  tier=1\n");
 
@@ -89,8 +84,8 @@ fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     read(&device, 0, 32);
     let before = promoted(&device, 32);
     let backup = format!(
-        "echo $$ > {}/cgroup.procs && {read} && {read}",
-        cgroup.display(),
+        "{} && {read} && {read}",
+        cgroup.enter(),
         read = dd(&device, 0, 1024)
     );
     run("sh", &["-c", &backup]);
@@ -104,7 +99,7 @@ fn cgroup_tiers_keeps_a_backup_out_of_the_cache() {
     read(&device, 0, 32);
     assert_eq!(device.counter("hits") - before, 32);
     device.stop();
-    std::fs::remove_dir(cgroup).expect("the cgroup is empty");
+    cgroup.remove();
 }
 
 #[test]

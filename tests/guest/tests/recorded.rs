@@ -1,14 +1,13 @@
 //! Recordings: a trace has exactly the requests that were issued, says what is missing, and ends well.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use ublk_bpf::trace::{Header, Reader, TracedRequest};
 use ublk_bpf_abi::{Op, Reason, Verdict};
 use ublk_bpf_guest::leftover::SOON;
 use ublk_bpf_guest::recorder::Recorder;
-use ublk_bpf_guest::{Backing, Device, Fio, run, wait_until, write};
+use ublk_bpf_guest::{Backing, Cgroup, Device, Fio, run, wait_until, write};
 
 const TRACE: &str = "/tmp/recorded.trace";
 const MEMORY: &str = "mem:64M";
@@ -133,18 +132,17 @@ fn a_trace_has_what_fio_did() {
 #[test]
 fn a_trace_has_who_asked() {
     let device = device(MEMORY);
-    let cgroup = Path::new("/sys/fs/cgroup/traced");
-    std::fs::create_dir_all(cgroup).expect("a cgroup");
+    let cgroup = Cgroup::new("traced");
     let recorder = Recorder::start(&device, TRACE, &[]);
-    let enter = format!("echo $$ > {}/cgroup.procs", cgroup.display());
+    let enter = cgroup.enter();
     let read = format!(
         "exec ionice -c 2 -n 3 dd if={} of=/dev/null bs=8k skip=5 count=1 iflag=direct",
         device.path_str()
     );
     run("sh", &["-c", &format!("{enter} && {read}")]);
     recorder.interrupt();
-    let id = std::fs::metadata(cgroup).expect("a folder").ino();
-    std::fs::remove_dir(cgroup).expect("the cgroup is empty");
+    let id = cgroup.id();
+    cgroup.remove();
     let (_, requests) = read_trace();
     let of_dd = requests.iter().filter(|of| of.comm.starts_with(b"dd\0"));
     let found: Vec<_> = of_dd

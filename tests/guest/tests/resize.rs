@@ -2,8 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use serde_json::json;
+use ublk_bpf_guest::fio::Running;
 use ublk_bpf_guest::leftover::{nothing_is_left, refused};
 use ublk_bpf_guest::{Backing, Device, Fio, open, read, run};
 
@@ -27,11 +29,20 @@ fn size(device: &Device) -> u64 {
     read(device.sysfs("size")).parse::<u64>().unwrap_or_default() * 512
 }
 
-fn byte_at(device: &Device, offset: u64) -> u8 {
+fn byte_at(path: &Path, offset: u64) -> u8 {
     let mut byte = [0];
-    let read = open(device.path()).read_exact_at(&mut byte, offset);
+    let read = open(path).read_exact_at(&mut byte, offset);
     read.unwrap_or_else(|e| panic!("{e}"));
     byte[0]
+}
+
+/// Writes and verifies the first half of a device for some seconds.
+fn load(device: &Device) -> Running {
+    Fio::verify(device.path())
+        .arg("iodepth", "16")
+        .arg("size", "32m")
+        .arg("rate", "4m")
+        .start()
 }
 
 #[test]
@@ -42,11 +53,7 @@ fn a_file_system_grows_under_load_with_its_block_device() {
         .to_owned();
     let device = Device::run(&["--backing", &disk, "--recovery", "reissue", "--policy", "sparse"]);
     let id = device.id();
-    let job = Fio::verify(device.path())
-        .arg("iodepth", "16")
-        .arg("size", "32m")
-        .arg("rate", "4m")
-        .start();
+    let job = load(&device);
     append(file.spec(), 33, 0x5a);
     assert_eq!(
         run("ublk-bpf", &["resize", &id]),
@@ -63,7 +70,7 @@ fn a_file_system_grows_under_load_with_its_block_device() {
     );
     assert_eq!(device.show()["changed"], json!({"size": "64M"}));
     for offset in [64 * MIB, 64 * MIB + 4096, 97 * MIB - 1] {
-        assert_eq!(byte_at(&device, offset), 0x5a, "{offset}");
+        assert_eq!(byte_at(device.path(), offset), 0x5a, "{offset}");
     }
     Fio::verify(device.path())
         .arg("offset", "40m")
@@ -115,11 +122,7 @@ fn a_device_on_a_file_grows_with_it_and_not_past_a_truncation() {
     let file = Backing::file("grown", 64);
     let device = Device::run(&["--backing", file.spec(), "--recovery", "reissue", "--queues", "2"]);
     let id = device.id();
-    let job = Fio::verify(device.path())
-        .arg("iodepth", "16")
-        .arg("size", "32m")
-        .arg("rate", "4m")
-        .start();
+    let job = load(&device);
     for (mib, byte, from, to) in [(33, 0x5a, "64M", "97M"), (31, 0x77, "97M", "128M")] {
         append(file.spec(), mib, byte);
         assert_eq!(
@@ -133,7 +136,7 @@ fn a_device_on_a_file_grows_with_it_and_not_past_a_truncation() {
         (97 * MIB, 0x77),
         (128 * MIB - 1, 0x77),
     ] {
-        assert_eq!(byte_at(&device, offset), byte, "{offset}");
+        assert_eq!(byte_at(device.path(), offset), byte, "{offset}");
     }
     Fio::verify(device.path())
         .arg("offset", "40m")
@@ -143,10 +146,8 @@ fn a_device_on_a_file_grows_with_it_and_not_past_a_truncation() {
     device.kill_server("waiting");
     device.recover();
     assert_eq!(size(&device), 128 * MIB);
-    let mut in_file = [0];
-    let read = open(std::path::Path::new(file.spec())).read_exact_at(&mut in_file, 127 * MIB);
-    read.unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(byte_at(&device, 127 * MIB), in_file[0]);
+    let in_file = byte_at(Path::new(file.spec()), 127 * MIB);
+    assert_eq!(byte_at(device.path(), 127 * MIB), in_file);
 
     // Larger again, but not what it was: it stays lost, and the device does not grow.
     run("truncate", &["-s", "96M", file.spec()]);

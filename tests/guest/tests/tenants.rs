@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use ublk_bpf_guest::{Backing, Device, Fio, run, run_json, try_run, wait_until};
+use ublk_bpf_guest::{Backing, Cgroup, Device, Fio, run, run_json, try_run, wait_until};
 
 const POLICY: &str = "/root/policies/tenants.o";
 /// Bytes of a cache block.
@@ -11,28 +11,21 @@ const BLOCK: u64 = 64 << 10;
 /// How long a rate is measured, in seconds.
 const SECONDS: u64 = 8;
 
-/// A cgroup, which is removed at the end.
-struct Cgroup(String);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let path = format!("/sys/fs/cgroup/{name}");
-        std::fs::create_dir_all(&path).expect("a cgroup");
-        Self(path)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // A test that failed may have left processes in it.
-        let _ = std::fs::remove_dir(&self.0);
-    }
+/// A device on two files, with a cache of about 100 blocks, and a cgroup that has no quota yet.
+fn cached(cgroup: &str, more: &[&str]) -> ([Backing; 2], Device, Cgroup) {
+    let files = [Backing::file("tenants", 64), Backing::file("tenants-cache", 8)];
+    let options = [&["--cache", files[1].spec(), "--policy", POLICY], more].concat();
+    let device = Device::on(&files[0], &options);
+    (files, device, Cgroup::new(cgroup))
 }
 
 /// Sets a quota, and returns what the command says.
 fn quota(device: &Device, cgroup: &Cgroup, limits: &[&str]) -> String {
     let id = device.id();
-    run("ublk-bpf", &[&["quota", "set", &id, &cgroup.0], limits].concat())
+    run(
+        "ublk-bpf",
+        &[&["quota", "set", &id, cgroup.path()], limits].concat(),
+    )
 }
 
 /// The quota of a device's only tenant.
@@ -75,7 +68,7 @@ fn rates_hold_within_five_percent_and_others_are_not_held_back() {
     assert_eq!(said, "/slow: 300 requests a second\n");
     for depth in ["1", "16"] {
         let other = reads(&device, "4k", "1").arg("rate_iops", "100").start();
-        let limited = reads(&device, "4k", depth).within(&cgroup.0).run();
+        let limited = reads(&device, "4k", depth).within(cgroup.path()).run();
         assert_rate(limited.reads, 300);
         let other = other.finish();
         // fio's own rate, which a delay would have lowered.
@@ -84,7 +77,7 @@ fn rates_hold_within_five_percent_and_others_are_not_held_back() {
     }
     // Of two limits, the lower one holds.
     quota(&device, &cgroup, &["iops=1000", "bandwidth=8M"]);
-    assert_rate(reads(&device, "64k", "4").within(&cgroup.0).run().reads, 128);
+    assert_rate(reads(&device, "64k", "4").within(cgroup.path()).run().reads, 128);
     let delayed = field(&device, "delayed");
     let server = device.stats()["server"]["delayed"].as_u64();
     assert!(delayed > 0 && server == Some(delayed), "{delayed}, {server:?}");
@@ -93,17 +86,7 @@ fn rates_hold_within_five_percent_and_others_are_not_held_back() {
 
 #[test]
 fn a_share_of_the_cache_holds_through_a_killed_server() {
-    let (backing, cache) = (Backing::file("tenants", 64), Backing::file("tenants-cache", 8));
-    let options = [
-        "--cache",
-        cache.spec(),
-        "--policy",
-        POLICY,
-        "--recovery",
-        "reissue",
-    ];
-    let device = Device::on(&backing, &options);
-    let cgroup = Cgroup::new("backup");
+    let (_files, device, cgroup) = cached("backup", &["--recovery", "reissue"]);
     quota(&device, &cgroup, &["cache=25%"]);
     let share = field(&device, "cache_blocks");
     assert!((20..=32).contains(&share), "{share}");
@@ -114,7 +97,7 @@ fn a_share_of_the_cache_holds_through_a_killed_server() {
             .arg("offset", &(from * BLOCK).to_string())
             .arg("size", &(blocks * BLOCK).to_string())
     };
-    read(400, 0).within(&cgroup.0).run();
+    read(400, 0).within(cgroup.path()).run();
     let within = |used: u64| used * 100 >= share * 95 && used * 100 <= share * 105;
     wait_until("its share is in use", Duration::from_secs(10), || {
         within(field(&device, "used_blocks"))
@@ -132,7 +115,7 @@ fn a_share_of_the_cache_holds_through_a_killed_server() {
     device.recover();
     let used = field(&device, "used_blocks");
     assert!(within(used), "{used} of {share}");
-    read(400, 0).within(&cgroup.0).run();
+    read(400, 0).within(cgroup.path()).run();
     let used = field(&device, "used_blocks");
     assert!(used * 100 <= share * 105, "{used} of {share}");
     device.stop();
@@ -140,23 +123,15 @@ fn a_share_of_the_cache_holds_through_a_killed_server() {
 
 #[test]
 fn what_is_written_back_is_within_the_share() {
-    let (backing, cache) = (Backing::file("tenants", 64), Backing::file("tenants-cache", 8));
-    let options = [
-        "--cache",
-        cache.spec(),
-        "--policy",
-        POLICY,
-        "--cache-mode",
-        "write-back",
-    ];
-    let device = Device::on(&backing, &options);
-    let cgroup = Cgroup::new("writer");
+    let (_files, device, cgroup) = cached("writer", &["--cache-mode", "write-back"]);
     quota(&device, &cgroup, &["cache=1M"]);
-    let job = |rw: &str| {
-        let job = Fio::new(device.path()).arg("rw", rw).arg("bs", "64k");
-        job.arg("size", "6m").within(&cgroup.0)
-    };
-    job("write").arg("verify", "crc32c").run();
+    Fio::new(device.path())
+        .arg("rw", "write")
+        .arg("bs", "64k")
+        .arg("size", "6m")
+        .arg("verify", "crc32c")
+        .within(cgroup.path())
+        .run();
     let used = field(&device, "used_blocks");
     assert!((15..=17).contains(&used), "{used}");
     let absorbed = device.counter("absorbed");
@@ -170,8 +145,8 @@ fn a_device_whose_requests_wait_is_stopped_at_once() {
     let cgroup = Cgroup::new("stuck");
     quota(&device, &cgroup, &["iops=1"]);
     let read = format!(
-        "echo $$ > {}/cgroup.procs; for i in 1 2 3 4; do dd if={} of=/dev/null bs=4k count=4 iflag=direct & done; wait",
-        cgroup.0,
+        "{}; for i in 1 2 3 4; do dd if={} of=/dev/null bs=4k count=4 iflag=direct & done; wait",
+        cgroup.enter(),
         device.path_str()
     );
     let mut readers = std::process::Command::new("sh")

@@ -2,15 +2,13 @@
 //! tracer outlives the command.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 use ublk_bpf::policy::{Disk, set_fault_range};
 use ublk_bpf_abi::{FaultRange, Op};
 use ublk_bpf_guest::leftover::SOON;
-use ublk_bpf_guest::{Backing, Device, Fio, Mapper, run, try_run, wait_until, write};
+use ublk_bpf_guest::{Backing, Cgroup, Device, Fio, Mapper, run, try_run, wait_until, write};
 
 /// `ublk-bpf trace --json` in the background.
 struct Tracer(Child);
@@ -182,13 +180,11 @@ fn every_request_is_a_line() {
 #[test]
 fn filters_leave_out_the_others() {
     let device = device("mem:64M", &[]);
-    let cgroup = Path::new("/sys/fs/cgroup/traced");
-    std::fs::create_dir_all(cgroup).expect("a cgroup");
-    let directory = cgroup.to_str().expect("ASCII");
+    let cgroup = Cgroup::new("traced");
     let load = || {
         read_at(&device, 100);
         write_at(&device, 100);
-        let enter = format!("echo $$ > {directory}/cgroup.procs");
+        let enter = cgroup.enter();
         let device = device.path_str();
         let dd = format!("exec dd if={device} of=/dev/null bs=4k skip=200 count=1 iflag=direct");
         run("sh", &["-c", &format!("{enter} && {dd}")]);
@@ -208,8 +204,8 @@ fn filters_leave_out_the_others() {
     assert_eq!(traced(&["--op", "write,flush"]), all[1..2]);
     assert_eq!(traced(&["--sectors", "1607-9999"]), all[2..]);
     assert_eq!(traced(&["--sectors", "1608-9999"]), []);
-    assert_eq!(traced(&["--cgroup", directory]), all[2..]);
-    let id = std::fs::metadata(cgroup).expect("a directory").ino().to_string();
+    assert_eq!(traced(&["--cgroup", cgroup.path()]), all[2..]);
+    let id = cgroup.id().to_string();
     assert_eq!(traced(&["--cgroup", &id, "--op", "write"]), []);
     assert_eq!(traced(&["--verdict", "hit,drop"]), []);
     assert_eq!(traced(&["--verdict", "passthrough"]), all);
@@ -217,7 +213,7 @@ fn filters_leave_out_the_others() {
     let tracer = Tracer::start(&device, &["--task", "dd", "--limit", "2"]);
     load();
     assert_eq!(tracer.end().len(), 2, "it ends by itself");
-    std::fs::remove_dir(cgroup).expect("the cgroup is empty");
+    cgroup.remove();
     device.stop();
 }
 

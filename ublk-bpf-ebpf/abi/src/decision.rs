@@ -314,8 +314,8 @@ impl Decision {
         self.with_hints(hint::COLD)
     }
 
-    /// The same without bringing anything into the cache: no fill, no promotion, and a write goes around. The hints of a block
-    /// that is cached stay, as does what is to become of what is dirty.
+    /// The same without bringing anything into the cache: no fill, no promotion, and a write, which `op` may be,
+    /// goes around.
     #[must_use]
     pub const fn uncached(self, op: u32) -> Self {
         let without = hint::FILL | hint::PROMOTE | hint::PRIORITY | hint::WRITE;
